@@ -1,0 +1,79 @@
+# Every target first makes the environment current (nothing to do takes 0.1 s), says what it
+# does and how long that usually takes, and can be repeated.
+#
+#   make run MODEL=Qwen/Qwen2.5-0.5B-Instruct    another model: a hub id or a folder
+#   make test PYTHON=/usr/bin/python3.11         another interpreter to make the environment with
+
+.SILENT:
+.NOTPARALLEL:
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+# The first of these that is Python 3.11. Looked up when a target needs it, not for `make help`.
+is_3_11 = -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null
+found = $(shell for python in python3.11 python3; do \
+	if $$python $(is_3_11); then echo $$python; break; fi; done)
+PYTHON ?= $(or $(found),$(error Python 3.11 is needed, and neither python3.11 nor python3 is that: \
+	apt-get install python3.11 python3.11-venv, or conda env create -f environment.yml, \
+	or make PYTHON=/path/to/python3.11))
+
+environment = $(PYTHON) workshop_lib/commands/environment.py
+jupyter_root = $(if $(filter 0,$(shell id -u)),--allow-root)
+
+.PHONY: help run test test-all bench lab notebooks check lock clean distclean
+
+help:
+	echo "make run         run the notebooks on this machine's own Ray and vLLM; a report in build/ (8 minutes)"
+	echo "make lab         open the notebooks in JupyterLab; Ctrl-C ends it"
+	echo "make test        run the tests (15 minutes)"
+	echo "make test-all    run the tests and those that take minutes each"
+	echo "make bench       measure the benchmark client against vLLM's own (2 minutes)"
+	echo "make notebooks   run the notebooks and keep their outputs in notebooks/"
+	echo "make check       lint, format and types (1 minute)"
+	echo "make lock        regenerate requirements.txt from requirements.in; UPGRADE=1 takes the newest"
+	echo "make clean       stop what the workshop started, remove build/ and .workshop/"
+	echo "make distclean   make clean, and remove .venv"
+
+run:
+	$(environment) --say "Running the notebooks on this machine: usually 6 to 8 minutes." \
+		-- -m workshop_lib.commands.run
+
+test:
+	$(environment) --say "Running the tests: usually 10 to 15 minutes." \
+		-- -m pytest -m "not slow"
+
+test-all:
+	$(environment) --say "Running all the tests, the slow ones too: usually 30 to 60 minutes." \
+		-- -m pytest
+
+bench:
+	$(environment) --say "Measuring the benchmark client against vLLM's own: usually 2 minutes." \
+		-- -m workshop_lib.commands.bench
+
+lab:
+	$(environment) --say "Opening JupyterLab on this machine only, ready in 5 seconds; Ctrl-C ends it." \
+		-- -m jupyterlab --ServerApp.ip=127.0.0.1 --ServerApp.root_dir=notebooks \
+		--ServerApp.answer_yes=True $(jupyter_root)
+
+notebooks:
+	$(environment) --say "Regenerating the notebooks' committed outputs: usually 8 to 10 minutes." \
+		-- -m workshop_lib.commands.notebooks
+
+check:
+	$(environment) --say "Checking lint, format and types: usually under a minute." \
+		-- -m ruff check .
+	$(environment) -- -m ruff format --check .
+	$(environment) -- -m mypy
+
+lock:
+	$(PYTHON) workshop_lib/commands/lock.py
+
+clean:
+	$(environment) --existing --say "Stopping what the workshop started: usually under 20 seconds." \
+		-- -m workshop_lib.local clean --all
+	rm -rf build .workshop
+	echo "Removed build/ and .workshop/; kept .venv and the models in the cache (make distclean removes .venv)."
+
+distclean: clean
+	rm -rf .venv
+	echo "Removed .venv; the models in the cache are kept: $${WORKSHOP_MODELS_DIR:-$${XDG_CACHE_HOME:-~/.cache}/ray-vllm-grpo-workshop/models}"

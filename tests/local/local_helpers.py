@@ -1,0 +1,122 @@
+"""Small workloads to play, and ways to look at what runs."""
+
+import copy
+import functools
+import os
+import time
+from pathlib import Path
+
+from workshop_lib.local import processes
+from workshop_lib.local.paths import read_json
+from workshop_lib.manifests import Object, render_folder
+
+MANIFESTS = Path(__file__).parent / "manifests"
+CHECKOUT = Path(__file__).resolve().parents[2]
+
+
+def until(look, *, timeout_s=60.0, every_s=0.03):
+    """Call `look` until it returns something true, and return that."""
+    deadline = time.monotonic() + timeout_s
+    while not (found := look()):
+        assert time.monotonic() < deadline, f"not within {timeout_s:g} s: {look}"
+        time.sleep(every_s)
+    return found
+
+
+@functools.cache
+def _rendered(folder):
+    return render_folder(MANIFESTS / folder)
+
+
+def objects(folder):
+    """The objects of a folder under `manifests/`, free to be changed."""
+    return [Object(copy.deepcopy(item.body), item.origin) for item in _rendered(folder)]
+
+
+def body(items, kind):
+    """The first object of a kind."""
+    return next(item.body for item in items if item.kind == kind)
+
+
+def pod_spec(items):
+    """The pod spec of the Job or Deployment among the objects."""
+    found = next(item.body for item in items if item.kind in ("Job", "Deployment"))
+    return found["spec"]["template"]["spec"]
+
+
+def job(script, *, folder="job", name=None, restart="Never", env=(), **spec):
+    """The objects of a Job that runs a shell script."""
+    items = objects(folder)
+    found = body(items, "Job")
+    found["spec"] |= spec
+    if name:
+        found["metadata"]["name"] = name
+    pods = pod_spec(items)
+    pods["restartPolicy"] = restart
+    pods["containers"][0]["command"] = ["bash", "-c", script]
+    pods["containers"][0].setdefault("env", []).extend(env)
+    return items
+
+
+def server(**spec):
+    """The objects of the small web server, with changes to the Deployment's spec."""
+    items = objects("server")
+    body(items, "Deployment")["spec"] |= spec
+    return items
+
+
+def config_map(name, **data):
+    return Object(
+        {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": data}, "test"
+    )
+
+
+def secret(name, **data):
+    return Object(
+        {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "stringData": data},
+        "test",
+    )
+
+
+def texts(workload, **options):
+    """The lines of a workload's logs, without who wrote them."""
+    return [line.text for line in workload.logs(**options)]
+
+
+def container_status(workload, pod=0):
+    """The status of a pod's first container, once there is such a pod."""
+    pods = until(lambda: workload.observe().pods[pod:])
+    return pods[0]["status"]["containerStatuses"][0]
+
+
+def listening(network):
+    """Addresses in `127.x.y` where something listens, from the kernel's own table."""
+    found = []
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        local, state = line.split()[1], line.split()[3]
+        address, port = local.split(":")
+        ip = ".".join(str(byte) for byte in reversed(bytes.fromhex(address)))
+        if state == "0A" and ip.startswith(f"{network}."):
+            found.append(f"{ip}:{int(port, 16)}")
+    return found
+
+
+def shims(cluster, key):
+    """Process ids of a workload's shims."""
+    mark = os.fsencode(f"{cluster.paths.runtime}:{key}")
+    pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+    return [pid for pid in pids if mark in processes.command_line(pid)]
+
+
+def runner_pid(cluster, key):
+    return read_json(cluster.paths.statuses / f"{key.replace('/', '.')}.json")["runner"]
+
+
+def assert_nothing_left(cluster):
+    """No process, no port, no file of a state."""
+    paths = cluster.paths
+    left = [(pid, processes.command_line(pid)) for pid in processes.mentioning(paths.runtime)]
+    assert not left, f"processes survive: {left}"
+    assert not listening(paths.network)
+    assert not paths.folder.exists()
+    assert not paths.runtime.exists()

@@ -1,0 +1,20 @@
+"""The examples in docstrings are right."""
+
+import doctest
+import importlib
+import pkgutil
+
+import pytest
+
+import workshop_lib.local
+
+NAMES = [
+    "workshop_lib.cluster", "workshop_lib.manifests", "workshop_lib.workload",
+    *(f"workshop_lib.local.{m.name}" for m in pkgutil.iter_modules(workshop_lib.local.__path__)
+      if m.name not in ("__main__", "launch", "shim")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_examples(name):
+    assert doctest.testmod(importlib.import_module(name)).failed == 0

@@ -1,0 +1,164 @@
+"""GRPO for real: TRL on the CPU, on the laptop's model and task."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from workshop_lib.data import data_path
+from workshop_lib.models import prepare
+from workshop_lib.training.engine import latest_checkpoint, plan_training, train
+from workshop_lib.training.evaluate import evaluate_folder
+from workshop_lib.training.metrics import read_completions, read_metrics, steps_to_reward
+from workshop_lib.training.recipe import read_recipe
+
+ARITHMETIC = data_path("recipes/arithmetic.yaml")
+# 8 completions a step in place of 64: what is written is the same, what is learned is not.
+SMALL = {
+    "grpo.num_prompts_per_step": 2,
+    "grpo.num_generations_per_prompt": 4,
+    "policy.train_global_batch_size": 8,
+    "policy.train_micro_batch_size": 8,
+}
+
+
+@pytest.fixture(scope="module")
+def model() -> Path:
+    return prepare(on_progress=lambda line: None)
+
+
+@pytest.fixture(scope="module")
+def tiny_model(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of two small layers with the real one's tokenizer: knows nothing, fast."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    folder = tmp_path_factory.mktemp("tiny")
+    torch.manual_seed(0)
+    config = AutoConfig.from_pretrained(str(model))
+    config.update(
+        {
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 8,
+        }
+    )
+    config.layer_types = None
+    AutoModelForCausalLM.from_config(config).save_pretrained(str(folder))
+    AutoTokenizer.from_pretrained(str(model)).save_pretrained(str(folder))
+    return folder
+
+
+def test_three_small_steps_as_a_process(model: Path, tmp_path: Path) -> None:
+    """The command line, read while it runs; the checkpoint is a model."""
+    output = tmp_path / "run"
+    command = [sys.executable, "-m", "workshop_lib.training.train", str(ARITHMETIC)]
+    command += [f"{key}={value}" for key, value in SMALL.items()]
+    command += ["--output", str(output), "--model", str(model), "--steps", "3"]
+    seen: set[int] = set()
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        while process.poll() is None:
+            seen.add(len(read_metrics(output)))
+            time.sleep(0.2)
+        printed = process.stdout.read() if process.stdout else ""
+    assert process.returncode == 0, printed
+    assert len(seen & {1, 2}) >= 1, "no step was seen before the end"
+    steps = [line for line in printed.splitlines() if line.startswith("step ")]
+    assert [line.split("  ")[0] for line in steps] == ["step 1/3", "step 2/3", "step 3/3"]
+
+    frame = read_metrics(output)
+    assert frame.step.tolist() == [1, 2, 3]
+    assert frame.reward.between(0, 1).all() and frame.group_means.map(len).eq(2).all()
+    numbers = ["reward_std", "entropy", "grad_norm", "mean_length", "step_s", "generation_s"]
+    assert frame[numbers].notna().all().all() and (frame.step_s > frame.generation_s).all()
+    rows = read_completions(output)
+    assert len(rows) == 24 and rows.groupby("step").reward.mean().tolist() == pytest.approx(
+        frame.reward.tolist()
+    )
+    assert json.loads((output / "run.json").read_text())["steps"] == 3
+
+    checkpoint = latest_checkpoint(output)
+    assert checkpoint.name == "step_3"
+    assert [path.name for path in checkpoint.parent.iterdir()] == ["step_3"]
+    recipe = read_recipe(ARITHMETIC)
+    accuracy = evaluate_folder(checkpoint, recipe)
+    assert len(accuracy.completions) == 30 and 0 <= accuracy.share <= 1
+    refused = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert refused.returncode == 2 and "holds a run already" in refused.stderr
+
+
+def test_a_seed_reproduces_a_run(tiny_model: Path, tmp_path: Path) -> None:
+    runs = []
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        recipe = read_recipe(ARITHMETIC, SMALL)
+        output = tmp_path / name
+        plan = plan_training(recipe, output=output, model=tiny_model, steps=2, seed=seed)
+        train(plan, say=lambda line: None)
+        runs.append(read_completions(output).completion.tolist())
+    assert runs[0] == runs[1] != runs[2]
+
+
+def test_penalty_chat_and_two_updates_a_step(tiny_model: Path, tmp_path: Path) -> None:
+    """What the laptop's own recipe leaves out: KL, a template, off-policy updates."""
+    overrides = SMALL | {
+        "policy.train_global_batch_size": 4,
+        "policy.train_micro_batch_size": 2,
+        "policy.max_total_sequence_length": 128,
+        "policy.tokenizer.chat_template": "default",
+        "loss_fn.force_on_policy_ratio": False,
+        "loss_fn.reference_policy_kl_penalty": 0.05,
+        "grpo.skip_reference_policy_logprobs_calculation": False,
+        "grpo.normalize_rewards": False,
+        "loss_fn.token_level_loss": False,
+    }
+    plan = plan_training(
+        read_recipe(ARITHMETIC, overrides), output=tmp_path, model=tiny_model, steps=2
+    )
+    said: list[str] = []
+    train(plan, say=said.append)
+    frame = read_metrics(tmp_path)
+    assert frame.step.tolist() == [1, 2]
+    assert frame.kl.notna().all() and frame.kl.iloc[0] >= 0
+    assert len(read_completions(tmp_path)) == 16
+    assert set(read_completions(tmp_path).answer) - {""}
+    assert any(line.startswith("step 2/2  reward 0.000  std 0.000  kl 0.0") for line in said)
+
+
+def test_a_prompt_that_does_not_fit_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    overrides = SMALL | {"policy.max_total_sequence_length": 16}
+    plan = plan_training(
+        read_recipe(ARITHMETIC, overrides), output=tmp_path / "run", model=tiny_model
+    )
+    with pytest.raises(Exception, match=r"do not fit in policy\.max_total_sequence_length 16"):
+        train(plan, say=lambda line: None)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_the_reward_rises(model: Path, tmp_path: Path, seed: int) -> None:
+    """Mean reward of three consecutive steps at least 0.9 within four minutes of training."""
+    recipe = read_recipe(ARITHMETIC)
+    plan = plan_training(recipe, output=tmp_path, model=model, seed=seed)
+    result = train(plan, say=lambda line: print(line, flush=True))
+    frame = read_metrics(tmp_path)
+    reached = steps_to_reward(frame, reward=0.9, consecutive=3)
+    assert reached is not None, frame.reward.tolist()
+    elapsed_s = float(frame.set_index("step").elapsed_s[reached])
+    print(
+        f"seed {seed}: step {reached} after {elapsed_s:.0f} s; {frame.step_s.median():.1f} s a step"
+    )
+    assert elapsed_s <= 240
+    before, after = (evaluate_folder(folder, recipe) for folder in (model, result.checkpoint))
+    print(f"held out: {before.right} of 30 before, {after.right} of 30 after")
+    assert after.right >= before.right + 5

@@ -1,0 +1,303 @@
+"""Jobs with real processes, compared with what a real Kubernetes said."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from local_helpers import body, container_status, job, objects, pod_spec, shims, texts, until
+
+from workshop_lib.errors import ClusterError, WaitTimeoutError
+
+RECORDED = Path(__file__).parents[1] / "data/kubernetes"
+
+
+@pytest.fixture
+def cluster(busy_cluster):
+    return busy_cluster
+
+
+def recorded(name):
+    return json.loads((RECORDED / f"{name}.json").read_text())
+
+
+def facts(conditions):
+    return [(c["type"], c["status"], c.get("reason"), c.get("message")) for c in conditions]
+
+
+def anonymous(events):
+    """Events without the parts of names that differ from run to run."""
+    return {
+        (e["type"], e["reason"], re.sub(r"(\w-\d)-\w{5}\b", r"\1", e["message"])) for e in events
+    }
+
+
+def test_plain_job_runs_to_its_end(cluster):
+    work = cluster.apply_objects("work", job("echo one; echo two >&2; exit 0"))
+    work.wait_complete(timeout_s=60)
+    assert texts(work) == ["one", "two"]
+    status = work.observe().body["status"]
+    assert facts(status["conditions"]) == [
+        ("SuccessCriteriaMet", "True", "CompletionsReached",
+         "Reached expected number of succeeded pods"),
+        ("Complete", "True", "CompletionsReached", "Reached expected number of succeeded pods"),
+    ]  # fmt: skip
+    assert status["succeeded"] == 1 and "active" not in status and "failed" not in status
+    pod = work.observe().pods[0]
+    assert pod["status"]["phase"] == "Succeeded"
+    ready = {c["type"]: c.get("reason") for c in pod["status"]["conditions"]}["Ready"]
+    assert ready == "PodCompleted"
+
+
+def test_indexed_pods_know_their_rank_and_their_head(cluster):
+    script = "; ".join(
+        f"echo {name}=${name}"
+        for name in ("JOB_COMPLETION_INDEX", "HEAD_ADDRESS", "HEAD_URL", "NOT_AN_ADDRESS", "POD_IP",
+                     "INDEX_LABEL")
+    )  # fmt: skip
+    ranks = cluster.apply_objects("ranks", job(script, folder="indexed"))
+    ranks.wait_complete(timeout_s=60)
+    said = {0: {}, 1: {}}
+    for line in ranks.logs():
+        name, _, value = line.text.partition("=")
+        said[line.rank][name] = value
+        assert line.pod.startswith(f"ranks-{line.rank}-") and line.container == "main"
+    network = cluster.paths.network
+    for rank in (0, 1):
+        assert said[rank]["JOB_COMPLETION_INDEX"] == said[rank]["INDEX_LABEL"] == str(rank)
+        assert said[rank]["HEAD_ADDRESS"] == f"{said[0]['POD_IP']}:7000"
+        assert said[rank]["HEAD_URL"] == f"http://{said[0]['POD_IP']}:7000/x"
+        assert said[rank]["NOT_AN_ADDRESS"] == "see ranks-0.ranks:7000"
+        assert said[rank]["POD_IP"].startswith(f"{network}.")
+    assert said[0]["POD_IP"] != said[1]["POD_IP"]
+    assert ranks.observe().body["status"]["completedIndexes"] == "0,1"
+
+
+def test_both_ranks_fail_as_on_a_real_cluster(cluster):
+    real = recorded("backoff-exceeded")
+    script = "echo FATAL: Master IP not found after 240s; exit 1"
+    ranks = cluster.apply_objects("ranks", job(script, folder="indexed", **real["job"]["spec"]))
+    with pytest.raises(ClusterError) as error:
+        ranks.wait_complete(timeout_s=60)
+    line = str(error.value)
+    assert "BackoffLimitExceeded: Job has reached the specified backoff limit" in line
+    assert "Master IP not found" in line and "\n" not in line
+
+    seen = ranks.observe()
+    status, wanted = seen.body["status"], real["job"]["status"]
+    assert facts(status["conditions"]) == facts(wanted["conditions"])
+    for field in ("failed", "ready", "terminating", "active", "succeeded", "completedIndexes"):
+        assert status.get(field) == wanted.get(field), field
+    assert status.keys() <= wanted.keys()
+    for pod, real_pod in zip(seen.pods, real["pods"], strict=True):
+        assert pod["status"]["phase"] == real_pod["status"]["phase"]
+        conditions = {f[0]: f for f in facts(real_pod["status"]["conditions"])}
+        for fact in facts(pod["status"]["conditions"]):
+            assert fact == conditions[fact[0]]
+        ended, real_ended = (
+            p["status"]["containerStatuses"][0]["state"]["terminated"] for p in (pod, real_pod)
+        )
+        # The second one to fail may be told to end before it has.
+        assert ended["exitCode"] in (1, 143) and ended["reason"] == real_ended["reason"]
+        assert ended.keys() <= real_ended.keys() | {"message"}
+        labels = real_pod["metadata"]["labels"].keys() - {"app"}
+        assert labels <= pod["metadata"]["labels"].keys()
+    here = {"backoff-exceeded/": "default/", "vllm": "ranks", "node-a": "this-machine"}
+    for old, new in here.items():
+        for event in real["events"]:
+            event["message"] = event["message"].replace(old, new)
+    said = {e for e in anonymous(seen.events) if e[1] != "SuccessfulDelete"}
+    assert said <= anonymous(real["events"])
+
+
+def test_success_policy_ends_the_ranks_that_still_run(cluster):
+    real = recorded("success-policy-met")
+    script = """
+        trap 'echo stopping; until [ -e "$TMPDIR/go" ]; do sleep 0.05; done; exit 0' TERM
+        [ $JOB_COMPLETION_INDEX = 1 ] || { until [ -e $TMPDIR/end ]; do sleep 0.05; done; exit 0; }
+        echo running; while true; do sleep 0.05; done
+    """
+    items = job(script, folder="indexed", **real["spec"])
+    pod_spec(items)["terminationGracePeriodSeconds"] = 15
+    ranks = cluster.apply_objects("ranks", items)
+    until(lambda: "running" in texts(ranks))
+    cluster.exec("ranks-0", ["bash", "-c", "touch $TMPDIR/end"])
+    until(lambda: ranks.observe().body["status"]["conditions"])
+
+    status, wanted = ranks.observe().body["status"], real["status"]
+    assert facts(status["conditions"]) == facts(wanted["conditions"])
+    for field in ("succeeded", "terminating", "ready", "completedIndexes", "active", "failed"):
+        assert status.get(field) == wanted.get(field), field
+
+    until(lambda: "stopping" in texts(ranks))
+    cluster.exec("ranks-1", ["bash", "-c", "touch $TMPDIR/go"])
+    ranks.wait_complete(timeout_s=60)
+    seen = ranks.observe()
+    assert facts(seen.body["status"]["conditions"])[1][:3] == ("Complete", "True", "SuccessPolicy")
+    assert seen.pods[1]["status"]["reason"] == "Terminated"
+    assert not shims(cluster, "Job/ranks")
+
+
+def test_failed_pods_are_tried_again(cluster):
+    script = "echo try; [ $(ls $SHARED | wc -l) = 2 ] && exit 0; mktemp -p $SHARED; exit 3"
+    items = job(script, backoffLimit=3, env=[{"name": "SHARED", "value": "/shared"}])
+    pods = pod_spec(items)
+    pods["containers"][0]["volumeMounts"] = [{"name": "shared", "mountPath": "/shared"}]
+    pods["volumes"] = [{"name": "shared", "persistentVolumeClaim": {"claimName": "switches"}}]
+    items.append(next(item for item in objects("server") if item.kind == "PersistentVolumeClaim"))
+    work = cluster.apply_objects("work", items)
+    work.wait_complete(timeout_s=60)
+    status = work.observe().body["status"]
+    assert (status["failed"], status["succeeded"]) == (2, 1)
+    phases = [pod["status"]["phase"] for pod in work.observe().pods]
+    assert phases == ["Failed", "Failed", "Succeeded"]
+    assert texts(work).count("try") == 3, "every try's lines can be read"
+
+
+def test_backoff_limit_counts_pods(cluster):
+    work = cluster.apply_objects("work", job("exit 7", backoffLimit=1))
+    with pytest.raises(ClusterError, match="BackoffLimitExceeded"):
+        work.wait_complete(timeout_s=60)
+    assert work.observe().body["status"]["failed"] == 2
+    assert list(work.table()["reason"]) == ["container main ended with exit code 7"] * 2
+
+
+def test_on_failure_restarts_the_container_in_its_pod(cluster):
+    script = "echo run; [ -e $TMPDIR/2 ] && exit 0; [ -e $TMPDIR/1 ] && touch $TMPDIR/2; " \
+             "touch $TMPDIR/1; exit 1"  # fmt: skip
+    work = cluster.apply_objects("work", job(script, restart="OnFailure", backoffLimit=6))
+    work.wait_complete(timeout_s=60)
+    assert len(work.pods) == 1
+    assert container_status(work)["restartCount"] == 2
+    assert texts(work, previous=True) == ["run"]
+
+
+def test_on_failure_gives_up_at_the_backoff_limit(cluster):
+    work = cluster.apply_objects("work", job("exit 1", restart="OnFailure", backoffLimit=2))
+    with pytest.raises(ClusterError, match="BackoffLimitExceeded"):
+        work.wait_complete(timeout_s=60)
+    assert work.observe().body["status"]["failed"] == 1
+
+
+def test_active_deadline(cluster):
+    work = cluster.apply_objects("work", job("sleep 600", activeDeadlineSeconds=1))
+    with pytest.raises(ClusterError, match="DeadlineExceeded: Job was active longer than"):
+        work.wait_complete(timeout_s=60)
+    assert [c["type"] for c in work.observe().body["status"]["conditions"]] == [
+        "FailureTarget", "Failed"
+    ]  # fmt: skip
+    assert not shims(cluster, "Job/work")
+
+
+def test_parallelism_bounds_how_many_run(cluster):
+    script = "until [ -e $TMPDIR/go ]; do sleep 0.05; done"
+    work = cluster.apply_objects("work", job(script, completions=3, parallelism=2))
+    work.wait_ready(timeout_s=60)
+    assert len(work.pods) == 2
+    for name in work.pods:
+        cluster.exec(name, ["bash", "-c", "touch $TMPDIR/go"])
+    until(lambda: len(work.pods) == 3)
+    cluster.exec(work.pods[-1], ["bash", "-c", "touch $TMPDIR/go"])
+    work.wait_complete(timeout_s=60)
+
+
+def test_init_containers_come_first(cluster):
+    items = job("cat $FOLDER/made", env=[{"name": "FOLDER", "value": "/made"}])
+    pods = pod_spec(items)
+    mounts = [{"name": "made", "mountPath": "/made"}]
+    pods["containers"][0]["volumeMounts"] = mounts
+    pods["initContainers"] = [
+        {"name": name, "image": "localhost/this-environment", "volumeMounts": mounts,
+         "env": [{"name": "FOLDER", "value": "/made"}],
+         "command": ["bash", "-c", f"echo {name} >> $FOLDER/made"]}
+        for name in ("first", "second")
+    ]  # fmt: skip
+    pods["volumes"] = [{"name": "made", "emptyDir": {}}]
+    work = cluster.apply_objects("work", items)
+    work.wait_complete(timeout_s=60)
+    assert texts(work) == ["first", "second"]
+
+
+def test_failing_init_container_fails_the_pod(cluster):
+    items = job("echo never")
+    pod_spec(items)["initContainers"] = [
+        {"name": "before", "image": "localhost/this-environment",
+         "command": ["bash", "-c", "echo no luck; exit 4"]}
+    ]  # fmt: skip
+    work = cluster.apply_objects("work", items)
+    with pytest.raises(ClusterError, match="BackoffLimitExceeded"):
+        work.wait_complete(timeout_s=60)
+    assert list(work.table()["reason"]) == ["container before ended with exit code 4"]
+    assert texts(work) == ["no luck"]
+
+
+def test_command_that_is_not_there(cluster):
+    items = job("")
+    pod_spec(items)["containers"][0]["command"] = ["no-such-program"]
+    work = cluster.apply_objects("work", items)
+    with pytest.raises(ClusterError):
+        work.wait_complete(timeout_s=60)
+    ended = container_status(work)["state"]["terminated"]
+    assert (ended["exitCode"], ended["reason"]) == (128, "StartError")
+    assert '"no-such-program": executable file not found in $PATH' in work.table()["reason"][0]
+
+
+def test_gpus_that_are_not_there_leave_a_pod_pending(cluster):
+    items = job("true")
+    pod_spec(items)["containers"][0]["resources"] = {"limits": {"example.com/gpu": "8"}}
+    work = cluster.apply_objects("work", items)
+    with pytest.raises(WaitTimeoutError) as error:
+        work.wait_ready(timeout_s=1)
+    assert "Pending: 0/1 nodes are available: 1 Insufficient example.com/gpu" in str(error.value)
+    real = recorded("insufficient-gpu")["condition"]
+    conditions = work.observe().pods[0]["status"]["conditions"]
+    wanted = real["message"].replace("nvidia.com", "example.com")
+    assert facts(conditions) == [("PodScheduled", "False", real["reason"], wanted)]
+    assert list(work.table()["state"]) == ["Pending"]
+    assert "FailedScheduling" in set(work.events()["reason"])
+
+
+def test_memory_of_pods_that_run_is_counted(cluster):
+    from workshop_lib.local.machine import capacity
+
+    half = {"requests": {"memory": str(int(capacity()["memory"] * 0.6))}}
+    items = job("until [ -e $TMPDIR/go ]; do sleep 0.05; done", completions=2, parallelism=2)
+    pod_spec(items)["containers"][0]["resources"] = half
+    work = cluster.apply_objects("work", items)
+    until(lambda: sorted(work.table()["state"]) == ["Pending", "Running"])
+    reason = next(row.reason for row in work.table().itertuples() if row.state == "Pending")
+    assert "Insufficient memory" in reason and "No preemption victims found" in reason
+    running = next(row.pod for row in work.table().itertuples() if row.state == "Running")
+    cluster.exec(running, ["bash", "-c", "touch $TMPDIR/go"])
+    until(lambda: sorted(work.table()["state"]) == ["Running", "Succeeded"])
+
+
+def test_missing_claim_leaves_a_pod_pending(cluster):
+    items = job("true")
+    pod_spec(items)["volumes"] = [{"name": "v", "persistentVolumeClaim": {"claimName": "gone"}}]
+    work = cluster.apply_objects("work", items)
+    until(lambda: 'persistentvolumeclaim "gone" not found' in "".join(work.table()["reason"]))
+
+
+def test_finished_job_applied_again_is_left_alone(cluster):
+    items = job("echo once >> $TMPDIR/../count; date +%N")
+    work = cluster.apply_objects("work", items)
+    work.wait_complete(timeout_s=60)
+    before = texts(work), work.pods
+    again = cluster.apply_objects("work", items)
+    assert again.actions == {"Job/work": "unchanged"}
+    again.wait_complete(timeout_s=5)
+    assert (texts(again), again.pods) == before
+
+
+def test_job_that_runs_cannot_change_its_pods(cluster):
+    work = cluster.apply_objects("work", job("sleep 600"))
+    work.wait_ready(timeout_s=60)
+    for changed in (job("sleep 601"), job("sleep 600", completions=2)):
+        with pytest.raises(ClusterError) as error:
+            cluster.apply_objects("work", changed)
+        assert "Job/work: a Job's pods cannot change while it exists" in str(error.value)
+        assert "cluster.delete('work')" in str(error.value)
+    assert body(job(""), "Job")["kind"] == "Job"
+    cluster.delete("work")
+    cluster.apply_objects("work", job("true")).wait_complete(timeout_s=60)

@@ -1,0 +1,262 @@
+"""Real Ray: the Indexed Job, the RayCluster, and a stranger's Ray beside them.
+
+A stranger's Ray has its own folder, token and ports, those that Ray has by default
+when they are free. It runs before, during and after everything here.
+"""
+
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+import uuid
+from pathlib import Path
+
+import pytest
+from local_helpers import CHECKOUT, assert_nothing_left, listening, shims, until
+
+from workshop_lib.checks import check_ray_cluster, expected_gpus
+from workshop_lib.local import processes
+from workshop_lib.local.cluster import LocalCluster
+from workshop_lib.local.machine import is_port_free
+from workshop_lib.local.orphans import SHIM
+from workshop_lib.memory import parse_engine_line, predict_budget
+from workshop_lib.ray_api import dashboard
+from workshop_lib.serving import ModelServer
+
+OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+READY_S = 300
+BIN = Path(sys.executable).parent
+
+
+def get(url, token=None):
+    """JSON of a GET, and the status."""
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    try:
+        with OPENER.open(urllib.request.Request(url, headers=headers), timeout=30) as answer:
+            return answer.status, json.loads(answer.read())
+    except urllib.error.HTTPError as error:
+        return error.code, None
+
+
+def nodes(url, token):
+    """Addresses and states of a Ray cluster's nodes, the dead ones too."""
+    status, answer = get(f"{url}/api/v0/nodes", token)
+    found = answer["data"]["result"]["result"] if status == 200 else []
+    return {node["node_ip"]: node["state"] for node in found}
+
+
+def alive(url, token):
+    return sorted(ip for ip, state in nodes(url, token).items() if state == "ALIVE")
+
+
+class ForeignRay:
+    """A Ray that has nothing to do with the workshop."""
+
+    def __init__(self, folder):
+        self.token = secrets.token_hex(32)
+        self.port, self.dashboard, client = (
+            port if is_port_free("0.0.0.0", port) else self._free() for port in (6379, 8265, 10001)
+        )
+        self.url = f"http://127.0.0.1:{self.dashboard}"
+        self.environment = {
+            **os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token,
+            "PATH": f"{BIN}:{os.environ['PATH']}",
+        }  # fmt: skip
+        command = [
+            "ray", "start", "--head", "--block", "--disable-usage-stats", f"--port={self.port}",
+            "--node-ip-address=127.0.0.1", "--dashboard-host=0.0.0.0", "--num-cpus=1",
+            f"--dashboard-port={self.dashboard}", f"--ray-client-server-port={client}",
+            f"--temp-dir={folder}", "--object-store-memory=80000000", "--memory=500000000",
+        ]  # fmt: skip
+        # The shim is only a way to be sure that this test takes all of it down again.
+        self.process = subprocess.Popen(
+            [sys.executable, str(SHIM), "foreign", "5", str(folder / "log"), "--", *command],
+            env=self.environment, start_new_session=True,
+        )  # fmt: skip
+
+    @staticmethod
+    def _free():
+        with socket.socket() as probe:
+            probe.bind(("0.0.0.0", 0))
+            return probe.getsockname()[1]
+
+    def is_up(self):
+        assert self.process.poll() is None
+        try:
+            return alive(self.url, self.token)
+        except OSError:
+            return False
+
+    def core(self):
+        """The processes, with their start times, that live as long as this Ray does."""
+        core = (b"gcs_server", b"raylet/raylet", b"dashboard/dashboard.py")
+        pids = [
+            pid for pid in processes.descendants(self.process.pid)
+            if any(part in word for word in processes.command_line(pid)[:3] for part in core)
+        ]  # fmt: skip
+        assert len(pids) == len(core)
+        return [(pid, processes.start_ticks(pid)) for pid in pids]
+
+    def computes(self):
+        """Whether it runs a task."""
+        code = """
+import ray, sys
+ray.init(address=sys.argv[1], logging_level="ERROR", log_to_driver=False)
+print("six times seven is", ray.get(ray.remote(lambda: 6 * 7).remote()))
+"""
+        done = subprocess.run(
+            [sys.executable, "-c", code, f"127.0.0.1:{self.port}"], env=self.environment,
+            capture_output=True, text=True, timeout=180, check=False,
+        )  # fmt: skip
+        return "six times seven is 42" in done.stdout or done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def foreign(tmp_path_factory):
+    # A socket's path is short, and pytest's folders are long.
+    folder = Path(f"/tmp/fr-{uuid.uuid4().hex[:8]}")
+    folder.mkdir()
+    ray = ForeignRay(folder)
+    try:
+        until(ray.is_up, timeout_s=READY_S, every_s=0.5)
+        yield ray
+    finally:
+        ray.process.send_signal(signal.SIGTERM)
+        ray.process.wait(timeout=60)
+        subprocess.run(["rm", "-rf", str(folder)], check=True)
+
+
+@pytest.fixture
+def cluster():
+    cluster = LocalCluster(state=f"ray-{uuid.uuid4().hex[:8]}", restart_backoff_s=0.5)
+    yield cluster
+    cluster.clean()
+    assert_nothing_left(cluster)
+
+
+@pytest.mark.timeout(900)
+def test_ray_cluster_beside_a_stranger(foreign, cluster):
+    """Two nodes of an Indexed Job, a token at the door, and the head's exit code as the result."""
+    before = foreign.core()
+    job = cluster.apply("ray-cluster").wait_ready(timeout_s=READY_S)
+    token = cluster.secret("ray-cluster-auth", "auth_token")
+    with cluster.forward("ray-cluster-0", 8265) as url:
+        until(lambda: len(alive(url, token)) == 2, timeout_s=120)
+        addresses = [pod["status"]["podIP"] for pod in job.observe().pods]
+        assert alive(url, token) == sorted(addresses)
+        assert get(f"{url}/api/version")[0] == 401
+        assert get(f"{url}/api/version", foreign.token)[0] in (401, 403)
+    if foreign.port == 6379:
+        assert cluster.book.find("Job/ray-cluster/0").ports[6379] != 6379, "it was moved"
+    assert get(f"{foreign.url}/api/version", token)[0] in (401, 403)
+    with dashboard(job) as ray:
+        checks = check_ray_cluster(ray, nodes=2, gpus=expected_gpus(job.observe().pods))
+    assert checks.passed, str(checks)
+    status = cluster.exec("ray-cluster-0", ["ray", "status"])
+    assert status.exit_code == 0 and status.stdout.count(" node_") == 2, status
+
+    ours = processes.descendants(cluster.supervisor.identity()[0])
+    cluster.exec("ray-cluster-0", ["bash", "-c", "echo 0 > $FINISH_FILE"])
+    job.wait_complete(timeout_s=120)
+    conditions = job.observe().body["status"]["conditions"]
+    assert [c["type"] for c in conditions] == ["SuccessCriteriaMet", "Complete"]
+    assert conditions[0]["message"] == "Matched rules at index 0"
+    assert not shims(cluster, "Job/ray-cluster")
+    assert any("finished with exit code 0" in line.text for line in job.logs())
+    cluster.delete("ray-cluster")
+    assert not any(map(processes.is_running, ours))
+    assert listening(cluster.paths.network) == []
+    assert all(processes.is_running(*each) for each in before), "the stranger was left alone"
+    assert foreign.is_up()
+
+
+@pytest.mark.timeout(900)
+def test_raycluster_replaces_a_killed_worker(foreign, cluster):
+    ray = cluster.apply("raycluster").wait_ready(timeout_s=READY_S)
+    token = cluster.secret("raycluster", "auth_token")
+    head, worker = ray.observe().pods
+    assert worker["metadata"]["labels"]["ray.io/node-type"] == "worker"
+    with cluster.forward("raycluster-head-svc", 8265) as url:
+        until(lambda: len(alive(url, token)) == 2, timeout_s=120)
+        assert get(f"{url}/api/version")[0] == 401
+        worker_ip = worker["status"]["podIP"]
+        raylets = [
+            pid for pid in processes.descendants(cluster.supervisor.identity()[0])
+            if any(b"raylet/raylet" in word for word in processes.command_line(pid)[:1])
+            and f"--node_ip_address={worker_ip}".encode() in processes.command_line(pid)
+        ]  # fmt: skip
+        assert len(raylets) == 1
+        os.kill(raylets[0], signal.SIGKILL)
+        until(lambda: status_of(ray, 1)["restartCount"] == 1, timeout_s=120)
+        ray.wait_ready(timeout_s=READY_S)
+        until(lambda: len(alive(url, token)) == 2, timeout_s=120)
+        assert status_of(ray, 0)["restartCount"] == 0, "the head went on"
+        status = cluster.exec("raycluster-head", ["ray", "status"])
+        assert status.exit_code == 0, status
+    began = time.monotonic()
+    cluster.delete("raycluster")
+    print(f"delete took {time.monotonic() - began:.1f} s")
+    cluster.clean()
+    assert_nothing_left(cluster)
+    assert foreign.is_up()
+    assert foreign.computes() is True
+
+
+def status_of(workload, pod):
+    return workload.observe().pods[pod]["status"]["containerStatuses"][0]
+
+
+# -- minutes long -------------------------------------------------------------------------------
+
+EVERYTHING = """
+import sys, time
+from workshop_lib.local.cluster import LocalCluster
+cluster = LocalCluster(state=sys.argv[1])
+cluster.apply("model").wait_complete(timeout_s=600)
+for name in ("vllm", "ray-cluster", "raycluster", "ray-service"):
+    cluster.apply(name).wait_ready(timeout_s=900)
+print("all up", flush=True)
+time.sleep(3600)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_everything_at_once_and_the_kernel_killed(foreign, cluster):
+    """Every kind of process runs, the kernel dies, and clean leaves the machine as it was."""
+    state = cluster.paths.state
+    environment = {**os.environ, "PYTHONPATH": str(CHECKOUT)}
+    kernel = subprocess.Popen(
+        [sys.executable, "-c", EVERYTHING, state], env=environment, cwd=CHECKOUT,
+        stdout=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    try:
+        assert kernel.stdout.readline() == "all up\n"
+    finally:
+        os.killpg(kernel.pid, signal.SIGKILL)
+        kernel.wait()
+
+    # Another kernel finds it all again.
+    assert cluster.components() == ["model", "ray-cluster", "ray-service", "raycluster", "vllm"]
+    engine = parse_engine_line("\n".join(line.text for line in cluster.get("vllm").logs()))
+    assert engine.tokens == predict_budget("local", "vllm").kv.tokens
+    for service in ("vllm", "llm-serve-svc"):
+        with cluster.forward(service, 8000) as url:
+            assert ModelServer(url).chat("Say hello.", max_tokens=8).completion_tokens > 0
+    ours = processes.descendants(cluster.supervisor.identity()[0])
+    assert len(ours) > 50
+    done = subprocess.run(
+        [sys.executable, "-m", "workshop_lib.local", "clean", "--state", state],
+        env=environment, cwd=CHECKOUT, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    assert not any(map(processes.is_running, ours))
+    assert_nothing_left(cluster)
+    assert foreign.is_up()
+    assert foreign.computes() is True

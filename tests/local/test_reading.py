@@ -1,0 +1,182 @@
+"""Logs, exec and waiting: what a learner reads while something runs."""
+
+import io
+import threading
+import time
+
+import pytest
+from local_helpers import container_status, job, objects, pod_spec, texts, until
+
+from workshop_lib.errors import ClusterError, NotFoundError, WaitTimeoutError
+from workshop_lib.local import processes
+
+WAIT = "until [ -e $TMPDIR/go ]; do sleep 0.02; done; rm $TMPDIR/go; "
+
+
+@pytest.fixture
+def cluster(busy_cluster):
+    return busy_cluster
+
+
+def go(cluster, pod):
+    assert cluster.exec(pod, ["bash", "-c", "touch $TMPDIR/go"]).exit_code == 0
+
+
+def test_follow_gives_lines_while_they_are_written(cluster):
+    script = f"echo one; {WAIT} echo two; printf half; {WAIT} printf ' line'"
+    work = cluster.apply_objects("work", job(script)).wait_ready(timeout_s=60)
+    lines = work.logs(follow=True)
+    first = next(lines)
+    assert (first.text, first.pod, first.rank, first.container) == (
+        "one", work.pods[0], None, "main"
+    )  # fmt: skip
+    assert str(first) == f"[{work.pods[0]}] one"
+    go(cluster, "work")
+    assert next(lines).text == "two"
+    until(lambda: not (cluster.paths.volumes / "go").exists())
+    assert texts(work)[:2] == ["one", "two"]
+    go(cluster, "work")
+    assert [line.text for line in lines] == ["half line"], "half a line waits for its end"
+    assert work.observe().body["status"]["succeeded"] == 1, "following ended with the Job"
+
+
+def test_lines_of_several_ranks(cluster):
+    script = "for i in 1 2 3; do echo line $i; done"
+    ranks = cluster.apply_objects("ranks", job(script, folder="indexed"))
+    lines = list(ranks.logs(follow=True, timeout_s=60))
+    for rank in (0, 1):
+        assert [x.text for x in lines if x.rank == rank] == ["line 1", "line 2", "line 3"]
+    assert {str(line).split("]")[0] for line in lines} == {"[rank 0", "[rank 1"}
+
+
+def test_tail_is_about_what_is_there(cluster):
+    script = f"seq 1 100; {WAIT} seq 101 105"
+    work = cluster.apply_objects("work", job(script)).wait_ready(timeout_s=60)
+    until(lambda: len(texts(work)) == 100)
+    assert texts(work, tail=2) == ["99", "100"]
+    assert texts(work, tail=0) == []
+    lines = work.logs(follow=True, tail=1)
+    assert next(lines).text == "100"
+    go(cluster, "work")
+    assert [line.text for line in lines] == ["101", "102", "103", "104", "105"]
+
+
+def test_following_ends_at_its_time_limit_and_with_deletion(cluster):
+    work = cluster.apply_objects("work", job("echo up; sleep 600")).wait_ready(timeout_s=60)
+    assert texts(work, follow=True, timeout_s=0.3) == ["up"]
+    lines = work.logs(follow=True)
+    assert next(lines).text == "up"
+    stopper = threading.Thread(target=cluster.delete, args=("work",))
+    stopper.start()
+    assert list(lines) == []
+    stopper.join()
+    with pytest.raises(NotFoundError, match="Job/work is not there"):
+        list(work.logs())
+
+
+def test_previous_run_needs_a_restart(cluster):
+    script = "[ -e $TMPDIR/x ] && { echo second; sleep 600; }; touch $TMPDIR/x; echo first; exit 1"
+    work = cluster.apply_objects("work", job(script, restart="OnFailure", backoffLimit=5))
+    until(lambda: container_status(work)["restartCount"] == 1 and texts(work) == ["second"])
+    assert texts(work, previous=True) == ["first"]
+    other = cluster.apply_objects("other", job("true", name="other"))
+    with pytest.raises(NotFoundError, match="Job/other: nothing was restarted"):
+        list(other.logs(previous=True))
+
+
+def test_follow_reads_every_run_of_a_container(cluster):
+    script = f"echo run; {WAIT} exit 1"
+    work = cluster.apply_objects("work", job(script, restart="OnFailure", backoffLimit=9))
+    work.wait_ready(timeout_s=60)
+    lines = work.logs(follow=True, timeout_s=60)
+    assert next(lines).text == "run"
+    for run in (1, 2):
+        go(cluster, "work")
+        until(lambda run=run: container_status(work)["restartCount"] == run)
+        assert next(lines).text == "run"
+
+
+def test_bytes_that_are_no_text(cluster):
+    work = cluster.apply_objects("work", job(r"printf 'a\377b\r\nc\x0bd\n'"))
+    work.wait_complete(timeout_s=60)
+    assert texts(work) == ["a\ufffdb", "c\x0bd"]
+
+
+def test_exec_keeps_output_and_errors_apart(cluster):
+    work = cluster.apply_objects("work", job("sleep 600", env=[{"name": "A", "value": "b c"}]))
+    work.wait_ready(timeout_s=60)
+    result = cluster.exec("work", ["bash", "-c", 'echo "$A"; echo wrong >&2; pwd; exit 3'])
+    assert result.exit_code == 3 and result.stderr == "wrong\n"
+    said = result.stdout.splitlines()
+    assert said[0] == "b c" and said[1].startswith(str(cluster.paths.volumes))
+    assert str(result).endswith("(exit code 3)")
+    assert str(cluster.exec("work", ["echo", "fine"])) == "fine"
+    assert cluster.exec(work.pods[0], ["cat"]).stdout == "", "there is nothing to read"
+
+
+def test_exec_that_takes_too_long_is_killed_with_all_it_started(cluster):
+    cluster.apply_objects("work", job("sleep 600")).wait_ready(timeout_s=60)
+    script = "echo $$ > $TMPDIR/pid; (echo $BASHPID > $TMPDIR/child; exec sleep 600) & sleep 600"
+    with pytest.raises(ClusterError, match=r"did not end within 1 s and was killed"):
+        cluster.exec("work", ["bash", "-c", script], timeout_s=1)
+    pids = cluster.exec("work", ["bash", "-c", "cat $TMPDIR/pid $TMPDIR/child"]).stdout.split()
+    assert len(pids) == 2 and not any(processes.is_running(int(pid)) for pid in pids)
+
+
+def test_exec_names_what_is_wrong(cluster):
+    with pytest.raises(NotFoundError, match="'work' is no running pod's name: neighbour-"):
+        cluster.exec("work", ["true"])
+    items = job("sleep 600", completions=2, parallelism=2)
+    work = cluster.apply_objects("work", items).wait_ready(timeout_s=60)
+    with pytest.raises(NotFoundError, match="'work' fits several pods: work-"):
+        cluster.exec("work", ["true"])
+    pod = work.pods[0]
+    with pytest.raises(ClusterError, match="'no-such-program': No such file"):
+        cluster.exec(pod, ["no-such-program"])
+    with pytest.raises(NotFoundError, match=f"{pod} has no container 'x'; it has main"):
+        cluster.exec(pod, ["true"], container="x")
+
+
+def test_exec_needs_a_container_that_runs(new_cluster):
+    cluster = new_cluster(restart_backoff_s=300)
+    items = job("exit 1", restart="OnFailure", backoffLimit=9)
+    work = cluster.apply_objects("work", items)
+    until(lambda: list(work.table()["state"]) == ["CrashLoopBackOff"])
+    with pytest.raises(NotFoundError, match="container 'main' of work-.* does not run"):
+        cluster.exec("work", ["true"])
+
+
+def test_waiting_shows_the_last_line(cluster, monkeypatch):
+    shown = io.StringIO()
+    monkeypatch.setattr("sys.stderr", shown)
+    items = [item for item in objects("server") if item.kind == "Deployment"]
+    container = pod_spec(items)["containers"][0]
+    container.pop("volumeMounts")
+    pod_spec(items).pop("volumes")
+    container["command"] = ["bash", "-c", "echo loading 43%; sleep 600"]
+    web = cluster.apply_objects("web", items)
+    until(lambda: texts(web) == ["loading 43%"])
+    with pytest.raises(WaitTimeoutError) as error:
+        web.wait_ready(timeout_s=0.3)
+    assert "0 of 1 pods ready" in str(error.value)
+    assert "0 of 1 pods ready; loading 43%" in shown.getvalue()
+
+
+def test_last_line_is_read_now_and_then(cluster, monkeypatch):
+    from workshop_lib import workload
+
+    work = cluster.apply_objects("work", job("echo up; sleep 600")).wait_ready(timeout_s=60)
+    reads = []
+    read = workload.Workload._last_line
+    monkeypatch.setattr(
+        workload.Workload, "_last_line", lambda self: reads.append(time.monotonic()) or read(self)
+    )
+    with pytest.raises(WaitTimeoutError):
+        work.wait_complete(timeout_s=1.5)
+    assert len(reads) == 1
+
+
+def test_only_jobs_complete(cluster):
+    web = cluster.apply_objects("web", objects("server"))
+    with pytest.raises(ClusterError, match="Deployment/server runs until deleted; only a Job"):
+        web.wait_complete(timeout_s=1)

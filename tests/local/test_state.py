@@ -1,0 +1,491 @@
+"""A state's life: found again, side by side, killed in every way, cleaned."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+import uuid
+from pathlib import Path
+
+import pytest
+from local_helpers import (
+    CHECKOUT,
+    assert_nothing_left,
+    container_status,
+    job,
+    pod_spec,
+    runner_pid,
+    server,
+    shims,
+    texts,
+    until,
+)
+
+from workshop_lib.errors import ClusterError
+from workshop_lib.local import processes
+from workshop_lib.local.cluster import LocalCluster
+from workshop_lib.local.paths import StatePaths, locked, read_json
+from workshop_lib.local.supervisor import Supervisor
+
+LONG = "echo up; sleep 600"
+
+
+def python(code, *arguments, wait=True, checkout=CHECKOUT, **options):
+    """Run Python code in a process of its own, as another kernel would."""
+    environment = {**os.environ, "PYTHONPATH": f"{checkout}:{Path(__file__).parent}"}
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)],
+        env=environment, cwd=checkout, text=True, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, **options,
+    )  # fmt: skip
+    if not wait:
+        return process
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    return output
+
+
+def cli(*arguments, checkout=CHECKOUT):
+    environment = {**os.environ, "PYTHONPATH": str(checkout)}
+    return subprocess.run(
+        [sys.executable, "-m", "workshop_lib.local", *arguments],
+        env=environment, cwd=checkout, capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+
+
+def supervisor_pid(cluster):
+    return cluster.supervisor.identity()[0]
+
+
+# -- other kernels ------------------------------------------------------------------------------
+
+
+def test_state_is_found_again(cluster):
+    work = cluster.apply_objects("work", job(LONG)).wait_ready(timeout_s=60)
+    code = """
+        import sys
+        from workshop_lib import connect
+        cluster = connect("local", state=sys.argv[1])
+        work = cluster.get("work").wait_ready(timeout_s=60)
+        print(cluster.components(), work.pods, [line.text for line in work.logs()])
+        print(cluster.exec("work", ["echo", "hello"]))
+        cluster.delete("work")
+    """
+    pods = work.pods
+    assert f"['work'] {pods} ['up']\nhello\n" in python(code, cluster.paths.state)
+    assert cluster.components() == [] and not shims(cluster, "Job/work")
+
+
+def test_two_kernels_apply_at_once(cluster):
+    code = """
+        import sys
+        from local_helpers import job
+        from workshop_lib.local.cluster import LocalCluster
+        name = sys.argv[2]
+        cluster = LocalCluster(state=sys.argv[1])
+        cluster.apply_objects(name, job("echo up; sleep 600", name=name)).wait_ready(timeout_s=60)
+    """
+    names = ["same", "same", "other", "third"]
+    kernels = [python(code, cluster.paths.state, name, wait=False) for name in names]
+    for kernel in kernels:
+        output, _ = kernel.communicate(timeout=120)
+        assert kernel.returncode == 0, output
+    assert cluster.components() == ["other", "same", "third"]
+    for name in cluster.components():
+        assert len(shims(cluster, f"Job/{name}")) == 1
+    supervisors = [
+        pid for pid in processes.mentioning(cluster.paths.runtime)
+        if b"supervisor.supervisord" in processes.command_line(pid)
+    ]  # fmt: skip
+    assert len(supervisors) == 1
+
+
+def test_state_that_another_kernel_holds_is_named(cluster, monkeypatch):
+    cluster.apply_objects("work", job("true")).wait_complete(timeout_s=60)
+    monkeypatch.setattr("workshop_lib.local.cluster.LOCK_TIMEOUT_S", 0.2)
+    with locked(cluster.paths.lock, timeout_s=1), pytest.raises(ClusterError) as error:
+        cluster.delete("work")
+    assert f"has been locked by process {os.getpid()} for 0.2 s" in str(error.value)
+
+
+def test_lock_of_a_killed_kernel_is_free(cluster):
+    code = """
+        import os, signal, sys
+        from pathlib import Path
+        from workshop_lib.local.paths import locked
+        with locked(Path(sys.argv[1]), timeout_s=1):
+            os.kill(os.getpid(), signal.SIGKILL)
+    """
+    process = python(code, cluster.paths.lock, wait=False)
+    process.communicate(timeout=60)
+    cluster.apply_objects("work", job("true")).wait_complete(timeout_s=60)
+
+
+def test_clean_while_others_wait_for_the_lock(cluster):
+    """The lock file goes with the folder; who waited must not hold a lock on nothing."""
+    cluster.apply_objects("work", job(LONG)).wait_ready(timeout_s=60)
+    code = """
+        import sys
+        from local_helpers import job
+        from workshop_lib.local.cluster import LocalCluster
+        cluster = LocalCluster(state=sys.argv[1])
+        print("go", flush=True)
+        for _ in range(5):
+            cluster.apply_objects("work", job("echo up; sleep 600"))
+            cluster.clean()
+    """
+    kernels = [python(code, cluster.paths.state, wait=False) for _ in range(2)]
+    for kernel in kernels:
+        output, _ = kernel.communicate(timeout=120)
+        assert kernel.returncode == 0, output
+    assert_nothing_left(cluster)
+
+
+def test_ctrl_c_in_the_kernel_does_not_reach_the_pods(cluster):
+    code = """
+        import sys
+        from local_helpers import job
+        from workshop_lib.local.cluster import LocalCluster
+        cluster = LocalCluster(state=sys.argv[1])
+        work = cluster.apply_objects("work", job("echo up; sleep 600")).wait_ready(timeout_s=60)
+        print("ready", flush=True)
+        work.wait_complete(timeout_s=600)
+    """
+    kernel = python(code, cluster.paths.state, wait=False, start_new_session=True)
+    while kernel.stdout.readline().strip() != "ready":
+        assert kernel.poll() is None
+    running = shims(cluster, "Job/work")
+    os.killpg(kernel.pid, signal.SIGINT)
+    output, _ = kernel.communicate(timeout=60)
+    assert "KeyboardInterrupt" in output
+    work = cluster.get("work").wait_ready(timeout_s=60)
+    assert shims(cluster, "Job/work") == running
+    assert cluster.exec(work.pods[0], ["echo", "alive"]).stdout == "alive\n"
+
+
+# -- checkouts ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def copy(tmp_path):
+    """A second checkout, in a folder whose name is as awkward as a name can be."""
+    folder = tmp_path / 'it\'s 100% a #2; "copy" $HOME'
+    ignore = shutil.ignore_patterns("__pycache__", "*.pyc")
+    shutil.copytree(CHECKOUT / "workshop_lib", folder / "workshop_lib", ignore=ignore)
+    (folder / "manifests").mkdir()
+    yield folder
+    assert cli("clean", "--all", checkout=folder).returncode == 0
+
+
+def test_two_checkouts_side_by_side(cluster, copy):
+    state = cluster.paths.state
+    work = cluster.apply_objects("work", job(LONG)).wait_ready(timeout_s=60)
+    code = """
+        import sys
+        from local_helpers import objects, server, texts
+        from workshop_lib.local.cluster import LocalCluster
+        cluster = LocalCluster(state=sys.argv[1])
+        web = cluster.apply_objects("web", server()).wait_ready(timeout_s=60)
+        print(cluster.components(), texts(web)[0].split()[0], cluster.paths.home)
+        with cluster.forward("server", 80) as url:
+            assert not url.startswith(f"http://{sys.argv[2]}.")
+        cluster.delete("web")
+        cluster.clean()
+    """
+    output = python(code, state, cluster.paths.network, checkout=copy)
+    assert f"['web'] listening {copy}" in output
+    assert cluster.components() == ["work"]
+    work.wait_ready(timeout_s=10)
+    assert not (copy / ".workshop").exists()
+
+
+def test_clean_finds_states_by_their_checkout(cluster, copy):
+    cluster.apply_objects("work", job(LONG)).wait_ready(timeout_s=60)
+    other = LocalCluster(state="there", home=copy)
+    other.apply_objects("work", job(LONG)).wait_ready(timeout_s=60)
+    done = cli("clean", "--all", checkout=copy)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "'there'" in done.stdout and cluster.paths.state not in done.stdout
+    assert_nothing_left(other)
+    assert cluster.get("work").wait_ready(timeout_s=10)
+
+
+def test_clean_ends_what_a_deleted_checkout_left(copy):
+    other = LocalCluster(state=f"t-{uuid.uuid4().hex[:8]}", home=copy)
+    other.apply_objects("work", job(LONG)).wait_ready(timeout_s=60)
+    moved = copy.with_name("moved")
+    copy.rename(moved)
+    done = cli("clean", "--all", checkout=moved)
+    moved.rename(copy)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert other.paths.state in done.stdout
+    assert not processes.mentioning(other.paths.runtime) and not other.paths.runtime.exists()
+
+
+def test_command_line(cluster, copy):
+    assert cli("status", checkout=copy).stdout == "Nothing of the workshop runs.\n"
+    other = LocalCluster(state="there", home=copy)
+    work = other.apply_objects("work", job(LONG)).wait_ready(timeout_s=60)
+    status = cli("status", checkout=copy).stdout
+    assert "state there: work" in status and f"{work.pods[0]} " in status and "Running" in status
+    assert cli("clean", "--state", "there", checkout=copy).returncode == 0
+    assert_nothing_left(other)
+    assert "nothing did" in cli("clean", checkout=copy).stdout
+    wrong = cli("clean", "--state", "../x", checkout=copy)
+    assert wrong.returncode == 1 and wrong.stderr.startswith("ClusterError: state name '../x'")
+
+
+# -- killed processes -----------------------------------------------------------------------------
+
+
+def test_killed_runner_of_a_deployment_is_replaced(cluster):
+    web = cluster.apply_objects("web", server(replicas=2)).wait_ready(timeout_s=60)
+    before, old = web.pods, runner_pid(cluster, "Deployment/server")
+    old_shims = shims(cluster, "Deployment/server")
+    os.kill(old, signal.SIGKILL)
+    until(lambda: runner_pid(cluster, "Deployment/server") != old)
+    web.wait_ready(timeout_s=60)
+    assert set(before).isdisjoint(web.pods) and len(web.pods) == 2
+    assert not any(map(processes.is_running, old_shims)), "its orphans were ended"
+    assert len(shims(cluster, "Deployment/server")) == 2
+
+
+def test_killed_runner_and_shims_leave_no_orphans(cluster):
+    web = cluster.apply_objects("web", server()).wait_ready(timeout_s=60)
+    old = runner_pid(cluster, "Deployment/server")
+    children = processes.descendants(old)
+    for pid in (old, *shims(cluster, "Deployment/server")):
+        os.kill(pid, signal.SIGKILL)
+    until(lambda: not any(map(processes.is_running, children)))
+    until(lambda: runner_pid(cluster, "Deployment/server") != old)
+    web.wait_ready(timeout_s=60)
+
+
+def test_killed_runner_of_a_job_counts_its_pods_as_failed(cluster):
+    items = job("echo up; [ -e $FOLDER/go ] && exit 0; sleep 600", backoffLimit=2,
+                env=[{"name": "FOLDER", "value": "/kept"}])  # fmt: skip
+    pod_spec(items)["containers"][0]["volumeMounts"] = [{"name": "v", "mountPath": "/kept"}]
+    pod_spec(items)["volumes"] = [{"name": "v", "persistentVolumeClaim": {"claimName": "switches"}}]
+    items += [item for item in server() if item.kind == "PersistentVolumeClaim"]
+    work = cluster.apply_objects("work", items).wait_ready(timeout_s=60)
+    first = work.pods[0]
+    started = work.observe().body["status"]["startTime"]
+    os.kill(runner_pid(cluster, "Job/work"), signal.SIGKILL)
+    until(lambda: len(work.pods) == 2)
+    (cluster.paths.claims / "switches" / "go").touch()
+    os.kill(runner_pid(cluster, "Job/work"), signal.SIGKILL)
+    work.wait_complete(timeout_s=60)
+    seen = work.observe()
+    assert (seen.body["status"]["failed"], seen.body["status"]["succeeded"]) == (2, 1)
+    assert seen.body["status"]["startTime"] == started
+    assert seen.pods[0]["metadata"]["name"] == first
+    assert seen.pods[0]["status"]["reason"] == "NodeLost"
+    assert texts(work) == ["up"] * 3, "what the lost pods wrote can be read"
+
+
+def test_killed_supervisor_is_noticed(cluster):
+    work = cluster.apply_objects("work", job(LONG)).wait_ready(timeout_s=60)
+    web = cluster.apply_objects("web", server()).wait_ready(timeout_s=60)
+    os.kill(supervisor_pid(cluster), signal.SIGKILL)
+    until(lambda: cluster.supervisor.identity() is None)
+    with pytest.raises(ClusterError) as error:
+        web.wait_ready(timeout_s=10)
+    assert "Deployment/server does not run any more" in str(error.value)
+    assert "cluster.apply('web')" in str(error.value)
+    assert texts(work) == ["up"], "its last words can be read"
+    with pytest.raises(ClusterError, match="is no running pod's name: none"):
+        cluster.exec("work", ["true"])
+    assert "does not run any more" in cli("status").stdout
+
+    old = shims(cluster, "Deployment/server") + shims(cluster, "Job/work")
+    cluster.apply_objects("web", server()).wait_ready(timeout_s=60)
+    assert not any(map(processes.is_running, old)), "what the dead one had is ended first"
+    with pytest.raises(ClusterError, match="Job/work does not run any more"):
+        work.observe()
+    cluster.delete("work")
+    web.wait_ready(timeout_s=10)
+
+
+def test_killed_supervisor_leaves_nothing_after_clean(cluster):
+    cluster.apply_objects("work", job("trap '' TERM; echo up; while true; do sleep 1; done"))
+    cluster.apply_objects("web", server(replicas=2)).wait_ready(timeout_s=60)
+    os.kill(supervisor_pid(cluster), signal.SIGKILL)
+    cluster.clean()
+    assert_nothing_left(cluster)
+
+
+def test_stopped_supervisor_does_not_keep_clean_from_its_work(cluster):
+    """SIGSTOP: alive and deaf."""
+    cluster.apply_objects("web", server()).wait_ready(timeout_s=60)
+    os.kill(supervisor_pid(cluster), signal.SIGSTOP)
+    cluster.supervisor.rpc_timeout_s = 0.5
+    cluster.clean()
+    assert_nothing_left(cluster)
+
+
+def test_machine_restart_is_noticed(cluster):
+    """After a restart /tmp is empty and the checkout still says what ran."""
+    web = cluster.apply_objects("web", server()).wait_ready(timeout_s=60)
+    cluster.supervisor.stop()
+    shutil.rmtree(cluster.paths.runtime)
+    with pytest.raises(ClusterError, match="this machine was restarted"):
+        web.observe()
+    cluster.apply_objects("web", server()).wait_ready(timeout_s=60)
+    cluster.supervisor.stop()
+    shutil.rmtree(cluster.paths.runtime)
+    cluster.delete("web")
+    assert cluster.components() == []
+
+
+def test_finished_job_is_known_after_a_restart(cluster):
+    work = cluster.apply_objects("work", job("echo done"))
+    work.wait_complete(timeout_s=60)
+    cluster.supervisor.stop()
+    shutil.rmtree(cluster.paths.runtime)
+    again = cluster.apply_objects("work", job("echo done"))
+    assert again.actions == {"Job/work": "unchanged"}
+    again.wait_complete(timeout_s=5)
+    assert texts(again) == ["done"] and again.pods == work.pods
+
+
+def test_runner_that_cannot_start_does_not_spin(cluster):
+    """The environment was deleted, or the checkout: each start fails at once."""
+    cluster.apply_objects("work", job(LONG)).wait_ready(timeout_s=60)
+    script = cluster.paths.programs / "Job.work" / "run.sh"
+    lines = script.read_text().splitlines()
+    script.write_text("\n".join([*lines[:-1], "exec /no/such/python"]))
+    log = cluster.paths.folder / "supervisord.log"
+    before = log.read_text().count("spawned: 'Job.work'")
+    os.kill(runner_pid(cluster, "Job/work"), signal.SIGKILL)
+    until(lambda: log.read_text().count("spawned: 'Job.work'") > before)
+    time.sleep(2.0)
+    assert log.read_text().count("spawned: 'Job.work'") - before <= 4
+
+
+def test_clean_goes_on_after_a_state_that_it_cannot_clean(copy):
+    LocalCluster(state="a", home=copy).apply_objects("work", job("true"))
+    other = LocalCluster(state="b", home=copy)
+    other.apply_objects("work", job(LONG)).wait_ready(timeout_s=60)
+    first = StatePaths(copy, "a")
+    keep = copy / "kept"
+    first.folder.rename(keep)
+    first.folder.write_text("no folder")
+    done = cli("clean", "--all", checkout=copy)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.startswith("ClusterError: ")
+    assert_nothing_left(other)
+    first.folder.unlink()
+    keep.rename(first.folder)
+    assert cli("clean", checkout=copy).returncode == 0
+
+
+def test_reused_pid_is_not_the_supervisor(cluster):
+    cluster.apply_objects("work", job("true")).wait_complete(timeout_s=60)
+    cluster.supervisor.stop()
+    from workshop_lib.local.paths import write_json
+
+    bystander = subprocess.Popen(["sleep", "600"])
+    write_json(cluster.paths.supervisor_pid, {"pid": bystander.pid, "ticks": 1})
+    assert cluster.supervisor.identity() is None
+    cluster.clean()
+    assert bystander.poll() is None
+    bystander.kill()
+    bystander.wait()
+
+
+# -- damaged files --------------------------------------------------------------------------------
+
+
+def test_damaged_state_says_so_and_can_be_cleaned(cluster):
+    cluster.apply_objects("work", job(LONG)).wait_ready(timeout_s=60)
+    file = cluster.paths.objects / "Job.work.json"
+    file.write_text("")  # as after a loss of power
+    with pytest.raises(ClusterError, match=r"Job.work.json is damaged .*make clean"):
+        cluster.get("work")
+    cluster.paths.supervisor_pid.write_text("{")
+    cluster.clean()
+    assert_nothing_left(cluster)
+
+
+def test_full_disk_is_one_line(cluster, monkeypatch):
+    def full(path, data):
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr("workshop_lib.local.cluster.write_json", full)
+    with pytest.raises(ClusterError, match=r"settings.json: No space left on device"):
+        cluster.apply_objects("work", job(LONG))
+    monkeypatch.undo()
+    cluster.apply_objects("work", job("true")).wait_complete(timeout_s=60)
+
+
+def test_folder_of_somebody_else_in_tmp_is_refused(cluster, tmp_path):
+    cluster.paths.runtime.symlink_to(tmp_path)
+    with pytest.raises(ClusterError, match="belongs to another user"):
+        cluster.apply_objects("work", job("true"))
+    assert list(tmp_path.iterdir()) == []
+    cluster.paths.runtime.unlink()
+
+
+def test_runner_that_crashes_says_why(cluster):
+    work = cluster.apply_objects("work", job(LONG)).wait_ready(timeout_s=60)
+    file = cluster.paths.objects / "Job.work.json"
+    good = file.read_text()
+    file.write_text("{")
+    until(
+        lambda: (
+            "RunnerFailed"
+            in read_json(cluster.paths.statuses / "Job.work.json")["events"][-1]["reason"]
+        )
+    )
+    file.write_text(good)
+    assert "is damaged" in list(work.events()["message"])[-1]
+    until(lambda: not shims(cluster, "Job/work"))
+
+
+# -- names ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("state", ["", "A", "a b", "../x", "-a", "a" * 33, "a/b", "ä"])
+def test_state_names(state):
+    with pytest.raises(ClusterError, match="is not valid"):
+        LocalCluster(state=state)
+
+
+def test_longest_names_leave_room_for_sockets(new_cluster):
+    """Ray puts sockets with 62 bytes of path below a pod's scratch folder; 107 is the limit."""
+    cluster = new_cluster(state="s" * 32)
+    name = "n" * 63
+    items = job('echo "$TMPDIR"; sleep 600', name=name)
+    pod_spec(items)["volumes"] = [{"name": f"v{number}", "emptyDir": {}} for number in range(12)]
+    work = cluster.apply_objects("work", items).wait_ready(timeout_s=60)
+    until(lambda: texts(work))
+    longest = max(len(str(path)) for path in cluster.paths.volumes.iterdir())
+    assert longest + len("/session_2026-11-21_11-02-04_735874_1699123/sockets/plasma_store") <= 107
+    assert len(str(cluster.paths.supervisor_socket)) <= 100
+
+
+def test_states_differ_in_folder_and_network():
+    one, other = StatePaths(CHECKOUT, "one"), StatePaths(CHECKOUT, "other")
+    there = StatePaths(Path("/elsewhere"), "one")
+    assert len({p.runtime for p in (one, other, there)}) == 3
+    assert len({p.network for p in (one, other, there)}) == 3
+
+
+def test_supervisor_that_does_not_start_says_why(new_cluster, monkeypatch):
+    cluster = new_cluster()
+    monkeypatch.setattr("workshop_lib.local.supervisor.CONFIG", "[nonsense\n{runtime}")
+    with pytest.raises(ClusterError, match="supervisord ended at once: .*"):
+        cluster.apply_objects("work", job("true"))
+    assert isinstance(cluster.supervisor, Supervisor)
+
+
+def test_deleting_takes_little_time(cluster):
+    """Not a bar, a guard against waiting in vain: twenty seconds would be such a wait."""
+    cluster.apply_objects("web", server(replicas=2)).wait_ready(timeout_s=60)
+    began = time.monotonic()
+    cluster.delete("web")
+    assert time.monotonic() - began < 15
+    assert container_status

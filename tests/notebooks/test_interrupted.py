@@ -1,0 +1,95 @@
+"""A notebook ended in the middle, in each way in which that happens, leaves nothing behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from workshop_lib.commands.execute import find_notebooks
+from workshop_lib.commands.kernels import CHECKOUT
+from workshop_lib.errors import ClusterError
+from workshop_lib.local import processes
+from workshop_lib.local.cluster import LocalCluster
+
+STATE = "run"
+NOTEBOOKS = [path.stem for path in find_notebooks(CHECKOUT / "notebooks")]
+
+
+def running_pods():
+    cluster = LocalCluster(state=STATE)
+    names = []
+    for component in cluster.components():
+        try:
+            pods = cluster.get(component).observe().pods
+        except ClusterError:
+            continue  # looked at in the moment in which the notebook starts or deletes it
+        names += [p["metadata"]["name"] for p in pods if p["status"]["phase"] == "Running"]
+    return names
+
+
+def kernels_of(pid):
+    found = []
+    for child in processes.descendants(pid):
+        command = Path(f"/proc/{child}/cmdline").read_bytes()
+        if b"ipykernel" in command:
+            found.append(child)
+    return found
+
+
+def git_status():
+    done = subprocess.run(
+        ["git", "status", "--porcelain"], cwd=CHECKOUT, capture_output=True, text=True, check=True
+    )
+    return done.stdout
+
+
+def clean():
+    subprocess.run(
+        [sys.executable, "-m", "workshop_lib.local", "clean", "--state", STATE],
+        cwd=CHECKOUT, check=True, capture_output=True,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("how", ["Ctrl-C", "kernel killed", "run killed, then make clean"])
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_nothing_is_left(name, how, tmp_path):
+    clean()
+    before = git_status()
+    log = (tmp_path / "run.log").open("wb")
+    run = subprocess.Popen(
+        [sys.executable, "-m", "workshop_lib.commands.run", name],
+        cwd=CHECKOUT, stdout=log, stderr=log, start_new_session=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 240
+    while not running_pods():
+        assert run.poll() is None, (tmp_path / "run.log").read_text()
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    time.sleep(5)  # the pods' own processes are on their way
+    kernels = kernels_of(run.pid)
+    assert kernels
+    if how == "Ctrl-C":
+        os.killpg(run.pid, signal.SIGINT)  # as a terminal does: everyone in the foreground
+        assert run.wait(120) != 0
+    elif how == "kernel killed":
+        for kernel in kernels:
+            os.kill(kernel, signal.SIGKILL)
+        assert run.wait(120) != 0
+    else:
+        run.kill()
+        run.wait(10)
+        clean()
+    deadline = time.monotonic() + 20  # an orphaned kernel looks for its parent now and then
+    while any(map(processes.is_running, kernels)) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not [pid for pid in kernels if processes.is_running(pid)]
+    paths = LocalCluster(state=STATE).paths
+    assert processes.mentioning(paths.runtime) == []
+    assert not paths.runtime.exists() and not paths.folder.exists()
+    assert git_status() == before

@@ -1,0 +1,171 @@
+"""The real notebooks, each executed once: cells run, tagged outputs agree, results are right."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from nbval.plugin import get_sanitize_patterns
+from nbval_check import HERE, check_notebook
+
+from workshop_lib.commands.execute import find_notebooks, read_notebook
+from workshop_lib.commands.kernels import CHECKOUT
+from workshop_lib.commands.notebooks import machine_paths, problems
+from workshop_lib.commands.stopping import stop_everything
+
+NOTEBOOKS = find_notebooks(CHECKOUT / "notebooks", solutions=True)
+
+
+def marked(path):
+    """A solution repeats its notebook's start-up: it runs under make test-all."""
+    marks = [pytest.mark.slow] if path.parent.name == "solutions" else []
+    return pytest.param(path, id=path.stem, marks=marks)
+
+
+# -- what the notebooks must have found --------------------------------------------------------
+#
+# Each function gets what one notebook recorded. The key says which notebook; every notebook has
+# an entry. Small parameters are in params/<notebook>.yaml.
+
+
+def ray_cluster(records):
+    assert records["nodes_alive"] == 2
+    assert records["status_without_token"] == 401
+    assert records["spread_over_nodes"] == 2
+    assert records["job_condition"] == "Complete"
+    assert records["pending_pods"] > 0
+
+
+def stale_address(records):
+    assert records["second_run_found_head"] is False  # the lesson: it finds the first run's
+    assert records["repaired_run_found_head"] is True
+
+
+def kv_prediction(records):
+    assert records["kv_tokens_predicted"] == records["kv_tokens_engine"]
+    assert records["kv_error_share"] == 0
+
+
+def load(records):
+    assert records["errors"] == 0
+    assert records["throughput_gain"] > 0  # a number; how large is for make bench to say
+
+
+def checks_passed(records):
+    assert records["checks_passed"] is True
+
+
+def told_nothing(records):
+    assert records["failed_when_told_nothing"] == ["all nodes joined", "they have the GPUs"]
+
+
+def half_the_context(records):
+    assert records["kv_tokens_predicted"] == records["kv_tokens_engine"]
+    assert records["concurrency_gain"] == 2
+    assert records["longest_max_model_len"] > 4096
+
+
+EXPECTATIONS = {
+    "01_ray_cluster": [ray_cluster, stale_address, checks_passed],
+    "01_ray_cluster_solutions": [told_nothing, checks_passed],
+    "02_vllm_serving": [kv_prediction, load, checks_passed],
+    "02_vllm_serving_solutions": [half_the_context],
+}
+
+
+def test_every_notebook_has_expectations():
+    assert sorted(path.stem for path in NOTEBOOKS) == sorted(EXPECTATIONS)
+
+
+@pytest.mark.parametrize("source", NOTEBOOKS, ids=lambda path: path.stem)
+def test_committed_notebook_is_fit(source):
+    assert problems(read_notebook(source), machine_paths()) == []
+
+
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize("source", [marked(path) for path in NOTEBOOKS])
+def test_executes(source):
+    state = f"test-{source.stem.replace('_', '-')}"[:32].rstrip("-")
+    params = HERE / "params" / f"{source.stem}.yaml"
+    try:
+        checked = check_notebook(
+            source,
+            CHECKOUT / "build" / "tests" / source.stem,
+            state=state,
+            params=params if params.exists() else None,
+        )
+    finally:
+        left = stop_everything(state)
+    assert checked.passed, f"{checked.output}\nsee {checked.notebook}"
+    for expectation in EXPECTATIONS[source.stem]:
+        expectation(checked.records)
+    assert left == ""
+
+
+# -- the check itself --------------------------------------------------------------------------
+
+
+def test_check_fails_on_a_wrong_notebook_only(tmp_path):
+    """The same check as above: refuses one wrong number, lets its corrected twin pass."""
+    params = HERE / "params" / "wrong.yaml"
+    wrong = check_notebook(HERE / "wrong.ipynb", tmp_path / "wrong", state="none", params=params)
+    assert not wrong.passed
+    assert "Cell outputs differ" in wrong.output
+    assert "1 failed, 4 passed" in wrong.output, "only the last cell is wrong, after one injected"
+
+    twin = tmp_path / "right.ipynb"
+    twin.write_text(
+        (HERE / "wrong.ipynb").read_text().replace("23280", "23296").replace("23,280", "23,296")
+    )
+    right = check_notebook(twin, tmp_path / "right", state="none", params=params)
+    assert right.passed, right.output
+    assert right.records == wrong.records == {"kv_tokens": 23296}  # and the parameter arrived
+
+
+def test_check_refuses_a_parameter_that_the_notebook_does_not_have(tmp_path):
+    params = tmp_path / "odd.yaml"
+    params.write_text(yaml.safe_dump({"KV_GB": 1}))
+    with pytest.raises(AssertionError, match="KV_GB"):
+        check_notebook(HERE / "wrong.ipynb", tmp_path / "odd", state="none", params=params)
+
+
+SANITIZED = {
+    "2026-11-21T10:24:05.123Z up": "TIMESTAMP up",
+    "at 10:24:05": "at CLOCK",
+    "http://127.66.22.2:6379/x": "http://IPV4:PORT/x",
+    "localhost:8265": "localhost:PORT",
+    "llm-serve-svc:8000": "llm-serve-svc:8000",
+    "vllm-7d9c8b6f5-x7k2p": "vllm-REPLICASET-POD",
+    "ray-cluster-0-x7k2p ready": "ray-cluster-0-POD ready",
+    "ray-cluster-scripts-6g9c5mb546": "ray-cluster-scripts-HASH",
+    "raycluster-head-svc": "raycluster-head-svc",
+    "tensor-parallel-size": "tensor-parallel-size",
+    "node 9d1f0c3a5e7b9d1f0c3a5e7b9d1f0c3a5e7b9d1f0c3a5e7b9d1f0c3a": "node RAY-ID",
+    "<Axes at 0x7f3a5c0de1f0>": "<Axes at ADDRESS>",
+    "(raylet, pid=1234)": "(raylet, pid=PID)",
+    "after 1 min 35 s, 3.2 s and 153 ms": "after DURATION, DURATION and DURATION",
+    "23,296 tokens, 22.75x, 2 of 2 pods": "23,296 tokens, 22.75x, 2 of 2 pods",
+    "vllm 0.32.0 on Python 3.11": "vllm 0.32.0 on Python 3.11",
+}
+
+
+@pytest.mark.parametrize(("text", "expected"), SANITIZED.items())
+def test_sanitizer(text, expected):
+    import re
+
+    for pattern, replacement in get_sanitize_patterns((HERE / "nbval.cfg").read_text()):
+        text = re.sub(pattern, replacement, text)
+    assert text == expected
+
+
+def test_sanitizer_sections_are_named_and_whole():
+    lines = (HERE / "nbval.cfg").read_text().splitlines()
+    sections = [line for line in lines if line.startswith("[")]
+    assert len(sections) == len(set(sections)) >= 6
+    assert not [name for name in sections if name[1:-1].startswith("regex")]
+    assert len(get_sanitize_patterns("\n".join(lines))) == len(sections)
+
+
+def test_wrong_notebook_is_wrong_in_one_output_only():
+    content = json.loads((HERE / "wrong.ipynb").read_text())
+    assert problems(content, {"home": str(Path.home())}) == []

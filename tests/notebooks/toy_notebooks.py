@@ -1,0 +1,91 @@
+"""Tiny notebooks for the tests of the machinery: no Ray, a kernel start and a second each."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import psutil
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+from workshop_lib.commands.kernels import CHECKOUT
+
+METADATA = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
+PARAMETERS = 'PROFILE = "none"  # which cluster\nSECONDS = 0  # how long a cell takes'
+
+FIGURE = """
+import matplotlib.pyplot as plt
+plt.figure(figsize=(3, 2)); plt.plot([1, 2]); plt.show()
+"""
+
+BUSY = """
+import json, os, subprocess, time
+child = subprocess.Popen(["sleep", "600"])
+with open("../build/new.json", "w") as file: json.dump([os.getpid(), child.pid], file)
+os.rename("../build/new.json", "../build/pids.json")
+time.sleep(600)
+"""
+
+
+def write(root, name, *sources, parameters=PARAMETERS):
+    """Write `notebooks/<name>.ipynb` with these code cells after a title and parameters."""
+    cells = [new_markdown_cell(f"# The {name} notebook\n\n$2^{{10}}$ and [another](02_two.ipynb)")]
+    cells.append(new_code_cell(parameters, metadata={"tags": ["parameters"]}))
+    cells += [new_code_cell(source.strip()) for source in sources]
+    path = root / "notebooks" / f"{name}.ipynb"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(new_notebook(cells=cells, metadata=METADATA), path)
+    return path
+
+
+def start(module, root, *arguments):
+    """Start a command's `main` in a process of its own; its `stop` takes a while.
+
+    It writes stopping.txt when it begins and stopped.txt when it has ended.
+    """
+    driver = (
+        "import sys, time; from pathlib import Path\n"
+        f"from workshop_lib.commands import {module} as command\n"
+        f"root = Path({str(root)!r})\n"
+        "def stop(state):\n"
+        "    (root / 'stopping.txt').touch()\n"
+        "    time.sleep(0.5)\n"
+        "    with open(root / 'stopped.txt', 'a') as file: file.write(state + ' ')\n"
+        "    return ''\n"
+        "sys.exit(command.main(sys.argv[1:], root=root, stop=stop))\n"
+    )
+    return subprocess.Popen(
+        [sys.executable, "-c", driver, *arguments],
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": str(CHECKOUT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_for(condition, what, timeout_s=30.0):
+    """Wait until a function's result is true, and return it."""
+    end = time.monotonic() + timeout_s
+    while time.monotonic() < end:
+        result = condition()
+        if result:
+            return result
+        time.sleep(0.05)
+    raise AssertionError(f"{what} after {timeout_s:g} s")
+
+
+def alive(pid):
+    """Whether a process runs; a zombie does not."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def snapshot(folder):
+    """Every file of a folder with its content."""
+    return {path: path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}

@@ -1,0 +1,392 @@
+"""`make bench`: the frame, the processes, the mock server, and one tiny real run."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from workshop_lib.commands import bench
+from workshop_lib.commands.measures.client_cpu import ClientCpu, check_load, stamp_errors
+from workshop_lib.commands.measures.clients import Measured, workshop_client
+from workshop_lib.commands.measures.frame import (
+    Bar,
+    Comparison,
+    Quantity,
+    Report,
+    Side,
+    compare,
+    interleave,
+    measure,
+    table,
+)
+from workshop_lib.commands.measures.mock_server import (
+    Load,
+    MockServer,
+    Observation,
+    Stream,
+    process_cpu_s,
+)
+from workshop_lib.commands.measures.workers import Worker, answer, two_cores
+from workshop_lib.errors import WorkshopError
+
+HALF = Quantity("time", "time", "s", Bar("ratio", "at most", 0.5))
+
+
+@dataclass
+class Toy:
+    """An entry whose times are given beforehand."""
+
+    ours: Sequence[float]
+    theirs: Sequence[float]
+    name: str = "toy"
+    rounds: int = 3
+    quantity: Quantity = HALF
+    order: list[str] = field(default_factory=list)
+    stopped: bool = False
+
+    @contextlib.contextmanager
+    def prepare(self, say: Callable[[str], None]) -> Iterator[list[Comparison]]:
+        say("starting")
+        sides = {"ours": self.side("A", self.ours), "theirs": self.side("B", self.theirs)}
+        try:
+            yield [Comparison("toy: a comparison", sides, [self.quantity])]
+        finally:
+            self.stopped = True
+
+    def side(self, letter: str, times: Sequence[float]) -> Side:
+        coming = iter(times)
+
+        def sample() -> dict[str, float]:
+            self.order.append(letter)
+            value = next(coming)
+            if value < 0:
+                raise WorkshopError("it broke")
+            return {"time": value}
+
+        return sample
+
+
+def run(tmp_path: Path, *toys: Toy, arguments: Sequence[str] = ()) -> tuple[int, dict[str, Any]]:
+    status = bench.main(arguments, known={toy.name: toy for toy in toys}, root=tmp_path)
+    return status, json.loads((tmp_path / "build" / "bench.json").read_text())
+
+
+# The frame.
+
+
+def test_sides_are_measured_in_turn_and_medians_compared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    toy = Toy([1, 50, 2], [4, 6, 900])
+    status, data = run(tmp_path, toy)
+    assert toy.order == list("ABABAB") and toy.stopped
+    assert status == 0
+    (report,) = data["entries"]["toy"]["comparisons"]
+    (row,) = report["rows"]
+    assert (row["first"], row["second"]) == (2, 6) and row["ratio"] == pytest.approx(1 / 3)
+    assert row["ranges"] == [[1, 50], [4, 900]] and row["met"] is True
+    assert report["samples"] == {"ours": {"time": [1, 50, 2]}, "theirs": {"time": [4, 6, 900]}}
+    assert data["machine"]["cores"] and data["versions"]["python"] and data["date"]
+    shown = capsys.readouterr()
+    assert "2 (1 to 50)" in shown.out and "0.333" in shown.out and "pass" in shown.out
+    assert str(tmp_path / "build" / "bench.json") in shown.out
+    assert "toy" in shown.err  # the progress
+
+
+def test_a_missed_bar_is_said_and_fails_only_when_strict(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(tmp_path, Toy([3] * 3, [4] * 3))[0] == 0
+    shown = capsys.readouterr().out
+    assert "MISSED" in shown
+    assert "Missed: toy: time: ours 3 s, 0.75 times theirs; the bar is ratio at most 0.5" in shown
+    assert run(tmp_path, Toy([3] * 3, [4] * 3), arguments=["--strict"])[0] == 1
+    assert run(tmp_path, Toy([1] * 3, [4] * 3), arguments=["--strict"])[0] == 0
+
+
+def test_a_measurement_that_proves_nothing_fails(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    needed = Quantity("time", "margin", "times", Bar("median", "at least", 2, proves=True))
+    assert run(tmp_path, Toy([1.5] * 3, [9] * 3, quantity=needed))[0] == 1
+    shown = capsys.readouterr()
+    assert "INVALID" in shown.out and "Not measured: toy: margin" in shown.err
+    assert run(tmp_path, Toy([2.5] * 3, [1] * 3, quantity=needed))[0] == 0
+
+
+def test_a_broken_entry_is_one_line_and_the_others_are_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken, good = Toy([1, -1], [4, 4], name="broken"), Toy([1] * 3, [4] * 3, name="good")
+    status, data = run(tmp_path, broken, good)
+    assert status == 1 and broken.stopped
+    line = "ours, round 2 of 3: it broke"
+    assert f"WorkshopError: broken: {line}\n" in capsys.readouterr().err
+    assert data["entries"]["broken"]["error"] == line
+    assert data["entries"]["good"]["comparisons"]
+
+
+def test_only_and_rounds(tmp_path: Path) -> None:
+    toys = Toy([1] * 9, [2] * 9, name="one"), Toy([1] * 9, [2] * 9, name="two")
+    _, data = run(tmp_path, *toys, arguments=["--only", "two", "--rounds", "7"])
+    assert list(data["entries"]) == ["two"] and len(toys[1].order) == 14 and not toys[0].order
+
+
+@pytest.mark.parametrize("arguments", [["--only", "nothing"], ["--rounds", "0"], ["--rounds", "x"]])
+def test_wrong_arguments_are_refused(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as refused:
+        bench.main(arguments, known={"toy": Toy([1], [1])}, root=tmp_path)
+    assert refused.value.code == 2
+    assert repr(arguments[1]) in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "build").exists()
+
+
+def test_a_signal_ends_it_and_stops_what_runs(tmp_path: Path) -> None:
+    class Stopped(Toy):
+        def side(self, letter: str, times: Sequence[float]) -> Side:
+            def sample() -> dict[str, float]:
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(5)
+                raise AssertionError("the signal did not come")
+
+            return sample
+
+    toy = Stopped([], [])
+    assert bench.main([], known={"toy": toy}, root=tmp_path) == 128 + signal.SIGTERM
+    assert toy.stopped
+
+
+def test_a_quantity_that_one_side_lacks() -> None:
+    row = compare(Quantity("x", "x", "s", Bar("ratio", "at most", 1)), [1.0], [])
+    assert row.ratio is None and row.met is False
+    report = Report("title", ("a", "b"), [row], interleave({"a": lambda: {"x": 1.0}}, 1))
+    line = " ".join(table(report).splitlines()[2].split())
+    assert line == "x s 1 (1 to 1) - - ratio at most 1 MISSED"
+
+
+def test_what_is_measured_by_default() -> None:
+    known = bench.entries(Path("build"))
+    assert list(known) == ["client-cpu", "apply"]
+    assert known["client-cpu"].rounds >= 5
+
+
+# The processes.
+
+
+def ends_at_once(connection: Connection) -> None:
+    connection.send(None)
+    connection.recv()
+    print("the last line of its log", flush=True)
+    os._exit(3)
+
+
+def obedient(connection: Connection) -> None:
+    def handle(question: Any) -> Any:
+        if question == "fail":
+            raise ValueError("two\nwords")
+        if question == "sleep":
+            time.sleep(60)
+        return os.sched_getaffinity(0)
+
+    answer(connection, handle)
+
+
+def test_workers_run_on_their_core_and_end_with_their_block(tmp_path: Path) -> None:
+    core = two_cores()[1]
+    with Worker("obedient", obedient, core, tmp_path) as worker:
+        worker.wait_ready(30)
+        assert worker.ask("where", timeout_s=5) == {core}
+        with pytest.raises(WorkshopError, match=r"^obedient failed: .*ValueError: two words; see"):
+            worker.ask("fail", timeout_s=5)
+        assert worker.ask("again", timeout_s=5) == {core}
+        with pytest.raises(WorkshopError, match=r"not answered for 0\.1 s; see .*obedient\.log"):
+            worker.ask("sleep", timeout_s=0.1)
+        pid = worker.pid
+        began = time.monotonic()
+        worker.stop(0.1)
+    assert time.monotonic() - began < 30  # not the minute that it sleeps
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+def test_a_worker_that_dies_is_one_line(tmp_path: Path) -> None:
+    with Worker("short lived", ends_at_once, two_cores()[0], tmp_path) as worker:
+        worker.wait_ready(30)
+        said = (
+            r"^short lived ended with status 3: the last line of its log; see .*short-lived\.log$"
+        )
+        with pytest.raises(WorkshopError, match=said):
+            worker.ask("anything", timeout_s=10)
+        with pytest.raises(WorkshopError, match=said):
+            worker.ask("anything", timeout_s=10)
+
+
+def test_one_core_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {3})
+    with pytest.raises(WorkshopError, match="a core each"):
+        two_cores()
+
+
+# The mock server.
+
+
+@pytest.fixture
+def control() -> Iterator[Connection]:
+    here, there = multiprocessing.Pipe()
+    server = MockServer(there)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    yield here
+    here.close()
+    thread.join(5)
+    assert not thread.is_alive()
+
+
+def started(control: Connection, load: Load) -> http.client.HTTPConnection:
+    control.send(load)
+    url: str = control.recv()
+    return http.client.HTTPConnection(url.removeprefix("http://"), timeout=10)
+
+
+def observed(control: Connection) -> Observation:
+    control.send(None)
+    seen: Observation = control.recv()
+    return seen
+
+
+def ask(connection: http.client.HTTPConnection, body: Any) -> http.client.HTTPResponse:
+    connection.request("POST", "/v1/chat/completions", json.dumps(body))
+    return connection.getresponse()
+
+
+def test_the_mock_server_streams_at_its_pace_and_stamps_each_token(control: Connection) -> None:
+    connection = started(control, Load(ttft_ms=30, itl_ms=10, watch_pid=os.getpid()))
+    for number in (1, 2):  # over one connection
+        response = ask(connection, {"stream": True, "max_tokens": 6})
+        assert response.status == 200
+        events = response.read().decode().split("\n\n")
+        messages = [json.loads(event.removeprefix("data: ")) for event in events[:-2]]
+        assert events[-2:] == ["data: [DONE]", ""]
+        deltas = [choice["delta"] for message in messages for choice in message["choices"]]
+        assert deltas[0] == {"role": "assistant", "content": ""}
+        assert [delta["content"] for delta in deltas[1:]] == [" token"] * 6
+        assert messages[-2]["choices"][0]["finish_reason"] == "length"
+        assert messages[-1]["usage"] == {
+            "prompt_tokens": number,
+            "completion_tokens": 6,
+            "total_tokens": number + 6,
+        }
+    seen = observed(control)
+    assert seen.tokens == 12 and seen.most_at_once == 1 and seen.client_cpu_s > 0
+    for stream in seen.streams:
+        after_ms = [1000 * (stamp - stream.received_s) for stamp in stream.text_s]
+        # Never early; how late is this machine's affair.
+        assert all(after >= 30 + 10 * n - 0.001 for n, after in enumerate(after_ms))
+    # A new load begins a new observation.
+    assert not observed_after(control, Load(1, 1)).streams
+
+
+def observed_after(control: Connection, load: Load) -> Observation:
+    control.send(load)
+    control.recv()
+    return observed(control)
+
+
+def test_what_the_mock_server_does_not_do_it_says(control: Connection) -> None:
+    connection = started(control, Load(ttft_ms=1, itl_ms=1))
+    for body in ({"max_tokens": 3}, {"stream": True}, {"stream": True, "max_tokens": -1}, []):
+        response = ask(connection, body)
+        assert response.status == 400 and b"only streams" in response.read()
+    connection.request("GET", "/metrics")
+    response = connection.getresponse()
+    assert response.status == 404 and response.read()
+    assert not observed(control).streams
+
+
+def test_a_client_that_leaves_does_not_stop_the_mock_server(control: Connection) -> None:
+    leaving = started(control, Load(ttft_ms=1, itl_ms=1))
+    ask(leaving, {"stream": True, "max_tokens": 10_000}).read(10)
+    leaving.sock.close()
+    connection = started(control, Load(ttft_ms=1, itl_ms=0))
+    assert ask(connection, {"stream": True, "max_tokens": 500}).read().endswith(b"[DONE]\n\n")
+    assert [len(stream.text_s) for stream in observed(control).streams] == [500]
+
+
+def test_the_cpu_clock_of_a_process_is_read_from_outside() -> None:
+    assert process_cpu_s(os.getpid()) == pytest.approx(time.process_time(), abs=0.01)
+
+
+def test_errors_are_counted_against_the_stamps_of_the_same_stream() -> None:
+    seen = Observation(
+        [Stream(1, 10.0, [10.1, 10.12, 10.14]), Stream(2, 10.05, [10.25, 10.27, 10.29])]
+    )
+    measured = [Measured(2, 201.0, [19.0, 20.5]), Measured(1, 100.5, [20.0, 24.0])]
+    ttft_ms, itl_ms = stamp_errors(measured, seen)
+    assert ttft_ms == pytest.approx(0.75) and itl_ms == pytest.approx(0.75)
+    with pytest.raises(WorkshopError, match="other ones"):
+        stamp_errors(measured[:1], seen)
+    with pytest.raises(WorkshopError, match=r"3 tokens were sent .* reports 1 times"):
+        stamp_errors([measured[1], Measured(2, 201.0, [19.0])], seen)
+
+
+def test_another_load_than_the_named_one_is_refused(tmp_path: Path) -> None:
+    def seen(gap_s: float, requests: int = 6) -> Observation:
+        stamps = [n * gap_s for n in range(8)]
+        return Observation([Stream(n + 1, 0.0, stamps) for n in range(requests)], most_at_once=3)
+
+    entry = ClientCpu(logs=tmp_path, **TINY | {"pace_tolerance": 0.05})
+    check_load(seen(0.0102), entry)
+    with pytest.raises(WorkshopError, match=r"each 11\.00 ms instead of 10; .* quiet machine"):
+        check_load(seen(0.011), entry)
+    with pytest.raises(
+        WorkshopError, match=r"5 requests, 3 at once, 40 tokens instead of 6, 3, 48"
+    ):
+        check_load(seen(0.010, requests=5), entry)
+
+
+# All of it.
+
+
+TINY: dict[str, Any] = {
+    "streams": 3,
+    "requests": 6,
+    "tokens": 8,
+    "ttft_ms": 20.0,
+    "itl_ms": 10.0,
+    "pace_tolerance": 1.0,  # a machine that runs tests is not quiet
+}
+
+
+def test_a_tiny_real_run_of_our_client(tmp_path: Path) -> None:
+    peer = ("workshop again", workshop_client)
+    entry = ClientCpu(logs=tmp_path, flood_tokens=50, peer=peer, **TINY)
+    (report,) = measure(entry, rounds=1)
+    assert report.sides == ("workshop", "workshop again")
+    for side in report.sides:
+        sample = {key: value for key, (value,) in report.samples[side].items()}
+        assert 0 < sample["cpu_us"] < 10_000
+        assert sample["itl_error_ms"] >= 0 and sample["ttft_error_ms"] >= 0
+        assert sample["server_margin"] > 0 and sample["tokens_per_s"] < 300
+    assert [row.unit for row in report.rows] == ["µs", "ms", "ms", "1/s", "times"]
+
+
+@pytest.mark.slow
+def test_a_tiny_real_run_against_vllm(tmp_path: Path) -> None:
+    (report,) = measure(ClientCpu(logs=tmp_path, **TINY), rounds=1)
+    theirs = {key: value for key, (value,) in report.samples["vllm bench serve"].items()}
+    assert theirs["cpu_us"] > 0 and theirs["itl_error_ms"] >= 0

@@ -1,0 +1,389 @@
+"""Memory arithmetic against published totals, real logs, and an independent count."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import json
+import math
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from workshop_lib.errors import ModelError, WorkshopError
+from workshop_lib.memory import (
+    CPU_BLOCK_SIZE,
+    DEVICES,
+    GIB,
+    EngineKV,
+    ModelShape,
+    block_waste,
+    contiguous_waste,
+    cpu_budget,
+    find_device,
+    gpu_budget,
+    kv_bytes_per_token,
+    kv_cache_capacity,
+    kv_cache_tokens,
+    kv_table,
+    parse_engine_line,
+    parse_engine_log,
+)
+from workshop_lib.memory.__main__ import main
+
+ROOT = Path(__file__).resolve().parents[2]
+LOG = (ROOT / "data/recorded/h200/vllm-0.25.1-tp1-util0.90.log").read_text()
+LAPTOP_LINE = (
+    "(EngineCore pid=12) INFO 11-21 10:00:00 [kv_cache_utils.py:2327] CPU KV cache size: "
+    "23,296 tokens, Maximum concurrency for 1,024 tokens per request: 22.75x"
+)
+
+# Parameters that the models' repositories state.
+PUBLISHED = {
+    "smollm2-135m": 134_515_008,
+    "mistral-7b": 7_248_023_552,
+    "llama-2-7b": 6_738_415_616,
+    "llama-3.1-70b": 70_553_706_496,
+    "llama-3.1-405b": 405_853_388_800,
+}
+QWEN25_05B = {
+    "architectures": ["Qwen2ForCausalLM"],
+    "hidden_size": 896,
+    "intermediate_size": 4864,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 14,
+    "num_key_value_heads": 2,
+    "vocab_size": 151936,
+    "max_position_embeddings": 32768,
+    "tie_word_embeddings": True,
+    "sliding_window": 32768,
+    "use_sliding_window": False,
+}
+QWEN3_06B = {
+    "architectures": ["Qwen3ForCausalLM"],
+    "hidden_size": 1024,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "vocab_size": 151936,
+    "max_position_embeddings": 40960,
+    "tie_word_embeddings": True,
+}
+
+
+def laptop_model() -> ModelShape:
+    return ModelShape.named("smollm2-135m").with_dtype("float32")
+
+
+@pytest.mark.parametrize(("name", "parameters"), PUBLISHED.items())
+def test_parameters_equal_the_published_totals(name: str, parameters: int) -> None:
+    assert ModelShape.named(name).parameters == parameters
+
+
+@pytest.mark.parametrize(
+    ("config", "parameters"), [(QWEN25_05B, 494_032_768), (QWEN3_06B, 596_049_920)]
+)
+def test_biases_and_norms_of_qwen_are_counted(config: dict[str, object], parameters: int) -> None:
+    assert ModelShape.from_config(config).parameters == parameters
+
+
+def test_head_dim_is_read_or_derived() -> None:
+    assert ModelShape.from_config(QWEN3_06B).head_dim == 128  # not 1024 / 16
+    assert ModelShape.from_config(QWEN25_05B).head_dim == 64
+
+
+def test_kv_heads_default_to_heads() -> None:
+    config = {k: v for k, v in QWEN25_05B.items() if k != "num_key_value_heads"}
+    assert ModelShape.from_config(config).kv_heads == 14
+
+
+def test_weights_equal_the_h200_log() -> None:
+    said_gib = parse_engine_log(LOG).weights_gib
+    weights_gib = ModelShape.named("mistral-7b-shape-h200").weights_bytes() / GIB
+    assert said_gib == 13.76
+    assert round(weights_gib, 2) == said_gib
+
+
+def test_weights_under_tensor_parallelism() -> None:
+    shape = ModelShape.named("llama-3.1-70b")
+    whole = shape.weights_bytes()
+    for tp in (2, 4, 8):
+        part = shape.weights_bytes(tp)
+        # Norms and the rotary table are on every GPU, so a part is a little more than its share.
+        assert whole / tp < part < whole / tp * 1.01
+    # Beyond 8 KV heads they are copied: 16 GPUs hold 16 heads' keys and values, not 8.
+    copied = 2 * 80 * 8192 * 128 * 8 * 2 / 16
+    assert shape.weights_bytes(16) > whole / 16 + copied
+
+
+@pytest.mark.parametrize(
+    ("name", "tp", "mib"),
+    [
+        ("llama-2-7b", 1, 0.5),
+        ("mistral-7b", 1, 0.125),
+        ("mistral-7b", 2, 0.0625),
+        ("llama-3.1-70b", 1, 0.3125),
+        ("llama-3.1-70b", 8, 0.3125 / 8),
+        ("llama-3.1-70b", 16, 0.3125 / 8),  # one head at least: no smaller than with 8
+    ],
+)
+def test_kv_bytes_a_token(name: str, tp: int, mib: float) -> None:
+    assert kv_bytes_per_token(ModelShape.named(name), tp=tp) == mib * 2**20
+
+
+def test_fp8_cache_is_half_of_bf16() -> None:
+    shape = ModelShape.named("mistral-7b")
+    assert kv_bytes_per_token(shape, kv_dtype="fp8") * 2 == kv_bytes_per_token(shape)
+
+
+def test_the_laptops_line_comes_out_exactly() -> None:
+    capacity = kv_cache_capacity(GIB, laptop_model(), max_model_len=1024, block_size=CPU_BLOCK_SIZE)
+    assert capacity.line("CPU") in LAPTOP_LINE
+    assert capacity.blocks == 182  # vllm:cache_config_info: num_gpu_blocks 182, block_size 128
+    assert parse_engine_line(LAPTOP_LINE) == EngineKV("CPU", capacity.tokens, 1024, 22.75)
+
+
+def test_a_length_that_is_no_multiple_of_the_block_comes_out_exactly() -> None:
+    """Seen on the laptop: VLLM_CPU_KVCACHE_SPACE=2, --max-model-len 1000."""
+    said = (
+        "CPU KV cache size: 45,500 tokens, Maximum concurrency for 1,000 tokens per request: 45.50x"
+    )
+    capacity = kv_cache_capacity(
+        2 * GIB, laptop_model(), max_model_len=1000, block_size=CPU_BLOCK_SIZE
+    )
+    assert capacity.line("CPU") == said
+    assert capacity.blocks * capacity.block_size == 46_592  # what the cache could hold
+
+
+def test_the_h200_line_comes_out_exactly_from_its_blocks() -> None:
+    shape = ModelShape.named("mistral-7b-shape-h200")
+    said = parse_engine_line(LOG)
+    block_bytes = 16 * kv_bytes_per_token(shape)
+    kv_bytes = said.tokens // 16 * block_bytes
+    assert round(kv_bytes / GIB, 1) == parse_engine_log(LOG).available_kv_gib == 110.9
+    for spare in (0, block_bytes - 1):
+        capacity = kv_cache_capacity(kv_bytes + spare, shape, max_model_len=4096)
+        assert capacity.tokens == said.tokens == 908_512
+        assert round(capacity.concurrency, 2) == said.concurrency == 221.80
+
+
+def test_the_h200_budget_is_within_one_percent_of_the_log() -> None:
+    budget = gpu_budget(
+        ModelShape.named("mistral-7b-shape-h200"),
+        "h200",
+        gpu_memory_utilization=0.9,
+        max_model_len=4096,
+    )
+    said = parse_engine_line(LOG)
+    assert budget.kv.tokens == pytest.approx(said.tokens, rel=0.01)
+    assert budget.cuda_graphs_gib == parse_engine_log(LOG).cuda_graphs_gib
+    assert budget.fits and budget.reason == ""
+
+
+def test_capacity_follows_vllms_rule_for_any_size() -> None:
+    """The rule counted another way: request by request, block by block."""
+    rng = random.Random(7)
+    shapes = [ModelShape.named(name) for name in PUBLISHED]
+    for _ in range(300):
+        shape = rng.choice(shapes)
+        block_size = rng.choice([16, 32, 64, 128])
+        length = rng.randint(1, 9000)
+        kv_bytes = rng.randint(0, 80 * GIB)
+        capacity = kv_cache_capacity(kv_bytes, shape, max_model_len=length, block_size=block_size)
+        slots = kv_bytes // kv_bytes_per_token(shape)
+        blocks = slots // block_size
+        per_request = math.ceil(length / block_size)
+        assert capacity.blocks == blocks
+        assert capacity.tokens == int(blocks / per_request * length)
+        assert capacity.tokens <= blocks * block_size <= slots
+        whole_requests = int(capacity.concurrency)
+        assert whole_requests * per_request <= blocks < (whole_requests + 1) * per_request
+        # vLLM keeps one block back, so exactly one request's blocks are not enough.
+        assert capacity.fits == (blocks - 1 >= per_request)
+        more = kv_cache_tokens(kv_bytes + GIB, shape, max_model_len=length, block_size=block_size)
+        assert more >= capacity.tokens
+
+
+def test_waste_of_blocks_and_of_one_piece() -> None:
+    assert (block_waste(100, 16), block_waste(100, 64)) == (12, 28)  # the seeds' example
+    assert contiguous_waste(100, 1024) == 924
+    for tokens in range(1, 400):
+        for size in (1, 16, 128):
+            waste = block_waste(tokens, size)
+            assert 0 <= waste < size and (tokens + waste) % size == 0
+
+
+def test_the_seeds_table_recomputed() -> None:
+    table = kv_table([ModelShape.named("llama-2-7b"), ModelShape.named("mistral-7b")], kv_gib=56)
+    assert table.tokens.tolist() == [114_688, 458_752]
+    assert [round(tokens / 45_000, 1) for tokens in table.tokens] == [2.5, 10.2]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("name", ["mistral-7b", "llama-3.1-70b"])
+def test_parts_of_a_budget_add_up_to_the_device(device: str, name: str) -> None:
+    for utilization in (0.4, 0.9, 1.0):
+        budget = gpu_budget(ModelShape.named(name), device, gpu_memory_utilization=utilization)
+        assert sum(budget.parts().values()) == pytest.approx(budget.capacity_gib)
+        assert budget.fits == (budget.reason == "")
+
+
+def test_a_device_gives_less_than_nvidia_smi_shows() -> None:
+    for device in DEVICES.values():
+        assert 0.95 < device.cuda_gib / device.smi_gib < 1
+    assert find_device("NVIDIA H200") is DEVICES["h200"]
+    assert find_device("H100-80GB") is DEVICES["h100"]
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("llama-3.1-70b", {"tp": 1}, "more than the device has"),
+        ("llama-3.1-70b", {"tp": 2, "gpu_memory_utilization": 0.8}, "no memory for the KV cache"),
+        ("mistral-7b", {"max_model_len": 2_000_000}, "set max_model_len to at most"),
+        ("mistral-7b", {"gpu_memory_utilization": 1.0}, "lower gpu_memory_utilization"),
+    ],
+)
+def test_what_does_not_fit_says_what_to_change(
+    name: str, options: dict[str, float], words: str
+) -> None:
+    budget = gpu_budget(ModelShape.named(name), "h100", **options)  # type: ignore[arg-type]
+    assert not budget.fits
+    assert words in budget.reason and "\n" not in budget.reason
+
+
+def test_the_advised_max_model_len_fits() -> None:
+    shape = ModelShape.named("mistral-7b")
+    budget = gpu_budget(shape, "l4", max_model_len=2_000_000)
+    longest = int(budget.reason.rsplit(" ", 1)[1].replace(",", ""))
+    assert gpu_budget(shape, "l4", max_model_len=longest).fits
+    assert not gpu_budget(shape, "l4", max_model_len=longest + 1).fits
+
+
+def test_cpu_budget_uses_the_given_cache() -> None:
+    budget = cpu_budget(laptop_model(), kv_gib=1, memory_gib=24, max_model_len=1024)
+    assert budget.kv.tokens == 23_296
+    assert budget.parts()["KV cache"] == 1
+    assert sum(budget.parts().values()) == pytest.approx(24)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"architectures": ["MambaForCausalLM"]}, "MambaForCausalLM is not modelled"),
+        ({"architectures": []}, "no 'architectures'"),
+        ({"sliding_window": 4096, "use_sliding_window": True}, "sliding-window attention (4096"),
+        ({"quantization_config": {"quant_method": "fp8"}}, "quantized weights (fp8)"),
+        ({"hidden_size": None}, "positive integer 'hidden_size'"),
+        ({"num_hidden_layers": -1}, "positive integer 'num_hidden_layers'"),
+        ({"num_key_value_heads": 3}, "no multiple"),
+        ({"torch_dtype": "int4"}, "'int4' is not known"),
+    ],
+)
+def test_a_config_that_cannot_be_computed_is_refused(change: dict[str, object], words: str) -> None:
+    with pytest.raises(ModelError, match=r"^[^\n]*$") as caught:
+        ModelShape.from_config({**QWEN25_05B, **change}, name="a-model")
+    assert words in str(caught.value)
+
+
+def test_a_file_that_is_no_config_is_refused(tmp_path: Path) -> None:
+    broken = tmp_path / "config.json"
+    with pytest.raises(ModelError, match="cannot be read"):
+        ModelShape.from_config(broken)
+    broken.write_text("{")
+    with pytest.raises(ModelError, match="is not JSON"):
+        ModelShape.from_config(tmp_path)
+    broken.write_text("[]")
+    with pytest.raises(ModelError, match="no JSON object"):
+        ModelShape.from_config(broken)
+    with pytest.raises(ModelError, match=r"there are: .*mistral-7b"):
+        ModelShape.named("mistral")
+
+
+def test_sizes_that_cannot_be_are_refused() -> None:
+    shape = ModelShape.named("smollm2-135m")
+    with pytest.raises(ModelError, match=r"over 2 GPUs does not divide.*possible sizes: 1, 3"):
+        kv_bytes_per_token(shape, tp=2)
+    for utilization in (0.0, -1.0, 1.5):
+        with pytest.raises(WorkshopError, match="gpu_memory_utilization"):
+            gpu_budget(shape, "h100", gpu_memory_utilization=utilization)
+    with pytest.raises(WorkshopError, match="'h300' is not in the table; use one of a10g"):
+        gpu_budget(shape, "h300")
+    with pytest.raises(WorkshopError, match="max_model_len must be at least 1"):
+        gpu_budget(shape, "h100", max_model_len=0)
+    with pytest.raises(WorkshopError, match="VLLM_CPU_KVCACHE_SPACE"):
+        cpu_budget(shape, kv_gib=0, memory_gib=24)
+    with pytest.raises(ModelError, match="'float8' is not known"):
+        shape.with_dtype("float8")
+
+
+def test_log_without_the_line_and_log_of_a_restarted_server() -> None:
+    with pytest.raises(WorkshopError, match=r"no 'KV cache size.*its last line: 'still loading'"):
+        parse_engine_line("starting\nstill loading\n")
+    older = LAPTOP_LINE.replace("23,296", "11,648").replace("22.75", "11.38")
+    assert parse_engine_line(f"{older}\n{LAPTOP_LINE}\n").tokens == 23_296
+    assert parse_engine_line("GPU KV cache size: 16 tokens") == EngineKV("GPU", 16)
+
+
+def test_command_line_prints_json_with_an_integer(tmp_path: Path) -> None:
+    config = tmp_path / "config.json"
+    config.write_text((ROOT / "data/models/mistral-7b-shape-h200.json").read_text())
+    options = "--gpu h200 --tp 2 --gpu-memory-utilization 0.9 --max-model-len 4096 --json"
+    done = subprocess.run(
+        [sys.executable, "-m", "workshop_lib.memory", "--config", str(config), *options.split()],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    answer = json.loads(done.stdout)
+    assert type(answer["kv_cache_tokens"]) is int
+    # Half of the weights and half of the bytes a token: a little more than twice TP=1's tokens.
+    assert 2 * 908_512 < answer["kv_cache_tokens"] < 2.2 * 908_512
+    assert answer["tp"] == 2 and answer["fits"] and "activations" in answer["estimated"]
+
+
+def test_command_line_for_the_laptop(capsys: pytest.CaptureFixture[str]) -> None:
+    config = str(ROOT / "data/models/smollm2-135m.json")
+    options = ["--config", config, "--cpu-kv-gib", "1", "--dtype", "float32"]
+    assert main([*options, "--max-model-len", "1024", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["kv_cache_tokens"] == 23_296
+    assert main([*options, "--max-model-len", "1024"]) == 0
+    assert "23,296 tokens" in capsys.readouterr().out
+
+
+def test_command_line_explains_bad_input_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    config = str(ROOT / "data/models/smollm2-135m.json")
+    assert main(["--config", config, "--gpu", "h200", "--tp", "2"]) == 2
+    out, error = capsys.readouterr()
+    assert out == "" and error.count("\n") == 1 and "possible sizes: 1, 3" in error
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "data",
+        "memory.shape",
+        "memory.devices",
+        "memory.kv_cache",
+        "memory.engine_log",
+        "memory.budget",
+        "serving.metrics",
+    ],
+)
+def test_examples_in_docstrings(module: str) -> None:
+    result = doctest.testmod(importlib.import_module(f"workshop_lib.{module}"))
+    assert result.attempted and not result.failed
+
+
+def test_memory_needs_no_heavy_package() -> None:
+    code = (
+        "import sys, workshop_lib.memory; "
+        "print({'torch', 'vllm', 'pandas', 'matplotlib', 'transformers'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"

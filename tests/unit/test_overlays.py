@@ -1,0 +1,147 @@
+"""The project's own manifests: they render, fit the CRDs, and set only places that exist."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+
+from workshop_lib import manifests
+from workshop_lib.local import schema
+from workshop_lib.settings import explain_settings
+
+ROOT = manifests.manifests_dir()
+BASES = sorted(path.parent for path in (ROOT / "base").glob("*/kustomization.yaml"))
+LOCAL = sorted(path.parent.name for path in (ROOT / "overlays/local").glob("*/kustomization.yaml"))
+SCRIPTS = sorted(ROOT.rglob("*.sh"))
+CRDS = os.environ.get("WORKSHOP_CRDS")
+
+A_VALUE = {"int": 3, "float": 0.5, "str": "org/name", "bool": True}
+
+
+@pytest.mark.parametrize("component", LOCAL)
+def test_local_overlay_is_played(component):
+    objects = manifests.render("local", component)
+    assert objects
+    for item in objects:
+        schema.check(item)
+        assert item.origin.startswith("manifests/base/"), "an error must be able to name the file"
+        labels = item.body["metadata"]["labels"]
+        assert labels["app.kubernetes.io/part-of"] == "ray-vllm-workshop"
+
+
+@pytest.mark.parametrize("component", LOCAL)
+def test_every_parameter_reaches_its_places(component):
+    plain = [item.body for item in manifests.render("local", component)]
+    for parameter in manifests.parameters_of("local", component).values():
+        assert parameter.help.endswith(".")
+        value = parameter.allowed[0] if parameter.allowed else A_VALUE[parameter.type]
+        changed = [i.body for i in manifests.render("local", component, {parameter.name: value})]
+        assert changed != plain, f"{parameter.name} changes nothing"
+
+
+@pytest.mark.parametrize("base", BASES, ids=lambda path: path.name)
+def test_base_asks_for_no_privilege(base):
+    """Every container on a cluster: limits, no privilege, a named image version."""
+    for item in manifests.render_folder(base):
+        for spec in pod_specs(item.body):
+            assert spec["automountServiceAccountToken"] is False
+            assert spec["securityContext"]["runAsNonRoot"] is True
+            assert not spec.get("hostNetwork")
+            for container in spec["containers"]:
+                where = f"{item.key} {container['name']}"
+                assert ":" in container["image"] and not container["image"].endswith(":latest")
+                assert set(container["resources"]) == {"requests", "limits"}, where
+                assert container["securityContext"] == {
+                    "allowPrivilegeEscalation": False,
+                    "capabilities": {"drop": ["ALL"]},
+                }, where
+
+
+def pod_specs(node):
+    """Every pod spec in an object, wherever its kind keeps it."""
+    if isinstance(node, dict):
+        if "containers" in node:
+            yield node
+        for value in node.values():
+            yield from pod_specs(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from pod_specs(value)
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_script_passes_shellcheck(script):
+    shellcheck = Path(sys.executable).with_name("shellcheck")
+    done = subprocess.run(
+        [shellcheck if shellcheck.exists() else shutil.which("shellcheck"), script],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+
+
+def strict(node):
+    """A CRD's schema in which an unknown field is an error, as under strict validation."""
+    if isinstance(node, list):
+        return [strict(value) for value in node]
+    if not isinstance(node, dict):
+        return node
+    node = {key: strict(value) for key, value in node.items()}
+    open_ended = node.get("x-kubernetes-preserve-unknown-fields") or "additionalProperties" in node
+    if isinstance(node.get("properties"), dict) and not open_ended:
+        node["additionalProperties"] = False
+    if node.pop("x-kubernetes-int-or-string", False):
+        node = {"type": ["integer", "string"]}
+    return node
+
+
+needs_crds = pytest.mark.skipif(
+    not CRDS, reason="WORKSHOP_CRDS names no folder with KubeRay's CRDs; .ci/run sets it"
+)
+
+
+def crd_problems(body):
+    crd = yaml.safe_load((Path(CRDS) / f"{body['kind'].lower()}s.yaml").read_text())
+    version = next(v for v in crd["spec"]["versions"] if v["name"] == "v1")
+    validator = jsonschema.Draft202012Validator(strict(version["schema"]["openAPIV3Schema"]))
+    body = {key: value for key, value in body.items() if key != "metadata"}
+    return [f"{e.json_path}: {e.message[:200]}" for e in validator.iter_errors(body)]
+
+
+@needs_crds
+@pytest.mark.parametrize("component", ["raycluster", "ray-service"])
+def test_ray_objects_fit_the_crds(component):
+    found = [o for o in manifests.render_folder(ROOT / "base" / component) if "Ray" in o.kind]
+    assert found
+    for item in found:
+        assert crd_problems(item.body) == []
+        item.body["spec"]["rayVersoin"] = "2.60.0"
+        assert len(crd_problems(item.body)) == 1, "the check must see a misspelt field"
+
+
+def test_settings_are_compared_with_the_base():
+    table = explain_settings(
+        "ray-cluster",
+        "local",
+        "Job",
+        {"spec.completionMode": "ranks", "spec.template.spec.subdomain": "names"},
+    )
+    assert table["GPU cluster"].tolist() == ["Indexed", "ray-cluster"]
+
+
+def test_settings_refuse_a_path_that_is_nowhere():
+    with pytest.raises(manifests.ManifestError, match=r"Job has no spec\.comletions"):
+        explain_settings("ray-cluster", "local", "Job", {"spec.comletions": "how many"})
+
+
+def test_model_job_fills_the_claim_that_servers_mount():
+    job = next(item for item in manifests.render("local", "model") if item.kind == "Job")
+    container = next(pod_specs(job.body))["containers"][0]
+    told = {entry["name"]: entry["value"] for entry in container["env"]}
+    mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+    assert told["WORKSHOP_MODELS_DIR"] == mounts["models"]
+    assert "HOME" not in told, "it would move the cache"

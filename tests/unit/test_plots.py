@@ -1,0 +1,205 @@
+"""Every figure is drawn, and nothing in it is cut off, unlabelled or too small."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from itertools import combinations
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from workshop_lib.benchmark.result import BenchmarkResult, LevelRecord, RequestRecord
+from workshop_lib.data import data_path
+from workshop_lib.errors import WorkshopError
+from workshop_lib.memory import EngineKV, ModelShape, cpu_budget, gpu_budget, kv_cache_capacity
+from workshop_lib.plots import (
+    load_recorded_levels,
+    new_figure,
+    plot_block_waste,
+    plot_kv_prediction,
+    plot_latencies,
+    plot_load_sweep,
+    plot_memory_budgets,
+    plot_recorded,
+    plot_token_timeline,
+)
+from workshop_lib.serving import TextDelta
+
+
+def sweep(*, errors: int = 0) -> BenchmarkResult:
+    records = []
+    for level in (1, 4, 8):
+        for number in range(3 * level):
+            bad = number < errors
+            records.append(
+                RequestRecord(
+                    concurrency=level,
+                    scheduled_s=0.0,
+                    start_s=0.0,
+                    ttft_ms=None if bad else 60.0 * level + number,
+                    itl_ms=() if bad else tuple(25.0 + level + (7 * n) % 5 for n in range(20)),
+                    e2e_ms=None if bad else 600.0 + level,
+                    prompt_tokens=40,
+                    completion_tokens=None if bad else 21,
+                    finish_reason="length",
+                    error="timeout" if bad else "",
+                    detail="",
+                )
+            )
+    levels = [
+        LevelRecord(concurrency=n, duration_s=0.6 * 3, server_ms={"ttft": 60.0 * n})
+        for n in (1, 4, 8)
+    ]
+    return BenchmarkResult("http://a", "m", "now", {}, levels, records)
+
+
+def budgets() -> Any:
+    small, large = ModelShape.named("mistral-7b"), ModelShape.named("llama-3.1-70b")
+    figure = plot_memory_budgets(
+        [
+            gpu_budget(small, "l4"),
+            gpu_budget(small, "h100", gpu_memory_utilization=0.6),
+            gpu_budget(large, "h100", tp=1),
+            gpu_budget(large, "h100", tp=4),
+        ]
+    )
+    return figure
+
+
+def laptop_budget() -> Any:
+    shape = ModelShape.named("smollm2-135m").with_dtype("float32")
+    return plot_memory_budgets([cpu_budget(shape, kv_gib=1, memory_gib=24)], ["this machine"])
+
+
+def prediction() -> Any:
+    shape = ModelShape.named("smollm2-135m").with_dtype("float32")
+    capacity = kv_cache_capacity(2**30, shape, max_model_len=1024, block_size=128)
+    return plot_kv_prediction(capacity, EngineKV("CPU", 23_168, 1024, 22.63))
+
+
+FIGURES: dict[str, Callable[[], Any]] = {
+    "budgets": budgets,
+    "laptop budget": laptop_budget,
+    "prediction": prediction,
+    "block waste": lambda: plot_block_waste(100, max_model_len=1024),
+    "sweep": lambda: plot_load_sweep(sweep().levels),
+    "sweep with failures": lambda: plot_load_sweep(sweep(errors=2).levels, title="Laptop"),
+    "latencies": lambda: plot_latencies(sweep(errors=1).requests),
+    "timeline": lambda: plot_token_timeline([TextDelta("a", 90.0 + 25 * n) for n in range(30)]),
+    "one piece": lambda: plot_token_timeline([TextDelta("a", 90.0)]),
+    "recorded TP": plot_recorded,
+    "recorded graphs": lambda: plot_recorded(
+        data_path("recorded/h200/vllm-0.25.1-eager-vs-graphs.jsonl")
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_figure_is_whole_labelled_and_readable(name: str) -> None:
+    from matplotlib.text import Text
+
+    figure = FIGURES[name]()
+    assert figure._repr_png_().startswith(b"\x89PNG")  # what a notebook shows
+    width_in, height_in = figure.get_size_inches()
+    assert 7 <= width_in <= 10 and 2 <= height_in <= 6
+    figure.canvas.draw()
+    edges = figure.bbox.padded(1)
+    hidden = undrawn_tick_labels(figure)
+    texts = [
+        text
+        for text in figure.findobj(Text)
+        if text.get_visible() and text.get_text().strip() and id(text) not in hidden
+    ]
+    for text in texts:
+        assert text.get_fontsize() >= 9, text
+        box = text.get_window_extent()
+        assert edges.x0 <= box.x0 and box.x1 <= edges.x1, f"cut off: {text}"
+        assert edges.y0 <= box.y0 and box.y1 <= edges.y1, f"cut off: {text}"
+    for one, other in combinations(texts, 2):
+        a, b = one.get_window_extent().padded(-1.5), other.get_window_extent().padded(-1.5)
+        assert not a.overlaps(b), f"{one} covers {other}"
+    for axes in figure.axes:
+        label = axes.get_xlabel()
+        assert label, "an x axis without a label"
+        names = [tick.get_text() for tick in axes.get_yticklabels()]
+        if names and names[0].replace(",", "").isdigit():
+            assert axes.get_ylabel(), "a y axis without a label"
+
+
+def undrawn_tick_labels(figure: Any) -> set[int]:
+    """Labels of ticks outside the view: matplotlib makes them and does not draw them."""
+    hidden = set()
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            low, high = sorted(axis.get_view_interval())
+            for tick in axis.get_major_ticks():
+                if not low <= tick.get_loc() <= high:
+                    hidden |= {id(tick.label1), id(tick.label2)}
+    return hidden
+
+
+def test_bars_show_what_the_budget_says() -> None:
+    shape = ModelShape.named("mistral-7b")
+    budget = gpu_budget(shape, "h100")
+    figure = plot_memory_budgets([budget])
+    widths = [patch.get_width() for patch in figure.axes[0].patches]
+    assert widths == pytest.approx([gib for gib in budget.parts().values() if gib > 0])
+    words = " ".join(text.get_text() for text in figure.axes[0].texts)
+    assert f"{budget.kv.tokens:,}" in words
+
+
+def test_prediction_names_the_difference() -> None:
+    capacity = kv_cache_capacity(2**30, ModelShape.named("smollm2-135m"), max_model_len=1024)
+    same = plot_kv_prediction(capacity, EngineKV("CPU", capacity.tokens))
+    assert "exactly equal" in same.axes[0].get_title(loc="left")
+    off = plot_kv_prediction(capacity, EngineKV("CPU", capacity.tokens - 466))
+    assert "+466 tokens (+1%)" in off.axes[0].get_title(loc="left")
+
+
+def test_failures_are_named_in_the_sweep() -> None:
+    figure = plot_load_sweep(sweep(errors=2).levels)
+    assert [t.get_text() for t in figure.axes[0].texts if "failed" in t.get_text()] == [
+        "2 failed"
+    ] * 3
+
+
+def test_recorded_levels_have_the_sweeps_columns() -> None:
+    recorded = load_recorded_levels()
+    assert list(recorded) == ["TP=1", "TP=2"]
+    for frame in recorded.values():
+        assert set(frame.columns) <= set(sweep().levels.columns)
+        assert frame.concurrency.tolist() == [1, 4, 16, 64, 256]
+    assert recorded["TP=2"].output_tokens_per_s[4] == 10761.0
+
+
+def test_nothing_to_draw_is_refused(tmp_path: Any) -> None:
+    with pytest.raises(WorkshopError, match="no finished level"):
+        plot_load_sweep(pd.DataFrame())
+    with pytest.raises(WorkshopError, match="no request was answered"):
+        plot_latencies(sweep(errors=100).requests)
+    with pytest.raises(WorkshopError, match="no text"):
+        plot_token_timeline([])
+    with pytest.raises(WorkshopError, match="at least one budget"):
+        plot_memory_budgets([])
+    with pytest.raises(WorkshopError, match="as many labels"):
+        plot_memory_budgets([gpu_budget(ModelShape.named("mistral-7b"), "h100")], ["a", "b"])
+    with pytest.raises(WorkshopError, match="do not fit"):
+        plot_block_waste(2000, max_model_len=1024)
+    with pytest.raises(WorkshopError, match="cannot be read"):
+        plot_recorded(tmp_path / "none.jsonl")
+    (tmp_path / "bad.jsonl").write_text("{}\n")
+    with pytest.raises(WorkshopError, match="not a recording"):
+        plot_recorded(tmp_path / "bad.jsonl")
+
+
+def test_no_global_state_of_matplotlib_is_used() -> None:
+    code = (
+        "import sys; from workshop_lib.plots import plot_recorded; plot_recorded()._repr_png_(); "
+        "print('matplotlib.pyplot' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+    assert new_figure().get_figwidth() == 8

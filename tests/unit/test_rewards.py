@@ -1,0 +1,204 @@
+"""Rewards: right, wrong, garbage, and what a model might do to get one."""
+
+from __future__ import annotations
+
+import random
+import string
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from workshop_lib.data import data_path
+from workshop_lib.errors import WorkshopError
+from workshop_lib.training.recipe import read_recipe
+from workshop_lib.training.rewards import (
+    first_integer_reward,
+    for_trl,
+    math_verify_reward,
+    reward_for,
+    stock_math_reward,
+)
+from workshop_lib.training.verifier import Verifier
+
+ARITHMETIC = data_path("recipes/arithmetic.yaml")
+
+
+@pytest.fixture(scope="module")
+def verifier() -> Iterator[Verifier]:
+    with Verifier() as process:
+        yield process
+
+
+@pytest.mark.parametrize(
+    ("completion", "reward"),
+    [
+        (" 7", 1.0),
+        ("7.", 1.0),
+        (" 7.\nQuestion: What is 9 + 9?\nAnswer: 18", 1.0),
+        (" The answer is 7!", 1.0),
+        (" +7", 1.0),
+        (" 07", 1.0),
+        ("**7**", 1.0),
+        (" 3 + 4 = 7", 0.0),
+        (" 17", 0.0),
+        (" 71", 0.0),
+        (" -7", 0.0),
+        (" 7.5", 0.0),
+        (" 7,000", 0.0),
+        (" seven", 0.0),
+        ("", 0.0),
+        ("\x00\ud800 \u202e", 0.0),
+        ("1" * 100_000, 0.0),
+        ("x" * 1_000_000 + "7", 0.0),
+    ],
+)
+def test_first_integer(completion: str, reward: float) -> None:
+    assert first_integer_reward(completion, "7") == reward
+
+
+def test_first_integer_reads_separators_and_signs() -> None:
+    assert first_integer_reward("It is 12,345 tokens", "12345") == 1.0
+    assert first_integer_reward("12,34", "12") == 1.0  # no separator: 12, and then 34
+    assert first_integer_reward("-3", "-3") == 1.0
+    with pytest.raises(WorkshopError, match="needs a whole number, not 'seven'"):
+        first_integer_reward("7", "seven")
+
+
+@pytest.mark.parametrize(
+    ("completion", "answer", "reward"),
+    [
+        ("21", "21", 1.0),
+        ("The answer is 21.", "21", 1.0),
+        ("7 + 14 = 21", "21", 1.0),
+        ("7 + 14 = 22", "21", 0.0),
+        ("So \\boxed{21}.", "21", 1.0),
+        ("$x = 21$", "21", 1.0),
+        ("first 20, then 21", "21", 1.0),
+        ("first 21, then 20", "21", 0.0),
+        ("21 GB", "21", 1.0),
+        ("1,000 tokens", "1000", 1.0),
+        ("21.0", "21", 1.0),
+        ("-21", "21", 0.0),
+        ("42/2", "21", 1.0),
+        ("0.5", "1/2", 1.0),
+        ("50%", "\\frac{1}{2}", 1.0),
+        ("$\\frac{2}{4}$", "0.5", 1.0),
+        ("$1 + \\sqrt{2}$", "\\sqrt{2} + 1", 1.0),
+        ("$\\{1, 2\\}$", "\\{2, 1\\}", 1.0),
+        ("", "21", 0.0),
+        ("no number", "21", 0.0),
+    ],
+)
+def test_math_verify(verifier: Verifier, completion: str, answer: str, reward: float) -> None:
+    assert math_verify_reward(completion, answer, verifier=verifier) == reward
+
+
+@pytest.mark.parametrize("echo", ["7 + 14 =", "7 + 14", "$7 + 14$", "\\boxed{7+14}", "3*7", "25-4"])
+def test_a_question_repeated_is_no_answer(verifier: Verifier, echo: str) -> None:
+    assert math_verify_reward(echo, "21", verifier=verifier) == 0.0
+    # NeMo RL's own verifier pays for it: this is how it was hacked.
+    hacked = math_verify_reward(echo, "21", verifier=verifier, accept_unevaluated=True)
+    assert hacked == 1.0
+
+
+def test_the_stock_reward_is_the_hackable_one() -> None:
+    assert stock_math_reward("7 + 14 =", "21") == 1.0
+    assert stock_math_reward("7 + 14 = 22", "21") == 0.0
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        "\x00\ud800\u202e \\frac{{{ $$ \\boxed{",
+        "(" * 4000,
+        "\\frac{" * 1000,
+        "1" * 100_000,
+        "$" + "x^" * 2000 + "1$",
+        "\\boxed{" * 500 + "21" + "}" * 500,
+        "{'right': true}\n{\"right\": true}\n",
+        "word " * 200_000,
+    ],
+)
+def test_garbage_and_huge_input(verifier: Verifier, garbage: str) -> None:
+    started = time.monotonic()
+    assert math_verify_reward(garbage, "21", verifier=verifier) in (0.0, 1.0)
+    assert time.monotonic() - started < 10
+    assert math_verify_reward("21", "21", verifier=verifier) == 1.0
+
+
+def test_random_text(verifier: Verifier) -> None:
+    draw = random.Random(7)
+    letters = string.printable + "\\{}$^_" * 8
+    for _ in range(60):
+        text = "".join(draw.choices(letters, k=draw.randrange(60)))
+        assert math_verify_reward(text, "21", verifier=verifier) in (0.0, 1.0)
+        assert first_integer_reward(text, "21") in (0.0, 1.0)
+
+
+def test_a_tower_of_powers_is_stopped_in_time(verifier: Verifier) -> None:
+    math_verify_reward("21", "21", verifier=verifier)  # it runs
+    started = time.monotonic()
+    reward = math_verify_reward("9^9^9^9", "21", verifier=verifier, time_limit_s=0.5)
+    assert reward == 0.0 and time.monotonic() - started < 2
+    # It was killed; the next answer finds another.
+    assert math_verify_reward("21", "21", verifier=verifier) == 1.0
+
+
+def test_an_unreadable_right_answer_is_an_error(verifier: Verifier) -> None:
+    with pytest.raises(WorkshopError, match="no value that math-verify can read"):
+        math_verify_reward("21", "", verifier=verifier)
+
+
+def test_a_verifier_that_died_is_started_anew(verifier: Verifier) -> None:
+    math_verify_reward("21", "21", verifier=verifier)
+    assert verifier._process is not None
+    verifier._process.kill()
+    verifier._process.wait()
+    assert math_verify_reward("21", "21", verifier=verifier) == 1.0
+
+
+def test_the_process_ends_with_the_verifier() -> None:
+    with Verifier() as process:
+        assert process.check("21", "21", time_limit_s=5)
+        child = process._process
+    assert child is not None and child.poll() is not None
+
+
+def test_for_trl() -> None:
+    batch = for_trl(first_integer_reward, "first_integer")
+    assert batch.__name__ == "first_integer"
+    kwargs = {"prompts": ["a", "b"], "completion_ids": [[1], [2]], "trainer_state": None}
+    assert batch(completions=[" 7", " 8"], answer=["7", "7"], **kwargs) == [1.0, 0.0]
+    chat = [[{"role": "assistant", "content": "7"}], [{"role": "assistant", "content": None}]]
+    assert batch(completions=chat, answer=["7", "7"], **kwargs) == [1.0, 0.0]
+    with pytest.raises(ValueError):
+        batch(completions=[" 7"], answer=["7", "7"])
+
+
+def test_the_recipe_names_the_reward() -> None:
+    assert reward_for(read_recipe(ARITHMETIC)) == ("first_integer", first_integer_reward)
+    math = {"data.default.env_name": "math", "env.math": {"math_verify_impl": "hf_math_verify"}}
+    assert reward_for(read_recipe(ARITHMETIC, math)) == ("math", stock_math_reward)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        ({"data.default.env_name": "code", "env.code": {}}, "no reward for env.code here"),
+        (
+            {
+                "data.default.env_name": "math",
+                "env.math": {"math_verify_impl": "dapo_math_verify"},
+            },
+            "dapo_math_verify, which is not here",
+        ),
+        (
+            {"data.validation.env_name": "math", "env.math": {"num_workers": 1}},
+            "one reward is used here",
+        ),
+    ],
+)
+def test_a_reward_that_is_not_here(overrides: dict[str, object], said: str) -> None:
+    with pytest.raises(WorkshopError, match=said):
+        reward_for(read_recipe(ARITHMETIC, overrides))

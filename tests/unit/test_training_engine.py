@@ -1,0 +1,179 @@
+"""What the engine refuses before anything starts, and what it writes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from workshop_lib.data import data_path
+from workshop_lib.training import engine
+from workshop_lib.training.engine import TrainingError, latest_checkpoint, plan_training
+from workshop_lib.training.metrics import METRICS_FILE, read_completions, read_metrics
+from workshop_lib.training.recipe import read_recipe
+from workshop_lib.training.train import main
+from workshop_lib.training.trainer import Recorder
+
+ARITHMETIC = data_path("recipes/arithmetic.yaml")
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """What looks like a model; nothing here loads it."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"model_type": "llama"}')
+    (folder / "tokenizer.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(b"\0" * 1000)
+    return folder
+
+
+def test_the_plan(tmp_path: Path, model: Path) -> None:
+    recipe = read_recipe(ARITHMETIC)
+    plan = plan_training(recipe, output=tmp_path / "run", model=model, steps=3, seed=7)
+    assert plan.describe() == (
+        "3 steps of 64 completions (8 prompts x 8), up to 6 tokens each, on 70 problems;"
+        " reward first_integer"
+    )
+    assert plan.translation.arguments["seed"] == 7 and plan.model == model
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--steps", "0"], "--steps is 0; train at least one step"),
+        (["--seed", "-1"], "--seed is -1"),
+        (["--model", "/nowhere"], "--model /nowhere cannot be used: /nowhere is not a folder"),
+        (["grpo.num_prompt_per_step=4"], "did you mean grpo.num_prompts_per_step?"),
+        (["grpo.num_prompts_per_step"], "is no KEY=VALUE"),
+        (["grpo.seed=[1"], "the value is not YAML"),
+        (["grpo.use_dynamic_sampling=true"], "cannot be trained on this machine"),
+        (["data.train.data_path=gone.jsonl"], "gone.jsonl is not a file"),
+        (["data.default.env_name=code", "env.code={}"], "no reward for env.code"),
+        (["grpo.num_prompts_per_step=80", "policy.train_global_batch_size=640"], "70 problems"),
+    ],
+)
+def test_bad_input_is_one_line_and_nothing_is_written(
+    tmp_path: Path,
+    model: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    said: str,
+) -> None:
+    overrides = [argument for argument in arguments if "=" in argument or "grpo" in argument]
+    options = [argument for argument in arguments if argument not in overrides]
+    if "policy.train_global_batch_size=640" in overrides:
+        overrides.append("policy.train_micro_batch_size=64")
+    if "--model" not in options:
+        options += ["--model", str(model)]
+    status = main([str(ARITHMETIC), *overrides, "--output", str(tmp_path / "run"), *options])
+    printed = capsys.readouterr()
+    assert status == 2 and printed.out == ""
+    assert len(printed.err.splitlines()) == 1 and said in printed.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_answer_that_no_one_can_give(tmp_path: Path, model: Path) -> None:
+    (tmp_path / "p.jsonl").write_text('{"problem": "1 + 1", "answer": "two"}\n' * 8)
+    recipe = read_recipe(ARITHMETIC, {"data.train.data_path": str(tmp_path / "p.jsonl")})
+    with pytest.raises(Exception, match="needs a whole number, not 'two'"):
+        plan_training(recipe, output=tmp_path / "run", model=model)
+
+
+def test_a_run_is_not_written_over(tmp_path: Path, model: Path) -> None:
+    recipe = read_recipe(ARITHMETIC)
+    (tmp_path / METRICS_FILE).write_text("")
+    with pytest.raises(TrainingError, match="holds a run already"):
+        plan_training(recipe, output=tmp_path, model=model)
+    plan = plan_training(recipe, output=tmp_path, model=model, overwrite=True)
+    (tmp_path / "checkpoints/step_1").mkdir(parents=True)
+    engine._claim(plan)
+    assert not (tmp_path / METRICS_FILE).exists()
+    assert list((tmp_path / "checkpoints").iterdir()) == []
+    about = json.loads((tmp_path / "run.json").read_text())
+    assert about["settings"]["grpo"]["seed"] == about["seed"] == 42
+    assert about["versions"]["trl"]
+
+
+def test_an_output_that_cannot_be(tmp_path: Path, model: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(TrainingError, match="is a file; give a folder"):
+        plan_training(read_recipe(ARITHMETIC), output=tmp_path / "file", model=model)
+
+
+def test_a_model_that_was_not_prepared(tmp_path: Path) -> None:
+    recipe = read_recipe(ARITHMETIC, {"policy.model_name": "nobody/nothing"})
+    with pytest.raises(TrainingError, match=r"workshop_lib\.models prepare nobody/nothing"):
+        plan_training(recipe, output=tmp_path / "run")
+
+
+class Saved:
+    """Stands for a model and a tokenizer that are saved, or fail to be."""
+
+    def __init__(self, error: OSError | None = None) -> None:
+        self.error = error
+
+    def save_pretrained(self, folder: str) -> None:
+        place = Path(folder)
+        place.mkdir(exist_ok=True)
+        (place / "model.safetensors").write_bytes(b"\0" * 1000)
+        if self.error:
+            raise self.error
+        (place / "config.json").write_text('{"model_type": "llama"}')
+        (place / "tokenizer.json").write_text("{}")
+
+
+def test_a_checkpoint_is_there_whole_or_not_at_all(tmp_path: Path, model: Path) -> None:
+    plan = plan_training(read_recipe(ARITHMETIC), output=tmp_path / "run", model=model)
+    engine._claim(plan)
+    full = OSError(28, "No space left on device")
+    with pytest.raises(TrainingError, match="No space left"):
+        engine._save(Saved(full), Saved(), plan)
+    assert list((tmp_path / "run/checkpoints").iterdir()) == []
+    with pytest.raises(TrainingError, match="has no checkpoint"):
+        latest_checkpoint(tmp_path / "run")
+    place = engine._save(Saved(), Saved(), plan)
+    assert place == latest_checkpoint(tmp_path / "run") and place.name == "step_12"
+    assert [path.name for path in place.parent.iterdir()] == ["step_12"]
+    (place.parent / "step_9").mkdir()
+    assert latest_checkpoint(tmp_path / "run").name == "step_12"
+
+
+def test_the_recorder_writes_a_step(tmp_path: Path) -> None:
+    said: list[str] = []
+    recorder = Recorder(
+        tmp_path,
+        group_size=2,
+        updates_per_step=2,
+        steps=10,
+        answers={"p": "7", "q": "8"},
+        say=said.append,
+    )
+    recorder.trainer = SimpleNamespace(
+        seconds={},
+        _logs={
+            "prompt": ["p", "p", "q", "q"],
+            "completion": [" 7", " 8", " 8", " 8"],
+            "rewards": {"first_integer": [1.0, 0.0, 1.0, 1.0]},
+            "advantages": [0.7, -0.7, 0.0, float("nan")],
+        },
+    )
+    recorder.begin()
+    recorder.trainer.seconds = {"generation": 1.5, "reward": 0.25}
+    logs: dict[str, Any] = {"reward": 0.75, "reward_std": 0.5, "loss": float("nan")}
+    recorder.record(2, logs | {"grad_norm": 3.0, "frac_reward_zero_std": 0.5})
+    # Readable while the file is open.
+    frame = read_metrics(tmp_path)
+    assert frame.step.tolist() == [1] and frame.group_means.tolist() == [[0.5, 1.0]]
+    assert frame.generation_s.tolist() == [1.5] and frame.loss.isna().all()
+    assert said[0].startswith("step  1/10  reward 0.750  std 0.500  kl -  grad norm 3.00  ")
+    rows = read_completions(tmp_path)
+    assert rows.group.tolist() == [0, 0, 1, 1] and rows.answer.tolist() == ["7", "7", "8", "8"]
+    recorder.record(4, logs | {"grad_norm": 0.0, "kl": 0.01})
+    assert "kl 0.0100" in said[1]
+    recorder.close()
+    assert read_metrics(tmp_path).step.tolist() == [1, 2]

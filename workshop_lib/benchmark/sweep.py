@@ -1,0 +1,281 @@
+"""Measures a server under load: latencies, throughput, errors, goodput.
+
+Closed loop: a level keeps a fixed number of requests in flight. Three habits
+keep the numbers honest. Time to first token ends at the first message with
+text, not at the empty one that only carries the role. A failed request is
+counted as failed and enters no latency. Tokens are what the server counted,
+not messages.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from workshop_lib.benchmark.load import LevelRun, LoadPlan, LoadRun, OnProgress
+from workshop_lib.benchmark.result import BenchmarkResult, LevelRecord, RequestRecord
+from workshop_lib.benchmark.streaming import StreamTimes
+from workshop_lib.errors import ServerError, WorkshopError
+from workshop_lib.serving.client import ModelServer, Prompt
+
+__all__ = ["SweepRun", "run_sweep", "start_sweep"]
+
+# The server's histograms and what they are compared with.
+_SERVER_HISTOGRAMS = {
+    "ttft": "time_to_first_token_seconds",
+    "itl": "inter_token_latency_seconds",
+    "e2e": "e2e_request_latency_seconds",
+}
+
+
+class SweepRun:
+    """A sweep that is running: `wait` for its result, or `stop` it from any thread.
+
+    Made by `start_sweep`.
+    """
+
+    def __init__(
+        self, load: LoadRun, server: ModelServer, *, model: str, settings: dict[str, Any]
+    ) -> None:
+        self._load = load
+        self._server = server
+        self._model = model
+        self._settings = settings
+        self._created = datetime.now(UTC).isoformat(timespec="seconds")
+
+    @property
+    def running(self) -> bool:
+        """Whether requests are still being sent."""
+        return self._load.running
+
+    def stop(self) -> None:
+        """End it soon; finished requests are kept, those in flight are dropped."""
+        self._load.stop()
+
+    def wait(self, on_progress: OnProgress | None = None) -> BenchmarkResult:
+        """Wait for the end and return the result; an interrupt returns what has finished.
+
+        Args:
+            on_progress: Called as (done, total, text) in this thread.
+
+        Raises:
+            ServerError: Every warm-up request failed.
+
+        Example:
+            >>> result = start_sweep(server, prompts).wait()  # doctest: +SKIP
+        """
+        try:
+            levels = [level for level in self._load.wait(on_progress) if level.finished]
+        finally:
+            self._server.close()
+        return BenchmarkResult(
+            url=self._server.base_url,
+            model=self._model,
+            created=self._created,
+            settings=self._settings,
+            level_records=[_level_record(level) for level in levels],
+            request_records=[
+                _request_record(level, times) for level in levels for times in level.finished
+            ],
+            stopped=self._load.stopped,
+        )
+
+
+def start_sweep(
+    server: ModelServer | str,
+    prompts: Sequence[Prompt],
+    *,
+    levels: Sequence[int] = (1, 4, 8),
+    requests_per_level: int | Mapping[int, int] | None = None,
+    max_tokens: int = 32,
+    warmup: int = 2,
+    unique_prompts: bool = True,
+    ignore_eos: bool = True,
+    timeout_s: float = 120.0,
+    model: str | None = None,
+) -> SweepRun:
+    """Start a sweep over load levels and return at once.
+
+    Args:
+        server: The server, or its address.
+        prompts: Sent in turn, over and over.
+        levels: Numbers of requests in flight, one level each.
+        requests_per_level: Requests at a level, or one number for each level;
+            by default four times the level, at least eight.
+        max_tokens: Length of each answer, tokens.
+        warmup: Requests before each level that are not counted.
+        unique_prompts: Put a running number before each prompt. Without it a
+            repeated prompt is answered from the server's prefix cache, and the
+            time to first token looks better than a user's.
+        ignore_eos: Ask vLLM for exactly `max_tokens` tokens, so that all
+            requests are equally long; not part of the OpenAI API.
+        timeout_s: Longest time for one request; then it counts as failed.
+        model: Name of the model; by default the first that the server lists.
+
+    Raises:
+        WorkshopError: A parameter that makes no sense.
+        ServerError: The server does not answer, or does not serve the model.
+
+    Example:
+        >>> run = start_sweep("http://127.0.0.1:8000", ["What is a GPU?"])  # doctest: +SKIP
+        >>> run.stop()  # doctest: +SKIP
+    """
+    if isinstance(server, str):
+        server = ModelServer(server)
+    plan_levels = _plan_levels(levels, requests_per_level)
+    _check(prompts, max_tokens=max_tokens, warmup=warmup, timeout_s=timeout_s)
+    server.health()
+    served = server.models()
+    model = model or (served[0] if served else "")
+    if model not in served:
+        names = ", ".join(served) or "none"
+        raise ServerError(f"{server.base_url} serves no model {model!r}; it serves: {names}")
+    fields: dict[str, Any] = {
+        "model": model,
+        "max_tokens": max_tokens,
+        "temperature": 0.0,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    if ignore_eos:
+        fields["ignore_eos"] = True
+    load = LoadRun(
+        LoadPlan(
+            url=f"{server.base_url}/v1/chat/completions",
+            api_key=server.api_key,
+            levels=plan_levels,
+            make_body=_body_maker(list(prompts), fields, unique_prompts),
+            warmup=warmup,
+            timeout_s=timeout_s,
+            read_metrics=server.metrics,
+        )
+    )
+    settings = {
+        "loop": "closed",
+        "max_tokens": max_tokens,
+        "warmup": warmup,
+        "unique_prompts": unique_prompts,
+        "ignore_eos": ignore_eos,
+        "prompts": len(prompts),
+    }
+    return SweepRun(load, server, model=model, settings=settings)
+
+
+def run_sweep(
+    server: ModelServer | str,
+    prompts: Sequence[Prompt],
+    *,
+    on_progress: OnProgress | None = None,
+    **options: Any,
+) -> BenchmarkResult:
+    """Run a sweep over load levels; works where an event loop already runs, as in Jupyter.
+
+    An interrupt (Ctrl-C, the notebook's stop button) ends it and returns what
+    has finished, with `stopped` set.
+
+    Args:
+        server: The server, or its address.
+        prompts: Sent in turn, over and over.
+        on_progress: Called as (done, total, text).
+        **options: As for `start_sweep`: `levels`, `requests_per_level`, `max_tokens`, ...
+
+    Raises:
+        WorkshopError: A parameter that makes no sense.
+        ServerError: The server does not answer, or fails every warm-up request.
+
+    Example:
+        >>> result = run_sweep(server, ["What is a GPU?"], levels=(1, 4))  # doctest: +SKIP
+    """
+    return start_sweep(server, prompts, **options).wait(on_progress)
+
+
+def _plan_levels(
+    levels: Sequence[int], requests: int | Mapping[int, int] | None
+) -> tuple[tuple[int, int], ...]:
+    if not levels or any(not 1 <= level <= 4096 for level in levels):
+        raise WorkshopError(f"levels must be numbers from 1 to 4096, got {list(levels)}")
+    if len(set(levels)) != len(levels):
+        raise WorkshopError(f"each level may appear once, got {list(levels)}")
+    planned = []
+    for level in levels:
+        count = requests.get(level) if isinstance(requests, Mapping) else requests
+        count = max(8, 4 * level) if count is None else count
+        if count < level:
+            raise WorkshopError(f"{count} requests cannot keep {level} in flight; ask for more")
+        planned.append((level, count))
+    return tuple(planned)
+
+
+def _check(prompts: Sequence[Prompt], *, max_tokens: int, warmup: int, timeout_s: float) -> None:
+    if isinstance(prompts, str) or not prompts:
+        raise WorkshopError("prompts must be a list with at least one prompt")
+    if max_tokens < 1:
+        raise WorkshopError(f"max_tokens must be at least 1, got {max_tokens}")
+    if warmup < 0:
+        raise WorkshopError(f"warmup must not be negative, got {warmup}")
+    if timeout_s <= 0:
+        raise WorkshopError(f"timeout_s must be more than 0, got {timeout_s}")
+
+
+def _body_maker(
+    prompts: list[Prompt], fields: dict[str, Any], unique: bool
+) -> Callable[[int], dict[str, Any]]:
+    # Numbers start anew with each sweep, so a second sweep would repeat the first one's prompts.
+    sweep = f"{time.time_ns() % 10**9:09d}"
+
+    def make(number: int) -> dict[str, Any]:
+        prompt = prompts[number % len(prompts)]
+        mark = f"[{sweep}-{number}] " if unique else ""
+        if isinstance(prompt, str):
+            messages = [{"role": "user", "content": mark + prompt}]
+        else:
+            first, *others = prompt
+            messages = [{**first, "content": mark + first["content"]}, *others]
+        return {**fields, "messages": messages}
+
+    return make
+
+
+def _level_record(level: LevelRun) -> LevelRecord:
+    end_s = max(times.end_s for times in level.finished)
+    return LevelRecord(
+        concurrency=level.concurrency,
+        duration_s=end_s - min(times.start_s for times in level.finished),
+        server_ms=_server_means(level),
+    )
+
+
+def _server_means(level: LevelRun) -> dict[str, float]:
+    before, after = level.metrics_before, level.metrics_after
+    means: dict[str, float] = {}
+    if before is None or after is None:
+        return means
+    for name, metric in _SERVER_HISTOGRAMS.items():
+        try:
+            change = after.histogram(metric) - before.histogram(metric)
+        except ServerError:
+            continue  # not every server has every histogram
+        if change.mean is not None:
+            means[name] = change.mean * 1000
+    return means
+
+
+def _request_record(level: LevelRun, times: StreamTimes) -> RequestRecord:
+    start_s = times.start_s - level.start_s
+    text_s = [] if times.error else times.text_s
+    gaps = zip(text_s[1:], text_s, strict=False)
+    return RequestRecord(
+        concurrency=level.concurrency,
+        scheduled_s=start_s,
+        start_s=start_s,
+        ttft_ms=(text_s[0] - times.start_s) * 1000 if text_s else None,
+        itl_ms=tuple((later - earlier) * 1000 for later, earlier in gaps),
+        e2e_ms=None if times.error else (times.end_s - times.start_s) * 1000,
+        prompt_tokens=times.prompt_tokens,
+        completion_tokens=times.completion_tokens,
+        finish_reason=times.finish_reason,
+        error=times.error,
+        detail=times.detail,
+    )

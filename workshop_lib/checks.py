@@ -1,0 +1,145 @@
+"""Checks that a learner passes: what was looked at, what was seen, what to do if it fails."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from workshop_lib.errors import WorkshopError
+from workshop_lib.ray_api import RayDashboard
+from workshop_lib.serving import ModelServer
+
+__all__ = ["Check", "CheckList", "check_ray_cluster", "check_server", "expected_gpus"]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check.
+
+    Attributes:
+        name: What should hold.
+        passed: Whether it does.
+        evidence: What was seen.
+        fix: What to do when it does not.
+    """
+
+    name: str
+    passed: bool
+    evidence: str
+    fix: str = ""
+
+
+class CheckList(list[Check]):
+    """Several checks, shown as a table.
+
+    Example:
+        >>> checks = CheckList([Check("two nodes", True, "2 alive")])
+        >>> checks.passed
+        True
+        >>> checks.require()
+    """
+
+    @property
+    def passed(self) -> bool:
+        """Whether every check passed."""
+        return all(check.passed for check in self)
+
+    def require(self) -> None:
+        """Raise when a check failed.
+
+        Raises:
+            WorkshopError: The first check that failed, with its evidence and fix.
+        """
+        for check in self:
+            if not check.passed:
+                raise WorkshopError(f"{check.name}: no ({check.evidence}); {check.fix}")
+
+    def __str__(self) -> str:
+        return "\n".join(
+            f"{'✓' if c.passed else '✗'} {c.name}: {c.evidence}"
+            + ("" if c.passed else f"; {c.fix}")
+            for c in self
+        )
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            "<tr>"
+            f"<td>{'✓' if c.passed else '✗'}</td>"
+            f"<td style='text-align:left'>{html.escape(c.name)}</td>"
+            f"<td style='text-align:left'>{html.escape(c.evidence)}"
+            f"{'' if c.passed else '<br><b>' + html.escape(c.fix) + '</b>'}</td></tr>"
+            for c in self
+        )
+        return f"<table>{rows}</table>"
+
+
+def expected_gpus(pods: Iterable[Mapping[str, Any]]) -> int:
+    """GPUs that Ray should have: what each pod is told to report, else what it asks for.
+
+    Args:
+        pods: Pod objects of a Ray cluster.
+
+    Example:
+        >>> container = {"env": [{"name": "NUM_GPUS", "value": "2"}]}
+        >>> expected_gpus([{"spec": {"containers": [container]}}])
+        2
+    """
+    total = 0
+    for pod in pods:
+        container = pod["spec"]["containers"][0]
+        told = {entry["name"]: entry.get("value") for entry in container.get("env", [])}
+        limits = container.get("resources", {}).get("limits", {})
+        total += int(told.get("NUM_GPUS") or limits.get("nvidia.com/gpu", 0))
+    return total
+
+
+def check_ray_cluster(dashboard: RayDashboard, *, nodes: int, gpus: int) -> CheckList:
+    """Whether a Ray cluster is the one that was asked for.
+
+    Args:
+        dashboard: The cluster's dashboard.
+        nodes: Nodes that should be alive, the head included.
+        gpus: Logical GPUs that they should have together.
+    """
+    table = dashboard.nodes()
+    alive = table[table["state"] == "ALIVE"]
+    found = int(alive["gpus"].sum())
+    status = dashboard.status_without_token()
+    return CheckList(
+        [
+            Check("the dashboard answers", True, f"Ray {dashboard.version()} at {dashboard.url}"),
+            Check(
+                "it refuses callers without the token", status == 401, f"HTTP {status}",
+                "set RAY_AUTH_MODE=token on every pod",
+            ),
+            Check(
+                "all nodes joined", len(alive) == nodes, f"{len(alive)} of {nodes} alive",
+                "read the missing rank's logs()",
+            ),
+            Check(
+                "they have the GPUs", found == gpus, f"{found} of {gpus} GPUs",
+                "compare --num-gpus with the pod's nvidia.com/gpu limit",
+            ),
+        ]
+    )  # fmt: skip
+
+
+def check_server(server: ModelServer, *, model: str, question: str = "Say hello.") -> CheckList:
+    """Whether a model server serves the model that was asked for.
+
+    Args:
+        server: The server's client.
+        model: The name under which the model should be served.
+        question: What to ask it.
+    """
+    names: Sequence[str] = server.models()
+    answer = server.chat(question, model=model, max_tokens=16)
+    return CheckList(
+        [
+            Check("/health says it is ready", server.health(), server.base_url, "read its logs()"),
+            Check("it serves the model", model in names, ", ".join(names), "see MODEL"),
+            Check("it answers", bool(answer.text.strip()), answer.text.strip()[:80], "ask again"),
+        ]
+    )

@@ -1,0 +1,154 @@
+"""One lesson, two worlds: the cluster that a notebook asks for, wherever it runs.
+
+`connect(PROFILE)` gives a `Cluster`. `LocalCluster` plays the manifests on this
+machine; a Kubernetes cluster gets the same ones through its API. Both speak in
+Kubernetes objects, so everything that reads them (waits, tables, plots, diagnosis)
+is written once.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from workshop_lib.errors import ClusterError
+
+if TYPE_CHECKING:
+    from workshop_lib.workload import Workload
+
+__all__ = ["Cluster", "ExecResult", "LogLine", "Observation", "connect"]
+
+WORKLOAD_KINDS = ("Job", "Deployment", "RayCluster", "RayService")
+"""The kinds that have pods; a component's handle watches the last of them it holds."""
+
+
+@dataclass(frozen=True)
+class LogLine:
+    """One line that a container wrote.
+
+    Attributes:
+        pod: The pod's name.
+        rank: Its index in an Indexed Job, else None.
+        container: The container's name.
+        text: The line, without its end.
+    """
+
+    pod: str
+    rank: int | None
+    container: str
+    text: str
+
+    def __str__(self) -> str:
+        who = self.pod if self.rank is None else f"rank {self.rank}"
+        return f"[{who}] {self.text}"
+
+
+@dataclass(frozen=True)
+class ExecResult:
+    """What a command in a container said.
+
+    Attributes:
+        exit_code: 0 when it succeeded.
+        stdout: Its output.
+        stderr: Its errors.
+    """
+
+    exit_code: int
+    stdout: str
+    stderr: str
+
+    def __str__(self) -> str:
+        text = (self.stdout + self.stderr).rstrip()
+        return text if self.exit_code == 0 else f"{text}\n(exit code {self.exit_code})".lstrip()
+
+
+@dataclass(frozen=True)
+class Observation:
+    """A workload as it is now, in Kubernetes' own JSON.
+
+    Attributes:
+        body: The object with its `status`.
+        pods: Its pods.
+        events: Events about it and its pods, oldest first.
+    """
+
+    body: dict[str, Any]
+    pods: list[dict[str, Any]] = field(default_factory=list)
+    events: list[dict[str, Any]] = field(default_factory=list)
+
+
+class Cluster(Protocol):
+    """What a notebook can ask of a cluster, the same in every world."""
+
+    profile: str
+
+    def apply(self, component: str, parameters: Mapping[str, Any] | None = None) -> Workload:
+        """Render a component's manifests and make the cluster match them."""
+
+    def get(self, component: str) -> Workload:
+        """The handle of a component that was applied before, by this kernel or another."""
+
+    def observe(self, kind: str, name: str) -> Observation:
+        """A workload as it is now."""
+
+    def logs(
+        self,
+        kind: str,
+        name: str,
+        *,
+        follow: bool = False,
+        previous: bool = False,
+        tail: int | None = None,
+        timeout_s: float | None = None,
+    ) -> Iterator[LogLine]:
+        """The lines that a workload's containers wrote."""
+
+    def exec(
+        self,
+        pod: str,
+        command: Sequence[str],
+        *,
+        container: str | None = None,
+        timeout_s: float = 60.0,
+    ) -> ExecResult:
+        """Run a command in a pod; a name's beginning is enough when it fits one pod."""
+
+    def forward(self, target: str, port: int) -> AbstractContextManager[str]:
+        """A URL on this machine for a port of a Service or pod."""
+
+    def secret(self, name: str, key: str) -> str:
+        """A Secret's value, for use and not for show."""
+
+    def delete(self, component: str, *, claims: Sequence[str] = ()) -> None:
+        """Remove what a component made; data in claims only when they are named."""
+
+    def clean(self) -> None:
+        """Remove everything that the workshop made here."""
+
+
+def connect(profile: str = "local", *, state: str | None = None) -> Cluster:
+    """The cluster that a notebook works with.
+
+    Args:
+        profile: `local` plays the manifests on this machine.
+        state: Name of the local cluster's state: two states know nothing of each
+            other. Default: the environment variable `WORKSHOP_STATE`, else `default`.
+
+    Returns:
+        The cluster. Nothing is started or changed by connecting.
+
+    Raises:
+        ClusterError: There is no such profile.
+
+    Example:
+        >>> connect("local").profile
+        'local'
+    """
+    if profile == "local":
+        from workshop_lib.local.cluster import LocalCluster
+
+        return LocalCluster(state=state or os.environ.get("WORKSHOP_STATE", "default"))
+    raise ClusterError(f"there is no profile {profile!r}; this version has: local")

@@ -1,0 +1,38 @@
+"""Where the workshop's own data lies, whatever folder a notebook runs in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from workshop_lib.errors import WorkshopError
+
+__all__ = ["data_dir", "data_path"]
+
+
+def data_dir() -> Path:
+    """The folder `data` of this checkout.
+
+    Example:
+        >>> (data_dir() / "prompts.txt").exists()
+        True
+    """
+    return Path(__file__).resolve().parents[1] / "data"
+
+
+def data_path(name: str) -> Path:
+    """A file of the folder `data`.
+
+    Args:
+        name: Its path below `data`.
+
+    Raises:
+        WorkshopError: There is no such file.
+
+    Example:
+        >>> data_path("prompts.txt").name
+        'prompts.txt'
+    """
+    path = data_dir() / name
+    if not path.exists():
+        raise WorkshopError(f"the workshop's data has no {name!r}; see data/README.md")
+    return path

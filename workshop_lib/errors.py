@@ -1,0 +1,74 @@
+"""The workshop's exceptions.
+
+```
+WorkshopError            every error that the workshop explains; shown as one line
+├── ManifestError        a manifest or parameter is wrong, or asks for what this cluster cannot play
+├── ClusterError         the cluster refused or failed an operation
+│   ├── NotFoundError    the named object is not there
+│   └── WaitTimeoutError what was waited for did not happen in time
+├── ModelError           a model cannot be found, fetched or converted
+├── ServerError          a model server did not answer, or answered with an error
+└── EnvironmentError_    this machine or environment cannot run the workshop
+```
+
+An error is one line that a learner can act on: what failed, on what, the last
+state seen, how long it took, the next command. In a notebook the line is all
+that is shown (`_render_traceback_` is IPython's hook for that); in a script the
+traceback is there as usual.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "ClusterError",
+    "EnvironmentError_",
+    "ManifestError",
+    "ModelError",
+    "NotFoundError",
+    "ServerError",
+    "WaitTimeoutError",
+    "WorkshopError",
+]
+
+
+class WorkshopError(Exception):
+    """An error that the workshop explains in one line.
+
+    Example:
+        >>> raise WorkshopError("vllm is not running; start it with cluster.apply('vllm')")
+        Traceback (most recent call last):
+        ...
+        workshop_lib.errors.WorkshopError: vllm is not running; start it with cluster.apply('vllm')
+    """
+
+    def _render_traceback_(self) -> list[str]:
+        """Lines that IPython shows in place of a traceback."""
+        return [f"{type(self).__name__}: {self}"]
+
+
+class ManifestError(WorkshopError):
+    """A manifest or parameter is wrong, or asks for what this cluster cannot play."""
+
+
+class ClusterError(WorkshopError):
+    """The cluster refused or failed an operation."""
+
+
+class NotFoundError(ClusterError):
+    """The named object is not there."""
+
+
+class WaitTimeoutError(ClusterError):
+    """What was waited for did not happen in time."""
+
+
+class ModelError(WorkshopError):
+    """A model cannot be found, fetched or converted."""
+
+
+class ServerError(WorkshopError):
+    """A model server did not answer, or answered with an error."""
+
+
+class EnvironmentError_(WorkshopError):
+    """This machine or environment cannot run the workshop."""

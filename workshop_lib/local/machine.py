@@ -1,0 +1,147 @@
+"""This machine as a Kubernetes node: what it has, what is free, quantities.
+
+A pod is placed when its requests fit beside those of the pods that run, as the
+kube-scheduler decides; what does not fit is Pending, with the scheduler's words.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import socket
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from workshop_lib.errors import ManifestError
+
+__all__ = ["capacity", "is_port_free", "parse_quantity", "requests_of", "unschedulable"]
+
+_SUFFIXES = {
+    "": 1.0, "n": 1e-9, "u": 1e-6, "m": 1e-3,
+    "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15, "E": 1e18,
+    "Ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30, "Ti": 2.0**40, "Pi": 2.0**50, "Ei": 2.0**60,
+}  # fmt: skip
+
+
+def parse_quantity(text: str | int | float) -> float:
+    """A Kubernetes quantity as a number: cores, bytes or devices.
+
+    Args:
+        text: Such as `500m`, `2`, `64Gi`.
+
+    Raises:
+        ManifestError: It is not a quantity.
+
+    Example:
+        >>> parse_quantity("500m"), parse_quantity("1Gi")
+        (0.5, 1073741824.0)
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?|\.\d+)(?:[eE](\d{1,2})|([A-Za-z]{0,2}))", str(text))
+    if match is None or isinstance(text, bool) or (match[3] or "") not in _SUFFIXES:
+        raise ManifestError(f"{text!r} is not a Kubernetes quantity; write for example 500m or 2Gi")
+    return float(match[1]) * 10.0 ** int(match[2] or 0) * _SUFFIXES[match[3] or ""]
+
+
+def capacity() -> dict[str, float]:
+    """What this machine offers: `cpu` in cores, memory and disk in bytes, GPUs by number."""
+    memory = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    with contextlib.suppress(OSError, ValueError):  # a container of this size; "max" is none
+        memory = min(memory, float(Path("/sys/fs/cgroup/memory.max").read_text()))
+    gpus = sum(
+        re.fullmatch(r"nvidia\d+", entry.name) is not None for entry in Path("/dev").iterdir()
+    )
+    return {
+        "cpu": float(len(os.sched_getaffinity(0))),
+        "memory": memory,
+        "ephemeral-storage": float(shutil.disk_usage("/tmp").free),
+        "nvidia.com/gpu": float(gpus),
+    }
+
+
+def requests_of(pod_spec: Mapping[str, Any]) -> dict[str, float]:
+    """A pod's requests: the sum over its containers, or an init container's if that is more.
+
+    A limit without a request counts as the request, as the API server fills it in.
+
+    Args:
+        pod_spec: The pod's spec.
+
+    Example:
+        >>> requests_of({"containers": [{"resources": {"limits": {"cpu": "2"}}}]})
+        {'cpu': 2.0}
+    """
+
+    def of(container: Mapping[str, Any]) -> dict[str, float]:
+        resources = container.get("resources", {})
+        wanted = {**resources.get("limits", {}), **resources.get("requests", {})}
+        return {name: parse_quantity(value) for name, value in wanted.items()}
+
+    total: dict[str, float] = {}
+    for container in pod_spec["containers"]:
+        for name, amount in of(container).items():
+            total[name] = total.get(name, 0.0) + amount
+    for container in pod_spec.get("initContainers", []):
+        for name, amount in of(container).items():
+            total[name] = max(total.get(name, 0.0), amount)
+    return total
+
+
+def unschedulable(
+    wanted: Mapping[str, float], running: Iterable[Mapping[str, float]]
+) -> str | None:
+    """Why a pod cannot be placed, in the kube-scheduler's words; None when it can.
+
+    The words are those of Kubernetes 1.36: what the node never has cannot be got by
+    preempting other pods, and what it has is held by pods of the same priority.
+
+    Args:
+        wanted: The pod's requests.
+        running: The requests of each pod that is placed.
+
+    Example:
+        >>> print(unschedulable({"example.com/gpu": 8.0}, []).split(". ")[0])
+        0/1 nodes are available: 1 Insufficient example.com/gpu
+    """
+    offered = capacity()
+    used: dict[str, float] = {}
+    for pod in running:
+        for name, amount in pod.items():
+            used[name] = used.get(name, 0.0) + amount
+    missing = [
+        name
+        for name, amount in sorted(wanted.items())
+        if amount > 0 and amount + used.get(name, 0.0) > offered.get(name, 0.0) + 1e-9
+    ]
+    if not missing:
+        return None
+    reasons = ", ".join(f"1 Insufficient {name}" for name in missing)
+    never = any(wanted[name] > offered.get(name, 0.0) for name in missing)
+    preemption = (
+        "1 Preemption is not helpful for scheduling."
+        if never
+        else "1 No preemption victims found for incoming pod."
+    )
+    return (
+        f"0/1 nodes are available: {reasons}. no new claims to deallocate, "
+        f"preemption: 0/1 nodes are available: {preemption}"
+    )
+
+
+def is_port_free(address: str, port: int) -> bool:
+    """Whether a server could listen on this address and port now.
+
+    Args:
+        address: An IPv4 address of this machine; `0.0.0.0` asks for all of them.
+        port: A port number.
+    """
+    with socket.socket() as probe:
+        # As servers do: a port in TIME_WAIT counts as free, a listening one does not.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((address, port))
+        except OSError:
+            return False
+        return True

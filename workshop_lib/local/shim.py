@@ -1,0 +1,85 @@
+"""One container: runs a command and takes everything it started down with it.
+
+Run as `python shim.py MARK GRACE_S LOG_FILE -- COMMAND...`. In a container, the end
+of process 1 ends every other process there, because the kernel tears down the
+PID namespace. A plain process has no such thing, so the shim is the subreaper
+of its command, and stops what is left when the command ends, or when the shim
+is told to (SIGTERM). It ends with the command's exit code; 128 + n for signal n,
+as a kubelet reports it. MARK is for whoever looks for the shims of a workload.
+
+It is a script of the standard library alone, because one runs for each container.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import FrameType
+
+# A script's own folder is on its path: the module beside it is found without the package.
+import processes  # type: ignore[import-not-found]
+
+
+def main(arguments: list[str]) -> int:
+    """Run the command and return its exit code."""
+    _mark, grace_s, log_file, separator, *command = arguments
+    if separator != "--" or not command:
+        print("usage: shim.py MARK GRACE_S LOG_FILE -- COMMAND...", file=sys.stderr)
+        return 2
+    child: subprocess.Popen[bytes] | None = None
+    told_to_stop = False
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        nonlocal told_to_stop
+        told_to_stop = True
+        if child is not None:
+            # Not Popen's own method: it would collect a dead child, whose status we wait for.
+            os.kill(child.pid, signal.SIGTERM)
+            # From here the command has the grace period to end; then it is killed.
+            signal.setitimer(signal.ITIMER_REAL, max(0.1, float(grace_s)))
+
+    def kill(number: int, frame: FrameType | None) -> None:
+        if child is not None:
+            os.kill(child.pid, signal.SIGKILL)
+
+    # Before the command starts: a TERM that comes while it does must not be lost.
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGALRM, kill)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal is not ours
+    processes.become_subreaper()
+    log = Path(log_file).open("ab", buffering=0)  # noqa: SIM115  (lives as long as the shim)
+    try:
+        # An ignored signal stays ignored across exec, so the command gets it back.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        child = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+        )
+    except OSError as error:
+        # What a shell says, and its exit codes, when a command cannot start.
+        log.write(f'exec: "{command[0]}": {error.strerror}\n'.encode())
+        return 127 if isinstance(error, FileNotFoundError) else 126
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if told_to_stop:
+        stop(signal.SIGTERM, None)
+    code = _wait(child.pid)
+    child = None
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    processes.stop_tree(os.getpid(), grace_s=min(3.0, float(grace_s)), reap=True)
+    return 128 - code if code < 0 else code
+
+
+def _wait(pid: int) -> int:
+    """Wait for the command, and collect the orphans that end before it, as process 1 does."""
+    while True:
+        ended, status = os.waitpid(-1, 0)
+        if ended == pid:
+            return os.waitstatus_to_exitcode(status)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

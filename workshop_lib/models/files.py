@@ -1,0 +1,119 @@
+"""Files of a model folder: are they all there, and are they what they were?"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+__all__ = ["MANIFEST", "damage", "problem_of", "sync", "write_manifest"]
+
+MANIFEST = "workshop-model.json"
+
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "tekken.json", "spiece.model")
+
+
+def problem_of(folder: Path) -> str | None:
+    """Say why a folder is not a model that vLLM and transformers can read.
+
+    Args:
+        folder: A folder in the hub's layout.
+
+    Returns:
+        The first problem, or None: `config.json`, a tokenizer and all weights are there.
+    """
+    if not folder.is_dir():
+        return f"{folder} is not a folder"
+    try:
+        config = json.loads((folder / "config.json").read_text())
+    except FileNotFoundError:
+        return f"{folder} has no config.json"
+    except (OSError, ValueError) as error:
+        return f"{folder / 'config.json'} cannot be read: {error}"
+    if not isinstance(config, dict) or "model_type" not in config:
+        return f"{folder / 'config.json'} names no model_type"
+    if not any((folder / name).is_file() for name in _TOKENIZERS):
+        return f"{folder} has no tokenizer ({', '.join(_TOKENIZERS[:3])} …)"
+    weights = {path.name for path in folder.glob("*.safetensors")}
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            weights |= set(json.loads(index.read_text())["weight_map"].values())
+        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+            return f"{index} cannot be read: {error}"
+    if not weights:
+        return f"{folder} has no weights (*.safetensors)"
+    for name in sorted(weights):
+        path = folder / name
+        if not path.is_file():
+            return f"{path} is missing"
+        if path.stat().st_size < 200:  # a git-lfs pointer, or nothing
+            return f"{path} holds no weights, only {path.stat().st_size} bytes (git lfs pull?)"
+    return None
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_manifest(folder: Path, facts: dict[str, Any]) -> None:
+    """Note every file's size and sha256; the last file to be written.
+
+    Args:
+        folder: The model's folder, all else in place.
+        facts: What else to note: the model's name and where it comes from.
+    """
+    files = {
+        path.relative_to(folder).as_posix(): {
+            "bytes": path.stat().st_size,
+            "sha256": _sha256(path),
+        }
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+    (folder / MANIFEST).write_text(json.dumps({**facts, "files": files}, indent=1) + "\n")
+
+
+def damage(folder: Path, full: bool) -> str | None:
+    """Say how a folder differs from its manifest.
+
+    Args:
+        folder: A folder that `write_manifest` has seen.
+        full: Compare sha256 (about a second a GiB), not only sizes.
+
+    Returns:
+        The first difference; "not prepared" if there is no manifest; None if there is none.
+    """
+    try:
+        files = json.loads((folder / MANIFEST).read_text())["files"]
+        for name, noted in files.items():
+            path = folder / name
+            if not path.is_file():
+                return f"{name} is missing"
+            if path.stat().st_size != noted["bytes"]:
+                return f"{name} has {path.stat().st_size} bytes and should have {noted['bytes']}"
+            if full and _sha256(path) != noted["sha256"]:
+                return f"{name} is damaged (its sha256 has changed)"
+    except (FileNotFoundError, NotADirectoryError):
+        return "not prepared"
+    except (ValueError, KeyError, AttributeError, TypeError):
+        return f"{MANIFEST} is damaged"
+    return None
+
+
+def sync(folder: Path, recursive: bool = True) -> None:
+    """Have the kernel write a folder, and what is in it, to the disk now.
+
+    Args:
+        folder: The folder.
+        recursive: Also its files and folders.
+    """
+    for path in [*(folder.rglob("*") if recursive else ()), folder]:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,37 @@
+"""The figures of the notebooks, under one name.
+
+Each function draws one matplotlib figure from plain data and returns it, so a
+notebook and a test get the same picture. Lines are labelled where they end, not
+in a legend, wherever there is room.
+"""
+
+from __future__ import annotations
+
+from workshop_lib.plots.cluster import plot_allocation, plot_ray_cluster, plot_startup
+from workshop_lib.plots.load import (
+    load_recorded_levels,
+    plot_latencies,
+    plot_load_sweep,
+    plot_recorded,
+    plot_token_timeline,
+)
+from workshop_lib.plots.memory import plot_block_waste, plot_kv_prediction, plot_memory_budgets
+from workshop_lib.plots.style import OKABE_ITO, new_figure
+from workshop_lib.plots.training import plot_training
+
+__all__ = [
+    "OKABE_ITO",
+    "load_recorded_levels",
+    "new_figure",
+    "plot_allocation",
+    "plot_block_waste",
+    "plot_kv_prediction",
+    "plot_latencies",
+    "plot_load_sweep",
+    "plot_memory_budgets",
+    "plot_ray_cluster",
+    "plot_recorded",
+    "plot_startup",
+    "plot_token_timeline",
+    "plot_training",
+]

@@ -1,0 +1,188 @@
+"""Figures of memory: budgets, the KV cache's size, what blocks waste."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from workshop_lib.errors import WorkshopError
+from workshop_lib.memory.kv_cache import KVCapacity, block_waste, contiguous_waste
+from workshop_lib.plots.style import GREY, OKABE_ITO, PALE, new_figure, series_colours, tidy
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from workshop_lib.memory.budget import Budget
+    from workshop_lib.memory.engine_log import EngineKV
+
+__all__ = ["plot_block_waste", "plot_kv_prediction", "plot_memory_budgets"]
+
+_PART_COLOURS = {
+    "weights": OKABE_ITO["blue"],
+    "activations": OKABE_ITO["orange"],
+    "runtime": OKABE_ITO["purple"],
+    "KV cache": OKABE_ITO["green"],
+    "CUDA graphs": OKABE_ITO["yellow"],
+    "free": PALE,
+}
+
+
+def plot_memory_budgets(budgets: Sequence[Budget], labels: Sequence[str] | None = None) -> Figure:
+    """One stacked bar a device: what takes its memory, against what it has.
+
+    Estimated parts are hatched.
+
+    Args:
+        budgets: One or more budgets.
+        labels: Their names; by default device and model.
+
+    Raises:
+        WorkshopError: No budget, or not one label for each.
+
+    Example:
+        >>> from workshop_lib.memory import ModelShape, gpu_budget
+        >>> shape = ModelShape.named("mistral-7b")
+        >>> figure = plot_memory_budgets([gpu_budget(shape, "h100")])
+    """
+    if not budgets:
+        raise WorkshopError("plot_memory_budgets needs at least one budget")
+    names = list(labels or [_budget_name(budget) for budget in budgets])
+    if len(names) != len(budgets):
+        raise WorkshopError(f"{len(budgets)} budgets need as many labels, got {len(names)}")
+    figure = new_figure(8, 1.6 + 0.75 * len(budgets))
+    axes = figure.subplots()
+    widest = max(max(b.capacity_gib, b.capacity_gib - b.free_gib) for b in budgets)
+    for row, budget in enumerate(budgets):
+        _stacked_bar(axes, row, budget, widest)
+    axes.set_yticks(range(len(budgets)), names)
+    axes.set_ylim(len(budgets) - 0.4, -0.6)
+    axes.set_xlim(0, widest * 1.22)  # room for the tokens
+    axes.set_xlabel("memory, GiB (hatched: estimate; black line: what the device has)")
+    tidy(axes)
+    _part_legend(figure, budgets)
+    return figure
+
+
+def plot_kv_prediction(predicted: KVCapacity, engine: EngineKV) -> Figure:
+    """The predicted size of the KV cache beside the engine's own start line.
+
+    Args:
+        predicted: What `kv_cache_capacity` or a budget says.
+        engine: What `parse_engine_line` read.
+
+    Example:
+        >>> from workshop_lib.memory.engine_log import EngineKV
+        >>> capacity = KVCapacity(23296, 182, 128, 1024, 22.75, True)
+        >>> figure = plot_kv_prediction(capacity, EngineKV("CPU", 23296, 1024, 22.75))
+    """
+    figure = new_figure(8, 2.4)
+    axes = figure.subplots()
+    values = [predicted.tokens, engine.tokens]
+    names = ["predicted", f"{engine.device} engine's\nstart line"]
+    colours = [OKABE_ITO["green"], OKABE_ITO["blue"]]
+    axes.barh(names, values, color=colours, height=0.6)
+    for row, value in enumerate(values):
+        axes.text(value, row, f"  {value:,} tokens", va="center", ha="left")
+    axes.invert_yaxis()
+    axes.set_xlim(0, max(values) * 1.28)
+    axes.set_xlabel("KV cache, tokens")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    difference = predicted.tokens - engine.tokens
+    percent = 100 * difference / engine.tokens
+    verdict = "exactly equal" if difference == 0 else f"{difference:+,} tokens ({percent:+.2g}%)"
+    axes.set_title(f"Prediction against the engine: {verdict}", loc="left")
+    tidy(axes)
+    return figure
+
+
+def plot_block_waste(
+    tokens: int, *, max_model_len: int, block_sizes: Sequence[int] = (16, 64, 128)
+) -> Figure:
+    """What one request wastes, reserved in one piece and in blocks.
+
+    Left: slots that a request of `tokens` tokens holds. Right: the wasted share
+    as the request grows.
+
+    Args:
+        tokens: Tokens of the request.
+        max_model_len: Longest request, tokens; what contiguous allocation must reserve.
+        block_sizes: Block sizes to compare.
+
+    Raises:
+        WorkshopError: More tokens than `max_model_len`, or a size that is not positive.
+
+    Example:
+        >>> figure = plot_block_waste(100, max_model_len=1024)
+    """
+    wasted = {f"one piece\nof {max_model_len:,}": contiguous_waste(tokens, max_model_len)}
+    wasted |= {f"blocks of {size}": block_waste(tokens, size) for size in block_sizes}
+    figure = new_figure(8, 3.4)
+    left, right = figure.subplots(1, 2, width_ratios=[3, 2])
+    rows = range(len(wasted))
+    left.barh(rows, [tokens] * len(wasted), color=OKABE_ITO["blue"])
+    left.barh(rows, list(wasted.values()), left=tokens, color=PALE, edgecolor=GREY, hatch="///")
+    for row, waste in enumerate(wasted.values()):
+        share = 100 * waste / (tokens + waste)
+        left.text(tokens + waste, row, f"  {waste} unused ({share:.0f}%)", va="center")
+    left.set_yticks(rows, list(wasted))
+    left.invert_yaxis()
+    left.set_xlim(0, (tokens + max(wasted.values())) * 1.42)
+    left.set_xticks([0, tokens, max_model_len])
+    left.set_xlabel("token slots held")
+    left.set_title(f"A request of {tokens} tokens", loc="left")
+    lengths = range(1, min(max_model_len, 4 * max(block_sizes)) + 1)
+    for colour, size in zip(series_colours(len(block_sizes)), block_sizes, strict=True):
+        shares = [100 * block_waste(n, size) / (n + block_waste(n, size)) for n in lengths]
+        right.plot(lengths, shares, color=colour, linewidth=1.2, label=f"blocks of {size}")
+    right.set_ylim(0, 100)
+    right.set_xlabel("tokens of the request")
+    right.set_ylabel("unused, % of slots held")
+    right.set_title("While it grows", loc="left")
+    right.legend(frameon=False)
+    tidy(left)
+    tidy(right)
+    return figure
+
+
+def _stacked_bar(axes: Axes, row: int, budget: Budget, widest: float) -> None:
+    left = 0.0
+    for part, gib in budget.parts().items():
+        if gib <= 0:
+            continue
+        estimate = part in budget.estimated
+        axes.barh(
+            row,
+            gib,
+            left=left,
+            height=0.6,
+            color=_PART_COLOURS[part],
+            hatch="////" if estimate else None,
+            edgecolor="white" if estimate else None,
+        )
+        if gib > 0.07 * widest:
+            dark = part in ("weights", "KV cache")
+            colour = "white" if dark else "black"
+            axes.text(left + gib / 2, row, f"{gib:.1f}", ha="center", va="center", color=colour)
+        left += gib
+    axes.plot([budget.capacity_gib] * 2, [row - 0.38, row + 0.38], color="black", linewidth=2)
+    end = max(left, budget.capacity_gib) + 0.015 * widest
+    if budget.fits:
+        axes.text(end, row, f"{budget.kv.tokens:,}\ntokens", va="center")
+    else:
+        axes.text(end, row, "does\nnot fit", va="center", color=OKABE_ITO["vermillion"])
+
+
+def _budget_name(budget: Budget) -> str:
+    share = budget.gpu_memory_utilization
+    use = f", util. {share}" if share is not None else ""
+    return f"{budget.model.split('/')[-1]}\n{budget.device}, TP={budget.tp}{use}"
+
+
+def _part_legend(figure: Figure, budgets: Iterable[Budget]) -> None:
+    """A legend above the bars: parts are too thin to be labelled in place."""
+    from matplotlib.patches import Patch
+
+    shown = {part for budget in budgets for part, gib in budget.parts().items() if gib > 0}
+    handles = [Patch(color=c, label=part) for part, c in _PART_COLOURS.items() if part in shown]
+    figure.legend(handles=handles, loc="outside upper left", ncols=len(handles), frameon=False)

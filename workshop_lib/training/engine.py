@@ -1,0 +1,397 @@
+"""The laptop's GRPO engine: TRL on the CPU, from a NeMo RL recipe.
+
+`plan_training` refuses what cannot work before anything is written; `train` runs.
+The output folder holds:
+
+- `run.json`: the recipe, the model, the seed and the versions;
+- `metrics.jsonl` and `completions.jsonl`: one record a step, see `metrics`;
+- `checkpoints/step_<N>`: the trained model, as a Hugging Face folder that appears whole.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from workshop_lib.errors import WorkshopError
+from workshop_lib.models import is_ready, model_path
+from workshop_lib.models.files import problem_of, sync
+from workshop_lib.training.metrics import COMPLETIONS_FILE, METRICS_FILE
+from workshop_lib.training.problems import Problem, load_problems
+from workshop_lib.training.recipe import Recipe
+from workshop_lib.training.rewards import Reward, for_trl, reward_for
+from workshop_lib.training.translate import Translation, translate
+
+__all__ = ["Plan", "Result", "TrainingError", "latest_checkpoint", "plan_training", "train"]
+
+_RUN_FILE = "run.json"
+_CHECKPOINTS = "checkpoints"
+
+
+class TrainingError(WorkshopError):
+    """Training cannot start, or failed."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A training that was checked and can start.
+
+    Attributes:
+        recipe: The recipe.
+        translation: The same for TRL.
+        model: Folder of the model to start from.
+        output: Folder to write to.
+        problems: Problems to train on.
+        reward_name: The reward's name in the recipe.
+        reward: The reward.
+    """
+
+    recipe: Recipe
+    translation: Translation
+    model: Path
+    output: Path
+    problems: tuple[Problem, ...]
+    reward_name: str
+    reward: Reward
+
+    def describe(self) -> str:
+        """One line: what is trained on what, and how much of it.
+
+        Example:
+            >>> plan.describe()  # doctest: +SKIP
+            '12 steps of 64 completions (8 prompts x 8), up to 6 tokens each, on 70 problems …'
+        """
+        grpo = self.recipe.grpo
+        return (
+            f"{self.translation.steps} steps of {self.recipe.completions_per_step} completions"
+            f" ({grpo.num_prompts_per_step} prompts x {grpo.num_generations_per_prompt}), up to"
+            f" {self.translation.arguments['max_completion_length']} tokens each, on"
+            f" {len(self.problems)} problems; reward {self.reward_name}"
+        )
+
+
+@dataclass(frozen=True)
+class Result:
+    """A training that ended.
+
+    Attributes:
+        checkpoint: Folder of the trained model.
+        steps: Steps done.
+        seconds: Seconds of training, without loading and saving.
+    """
+
+    checkpoint: Path
+    steps: int
+    seconds: float
+
+
+def plan_training(
+    recipe: Recipe,
+    *,
+    output: str | Path,
+    model: str | Path | None = None,
+    steps: int | None = None,
+    seed: int | None = None,
+    overwrite: bool = False,
+) -> Plan:
+    """Check everything that a training needs; write nothing.
+
+    Args:
+        recipe: The recipe.
+        output: Folder for metrics and checkpoints; it may not hold a run yet.
+        model: Folder of the model to start from; by default where the workshop
+            prepared the recipe's `policy.model_name`.
+        steps: Steps to train; by default the recipe's.
+        seed: Seed; by default the recipe's.
+        overwrite: Remove the run that `output` holds.
+
+    Raises:
+        WorkshopError: Something is missing or does not fit, in one line.
+
+    Example:
+        >>> plan = plan_training(recipe, output="build/grpo", steps=3)  # doctest: +SKIP
+    """
+    if steps is not None and steps < 1:
+        raise TrainingError(f"--steps is {steps}; train at least one step")
+    if seed is not None and not 0 <= seed < 2**32:
+        raise TrainingError(f"--seed is {seed}; give a number from 0 to {2**32 - 1}")
+    place = Path(output).absolute()
+    _check_output(place, overwrite)
+    folder = _model_folder(recipe, model)
+    problems = load_problems(recipe)
+    wanted = recipe.grpo.num_prompts_per_step
+    if len(problems) < wanted:
+        raise TrainingError(
+            f"{recipe.path}: grpo.num_prompts_per_step is {wanted}, data.train has"
+            f" {len(problems)} problems"
+        )
+    name, reward = reward_for(recipe)
+    for problem in problems:
+        reward("", problem.answer)  # an answer that no completion could match is an error
+    translation = translate(recipe, problems=len(problems), steps=steps, seed=seed)
+    if refused := translation.refused:
+        others = f" (and {len(refused) - 1} more)" if len(refused) > 1 else ""
+        raise TrainingError(
+            f"{recipe.path}: {refused[0].key}: {refused[0].value} cannot be trained on this"
+            f" machine: {refused[0].reason}{others}"
+        )
+    return Plan(recipe, translation, folder, place, tuple(problems), name, reward)
+
+
+def train(plan: Plan, *, say: Callable[[str], None] = print) -> Result:
+    """Train, and save the model.
+
+    Args:
+        plan: What to train.
+        say: Called with each line of progress.
+
+    Raises:
+        WorkshopError: A prompt is too long for the recipe, or training failed.
+
+    Example:
+        >>> train(plan).checkpoint.name  # doctest: +SKIP
+        'step_12'
+    """
+    _quiet()
+    from transformers import AutoTokenizer
+
+    say(f"Loading {plan.model.name}")
+    tokenizer = AutoTokenizer.from_pretrained(str(plan.model), padding_side="left")
+    _set_chat_template(tokenizer, plan.recipe)
+    _check_lengths(plan, tokenizer)
+    _claim(plan)
+    trainer = _trainer(plan, tokenizer, say)
+    say(f"Training: {plan.describe()}")
+    started = time.perf_counter()
+    trainer.train()
+    seconds = time.perf_counter() - started
+    checkpoint = _save(trainer.model, tokenizer, plan)
+    say(f"Trained {plan.translation.steps} steps in {seconds:.0f} s; saved {checkpoint}")
+    return Result(checkpoint, plan.translation.steps, seconds)
+
+
+def latest_checkpoint(output: str | Path) -> Path:
+    """The newest checkpoint of a run.
+
+    Args:
+        output: The run's output folder.
+
+    Raises:
+        TrainingError: It has none.
+
+    Example:
+        >>> latest_checkpoint("build/grpo")  # doctest: +SKIP
+        PosixPath('build/grpo/checkpoints/step_12')
+    """
+    found = [
+        path
+        for path in Path(output).glob(f"{_CHECKPOINTS}/step_*")
+        if path.name.removeprefix("step_").isdigit()
+    ]
+    if not found:
+        raise TrainingError(f"{output} has no checkpoint; one is saved when training ends")
+    return max(found, key=lambda path: int(path.name.removeprefix("step_")))
+
+
+def _check_output(place: Path, overwrite: bool) -> None:
+    if place.exists() and not place.is_dir():
+        raise TrainingError(f"--output {place} is a file; give a folder")
+    if not overwrite and (place / METRICS_FILE).exists():
+        raise TrainingError(
+            f"--output {place} holds a run already; give another folder, or --overwrite"
+        )
+    above = next(folder for folder in (place, *place.parents) if folder.exists())
+    if not os.access(above, os.W_OK):
+        raise TrainingError(f"--output {place} cannot be written: no permission in {above}")
+
+
+def _model_folder(recipe: Recipe, model: str | Path | None) -> Path:
+    if model is not None:
+        if problem := problem_of(Path(model)):
+            raise TrainingError(f"--model {model} cannot be used: {problem}")
+        return Path(model).absolute()
+    name = recipe.policy.model_name
+    if not is_ready(name):
+        raise TrainingError(
+            f"{name} is not here; run `python -m workshop_lib.models prepare {name}`, or name a"
+            " folder with --model"
+        )
+    return model_path(name)
+
+
+def _quiet() -> None:
+    """No network, no progress bars of others, no warnings that a learner can do nothing about."""
+    import logging
+    import warnings
+
+    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRL_EXPERIMENTAL_SILENCE"):
+        os.environ.setdefault(name, "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.filterwarnings("ignore", module="trl|transformers|torch")
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+
+
+def _keep_memory() -> None:
+    """Have glibc keep freed memory for the next step instead of giving it back.
+
+    A step allocates and frees gigabytes in large blocks. By default each block is
+    fetched from the kernel page by page every time: 1.3 million page faults and a
+    fifth of the step's CPU time were seen.
+    """
+    import ctypes
+
+    mmap_max, trim_threshold = -4, -1  # M_MMAP_MAX and M_TRIM_THRESHOLD of <malloc.h>
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return  # not glibc: slower, nothing else
+    mallopt(mmap_max, 0)
+    mallopt(trim_threshold, 2**31 - 1)
+
+
+def _set_chat_template(tokenizer: Any, recipe: Recipe) -> None:
+    template = recipe.policy.tokenizer.chat_template
+    if template is None or template.lower() == "default":
+        return
+    if template.endswith(".jinja"):
+        try:
+            template = Path(template).read_text(encoding="utf-8")
+        except OSError as error:
+            raise TrainingError(
+                f"policy.tokenizer.chat_template {template} cannot be read: {error.strerror}"
+            ) from error
+    tokenizer.chat_template = template
+
+
+def _prompts(plan: Plan) -> list[Any]:
+    """The prompts in the form that TRL takes them: texts, or conversations."""
+    if plan.recipe.plain_prompts:
+        return [problem.system + problem.prompt for problem in plan.problems]
+    return [problem.messages for problem in plan.problems]
+
+
+def _check_lengths(plan: Plan, tokenizer: Any) -> None:
+    """Refuse prompts that leave no room for an answer: TRL has no limit of its own."""
+    room = plan.recipe.policy.max_total_sequence_length
+    new = plan.translation.arguments["max_completion_length"]
+    if plan.recipe.generation.max_new_tokens is None:
+        new = 1
+    for prompt in _prompts(plan):
+        tokens = tokenizer(prompt)["input_ids"] if isinstance(prompt, str) else None
+        if tokens is None:
+            tokens = tokenizer.apply_chat_template(
+                prompt, add_generation_prompt=True, return_dict=False
+            )
+        if len(tokens) + new > room:
+            raise TrainingError(
+                f"{plan.recipe.path}: a prompt of {len(tokens)} tokens and {new} new ones do not"
+                f" fit in policy.max_total_sequence_length {room}"
+            )
+
+
+def _claim(plan: Plan) -> None:
+    """Make the output folder, remove what an earlier run left, note what is run."""
+    for name in (METRICS_FILE, COMPLETIONS_FILE, _RUN_FILE):
+        (plan.output / name).unlink(missing_ok=True)
+    shutil.rmtree(plan.output / _CHECKPOINTS, ignore_errors=True)
+    (plan.output / _CHECKPOINTS).mkdir(parents=True)
+    about = {
+        "recipe": str(plan.recipe.path),
+        "settings": plan.recipe.settings,
+        "model": str(plan.model),
+        "steps": plan.translation.steps,
+        "seed": plan.translation.arguments["seed"],
+        "arguments": plan.translation.arguments,
+        "versions": _versions(),
+        "started": time.time(),
+    }
+    partial = plan.output / f".{_RUN_FILE}.partial"
+    partial.write_text(json.dumps(about, indent=1, default=str) + "\n", encoding="utf-8")
+    partial.replace(plan.output / _RUN_FILE)
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    return {name: version(name) for name in ("torch", "transformers", "trl")}
+
+
+def _trainer(plan: Plan, tokenizer: Any, say: Callable[[str], None]) -> Any:
+    import torch
+    from datasets import Dataset
+    from transformers import AutoModelForCausalLM
+    from transformers.trainer_callback import PrinterCallback
+    from trl import GRPOConfig
+
+    from workshop_lib.training.trainer import Recorder, trainer_class
+
+    # Ray starts its jobs with OMP_NUM_THREADS=1: all cores, whatever it says.
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    _keep_memory()
+    arguments = GRPOConfig(
+        output_dir=str(plan.output),
+        logging_steps=plan.translation.updates_per_step,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=True,
+        **plan.translation.arguments,
+    )
+    model = AutoModelForCausalLM.from_pretrained(str(plan.model), dtype=torch.float32)
+    prompts = _prompts(plan)
+    rows = [
+        {"prompt": prompt, "answer": problem.answer}
+        for prompt, problem in zip(prompts, plan.problems, strict=True)
+    ]
+    recorder = Recorder(
+        plan.output,
+        group_size=plan.recipe.grpo.num_generations_per_prompt,
+        updates_per_step=plan.translation.updates_per_step,
+        steps=plan.translation.steps,
+        answers={problem.system + problem.prompt: problem.answer for problem in plan.problems},
+        say=say,
+    )
+    trainer = trainer_class()(
+        model=model,
+        reward_funcs=for_trl(plan.reward, plan.reward_name),
+        args=arguments,
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer,
+        callbacks=[recorder.callback()],
+    )
+    recorder.trainer = trainer
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def _save(model: Any, tokenizer: Any, plan: Plan) -> Path:
+    """Save as a Hugging Face folder that is there whole or not at all.
+
+    In float32: a step of 1e-5 is smaller than what bfloat16 can tell apart.
+    """
+    place = plan.output / _CHECKPOINTS / f"step_{plan.translation.steps}"
+    partial = place.with_name(f".{place.name}.partial-{os.getpid()}")
+    try:
+        model.save_pretrained(str(partial))
+        tokenizer.save_pretrained(str(partial))
+        if problem := problem_of(partial):
+            raise TrainingError(f"the checkpoint is not whole: {problem}")
+        for file in partial.iterdir():
+            file.chmod(0o644)  # weights are saved for the owner alone; a server may be another user
+        sync(partial)
+        partial.rename(place)
+        sync(place.parent, recursive=False)
+    except OSError as error:
+        raise TrainingError(f"{place} cannot be saved: {error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return place

@@ -1,0 +1,309 @@
+"""One recipe, in NeMo RL's own YAML, read strictly.
+
+NeMo RL takes a key that it does not know and says nothing: a misspelt setting
+trains with the default. Here it is an error that names the right key. The same
+file runs on a cluster under NeMo RL and, translated, on a laptop under TRL
+(`translate`).
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from workshop_lib.training.recipe_checks import contradictions
+from workshop_lib.training.recipe_schema import (
+    REWARD_ENVIRONMENTS,
+    Checkpointing,
+    Cluster,
+    Data,
+    Dataset,
+    Generation,
+    Grpo,
+    Logger,
+    LossFn,
+    MathEnvironment,
+    Policy,
+    RecipeConfig,
+    Section,
+)
+from workshop_lib.training.recipe_yaml import RecipeError, load_settings
+
+__all__ = ["Recipe", "RecipeError", "read_recipe"]
+
+# Keys of earlier NeMo RL versions (v0.4 to v0.6) and where they went.
+_MOVED = {
+    "data.dataset_name": "data.train.dataset_name",
+    "data.train_data_path": "data.train.data_path",
+    "data.val_data_path": "data.validation.data_path",
+    "data.train_split": "data.train.split",
+    "data.val_split": "data.validation.split",
+    "data.prompt_file": "data.default.prompt_file",
+    "data.system_prompt_file": "data.default.system_prompt_file",
+    "data.input_key": "data.default.input_key",
+    "data.output_key": "data.default.output_key",
+    "data.env_name": "data.default.env_name",
+    "data.processor": "data.default.processor",
+    "policy.activation_checkpointing_enabled": "policy.dtensor_cfg.activation_checkpointing",
+    "policy.refit_buffer_size_gb": "the environment variable NRL_REFIT_BUFFER_MEMORY_RATIO",
+}
+
+# What the same thing is called elsewhere (mostly in TRL).
+_NAMED = {
+    "lr": "policy.optimizer.kwargs.lr",
+    "learning_rate": "policy.optimizer.kwargs.lr",
+    "weight_decay": "policy.optimizer.kwargs.weight_decay",
+    "beta": "loss_fn.reference_policy_kl_penalty",
+    "kl_penalty": "loss_fn.reference_policy_kl_penalty",
+    "epsilon": "loss_fn.ratio_clip_min",
+    "epsilon_high": "loss_fn.ratio_clip_max",
+    "num_generations": "grpo.num_generations_per_prompt",
+    "max_completion_length": "policy.generation.max_new_tokens",
+    "max_steps": "grpo.max_num_steps",
+    "model": "policy.model_name",
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe that was read and checked.
+
+    Attributes:
+        path: Its file.
+        settings: What the file and those it inherits from say, references resolved.
+        config: The same with types, and NeMo RL's value for every key left out.
+    """
+
+    path: Path
+    settings: dict[str, Any]
+    config: RecipeConfig
+
+    @property
+    def grpo(self) -> Grpo:
+        """`grpo`: prompts, answers and steps."""
+        return self.config.grpo
+
+    @property
+    def loss_fn(self) -> LossFn:
+        """`loss_fn`: the clipped policy gradient."""
+        return self.config.loss_fn
+
+    @property
+    def policy(self) -> Policy:
+        """`policy`: model, batches, optimizer."""
+        return self.config.policy
+
+    @property
+    def generation(self) -> Generation:
+        """`policy.generation`: how answers are sampled."""
+        return self.config.policy.generation
+
+    @property
+    def data(self) -> Data:
+        """`data`: the problems."""
+        return self.config.data
+
+    @property
+    def checkpointing(self) -> Checkpointing:
+        """`checkpointing`."""
+        return self.config.checkpointing
+
+    @property
+    def logger(self) -> Logger:
+        """`logger`."""
+        return self.config.logger
+
+    @property
+    def cluster(self) -> Cluster:
+        """`cluster`: GPUs and nodes."""
+        return self.config.cluster
+
+    @property
+    def completions_per_step(self) -> int:
+        """Answers that a step samples: prompts times answers a prompt."""
+        return self.grpo.num_prompts_per_step * self.grpo.num_generations_per_prompt
+
+    @property
+    def updates_per_step(self) -> int:
+        """Optimizer updates that a step makes; 1 is on-policy."""
+        return self.completions_per_step // self.policy.train_global_batch_size
+
+    @property
+    def normalize_rewards(self) -> bool:
+        """Whether advantages are divided by their group's spread."""
+        own = self.grpo.adv_estimator.normalize_rewards
+        return self.grpo.normalize_rewards if own is None else own
+
+    @property
+    def leave_one_out(self) -> bool:
+        """Whether an answer's baseline is the mean of the others in its group."""
+        own = self.grpo.adv_estimator.use_leave_one_out_baseline
+        return self.grpo.use_leave_one_out_baseline if own is None else own
+
+    @property
+    def plain_prompts(self) -> bool:
+        """Whether prompts go to the model as they are, without a chat template."""
+        return self.policy.tokenizer.chat_template is None
+
+    def datasets(self, split: str) -> list[Dataset]:
+        """The data sets of `data.train` or `data.validation`, `data.default` filled in.
+
+        Args:
+            split: `train` or `validation`.
+
+        Example:
+            >>> from workshop_lib.data import data_path
+            >>> recipe = read_recipe(data_path("recipes/arithmetic.yaml"))
+            >>> recipe.datasets("train")[0].env_name
+            'first_integer'
+        """
+        entries: list[Dataset] = getattr(self.data, split) or []
+        default = self.data.default.model_dump(exclude_unset=True) if self.data.default else {}
+        return [
+            Dataset.model_validate(default | entry.model_dump(exclude_unset=True))
+            for entry in entries
+        ]
+
+    @property
+    def environments(self) -> list[str]:
+        """Names of the environments that score answers."""
+        entries = [*self.datasets("train"), *self.datasets("validation")]
+        return list(dict.fromkeys(entry.env_name for entry in entries if entry.env_name))
+
+
+def read_recipe(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Recipe:
+    """Read a recipe and check it: every key, every type, and what must fit together.
+
+    Args:
+        path: A YAML file with NeMo RL's keys.
+        overrides: Values by dotted key that replace the file's.
+
+    Raises:
+        RecipeError: The file cannot be read, a key is unknown or was moved (the right
+            one is named), a value has the wrong type, or two settings contradict.
+
+    Example:
+        >>> from workshop_lib.data import data_path
+        >>> recipe = read_recipe(data_path("recipes/arithmetic.yaml"), {"grpo.seed": 7})
+        >>> recipe.completions_per_step, recipe.grpo.seed
+        (64, 7)
+    """
+    from pydantic import ValidationError
+
+    settings = load_settings(path, overrides)
+    try:
+        config = RecipeConfig.model_validate(settings)
+        problems = list(_environment_problems(config.env))
+    except ValidationError as error:
+        found: dict[str, str] = {}
+        for item in error.errors():
+            # A union is tried type by type: a wrong value gives an error for each.
+            place = ".".join(str(part) for part in item["loc"] if not _is_type_tag(part))
+            found.setdefault(place, _explain(dict(item), settings, ""))
+        raise _refusal(path, list(found.values())) from None
+    recipe = Recipe(Path(path), settings, config)
+    if problems := problems or list(contradictions(recipe)):
+        raise _refusal(path, problems)
+    return recipe
+
+
+def _refusal(path: str | Path, problems: Sequence[str]) -> RecipeError:
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    return RecipeError(f"{path}: {problems[0]}{more}")
+
+
+def _environment_problems(env: Mapping[str, Any]) -> Iterator[str]:
+    from pydantic import ValidationError
+
+    for name in set(env) & set(REWARD_ENVIRONMENTS):
+        try:
+            MathEnvironment.model_validate(env[name] or {})
+        except ValidationError as error:
+            for item in error.errors():
+                yield _explain(dict(item), {}, f"env.{name}.", MathEnvironment)
+
+
+def _explain(
+    error: dict[str, Any],
+    settings: Mapping[str, Any],
+    prefix: str,
+    model: type[Section] = RecipeConfig,
+) -> str:
+    """One of pydantic's errors in the words of the recipe."""
+    location = [part for part in error["loc"] if not _is_type_tag(part)]
+    key = prefix + _written(location, settings)
+    if key == "checkpointing.metric_name":
+        return (
+            f"{key} is {error['input']!r}; since NeMo RL v0.6 it says where the metric comes"
+            ' from: "val:accuracy" in place of "val_reward"'
+        )
+    if error["type"] == "missing":
+        return f"{key} is missing"
+    if error["type"] == "extra_forbidden":
+        return f"unknown key {key}; {_advice(key, location, prefix, model)}"
+    message = error["msg"].removeprefix("Input ").removeprefix("Value error, ")
+    return f"{key} is {error['input']!r} and {message}"
+
+
+def _is_type_tag(part: Any) -> bool:
+    # In a union pydantic names the type that was tried: list[dict[str,any]] and the like.
+    return isinstance(part, str) and ("[" in part or part in ("str", "int", "float", "bool"))
+
+
+def _written(location: Sequence[Any], settings: Any) -> str:
+    """A location as the file has it: a single data set is no list there."""
+    text = ""
+    for part in location:
+        if isinstance(part, int):
+            if isinstance(settings, list):
+                text += f"[{part}]"
+                settings = settings[part]
+            continue
+        text += f".{part}" if text else str(part)
+        settings = settings.get(part) if isinstance(settings, Mapping) else None
+    return text
+
+
+def _advice(key: str, location: Sequence[Any], prefix: str, model: type[Section]) -> str:
+    """Which key was probably meant."""
+    if key in _MOVED:
+        return f"it is now {_MOVED[key]}"
+    names = [part for part in location if isinstance(part, str)]
+    name, section = names[-1], ".".join(names[:-1])
+    every = list(_known_keys(model))
+    beside = [known.rpartition(".")[2] for known in every if known.rpartition(".")[0] == section]
+    here = prefix + (f"{section}." if section else "")
+    elsewhere = [known for known in every if known.rpartition(".")[2] == name]
+    if len(elsewhere) == 1:
+        return f"did you mean {prefix}{elsewhere[0]}?"
+    if name in _NAMED:
+        return f"did you mean {_NAMED[name]}?"
+    if close := difflib.get_close_matches(name, beside, n=1):
+        return f"did you mean {here}{close[0]}?"
+    if elsewhere:
+        return f"did you mean {prefix}{elsewhere[0]}?"
+    ends = {known.rpartition(".")[2]: known for known in reversed(every)}
+    if close := difflib.get_close_matches(name, ends, n=1, cutoff=0.75):
+        return f"did you mean {prefix}{ends[close[0]]}?"
+    return f"{here.rstrip('.') or 'a recipe'} has {', '.join(sorted(beside))}"
+
+
+def _known_keys(model: type[Section], prefix: str = "") -> Iterator[str]:
+    """Every dotted key of a schema."""
+    for name, field in model.model_fields.items():
+        key = f"{prefix}{field.alias or name}"
+        yield key
+        for inner in _sections_in(field.annotation):
+            yield from _known_keys(inner, f"{key}.")
+
+
+def _sections_in(annotation: Any) -> list[type[Section]]:
+    """The sections that a field can hold, looked for through lists, unions and annotations."""
+    import typing
+
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return [annotation]
+    return [inner for part in typing.get_args(annotation) for inner in _sections_in(part)]

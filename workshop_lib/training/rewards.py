@@ -1,0 +1,204 @@
+"""Rewards: plain functions of one answer, for TRL, NeMo RL and evaluation alike.
+
+A reward is `reward(completion, answer) -> float`. `for_trl` makes TRL's batch
+function of one; a NeMo RL environment calls it for each answer of its batch.
+`reward_for` finds the reward that a recipe's `env` names.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from workshop_lib.errors import WorkshopError
+from workshop_lib.training.verifier import Verifier, shared_verifier
+
+if TYPE_CHECKING:
+    from workshop_lib.training.recipe import Recipe
+
+__all__ = [
+    "Reward",
+    "first_integer_reward",
+    "for_trl",
+    "math_verify_reward",
+    "reward_for",
+    "stock_math_reward",
+]
+
+Reward: TypeAlias = Callable[[str, str], float]
+
+# The first number: digits with thousands separators or none, and perhaps decimals.
+_NUMBER = re.compile(r"([-+]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+))(\.\d+)?")
+_READ_CHARACTERS = 4000
+
+
+def first_integer_reward(completion: str, answer: str) -> float:
+    r"""1 if the first number in an answer is the right whole number, else 0.
+
+    It reads the beginning of the answer alone, so a model that is right and then
+    goes on talking is right. A sum is not worked out: `3 + 4 =` says 3.
+
+    Args:
+        completion: What the model wrote after the prompt.
+        answer: The right whole number, as text.
+
+    Raises:
+        WorkshopError: `answer` is not a whole number; no model could be right.
+
+    Example:
+        >>> first_integer_reward(" 7.\nQuestion: What is 9", "7")
+        1.0
+        >>> first_integer_reward(" 3 + 4 = 7", "7")
+        0.0
+    """
+    try:
+        right = int(answer)
+    except ValueError:
+        raise WorkshopError(f"first_integer needs a whole number, not {answer[:40]!r}") from None
+    match = _NUMBER.search(completion[:_READ_CHARACTERS])
+    if match is None or match.group(2):
+        return 0.0
+    digits = match.group(1).replace(",", "")
+    # A number of thousands of digits is not worth converting, and Python refuses to.
+    return float(len(digits) < 300 and int(digits) == right)
+
+
+def math_verify_reward(
+    completion: str,
+    answer: str,
+    *,
+    accept_unevaluated: bool = False,
+    time_limit_s: float = 5.0,
+    verifier: Verifier | None = None,
+) -> float:
+    r"""1 if an answer ends in what is mathematically the right value, else 0.
+
+    Numbers, fractions, percentages and LaTeX are understood (`math-verify`): `0.5`,
+    `1/2`, `50%` and `\boxed{\frac{1}{2}}` are one value. Only the last 4,000
+    characters are read: the answer stands at the end. The work is done by another
+    process, which is stopped when it takes too long (`9^9^9^9`) or too much memory.
+
+    Args:
+        completion: What the model wrote.
+        answer: The right value, plain or LaTeX.
+        accept_unevaluated: Whether `7 + 14` is a right answer where 21 is. The library
+            itself says yes, which rewards a model that repeats the question.
+        time_limit_s: Longest time for one answer, seconds; then the reward is 0.
+        verifier: The process to use; by default one that all calls share.
+
+    Raises:
+        WorkshopError: `answer` cannot be read as a value; no model could be right.
+
+    Example:
+        >>> math_verify_reward("So it is \\boxed{\\frac{1}{2}}.", "0.5")
+        1.0
+        >>> math_verify_reward("7 + 14 =", "21")
+        0.0
+    """
+    verdict = (verifier or shared_verifier()).check(
+        completion[-_READ_CHARACTERS:],
+        answer,
+        accept_unevaluated=accept_unevaluated,
+        time_limit_s=time_limit_s,
+    )
+    return float(verdict)
+
+
+def stock_math_reward(completion: str, answer: str) -> float:
+    """What NeMo RL's own math environment gives (`math_verify_impl: hf_math_verify`).
+
+    It can be hacked: "7 + 14 =" counts as 21, so a model learns to repeat the
+    question. A recorded run reached reward 0.996 with a quarter of its answers right.
+
+    Args:
+        completion: What the model wrote.
+        answer: The right value.
+
+    Example:
+        >>> stock_math_reward("7 + 14 =", "21")
+        1.0
+    """
+    return math_verify_reward(completion, answer, accept_unevaluated=True)
+
+
+# By the name of the recipe's environment. `math` is NeMo RL's own, taken as it is.
+_REWARDS: dict[str, Reward] = {
+    "first_integer": first_integer_reward,
+    "math_verify": math_verify_reward,
+    "math": stock_math_reward,
+    "math_default": stock_math_reward,
+}
+
+
+def reward_for(recipe: Recipe) -> tuple[str, Reward]:
+    """The reward that a recipe's data names with `env_name`.
+
+    Args:
+        recipe: The recipe.
+
+    Returns:
+        The environment's name and the reward.
+
+    Raises:
+        WorkshopError: The recipe names several environments, or one that is not here.
+
+    Example:
+        >>> from workshop_lib.data import data_path
+        >>> from workshop_lib.training import read_recipe
+        >>> reward_for(read_recipe(data_path("recipes/arithmetic.yaml")))[0]
+        'first_integer'
+    """
+    names = recipe.environments
+    if len(names) != 1:
+        raise WorkshopError(f"{recipe.path}: one reward is used here, the recipe names {names}")
+    name = names[0]
+    if name not in _REWARDS:
+        known = ", ".join(_REWARDS)
+        raise WorkshopError(f"{recipe.path}: there is no reward for env.{name} here, only {known}")
+    implementation = (recipe.config.env[name] or {}).get("math_verify_impl", "hf_math_verify")
+    if name.startswith("math") and implementation != "hf_math_verify":
+        raise WorkshopError(f"{recipe.path}: env.{name} uses {implementation}, which is not here")
+    return name, _REWARDS[name]
+
+
+def for_trl(reward: Reward, name: str) -> Callable[..., list[float]]:
+    """Make TRL's batch function of a reward.
+
+    Args:
+        reward: The reward of one answer.
+        name: Its name in TRL's metrics.
+
+    Returns:
+        A function of `completions` (texts, or conversations of one message) and the
+        data's column `answer`.
+
+    Example:
+        >>> batch = for_trl(first_integer_reward, "first_integer")
+        >>> batch(completions=[" 7", " 8"], answer=["7", "7"])
+        [1.0, 0.0]
+    """
+
+    def batch(*, completions: Sequence[Any], answer: Sequence[str], **_: Any) -> list[float]:
+        return [
+            reward(completion_text(completion), right)
+            for completion, right in zip(completions, answer, strict=True)
+        ]
+
+    batch.__name__ = name
+    return batch
+
+
+def completion_text(completion: Any) -> str:
+    """What the model wrote, of a text or of a conversation.
+
+    Args:
+        completion: A text, or messages with `content`.
+
+    Example:
+        >>> completion_text([{"role": "assistant", "content": "7"}])
+        '7'
+    """
+    if isinstance(completion, str):
+        return completion
+    return "".join(str(message.get("content") or "") for message in completion)

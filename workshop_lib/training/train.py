@@ -1,0 +1,93 @@
+"""The command line: `python -m workshop_lib.training.train RECIPE --output DIR`.
+
+A plain process or the entry point of a Ray job. One line a step on standard
+output, one record a step in `DIR/metrics.jsonl`; the exit status is 0, 1 after a
+failure, 2 for what was refused before anything started.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from workshop_lib.errors import WorkshopError
+from workshop_lib.training.recipe import RecipeError, read_recipe
+
+__all__ = ["main"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; see the module's docstring.
+
+    Args:
+        arguments: Those of the command line by default.
+
+    Returns:
+        The exit status.
+
+    Example:
+        >>> main(["data/recipes/arithmetic.yaml", "--output", "build/grpo"])  # doctest: +SKIP
+    """
+    wishes = _parser().parse_args(arguments)
+    from workshop_lib.training.engine import plan_training, train
+
+    try:
+        plan = plan_training(
+            read_recipe(wishes.recipe, dict(map(_override, wishes.overrides))),
+            output=wishes.output,
+            model=wishes.model,
+            steps=wishes.steps,
+            seed=wishes.seed,
+            overwrite=wishes.overwrite,
+        )
+    except WorkshopError as error:
+        return _report(error, 2)
+    # So that what is half written is removed.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        train(plan, say=lambda line: print(line, flush=True))
+    except WorkshopError as error:
+        return _report(error, 1)
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _report(error: WorkshopError, status: int) -> int:
+    print(f"{type(error).__name__}: {error}", file=sys.stderr)
+    return status
+
+
+def _override(text: str) -> tuple[str, Any]:
+    import yaml
+
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise RecipeError(f"{text!r} is no KEY=VALUE, for example grpo.num_prompts_per_step=4")
+    try:
+        return key.strip(), yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{text!r}: the value is not YAML") from error
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m workshop_lib.training.train",
+        description="Train a model with GRPO on this machine, from a NeMo RL recipe.",
+    )
+    add = parser.add_argument
+    add("recipe", metavar="RECIPE", help="YAML file with NeMo RL's keys")
+    add("overrides", metavar="KEY=VALUE", nargs="*", help="replaces a value of the recipe")
+    add("--output", required=True, metavar="DIR", help="folder for metrics and checkpoints")
+    add("--model", metavar="FOLDER", help="model to start from (default: the recipe's, prepared)")
+    add("--steps", type=int, help="steps to train (default: the recipe's)")
+    add("--seed", type=int, help="seed (default: the recipe's)")
+    add("--overwrite", action="store_true", help="remove the run that DIR holds")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
