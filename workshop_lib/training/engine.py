@@ -226,13 +226,10 @@ def _model_folder(recipe: Recipe, model: str | Path | None) -> Path:
 
 
 def _quiet() -> None:
-    """No network, no progress bars of others, no warnings that a learner can do nothing about."""
+    """No progress bars of others, no warnings that a learner can do nothing about."""
     import logging
     import warnings
 
-    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRL_EXPERIMENTAL_SILENCE"):
-        os.environ.setdefault(name, "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.filterwarnings("ignore", module="trl|transformers|torch")
     logging.getLogger("transformers").setLevel(logging.ERROR)
     from transformers.utils.logging import disable_progress_bar

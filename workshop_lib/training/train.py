@@ -8,6 +8,7 @@ failure, 2 for what was refused before anything started.
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -17,6 +18,15 @@ from workshop_lib.errors import WorkshopError
 from workshop_lib.training.recipe import RecipeError, read_recipe
 
 __all__ = ["main"]
+
+# Everything is on disk by now, and a hub that is out of reach costs minutes. Set here and not
+# in the engine: a notebook's kernel that trains may want the hub afterwards.
+_ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "HF_DATASETS_OFFLINE": "1",
+    "TRL_EXPERIMENTAL_SILENCE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,6 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         >>> main(["data/recipes/arithmetic.yaml", "--output", "build/grpo"])  # doctest: +SKIP
     """
     wishes = _parser().parse_args(arguments)
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     from workshop_lib.training.engine import plan_training, train
 
     try:
