@@ -19,8 +19,8 @@ from workshop_lib.training.recipe import RecipeError, read_recipe
 
 __all__ = ["main"]
 
-# Everything is on disk by now, and a hub that is out of reach costs minutes. Set here and not
-# in the engine: a notebook's kernel that trains may want the hub afterwards.
+# Everything is on disk by now, and a hub that is out of reach costs minutes. For a process of
+# our own only: a notebook's kernel that trains may want the hub afterwards.
 _ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "HF_DATASETS_OFFLINE": "1",
@@ -42,8 +42,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         >>> main(["data/recipes/arithmetic.yaml", "--output", "build/grpo"])  # doctest: +SKIP
     """
     wishes = _parser().parse_args(arguments)
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
     from workshop_lib.training.engine import plan_training, train
 
     try:
@@ -102,4 +100,6 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     sys.exit(main())
