@@ -232,7 +232,7 @@ def install(environment: Environment, root: Path, lock_fd: int) -> None:
     elif not reusable:
         make_venv(environment, installer)
 
-    pip_install = installer.pip("install", *overwrite)
+    pip_install = installer.pip("install", "--no-compile", *overwrite)
     installer.torch(pip_install)
     exactly = ["--no-deps", "--require-hashes", "--only-binary", ":all:", "-r", "requirements.txt"]
     error = installer.run([*pip_install, "--progress-bar", "off", *exactly], "the lock", total)
@@ -241,6 +241,10 @@ def install(environment: Environment, root: Path, lock_fd: int) -> None:
     if reusable and not environment.is_conda:
         remove_others(installer, {*names, "torch", "pip", "setuptools"})
     (environment.site_packages / "workshop.pth").write_text(f"{root}\n")
+    # Compiled by all cores: pip's own compiling, with one, is half of its time. Some packages
+    # bring templates that are no Python, so its exit status says nothing.
+    compiling = [str(environment.python), "-m", "compileall", "-qq", "-j", "0"]
+    installer.run([*compiling, str(environment.site_packages)], "compiling")
     shutil.rmtree(str(installer.temporary), ignore_errors=True)
     write_stamp(environment, wanted)
     installer.display.finish(f"The environment is ready after {installer.display.elapsed()}.")
