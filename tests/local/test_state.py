@@ -24,7 +24,7 @@ from local_helpers import (
     until,
 )
 
-from workshop_lib.errors import ClusterError
+from workshop_lib.errors import ClusterError, NotFoundError
 from workshop_lib.local import processes
 from workshop_lib.local.cluster import LocalCluster
 from workshop_lib.local.paths import StatePaths, locked, read_json
@@ -101,6 +101,32 @@ def test_two_kernels_apply_at_once(cluster):
         if b"supervisor.supervisord" in processes.command_line(pid)
     ]  # fmt: skip
     assert len(supervisors) == 1
+
+
+def test_looking_while_another_kernel_applies_and_deletes(cluster):
+    """Whoever looks at any instant sees a component or that it is not there, and nothing else."""
+    code = """
+        import sys
+        from local_helpers import job
+        from workshop_lib.local.cluster import LocalCluster
+        cluster = LocalCluster(state=sys.argv[1])
+        for remove in (cluster.clean, lambda: cluster.delete("work")) * 2:
+            work = cluster.apply_objects("work", job("echo up; sleep 600"))
+            work.wait_ready(timeout_s=60)
+            remove()
+    """
+    other = python(code, cluster.paths.state, wait=False)
+    seen = set()
+    while other.poll() is None:
+        try:
+            cluster.components()
+            work = cluster.get("work")
+            seen.add(work.observe().body["kind"])
+            seen.update(texts(work))
+        except NotFoundError:
+            seen.add("not there")
+    assert other.returncode == 0, other.stdout.read()
+    assert {"Job", "not there"} <= seen <= {"Job", "not there", "up"}
 
 
 def test_state_that_another_kernel_holds_is_named(cluster, monkeypatch):
@@ -307,6 +333,48 @@ def test_killed_supervisor_is_noticed(cluster):
         work.observe()
     cluster.delete("work")
     web.wait_ready(timeout_s=10)
+
+
+def test_killed_supervisor_takes_its_workloads_along(cluster):
+    """What its status calls lost does not go on using the machine."""
+    cluster.apply_objects("work", job(LONG)).wait_ready(timeout_s=60)
+    cluster.apply_objects("web", server()).wait_ready(timeout_s=60)
+    os.kill(supervisor_pid(cluster), signal.SIGKILL)
+    until(lambda: not processes.mentioning(cluster.paths.runtime))
+
+
+def test_delete_after_a_killed_supervisor_leaves_nothing_of_it(cluster):
+    cluster.apply_objects("work", job(LONG)).wait_ready(timeout_s=60)
+    cluster.apply_objects("web", server()).wait_ready(timeout_s=60)
+    os.kill(supervisor_pid(cluster), signal.SIGKILL)
+    until(lambda: cluster.supervisor.identity() is None)
+    cluster.delete("work")
+    assert cluster.components() == ["web"]
+    assert not processes.mentioning(cluster.paths.runtime)
+
+
+@pytest.mark.parametrize("command", ["delete('work')", "clean()"])
+def test_apply_after_an_interrupted_removal(cluster, command):
+    """Ctrl-C while a pod takes its time to end; what is applied then runs all the same."""
+    items = job("trap 'echo told' TERM; echo up; while true; do sleep 0.1; done")
+    pod_spec(items)["terminationGracePeriodSeconds"] = 4
+    work = cluster.apply_objects("work", items).wait_ready(timeout_s=60)
+    until(lambda: texts(work) == ["up"])
+    pod, ended = work.pods[0], runner_pid(cluster, "Job/work")
+    log = cluster.paths.logs / "Job.work" / pod / "main" / "0.log"
+    code = f"""
+        import sys
+        from workshop_lib.local.cluster import LocalCluster
+        LocalCluster(state=sys.argv[1]).{command}
+    """
+    kernel = python(code, cluster.paths.state, wait=False)
+    until(lambda: "told" in log.read_text())
+    kernel.send_signal(signal.SIGINT)
+    output, _ = kernel.communicate(timeout=60)
+    assert "KeyboardInterrupt" in output
+    work = cluster.apply_objects("work", items).wait_ready(timeout_s=60)
+    assert work.pods[-1] != pod
+    assert not processes.is_running(ended) and len(shims(cluster, "Job/work")) == 1
 
 
 def test_killed_supervisor_leaves_nothing_after_clean(cluster):

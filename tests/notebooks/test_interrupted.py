@@ -11,7 +11,7 @@ import pytest
 
 from workshop_lib.commands.execute import find_notebooks
 from workshop_lib.commands.kernels import CHECKOUT
-from workshop_lib.errors import ClusterError
+from workshop_lib.errors import NotFoundError
 from workshop_lib.local import processes
 from workshop_lib.local.cluster import LocalCluster
 
@@ -25,8 +25,8 @@ def running_pods():
     for component in cluster.components():
         try:
             pods = cluster.get(component).observe().pods
-        except ClusterError:
-            continue  # looked at in the moment in which the notebook starts or deletes it
+        except NotFoundError:
+            continue  # the notebook deleted it a moment ago
         names += [p["metadata"]["name"] for p in pods if p["status"]["phase"] == "Running"]
     return names
 

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import secrets
 import sys
-import time
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,17 +14,10 @@ from workshop_lib.cluster import WORKLOAD_KINDS, ExecResult, LogLine, Observatio
 from workshop_lib.errors import ClusterError, NotFoundError
 from workshop_lib.local import changes, orphans, records, rules
 from workshop_lib.local.changes import component_of, key_of
-from workshop_lib.local.logs import LogReader, was_restarted
+from workshop_lib.local.logs import read_logs
 from workshop_lib.local.network import AddressBook, container_ports
-from workshop_lib.local.paths import (
-    Busy,
-    StatePaths,
-    checkout,
-    locked,
-    read_json,
-    remove_tree,
-    write_json,
-)
+from workshop_lib.local.objects import all_objects, find_object, object_file, store_object
+from workshop_lib.local.paths import Busy, StatePaths, checkout, locked, remove_tree, write_json
 from workshop_lib.local.ray_templates import HEAD_PORTS, port_list
 from workshop_lib.local.reaching import address_of, execute, find_pod
 from workshop_lib.local.supervisor import Supervisor
@@ -39,6 +29,9 @@ __all__ = ["LocalCluster"]
 LOCK_TIMEOUT_S = 60.0
 
 PROXY = "service-proxy"
+
+KEPT = "PersistentVolumeClaim"
+"""The kind that stays when its component is deleted."""
 
 
 class LocalCluster:
@@ -132,27 +125,32 @@ class LocalCluster:
             if self._settings:
                 write_json(self.paths.settings, self._settings)
             for body in bodies:
-                self._store(component, body, old.get(key_of(body)), actions[key_of(body)])
-            self._run(bodies)
-        workloads = [body for body in bodies if body["kind"] in WORKLOAD_KINDS]
-        watched = workloads[-1] if workloads else bodies[-1]
+                # A delete or clean that was interrupted may have left what ran under this name.
+                if actions[key_of(body)] == "created" and body["kind"] in WORKLOAD_KINDS:
+                    self._remove_workload(key_of(body))
+            services = any(map(_has_address, [*old.values(), *bodies]))
+            workloads = self._unfinished(bodies)
+            if workloads or services:
+                self.supervisor.start()  # before the objects are there: see `records.look`
+            for body in bodies:
+                if actions[key_of(body)] != "unchanged":
+                    store_object(self.paths, component, body, old.get(key_of(body)))
+            self._run(bodies, workloads, services=services)
+        watched = [body for body in bodies if body["kind"] in WORKLOAD_KINDS] or bodies
         return Workload(
-            self, component, watched["kind"], watched["metadata"]["name"],
+            self, component, watched[-1]["kind"], watched[-1]["metadata"]["name"],
             actions=actions, notes=notes,
         )  # fmt: skip
 
-    def _run(self, bodies: Sequence[Mapping[str, Any]]) -> None:
+    def _unfinished(self, bodies: Sequence[Mapping[str, Any]]) -> list[str]:
+        """The workloads that have to run; a finished Job stays finished."""
+        keys = [key_of(body) for body in bodies if body["kind"] in WORKLOAD_KINDS]
+        return [key for key in keys if not records.is_over(records.read_status(self.paths, key))]
+
+    def _run(
+        self, bodies: Sequence[Mapping[str, Any]], workloads: Sequence[str], *, services: bool
+    ) -> None:
         """See that what has to run runs; what runs already is left alone."""
-        workloads = [
-            key_of(body)
-            for body in bodies
-            if body["kind"] in WORKLOAD_KINDS
-            # A finished Job stays finished.
-            and not records.is_over(records.read_status(self.paths, key_of(body)))
-        ]
-        services = any(_has_address(body) for body in self._objects())
-        if workloads or services:
-            self.supervisor.start()
         starting = [key for key in workloads if not self.supervisor.has_program(_program(key))]
         for body in bodies:
             self._assign_addresses(body, new=key_of(body) in starting)
@@ -166,24 +164,6 @@ class LocalCluster:
     def _start(self, program: str, module: str, *arguments: str) -> None:
         words = [sys.executable, "-m", module, str(self.paths.home), self.paths.state, *arguments]
         self.supervisor.start_program(program, words)
-
-    def _file(self, kind: str, name: str) -> Path:
-        return self.paths.objects / f"{kind}.{name}.json"
-
-    def _store(
-        self, component: str, body: dict[str, Any], old: Mapping[str, Any] | None, action: str
-    ) -> None:
-        if action == "unchanged":
-            return
-        metadata = dict(body["metadata"])
-        metadata["labels"] = {**metadata.get("labels", {}), changes.COMPONENT: component}
-        before = old["metadata"] if old else {}
-        metadata["generation"] = before.get("generation", 0) + 1
-        metadata["uid"] = before.get("uid") or str(uuid.uuid4())
-        stored = {**body, "metadata": metadata}
-        if (key := changes.generated_key(body)) and action == "created":
-            stored["stringData"] = {**body.get("stringData", {}), key: secrets.token_hex(32)}
-        write_json(self._file(body["kind"], metadata["name"]), stored)
 
     def _assign_addresses(self, body: Mapping[str, Any], *, new: bool) -> None:
         """Addresses are known before the first pod starts, so every pod can be told of all."""
@@ -213,23 +193,24 @@ class LocalCluster:
         """
         with self._changing():
             bodies = [b for b in self._objects() if component_of(b) == component]
-            kind = "PersistentVolumeClaim"
-            known = [b["metadata"]["name"] for b in bodies if b["kind"] == kind]
+            known = [b["metadata"]["name"] for b in bodies if b["kind"] == KEPT]
             if unknown := sorted(set(claims) - set(known)):
                 raise NotFoundError(
                     f"component {component!r} has no claim {unknown[0]!r}; it has "
                     f"{', '.join(known) or 'none'}"
                 )
+            if self.supervisor.identity() is None:
+                self._stop_everything()  # what a killed one had may still run
             for body in bodies:
                 if body["kind"] in WORKLOAD_KINDS:
                     self._remove_workload(key_of(body))
             for body in bodies:
                 name = body["metadata"]["name"]
-                if body["kind"] == kind:
+                if body["kind"] == KEPT:
                     if name not in claims:
                         continue
                     remove_tree(self.paths.claims / name)
-                self._file(body["kind"], name).unlink(missing_ok=True)
+                object_file(self.paths, body["kind"], name).unlink(missing_ok=True)
                 if self.paths.runtime.is_dir():
                     self.book.release(key_of(body))
             if not any(b["kind"] in WORKLOAD_KINDS for b in self._objects()):
@@ -270,19 +251,18 @@ class LocalCluster:
             self.paths.remove()
             return
         with self._changing():
+            remove_tree(self.paths.objects)  # first: see `records.look`
             self._stop_everything()
             self.paths.remove()
 
     # -- reading ------------------------------------------------------------------------------
 
     def _objects(self) -> list[dict[str, Any]]:
-        files = sorted(self.paths.objects.glob("*.json"))
-        return [body for file in files if (body := read_json(file)) is not None]
+        return all_objects(self.paths)
 
     def components(self) -> list[str]:
         """The names of the components that are applied; kept claims alone do not count."""
-        kept = "PersistentVolumeClaim"
-        return sorted({component_of(body) for body in self._objects() if body["kind"] != kept})
+        return _components(self._objects())
 
     def get(self, component: str) -> Workload:
         """The handle of a component that was applied before, by this kernel or another.
@@ -293,14 +273,15 @@ class LocalCluster:
         Raises:
             NotFoundError: It is not applied.
         """
-        if component not in self.components():
-            there = ", ".join(self.components()) or "nothing"
+        objects = self._objects()
+        bodies = [body for body in objects if component_of(body) == component]
+        if not any(body["kind"] != KEPT for body in bodies):
+            there = ", ".join(_components(objects)) or "nothing"
             raise NotFoundError(
                 f"component {component!r} is not applied ({there} is); "
                 f"start it with cluster.apply({component!r})"
             )
-        bodies = [b for b in self._objects() if component_of(b) == component]
-        watched = [b for b in bodies if b["kind"] in WORKLOAD_KINDS] or bodies
+        watched = [body for body in bodies if body["kind"] in WORKLOAD_KINDS] or bodies
         return Workload(self, component, watched[-1]["kind"], watched[-1]["metadata"]["name"])
 
     def observe(self, kind: str, name: str) -> Observation:
@@ -314,32 +295,19 @@ class LocalCluster:
             NotFoundError: There is no such object.
             ClusterError: It was running when this machine stopped, or its supervisor.
         """
-        body, seen, lost = self._look(kind, name)
-        if lost:
-            component = component_of(body)
+        look = records.look(self.paths, kind, name)
+        if look.lost:
+            component = component_of(look.body)
             raise ClusterError(
                 f"{kind}/{name} does not run any more: this machine was restarted, or its "
                 f"supervisor was killed; start it again with cluster.apply({component!r})"
             )
-        fresh = seen.get("generation") == body["metadata"].get("generation")
+        fresh = look.seen.get("generation") == look.body["metadata"].get("generation")
         return Observation(
-            {**body, "status": seen.get("status", {}) if fresh else {}},
-            seen.get("pods", []),
-            seen.get("events", []),
+            {**look.body, "status": look.seen.get("status", {}) if fresh else {}},
+            look.seen.get("pods", []),
+            look.seen.get("events", []),
         )
-
-    def _look(self, kind: str, name: str) -> tuple[dict[str, Any], dict[str, Any], bool]:
-        """An object, what its runner wrote, and whether that runner's world has ended."""
-        body = read_json(self._file(kind, name))
-        if body is None:
-            raise NotFoundError(f"{kind}/{name} is not there; start it with cluster.apply(...)")
-        if kind not in WORKLOAD_KINDS:
-            return body, {"generation": body["metadata"].get("generation")}, False
-        seen = records.read_status(self.paths, f"{kind}/{name}")
-        identity = self.supervisor.identity()
-        if seen is None:
-            return body, {}, identity is None
-        return body, seen, records.is_lost(seen, identity)
 
     def logs(
         self,
@@ -364,26 +332,9 @@ class LocalCluster:
         Raises:
             NotFoundError: There is no such workload, or no previous run.
         """
-        if previous and not any(map(was_restarted, self._look(kind, name)[1].get("pods", []))):
-            raise NotFoundError(f"{kind}/{name}: nothing was restarted: there is no previous run")
-        deadline = time.monotonic() + timeout_s if timeout_s is not None else None
-        reader = LogReader(self.paths.logs / f"{kind}.{name}", tail=tail, previous=previous)
-        first = True
-        while True:
-            # Asked before reading: what is written until the end is read after it is known.
-            try:
-                _, seen, lost = self._look(kind, name)
-            except NotFoundError:
-                if first:
-                    raise
-                return  # deleted while it was followed
-            late = deadline is not None and time.monotonic() > deadline
-            last_look = not follow or late or lost or records.is_over(seen)
-            yield from reader.read(seen.get("pods", []), over=last_look)
-            if last_look:
-                return
-            first = False
-            time.sleep(0.1)
+        return read_logs(
+            self.paths, kind, name, follow=follow, previous=previous, tail=tail, timeout_s=timeout_s
+        )
 
     def secret(self, name: str, key: str) -> str:
         """A Secret's value, for use and not for show.
@@ -395,7 +346,7 @@ class LocalCluster:
         Raises:
             NotFoundError: There is no such Secret or key.
         """
-        body = read_json(self._file("Secret", name)) or {}
+        body = find_object(self.paths, "Secret", name) or {}
         if (value := (body.get("stringData") or {}).get(key)) is not None:
             return str(value)
         if (value := (body.get("data") or {}).get(key)) is not None:
@@ -438,6 +389,10 @@ class LocalCluster:
             NotFoundError: No such target, port or ready pod.
         """
         yield f"http://{address_of(self.paths, self.book, target, port)}"
+
+
+def _components(objects: Sequence[Mapping[str, Any]]) -> list[str]:
+    return sorted({component_of(body) for body in objects if body["kind"] != KEPT})
 
 
 def _program(key: str) -> str:

@@ -2,17 +2,66 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from workshop_lib.cluster import LogLine
+from workshop_lib.errors import NotFoundError
+from workshop_lib.local import records
 from workshop_lib.local.jobs import INDEX_LABEL
+from workshop_lib.local.paths import StatePaths
 
-__all__ = ["LogReader", "was_restarted"]
+__all__ = ["LogReader", "read_logs"]
+
+LOOK_EVERY_S = 0.1
 
 
-def was_restarted(pod: Mapping[str, Any]) -> bool:
+def read_logs(
+    paths: StatePaths,
+    kind: str,
+    name: str,
+    *,
+    follow: bool,
+    previous: bool,
+    tail: int | None,
+    timeout_s: float | None,
+) -> Iterator[LogLine]:
+    """The lines that a workload's containers wrote, as `LocalCluster.logs` gives them.
+
+    Args:
+        paths: The state's files.
+        kind: The workload's kind.
+        name: Its name.
+        follow: Go on until the workload is over, or deleted.
+        previous: The lines of the run before each container's last restart.
+        tail: Only so many last lines of each container.
+        timeout_s: Stop following after so long.
+
+    Raises:
+        NotFoundError: There is no such workload, or no previous run.
+    """
+    look = records.look(paths, kind, name)
+    if previous and not any(map(_was_restarted, look.seen.get("pods", []))):
+        raise NotFoundError(f"{kind}/{name}: nothing was restarted: there is no previous run")
+    deadline = time.monotonic() + timeout_s if timeout_s is not None else None
+    reader = LogReader(paths.logs / f"{kind}.{name}", tail=tail, previous=previous)
+    while True:
+        late = deadline is not None and time.monotonic() > deadline
+        over = not follow or late or look.lost or records.is_over(look.seen)
+        yield from reader.read(look.seen.get("pods", []), over=over)
+        if over:
+            return
+        time.sleep(LOOK_EVERY_S)
+        # Asked before reading: what is written until the end is read after it is known.
+        try:
+            look = records.look(paths, kind, name)
+        except NotFoundError:
+            return  # deleted while it was followed
+
+
+def _was_restarted(pod: Mapping[str, Any]) -> bool:
     """Whether a container of a pod was restarted, so that it has a previous run."""
     return any(each["restartCount"] for each in pod["status"]["containerStatuses"])
 

@@ -30,6 +30,7 @@ __all__ = [
     "Busy",
     "StatePaths",
     "checkout",
+    "json_files",
     "locked",
     "read_json",
     "remove_tree",
@@ -80,6 +81,20 @@ def read_json(path: Path) -> Any | None:
         return None
     except ValueError as error:
         raise ClusterError(f"{path} is damaged ({error}); start afresh with: make clean") from None
+
+
+def json_files(folder: Path) -> list[Path]:
+    """The JSON files in a folder, sorted; none when the folder is not there.
+
+    `Path.glob` fails when another process removes the folder while it looks.
+
+    Args:
+        folder: The folder.
+    """
+    try:
+        return sorted(file for file in folder.iterdir() if file.suffix == ".json")
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 @contextlib.contextmanager

@@ -23,6 +23,7 @@ __all__ = [
     "become_subreaper",
     "command_line",
     "descendants",
+    "end_with_parent",
     "is_running",
     "mentioning",
     "parent_of",
@@ -31,7 +32,8 @@ __all__ = [
     "stop_tree",
 ]
 
-PR_SET_CHILD_SUBREAPER = 36  # <linux/prctl.h>
+PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+PR_SET_CHILD_SUBREAPER = 36
 
 
 def become_subreaper() -> None:
@@ -42,10 +44,23 @@ def become_subreaper() -> None:
     Raises:
         OSError: The kernel refused.
     """
+    _prctl(PR_SET_CHILD_SUBREAPER, 1)
+
+
+def end_with_parent() -> None:
+    """Have this process told to end (SIGTERM) when its parent dies, however that dies.
+
+    Raises:
+        OSError: The kernel refused.
+    """
+    _prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _prctl(option: int, value: int) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
+    if libc.prctl(option, value, 0, 0, 0) != 0:
         code = ctypes.get_errno()
-        raise OSError(code, f"prctl(PR_SET_CHILD_SUBREAPER): {os.strerror(code)}")
+        raise OSError(code, f"prctl({option}, {value}): {os.strerror(code)}")
 
 
 def _stat(pid: int) -> tuple[str, int, int] | None:

@@ -13,7 +13,6 @@ from typing import Any
 
 import yaml
 
-from workshop_lib.local.paths import read_json
 from workshop_lib.local.podspec import ConfigError, rewrite
 from workshop_lib.local.ray_cluster import RayClusterController
 from workshop_lib.local.ray_templates import HEAD_PORTS
@@ -160,7 +159,7 @@ class RayServiceController(RayClusterController):
     def _request(self, method: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Ask the head's dashboard about Serve."""
         endpoint = self.head_set.endpoint(0)
-        secret = read_json(self.world.paths.objects / f"Secret.{self.name}.json") or {}
+        secret = self.world.find("Secret", self.name) or {}
         token = (secret.get("stringData") or {}).get("auth_token", "")
         request = urllib.request.Request(
             f"http://{endpoint.ip}:{endpoint.ports[HEAD_PORTS['dashboard']]}"

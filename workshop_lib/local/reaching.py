@@ -10,6 +10,7 @@ from workshop_lib.cluster import ExecResult
 from workshop_lib.errors import ClusterError, NotFoundError
 from workshop_lib.local import processes
 from workshop_lib.local.network import AddressBook
+from workshop_lib.local.objects import find_object
 from workshop_lib.local.paths import StatePaths, read_json
 from workshop_lib.local.records import live_pods
 from workshop_lib.local.service_proxy import ready_targets
@@ -49,7 +50,7 @@ def address_of(paths: StatePaths, book: AddressBook, target: str, port: int) -> 
     Raises:
         NotFoundError: No such target, port or ready pod.
     """
-    service = read_json(paths.objects / f"Service.{target}.json")
+    service = find_object(paths, "Service", target)
     if service is None:
         pod = find_pod(paths, target)
         endpoint = book.by_ip().get(pod["status"]["podIP"])

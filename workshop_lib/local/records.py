@@ -7,14 +7,33 @@ what another one wrote is known to be about pods that are no more.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from workshop_lib.local.paths import StatePaths, read_json, write_json
+from workshop_lib.cluster import WORKLOAD_KINDS
+from workshop_lib.errors import NotFoundError
+from workshop_lib.local.objects import find_object
+from workshop_lib.local.paths import StatePaths, json_files, read_json, write_json
 from workshop_lib.local.supervisor import Supervisor
 
-__all__ = ["is_over", "live_pods", "read_status", "reset_status", "status_file"]
+__all__ = ["Look", "is_over", "live_pods", "look", "read_status", "reset_status", "status_file"]
 
 Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Look:
+    """What is known of an object at one instant.
+
+    Attributes:
+        body: The object as it was applied.
+        seen: What its runner wrote; empty before it wrote anything.
+        lost: Whether its pods ended with the supervisord that owned them.
+    """
+
+    body: Json
+    seen: Json
+    lost: bool
 
 
 def status_file(paths: StatePaths, key: str) -> Any:
@@ -48,10 +67,39 @@ def is_lost(seen: Mapping[str, Any], identity: tuple[int, int] | None) -> bool:
     return not is_over(seen) and tuple(seen.get("supervisor", ())) != identity
 
 
+def look(paths: StatePaths, kind: str, name: str) -> Look:
+    """An object and what its runner wrote, as they were together at one instant.
+
+    Nobody has to hold the state's lock for it: apply starts supervisord before it stores
+    an object, and delete and clean take the object away before they stop supervisord.
+    So a workload without its supervisord is lost, if it was there all the time.
+
+    Args:
+        paths: The state's files.
+        kind: The object's kind.
+        name: Its name.
+
+    Raises:
+        NotFoundError: There is no such object.
+    """
+    while True:
+        body = find_object(paths, kind, name)
+        if body is None:
+            raise NotFoundError(f"{kind}/{name} is not there; start it with cluster.apply(...)")
+        if kind not in WORKLOAD_KINDS:
+            return Look(body, {"generation": body["metadata"].get("generation")}, lost=False)
+        seen = read_status(paths, f"{kind}/{name}")
+        identity = Supervisor(paths).identity()
+        lost = identity is None if seen is None else is_lost(seen, identity)
+        again = find_object(paths, kind, name) if lost else body
+        if again is not None and again["metadata"]["uid"] == body["metadata"]["uid"]:
+            return Look(body, seen or {}, lost)
+
+
 def live_pods(paths: StatePaths) -> Iterator[Json]:
     """The pods of every workload whose supervisord still runs."""
     identity = Supervisor(paths).identity()
-    for file in sorted(paths.statuses.glob("*.json")):
+    for file in json_files(paths.statuses):
         seen = read_json(file)
         if seen and tuple(seen.get("supervisor", ())) == identity:
             yield from seen["pods"]

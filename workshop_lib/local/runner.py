@@ -76,6 +76,7 @@ async def _run(world: World) -> None:
     kind, name = world.key.split("/")
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    processes.end_with_parent()  # pods whose supervisord was killed count as lost
     body = world.find(kind, name)
     if body is None:
         return

@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from workshop_lib.errors import ClusterError
+from workshop_lib.local import processes
 from workshop_lib.local.network import AddressBook
-from workshop_lib.local.paths import StatePaths, read_json
+from workshop_lib.local.objects import all_objects
+from workshop_lib.local.paths import StatePaths
 from workshop_lib.local.records import live_pods
 
 __all__ = ["main", "ready_targets"]
@@ -97,10 +99,7 @@ class Proxy:
 
     def _wanted(self) -> dict[Address, tuple[dict[str, Any], dict[str, Any]]]:
         wanted: dict[Address, tuple[dict[str, Any], dict[str, Any]]] = {}
-        for file in self.paths.objects.glob("Service.*.json"):
-            service = read_json(file)
-            if service is None:
-                continue
+        for service in all_objects(self.paths, "Service"):
             own = self.book.find(f"Service/{service['metadata']['name']}")
             for port in service["spec"].get("ports", []):
                 if own and port["port"] in own.ports:  # else it is being changed at this moment
@@ -141,6 +140,7 @@ class Proxy:
 async def _run(paths: StatePaths) -> None:
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    processes.end_with_parent()
     proxy = Proxy(paths)
     while not stop.is_set():
         try:

@@ -19,7 +19,7 @@ import subprocess
 import sys
 import time
 import xmlrpc.client
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +81,8 @@ START_S = 30.0
 BAD_NAME, ALREADY_STARTED, NOT_RUNNING, STILL_RUNNING = 10, 60, 70, 91
 """Supervisord's fault codes (`supervisor.xmlrpc.Faults`)."""
 
-RUNNING_STATES = (10, 20, 30, 40)
+STOPPING = 40
+RUNNING_STATES = (10, 20, 30, STOPPING)
 """STARTING, RUNNING, BACKOFF and STOPPING (`supervisor.states.ProcessStates`)."""
 
 # What the machine's owner configured about reaching the outside; nothing else of the kernel's
@@ -182,12 +183,15 @@ class Supervisor:
         self.paths.supervisor_config.write_text(CONFIG.format(runtime=runtime))
         output = runtime / "supervisord.out"
         # The starter ends at once, so supervisord is not this process's child: it lives on.
-        started = subprocess.run(
-            [sys.executable, "-S", "-E", str(LAUNCH), str(self.paths.supervisor_config),
-             str(output), str(self.paths.supervisor_pid)],
-            capture_output=True, text=True, env=node_environment(runtime), cwd=runtime,
-            timeout=START_S, check=False,
-        )  # fmt: skip
+        try:
+            started = subprocess.run(
+                [sys.executable, "-S", "-E", str(LAUNCH), str(self.paths.supervisor_config),
+                 str(output), str(self.paths.supervisor_pid)],
+                capture_output=True, text=True, env=node_environment(runtime), cwd=runtime,
+                timeout=START_S, check=False,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired:
+            raise ClusterError(f"supervisord did not start in {START_S:g} s") from None
         if started.returncode != 0:
             last = [line for line in started.stderr.splitlines() if line.strip()][-1:]
             raise ClusterError(f"supervisord did not start: {''.join(last)[-300:]}")
@@ -244,6 +248,8 @@ class Supervisor:
             rpc = self._rpc()
             for group in rpc.reloadConfig()[0][0]:
                 rpc.addProcessGroup(group)
+            # A delete that was interrupted: supervisord starts nothing that still stops.
+            self._wait_while(rpc, name, (STOPPING,))
             rpc.startProcess(name, False)
         except xmlrpc.client.Fault as fault:
             if fault.faultCode != ALREADY_STARTED:
@@ -274,22 +280,30 @@ class Supervisor:
 
     def _stop_and_forget(self, name: str) -> None:
         rpc = self._rpc()
-        deadline = time.monotonic() + STOP_S + 10.0
         while True:
             with _allowing(NOT_RUNNING):
                 rpc.stopProcess(name, False)
-            while (info := rpc.getProcessInfo(name))["state"] in RUNNING_STATES:
-                if time.monotonic() > deadline:
-                    raise ClusterError(
-                        f"program {name} (pid {info['pid']}) did not stop in {STOP_S + 10:g} s; "
-                        "stop everything with: make clean"
-                    )
-                self._repeat_term([info["pid"]] if info["pid"] else [])
-                time.sleep(0.02)
+            self._wait_while(rpc, name, RUNNING_STATES)
             # One that crashed at this moment may just have been started again.
             with _allowing(STILL_RUNNING):
                 rpc.removeProcessGroup(name)
                 return
+
+    def _wait_while(self, rpc: Any, name: str, states: Sequence[int]) -> None:
+        """Wait for the end of a program that was told to stop.
+
+        Raises:
+            ClusterError: It did not end.
+        """
+        deadline = time.monotonic() + STOP_S + 10.0
+        while (info := rpc.getProcessInfo(name))["state"] in states:
+            if time.monotonic() > deadline:
+                raise ClusterError(
+                    f"program {name} (pid {info['pid']}) did not stop in {STOP_S + 10:g} s; "
+                    "stop everything with: make clean"
+                )
+            self._repeat_term([info["pid"]] if info["pid"] else [])
+            time.sleep(0.02)
 
     def _repeat_term(self, pids: Iterable[int]) -> None:
         """Send TERM again, now and then: supervisord's own may have come to nothing.

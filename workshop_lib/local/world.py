@@ -15,6 +15,7 @@ from workshop_lib.errors import ClusterError
 from workshop_lib.local import machine, orphans, records
 from workshop_lib.local.conditions import now
 from workshop_lib.local.network import AddressBook, Endpoint, endpoints
+from workshop_lib.local.objects import all_objects, find_object
 from workshop_lib.local.paths import Busy, StatePaths, locked, read_json, write_json
 from workshop_lib.local.podspec import ConfigError
 from workshop_lib.local.supervisor import Supervisor
@@ -60,12 +61,11 @@ class World:
 
     def objects(self) -> list[dict[str, Any]]:
         """Every applied object of this state."""
-        files = sorted(self.paths.objects.glob("*.json"))
-        return [body for file in files if (body := read_json(file)) is not None]
+        return all_objects(self.paths)
 
     def find(self, kind: str, name: str) -> dict[str, Any] | None:
         """One applied object, or None."""
-        return read_json(self.paths.objects / f"{kind}.{name}.json")
+        return find_object(self.paths, kind, name)
 
     def endpoints(self) -> dict[str, Endpoint]:
         """What each service name means now."""
