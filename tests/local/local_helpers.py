@@ -104,8 +104,7 @@ def listening(network):
 def shims(cluster, key):
     """Process ids of a workload's shims."""
     mark = os.fsencode(f"{cluster.paths.runtime}:{key}")
-    pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
-    return [pid for pid in pids if mark in processes.command_line(pid)]
+    return [pid for pid in processes.all_pids() if mark in processes.command_line(pid)]
 
 
 def runner_pid(cluster, key):

@@ -121,9 +121,8 @@ def spawner(cluster):
     web = cluster.apply_objects("web", items)
 
     def grandchildren():
-        pids = [int(entry) for entry in os.listdir("/proc") if entry.isdigit()]
         wanted = [b"sleep", duration.encode()]
-        return [pid for pid in pids if processes.command_line(pid) == wanted]
+        return [pid for pid in processes.all_pids() if processes.command_line(pid) == wanted]
 
     until(lambda: len(grandchildren()) == 2)
     return web, grandchildren

@@ -142,7 +142,7 @@ def test_exec_needs_a_container_that_runs(new_cluster):
     items = job("exit 1", restart="OnFailure", backoffLimit=9)
     work = cluster.apply_objects("work", items)
     until(lambda: list(work.table()["state"]) == ["CrashLoopBackOff"])
-    with pytest.raises(NotFoundError, match="container 'main' of work-.* does not run"):
+    with pytest.raises(NotFoundError, match=r"container 'main' of work-.* does not run"):
         cluster.exec("work", ["true"])
 
 

@@ -38,8 +38,8 @@ BROKEN_JOBS = {
     "unknown field": (setting(("spec", "suspend"), True),
                       "spec.suspend is not played on this machine; known: "),
     "misspelt field": (setting(("spec", "backofLimit"), 1),
-                       "spec.backofLimit is not played on this machine; did you mean backoffLimit?"),
-    "type": (setting(("spec", "backoffLimit"), "0"), "spec.backoffLimit: '0' is not a whole number"),
+                       "spec.backofLimit is not played on this machine; did you mean backoffLimit"),
+    "type": (setting(("spec", "backoffLimit"), "0"), "spec.backoffLimit: '0' is not a whole"),
     "bool as number": (setting(("spec", "backoffLimit"), True), "spec.backoffLimit: True is not"),
     "negative": (setting(("spec", "completions"), -1), "spec.completions: -1 is not a whole"),
     "too many": (setting(("spec", "completions"), 100000), "spec.completions: 100000 is not"),
@@ -55,8 +55,8 @@ BROKEN_JOBS = {
     "image": (setting((*MAIN, "image"), "ubuntu"), f"{CONTAINER}.image: 'ubuntu' is not played"),
     "no command": (setting((*MAIN, "command"), None), f"{NAMED}.command is missing"),
     "empty command": (setting((*MAIN, "command"), []), f"{CONTAINER}.command is empty"),
-    "NUL": (setting((*MAIN, "command"), ["a\0b"]), f"{CONTAINER}.command[0]: 'a\\x00b' is not text"),
-    "always": (setting((*POD, "restartPolicy"), "Always"), f"{SPEC}.restartPolicy: 'Always': a Job"),
+    "NUL": (setting((*MAIN, "command"), ["a\0b"]), f"{CONTAINER}.command[0]: 'a\\x00b' is not"),
+    "always": (setting((*POD, "restartPolicy"), "Always"), f"{SPEC}.restartPolicy: 'Always': a"),
     "no policy": (setting((*POD, "restartPolicy"), None), f"{SPEC}.restartPolicy: None: a Job"),
     "two of a name": (setting((*POD, "containers", 0),
                               {"name": "main", "image": "localhost/this-environment",
@@ -77,7 +77,7 @@ BROKEN_JOBS = {
                     f"{NAMED}.env[0] (A): exactly one source"),
     "unknown field path": (setting((*MAIN, "env"), [{"name": "A", "valueFrom": {
                                "fieldRef": {"fieldPath": "status.qosClass"}}}]),
-                           f"{CONTAINER}.env[0].valueFrom.fieldRef.fieldPath: 'status.qosClass' is"),
+                           f"{CONTAINER}.env[0].valueFrom.fieldRef.fieldPath: 'status.qosClass'"),
     "mount without volume": (setting((*MAIN, "volumeMounts"), [{"name": "v", "mountPath": "/v"}]),
                              f"{NAMED}.volumeMounts: there is no volume 'v'"),
     "mount on root": (setting((*MAIN, "volumeMounts"), [{"name": "v", "mountPath": "/"}]),
@@ -86,7 +86,7 @@ BROKEN_JOBS = {
                        f"{CONTAINER}.volumeMounts[0].mountPath: 'v' is not an absolute path"),
     "sub path upwards": (setting((*MAIN, "volumeMounts"),
                                  [{"name": "v", "mountPath": "/v", "subPath": "a/../../b"}]),
-                         f"{CONTAINER}.volumeMounts[0].subPath: 'a/../../b' is not a relative path"),
+                         f"{CONTAINER}.volumeMounts[0].subPath: 'a/../../b' is not a relative"),
     "file upwards": (setting((*POD, "volumes"), [{"name": "v", "configMap": {
                          "name": "c", "items": [{"key": "a", "path": "../x"}]}}]),
                      f"{SPEC}.volumes[0].configMap.items[0].path: '../x' is not a relative path"),
@@ -182,7 +182,7 @@ def rules(*entries):
         (indexed(**rules({"succeededIndexes": "0-x"})), ".rules[0].succeededIndexes: '0-x' is not"),
         (indexed(**rules({"succeededIndexes": "5"})), "there is no index 5 among 2 completions"),
         (indexed(**rules({})), "spec.successPolicy.rules[0] needs succeededIndexes or"),
-        (indexed(**rules({"succeededCount": 3})), ".rules[0].succeededCount: at most 2 can succeed"),
+        (indexed(**rules({"succeededCount": 3})), ".rules[0].succeededCount: at most 2 can"),
         (deployment(setting(("spec", "replicas"), 10**6)), "spec.replicas: 1000000 is not"),
         (deployment(setting((*POD, "restartPolicy"), "Never")), "a Deployment needs 'Always'"),
         (deployment(setting(("spec", "selector", "matchLabels", "app"), "x")),
@@ -190,8 +190,8 @@ def rules(*entries):
         (service(ports=...), "Service/server: spec.ports is missing"),
         (service(type="LoadBalancer"), "spec.type: 'LoadBalancer' is not played"),
         (service(ports=[{"port": 1}, {"port": 1}]), "spec.ports: 1 is there 2 times"),
-        (ray(command=["x"]), "f: RayCluster/r: spec.headGroupSpec.template.spec.containers[name=ray]"
-         ".command is not played on this machine"),
+        (ray(command=["x"]),
+         "f: RayCluster/r: spec.headGroupSpec.template.spec.containers[name=ray].command is not"),
         (ray(ports=[{"containerPort": 1234}]), ".ports: 1234 is not played on this machine; a Ray"),
         (ray("RayService"), "f: RayService/r: spec.serveConfigV2: no YAML: "),
         ([config_map("c", **{"../x": "y"})], "ConfigMap/c: data: '../x' is not a key"),
@@ -255,7 +255,7 @@ def test_ray_cluster_that_exists_changes_only_its_replicas():
 
 def test_unknown_component_is_answered_with_the_known_ones(cluster):
     for name in ("nonsense", "../local/vllm"):
-        with pytest.raises(ManifestError, match="there is no component .* it has .*vllm"):
+        with pytest.raises(ManifestError, match=r"there is no component .* it has .*vllm"):
             cluster.apply(name)
     with pytest.raises(ClusterError, match="component 'vllm' is not applied"):
         cluster.get("vllm")

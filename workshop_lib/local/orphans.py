@@ -41,8 +41,11 @@ def end_shims(runtime: Path, key: str, *, grace_s: float) -> list[int]:
         The processes that could not be ended.
     """
     wanted = [os.fsencode(SHIM), os.fsencode(mark(runtime, key))]
-    pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
-    shims = [pid for pid in pids if all(word in processes.command_line(pid) for word in wanted)]
+    shims = [
+        pid
+        for pid in processes.all_pids()
+        if all(word in processes.command_line(pid) for word in wanted)
+    ]
     return processes.stop_all(shims, grace_s=grace_s)
 
 

@@ -19,6 +19,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 __all__ = [
+    "all_pids",
     "ancestors",
     "become_subreaper",
     "command_line",
@@ -127,7 +128,8 @@ def ancestors(pid: int) -> set[int]:
     return found
 
 
-def _all_pids() -> list[int]:
+def all_pids() -> list[int]:
+    """Every process of this machine that we can see."""
     return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
 
 
@@ -139,7 +141,7 @@ def descendants(root: int) -> list[int]:
     """
     children: dict[int, list[int]] = {}
     running: set[int] = set()
-    for pid in _all_pids():
+    for pid in all_pids():
         if (stat := _stat(pid)) is not None:
             children.setdefault(stat[1], []).append(pid)
             if stat[0] not in "ZX":
@@ -253,7 +255,7 @@ def mentioning(path: Path) -> list[int]:
     needle = os.fsencode(path)
     spared = ancestors(os.getpid())
     found = []
-    for pid in _all_pids():
+    for pid in all_pids():
         entry = Path(f"/proc/{pid}")
         try:
             if pid in spared or entry.stat().st_uid != os.getuid():
