@@ -1,9 +1,12 @@
 """Probes against real processes: each kind, each consequence."""
 
+import asyncio
+
 import pytest
-from local_helpers import container_status, objects, pod_spec, texts, until
+from local_helpers import container_status, job, objects, pod_spec, texts, until
 
 from workshop_lib.errors import WaitTimeoutError
+from workshop_lib.local import probes
 
 QUICK = {"periodSeconds": 1, "failureThreshold": 1, "timeoutSeconds": 5}
 
@@ -63,9 +66,9 @@ def test_startup_probe_gates_the_others(cluster):
 
 
 def test_startup_probe_that_never_succeeds_restarts(cluster):
-    web = cluster.apply_objects(
-        "web", probed(startupProbe={**QUICK, "tcpSocket": {"port": 1}, "failureThreshold": 1})
-    )
+    never = {"tcpSocket": {"port": 1}, "failureThreshold": 1, "periodSeconds": 300}
+    web = cluster.apply_objects("web", probed(startupProbe=never))
+    # At the last failure, not a period later.
     until(lambda: container_status(web)["restartCount"] >= 1)
     messages = set(web.events()["message"])
     assert "Container web failed startup probe, will be restarted" in messages
@@ -109,3 +112,50 @@ def test_probe_command_that_hangs_or_is_missing_only_fails(cluster):
     until(lambda: any("no-such-program" in m for m in web.events()["message"]))
     assert container_status(web)["restartCount"] == 0
     assert "listening" in texts(web)[0]
+
+
+@pytest.mark.parametrize("policy", ["OnFailure", "Never"])
+def test_job_that_ends_well_because_a_probe_gave_it_up(cluster, policy):
+    """It is started again, or where that may not be, it is over; it says which of them."""
+    script = "trap 'exit 0' TERM; [ -e $TMPDIR/2 ] && exit 0; touch $TMPDIR/2; " \
+             "while true; do sleep 0.05; done"  # fmt: skip
+    items = job(script, restart=policy, backoffLimit=6)
+    container = pod_spec(items)["containers"][0]
+    container["livenessProbe"] = {
+        **QUICK, "exec": {"command": ["bash", "-c", "test ! -e $TMPDIR/2"]},
+        "initialDelaySeconds": 2,  # the second run has ended by then
+    }  # fmt: skip
+    work = cluster.apply_objects("work", items)
+    work.wait_complete(timeout_s=60)
+    again = policy == "OnFailure"
+    assert bool(container_status(work)["restartCount"]) == again
+    said = "Container main failed liveness probe" + again * ", will be restarted"
+    assert said in set(work.events()["message"])
+
+
+def test_initial_delay_begins_with_the_container(monkeypatch):
+    """Not when the startup probe has succeeded: by then it may long be over."""
+    clock, slept, ready = [100.0], [], []
+
+    async def sleep(seconds):
+        slept.append(seconds)
+        clock[0] += seconds
+        if ready:
+            raise asyncio.CancelledError
+
+    answers = iter(["not yet", None, None])
+
+    async def execute(command, timeout_s):
+        return next(answers)
+
+    monkeypatch.setattr(probes.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(probes.asyncio, "sleep", sleep)
+    action = {"exec": {"command": ["x"]}, "periodSeconds": 20}
+    prober = probes.Prober(
+        container={"startupProbe": action, "readinessProbe": {**action, "initialDelaySeconds": 30}},
+        ip="", port=int, execute=execute, say=lambda *_: None,
+        on_started=lambda: slept.append("started"), on_ready=ready.append,
+    )  # fmt: skip
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(prober.run())
+    assert slept == [0.0, 20, "started", 10.0, 20] and ready == [True]

@@ -75,6 +75,7 @@ class Container:
             "lastState": {},
         }
         self._process: asyncio.subprocess.Process | None = None
+        self._gave_up = False
 
     @property
     def exit_code(self) -> int | None:
@@ -103,7 +104,9 @@ class Container:
         while (prepared := await self._prepare()) is not None:
             began = time.monotonic()
             code = await self._run_once(prepared)
-            again = (policy == "Always" and not self.init) or (policy != "Never" and code != 0)
+            # What a probe gave up starts again even when it then ended well.
+            failed = code != 0 or self._gave_up
+            again = (policy == "Always" and not self.init) or (policy != "Never" and failed)
             if self.pod.stopping or not again:
                 return
             if time.monotonic() - began > FORGIVEN_AFTER_S:
@@ -154,6 +157,7 @@ class Container:
         if process is None:
             return self._ended(128)
         self._process = process
+        self._gave_up = False
         self.status.update(
             {"state": {"running": {"startedAt": now()}}, "started": False, "ready": False}
         )
@@ -246,7 +250,10 @@ class Container:
             on_ready=self._set_ready,
         )
         failed = await prober.run()
-        self.pod.event("Killing", f"Container {self.name} failed {failed} probe, will be restarted")
+        self._gave_up = True
+        never = self.pod.spec.get("restartPolicy") == "Never"
+        what_next = "" if never else ", will be restarted"
+        self.pod.event("Killing", f"Container {self.name} failed {failed} probe{what_next}")
         self.send(signal.SIGTERM)
 
     def _set_started(self) -> None:

@@ -8,6 +8,7 @@ import http.client
 import os
 import signal
 import socket
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,6 +104,7 @@ class Prober:
             The probe for whose sake the container must be restarted, `startup` or
             `liveness`; without such a failure it runs until it is cancelled.
         """
+        self._began = time.monotonic()
         startup = self.container.get("startupProbe")
         if startup and not await self._until_started(startup):
             return "startup"
@@ -125,17 +127,24 @@ class Prober:
                 with contextlib.suppress(asyncio.CancelledError):
                     await watching
 
+    async def _initial_delay(self, probe: Mapping[str, Any]) -> None:
+        """Wait for a probe's `initialDelaySeconds`, which begin with the container."""
+        passed_s = time.monotonic() - self._began
+        await asyncio.sleep(max(0.0, probe.get("initialDelaySeconds", 0) - passed_s))
+
     async def _until_started(self, probe: Mapping[str, Any]) -> bool:
-        await asyncio.sleep(probe.get("initialDelaySeconds", 0))
-        for _ in range(probe.get("failureThreshold", 3)):
-            if (problem := await self._check(probe)) is None:
-                return True
+        await self._initial_delay(probe)
+        failures = 0
+        while (problem := await self._check(probe)) is not None:
+            failures += 1
             self.say("Unhealthy", f"Startup probe failed: {problem}")
+            if failures >= probe.get("failureThreshold", 3):
+                return False
             await asyncio.sleep(probe.get("periodSeconds", 10))
-        return False
+        return True
 
     async def _watch_readiness(self, probe: Mapping[str, Any]) -> None:
-        await asyncio.sleep(probe.get("initialDelaySeconds", 0))
+        await self._initial_delay(probe)
         period_s = probe.get("periodSeconds", 10)
         failures = successes = 0
         # Until it is ready for the first time, failures decide nothing: asking more often
@@ -154,7 +163,7 @@ class Prober:
             await asyncio.sleep(wait_s)
 
     async def _until_unhealthy(self, probe: Mapping[str, Any]) -> None:
-        await asyncio.sleep(probe.get("initialDelaySeconds", 0))
+        await self._initial_delay(probe)
         failures = 0
         while True:
             problem = await self._check(probe)
