@@ -1,6 +1,8 @@
 """Logs, exec and waiting: what a learner reads while something runs."""
 
 import io
+import os
+import signal
 import threading
 import time
 
@@ -121,6 +123,14 @@ def test_exec_that_takes_too_long_is_killed_with_all_it_started(cluster):
         cluster.exec("work", ["bash", "-c", script], timeout_s=1)
     pids = cluster.exec("work", ["bash", "-c", "cat $TMPDIR/pid $TMPDIR/child"]).stdout.split()
     assert len(pids) == 2 and not any(processes.is_running(int(pid)) for pid in pids)
+
+
+def test_exec_ends_with_its_command_whatever_that_left_behind(cluster):
+    cluster.apply_objects("work", job("sleep 600")).wait_ready(timeout_s=60)
+    script = "sleep 600 & echo $!; kill -KILL $$"
+    result = cluster.exec("work", ["bash", "-c", script], timeout_s=30)
+    assert result.exit_code == 137, "as kubectl says it"
+    os.kill(int(result.stdout), signal.SIGKILL)
 
 
 def test_exec_names_what_is_wrong(cluster):

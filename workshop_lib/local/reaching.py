@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
+import tempfile
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import IO, Any
 
 from workshop_lib.cluster import ExecResult
 from workshop_lib.errors import ClusterError, NotFoundError
@@ -102,24 +104,32 @@ def execute(
         )
     if not command:
         raise ClusterError(f"exec in {name}: there is no command")
-    try:
-        process = subprocess.Popen(
-            list(command), env=known["environment"], cwd=known["folder"], text=True,
-            errors="replace", start_new_session=True, stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )  # fmt: skip
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise ClusterError(f"exec in {name}: {command[0]!r}: {reason}") from None
-    try:
-        output, errors = process.communicate(timeout=timeout_s)
-    except subprocess.TimeoutExpired:
-        raise ClusterError(
-            f"exec in {name}: {' '.join(command)[:80]!r} did not end within {timeout_s:g} s "
-            "and was killed; give it more with timeout_s="
-        ) from None
-    finally:
-        if process.poll() is None:
-            processes.stop_all([process.pid], grace_s=0.0)
-            process.communicate()
-    return ExecResult(process.returncode, output, errors)
+    # Files and no pipes: what the command leaves in the background would keep a pipe open.
+    with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
+        try:
+            process = subprocess.Popen(
+                list(command), env=known["environment"], cwd=known["folder"],
+                start_new_session=True, stdin=subprocess.DEVNULL, stdout=output, stderr=errors,
+            )  # fmt: skip
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise ClusterError(f"exec in {name}: {command[0]!r}: {reason}") from None
+        try:
+            code = process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            raise ClusterError(
+                f"exec in {name}: {' '.join(command)[:80]!r} did not end within {timeout_s:g} s "
+                "and was killed; give it more with timeout_s="
+            ) from None
+        finally:
+            if process.poll() is None:
+                processes.stop_all([process.pid], grace_s=0.0)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(5.0)
+        # A signal's number as kubectl reports it.
+        return ExecResult(128 - code if code < 0 else code, _text(output), _text(errors))
+
+
+def _text(file: IO[bytes]) -> str:
+    file.seek(0)
+    return file.read().decode(errors="replace")
