@@ -93,6 +93,15 @@ PASSED_ON = (
     "http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY",
 )  # fmt: skip
 
+# How long Ray waits for its own parts to start. Two loaded cores need minutes for what Ray
+# expects in 30 to 60 s; it then gives up, is started again, and makes the load worse (seen).
+PATIENCE = {
+    "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "300",
+    "RAY_NUM_REDIS_GET_RETRIES": "150",  # 2 s each: a worker waits for the head's own node
+    "RAY_agent_register_timeout_ms": "300000",
+    "RAY_worker_register_timeout_seconds": "300",
+}
+
 
 def node_environment(runtime: Path) -> dict[str, str]:
     """The environment that supervisord, and through it every pod, starts from.
@@ -109,6 +118,7 @@ def node_environment(runtime: Path) -> dict[str, str]:
     environment["PATH"] = f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin"
     environment["PYTHONPATH"] = str(Path(__file__).resolve().parents[2])
     environment["PYTHONUNBUFFERED"] = "1"
+    environment |= PATIENCE
     environment["WORKSHOP_RUNTIME"] = str(runtime)
     for name in ("no_proxy", "NO_PROXY"):  # a proxy to the outside is not asked for this machine
         if any(key.lower().endswith("_proxy") for key in environment):
