@@ -1,13 +1,30 @@
 """Jobs with real processes, compared with what a real Kubernetes said."""
 
+import asyncio
 import json
+import os
 import re
+import signal
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from local_helpers import body, container_status, job, objects, pod_spec, shims, texts, until
+from local_helpers import (
+    body,
+    container_status,
+    job,
+    objects,
+    pod_spec,
+    runner_pid,
+    shims,
+    texts,
+    until,
+)
 
 from workshop_lib.errors import ClusterError, WaitTimeoutError
+from workshop_lib.local import processes
+from workshop_lib.local.jobs import JobController
 
 RECORDED = Path(__file__).parents[1] / "data/kubernetes"
 
@@ -179,6 +196,57 @@ def test_on_failure_gives_up_at_the_backoff_limit(cluster):
     assert work.observe().body["status"]["failed"] == 1
 
 
+def test_restarts_of_init_containers_count(cluster):
+    items = job("true", restart="OnFailure", backoffLimit=2)
+    pod_spec(items)["initContainers"] = [
+        {"name": "before", "image": "localhost/this-environment", "command": ["false"]}
+    ]
+    work = cluster.apply_objects("work", items)
+    with pytest.raises(ClusterError, match="BackoffLimitExceeded"):
+        work.wait_complete(timeout_s=60)
+
+
+def test_failure_counts_before_a_success_that_is_seen_with_it(cluster):
+    """As the Job controller decides; the runner is stopped so that it sees both at once."""
+    policy = {"rules": [{"succeededIndexes": "0"}]}
+    script = "echo $$; until [ -e $TMPDIR/go ]; do sleep 0.02; done; exit $JOB_COMPLETION_INDEX"
+    ranks = cluster.apply_objects("ranks", job(script, folder="indexed", successPolicy=policy))
+    ranks.wait_ready(timeout_s=60)
+    until(lambda: len(texts(ranks)) == 2)
+    pods, running = ranks.pods, shims(cluster, "Job/ranks")
+    runner = runner_pid(cluster, "Job/ranks")
+    os.kill(runner, signal.SIGSTOP)
+    try:
+        for pod in pods:
+            cluster.exec(pod, ["bash", "-c", "touch $TMPDIR/go"])
+        until(lambda: not any(map(processes.is_running, running)))
+    finally:
+        os.kill(runner, signal.SIGCONT)
+    with pytest.raises(ClusterError, match="BackoffLimitExceeded"):
+        ranks.wait_complete(timeout_s=60)
+
+
+def test_backing_off_begins_anew_after_a_success():
+    """The Job controller counts failures since the last success."""
+    work = body(job("true", completions=9), "Job")
+    work["metadata"]["uid"] = "1"
+    world = SimpleNamespace(settings={"restart_backoff_s": 100.0}, changed=lambda: None)
+    controller = JobController(world, work)
+
+    async def wait_after(phase):
+        ended = asyncio.create_task(asyncio.sleep(0))
+        await ended
+        controller._running[0] = (SimpleNamespace(phase=phase), ended)
+        controller._collect()
+        return round(controller._not_before - time.monotonic(), -2)
+
+    async def waits(*phases):
+        return [await wait_after(phase) for phase in phases]
+
+    phases = ("Failed", "Failed", "Failed", "Succeeded", "Failed")
+    assert asyncio.run(waits(*phases)) == [100, 200, 400, 400, 100]
+
+
 def test_active_deadline(cluster):
     work = cluster.apply_objects("work", job("sleep 600", activeDeadlineSeconds=1))
     with pytest.raises(ClusterError, match="DeadlineExceeded: Job was active longer than"):
@@ -246,14 +314,14 @@ def test_gpus_that_are_not_there_leave_a_pod_pending(cluster):
     items = job("true")
     pod_spec(items)["containers"][0]["resources"] = {"limits": {"example.com/gpu": "8"}}
     work = cluster.apply_objects("work", items)
+    until(lambda: list(work.table()["state"]) == ["Pending"] and work.table()["reason"][0])
     with pytest.raises(WaitTimeoutError) as error:
-        work.wait_ready(timeout_s=1)
+        work.wait_ready(timeout_s=0.2)
     assert "Pending: 0/1 nodes are available: 1 Insufficient example.com/gpu" in str(error.value)
     real = recorded("insufficient-gpu")["condition"]
     conditions = work.observe().pods[0]["status"]["conditions"]
     wanted = real["message"].replace("nvidia.com", "example.com")
     assert facts(conditions) == [("PodScheduled", "False", real["reason"], wanted)]
-    assert list(work.table()["state"]) == ["Pending"]
     assert "FailedScheduling" in set(work.events()["reason"])
 
 

@@ -108,6 +108,10 @@ BROKEN_JOBS = {
                    f"{NAMED}.livenessProbe.httpGet.path: it must begin with /"),
     "probe by grpc": (setting((*MAIN, "livenessProbe"), {"grpc": {"port": 1}}),
                       f"{CONTAINER}.livenessProbe.grpc is not played"),
+    "probe that must succeed twice": (setting((*MAIN, "livenessProbe"),
+                                              {**PROBE, "successThreshold": 2}),
+                                      f"{NAMED}.livenessProbe.successThreshold: it must be 1"),
+    "work queue": (setting(("spec", "parallelism"), 2), "spec.completions is missing; parallelism"),
     "policy without index": (setting(("spec", "successPolicy"), {"rules": [{"succeededCount": 1}]}),
                              "spec.successPolicy needs completionMode Indexed"),
     "indexed without number": (setting(("spec", "completionMode"), "Indexed"),
@@ -232,6 +236,14 @@ def test_object_of_another_component_is_not_taken(cluster):
     with pytest.raises(ClusterError, match="ConfigMap/c belongs to component 'one' already"):
         cluster.apply_objects("two", [config_map("c", a="1")])
     assert cluster.components() == ["one"]
+
+
+def test_parallelism_of_a_job_that_exists_is_not_lowered(cluster):
+    cluster.apply_objects("work", job("sleep 600", completions=3, parallelism=2))
+    again = cluster.apply_objects("work", job("sleep 600", completions=3, parallelism=3))
+    assert again.actions == {"Job/work": "configured"}
+    with pytest.raises(ClusterError, match="Job/work: parallelism cannot be lowered"):
+        cluster.apply_objects("work", job("sleep 600", completions=3, parallelism=1))
 
 
 def test_ray_cluster_that_exists_changes_only_its_replicas():

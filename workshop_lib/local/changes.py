@@ -66,6 +66,11 @@ def action(old: Json | None, body: Json, component: str) -> str:
         return "unchanged"
     if body["kind"] == "Job":
         _refuse(_fixed_job(old), _fixed_job(body), "a Job's pods", old)
+        if body["spec"].get("parallelism", 1) < old["spec"].get("parallelism", 1):
+            raise ClusterError(
+                f"{key_of(body)}: parallelism cannot be lowered on this machine while it exists; "
+                f"first cluster.delete({owner!r})"
+            )
     elif body["kind"] in ("RayCluster", "RayService"):
         _refuse(_fixed_ray(old), _fixed_ray(body), "a Ray cluster's pods", old)
     elif body["kind"] == "PersistentVolumeClaim":

@@ -22,6 +22,8 @@ INDEX_LABEL = "batch.kubernetes.io/job-completion-index"
 
 BACKOFF_LIMIT_S = 600.0
 
+LOOK_EVERY_S = 0.1
+
 
 def indexes(text: str) -> set[int]:
     """The indexes in a list such as `0,2-4`.
@@ -66,6 +68,7 @@ class JobController:
         self.completion_time: str | None = None
         self._conditions = Conditions()
         self._running: dict[int, tuple[Pod, asyncio.Task[None]]] = {}
+        self._failed_in_row = 0
         self._not_before = 0.0
 
     def resume(self, previous: Mapping[str, Any]) -> None:
@@ -119,22 +122,27 @@ class JobController:
     async def run(self) -> None:
         """Create pods until enough have succeeded, or too many have failed."""
         while not self.finished:
-            self._collect()
+            if self._collect():
+                # As the Job controller does (it waits for a second): what ends together is
+                # seen together.
+                await asyncio.sleep(LOOK_EVERY_S)
+                self._collect()
             deadline_s = self.spec.get("activeDeadlineSeconds")
-            if rule := self._matched_rule():
-                await self._finish("SuccessCriteriaMet", "Complete", "SuccessPolicy", rule)
-            elif len(self.succeeded) >= self.completions:
-                message = "Reached expected number of succeeded pods"
-                await self._finish("SuccessCriteriaMet", "Complete", "CompletionsReached", message)
-            elif self._too_many_failures():
+            # The Job controller's own order: of what is seen at once, failures count first.
+            if self._too_many_failures():
                 message = "Job has reached the specified backoff limit"
                 await self._finish("FailureTarget", "Failed", "BackoffLimitExceeded", message)
             elif deadline_s is not None and time.time() - self._began >= deadline_s:
                 message = "Job was active longer than specified deadline"
                 await self._finish("FailureTarget", "Failed", "DeadlineExceeded", message)
+            elif rule := self._matched_rule():
+                await self._finish("SuccessCriteriaMet", "Complete", "SuccessPolicy", rule)
+            elif len(self.succeeded) >= self.completions:
+                message = "Reached expected number of succeeded pods"
+                await self._finish("SuccessCriteriaMet", "Complete", "CompletionsReached", message)
             else:
                 self._fill()
-                await asyncio.sleep(0.1)
+                await asyncio.sleep(LOOK_EVERY_S)
 
     def _too_many_failures(self) -> bool:
         """Failed pods count; with restartPolicy OnFailure their containers' restarts do."""
@@ -142,9 +150,10 @@ class JobController:
         restarts = sum(pod.restarts for pod in self.pods if not pod.finished)
         return bool(self.failed > limit or (restarts and restarts >= limit))
 
-    def _collect(self) -> None:
-        """Count the pods that ended since the last look."""
-        failed = 0
+    def _collect(self) -> bool:
+        """Count the pods that ended since the last look, and say whether any did."""
+        before = len(self._running)
+        failed = False
         for index, (pod, task) in list(self._running.items()):
             if not task.done():
                 continue
@@ -152,13 +161,17 @@ class JobController:
             task.result()  # a defect in the runner must not pass as a failed pod
             if pod.phase == "Succeeded":
                 self.succeeded.add(index)
+                self._failed_in_row = 0
             else:
-                failed += 1
+                self.failed += 1
+                self._failed_in_row += 1
+                failed = True
             self.world.changed()
         if failed:
-            self.failed += failed
-            wait_s = self.world.settings["restart_backoff_s"] * 2 ** min(self.failed - 1, 10)
+            exponent = min(max(self._failed_in_row - 1, 0), 10)
+            wait_s = self.world.settings["restart_backoff_s"] * 2**exponent
             self._not_before = time.monotonic() + min(wait_s, BACKOFF_LIMIT_S)
+        return len(self._running) < before
 
     def _matched_rule(self) -> str | None:
         for number, rule in enumerate(self.spec.get("successPolicy", {}).get("rules", [])):

@@ -117,6 +117,11 @@ def _check_job(spec: Json, item: Object) -> None:
     indexed = spec.get("completionMode") == "Indexed"
     if indexed and "completions" not in spec:
         raise item.error("spec.completions is missing; completionMode Indexed needs it")
+    if "completions" not in spec and spec.get("parallelism", 1) > 1:
+        raise item.error(
+            "spec.completions is missing; parallelism alone means a work queue, "
+            "which is not played on this machine"
+        )
     if "successPolicy" in spec and not indexed:
         raise item.error("spec.successPolicy needs completionMode Indexed")
     for number, rule in enumerate(spec.get("successPolicy", {}).get("rules", [])):
@@ -220,6 +225,8 @@ def _check_container(
     for kind in PROBES:
         if kind in container:
             _check_probe(container[kind], f"{where}.{kind}", names, item)
+            if kind != "readinessProbe" and container[kind].get("successThreshold", 1) != 1:
+                raise item.error(f"{where}.{kind}.successThreshold: it must be 1")
     for number, entry in enumerate(container.get("env", [])):
         sources = [source for source in SOURCES if source in entry.get("valueFrom", {})]
         if "valueFrom" in entry and (len(sources) != 1 or "value" in entry):
