@@ -72,6 +72,25 @@ def test_only_ready_pods_get_connections(cluster):
         assert get(direct) == one, "a pod can be reached whether it is ready or not"
 
 
+def test_pod_that_ends_gets_nothing_new(cluster):
+    items = server(replicas=2)
+    pod_spec(items)["terminationGracePeriodSeconds"] = 6
+    container = pod_spec(items)["containers"][0]
+    container["env"].append({"name": "SCRIPTS", "value": "/scripts"})
+    # It serves on while it ends.
+    container["command"] = ["bash", "-c", "trap : TERM; python -S -E $SCRIPTS/server.py"]
+    web = cluster.apply_objects("web", items).wait_ready(timeout_s=60)
+    url = service_url(cluster)
+    until(lambda: answers(url))
+    body(items, "Deployment")["spec"]["replicas"] = 1
+    first = web.pods[0]
+    cluster.apply_objects("web", items)
+    until(lambda: "deletionTimestamp" in web.observe().pods[-1]["metadata"] or len(web.pods) == 1)
+    assert {get(url) for _ in range(6)} == {first}
+    web.wait_ready(timeout_s=60)
+    assert web.observe().body["status"]["replicas"] == 1, "one that ends is none"
+
+
 def test_selector_chooses_the_pods(cluster):
     items = server()
     body(items, "Service")["spec"]["selector"] = {"app": "somebody-else"}

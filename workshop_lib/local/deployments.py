@@ -140,7 +140,8 @@ class DeploymentController:
 
     def status(self) -> dict[str, Any]:
         """The Deployment's status."""
-        ready = sum(pod.ready for pod in self.pods)
+        there = [pod for pod in self.pods if not pod.stopping]
+        ready = sum(pod.ready for pod in there)
         available = ready >= self.set.replicas
         self._conditions.set(
             "Available",
@@ -148,14 +149,18 @@ class DeploymentController:
             "MinimumReplicasAvailable" if available else "MinimumReplicasUnavailable",
             f"Deployment {'has' if available else 'does not have'} minimum availability.",
         )
-        return {
-            "observedGeneration": self.world.generation,
-            "replicas": len(self.pods),
+        counts = {
+            "replicas": len(there),
             "readyReplicas": ready,
             "availableReplicas": ready,
             "unavailableReplicas": max(0, self.set.replicas - ready),
-            "updatedReplicas": len(self.set.current),
+            "updatedReplicas": sum(not pod.stopping for pod in self.set.current),
+        }
+        return {
+            "observedGeneration": self.world.generation,
             "conditions": self._conditions.to_json(),
+            # Counts of nothing are left out, as Kubernetes does.
+            **{name: count for name, count in counts.items() if count},
         }
 
     async def run(self) -> None:

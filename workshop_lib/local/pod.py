@@ -137,8 +137,8 @@ class Pod:
 
     @property
     def ready(self) -> bool:
-        """Whether every container runs and is ready."""
-        return self._conditions.is_true("Ready")
+        """Whether every container runs and is ready, and nobody told the pod to end."""
+        return self._conditions.is_true("Ready") and not self.stopping
 
     @property
     def finished(self) -> bool:
@@ -148,7 +148,8 @@ class Pod:
     @property
     def restarts(self) -> int:
         """How often its containers were restarted."""
-        return sum(each.status["restartCount"] for each in self._containers)
+        everything = [*self._init_containers, *self._containers]
+        return sum(each.status["restartCount"] for each in everything)
 
     def to_json(self) -> dict[str, Any]:
         """The pod as a Kubernetes object."""
@@ -317,6 +318,8 @@ class Pod:
         if self.finished:
             return
         self.stopping = True
+        self.metadata["deletionTimestamp"] = now()
+        self.world.changed()
         self._reason = ("Terminated", why)
         everything = [*self._init_containers, *self._containers]
         for number in (signal.SIGTERM, signal.SIGKILL):

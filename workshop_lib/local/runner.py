@@ -109,7 +109,11 @@ async def _run(world: World) -> None:
             world.write_status(collect)
         if stop.is_set():
             drive.cancel()
-            await asyncio.gather(*(pod.stop("stopped") for pod in controller.pods))
+            stopping = asyncio.gather(*(pod.stop("stopped") for pod in controller.pods))
+            while not stopping.done():  # who looks, and Services, see that they end
+                world.write_status(collect)
+                await asyncio.wait({stopping}, timeout=0.05)
+            await stopping
         with contextlib.suppress(asyncio.CancelledError):
             await drive
     except Exception as error:

@@ -46,6 +46,8 @@ def ready_targets(
         status = pod["status"]
         conditions = {c["type"]: c["status"] for c in status["conditions"]}
         ready = conditions.get("Ready") == "True" or (unready_too and status["phase"] == "Running")
+        if "deletionTimestamp" in pod["metadata"]:
+            continue  # it still ends what it began, and gets nothing new
         if not ready or not selector or selector.items() - pod["metadata"]["labels"].items():
             continue
         number = _target_port(port.get("targetPort", port["port"]), pod)
