@@ -166,7 +166,7 @@ def test_container_may_finish_what_it_does(cluster):
     pod_spec(items)["terminationGracePeriodSeconds"] = 15
     web = cluster.apply_objects("web", items)
     until(lambda: texts(web) == ["up"])
-    follower = web.logs(follow=True)
+    follower = web.logs(follow=True, timeout_s=60)
     assert next(follower).text == "up"
     body(items, "Deployment")["spec"]["replicas"] = 0
     cluster.apply_objects("web", items)

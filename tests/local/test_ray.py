@@ -25,6 +25,7 @@ from workshop_lib.local import processes
 from workshop_lib.local.cluster import LocalCluster
 from workshop_lib.local.machine import is_port_free
 from workshop_lib.local.orphans import SHIM
+from workshop_lib.local.supervisor import PATIENCE
 from workshop_lib.memory import parse_engine_line, predict_budget
 from workshop_lib.ray_api import dashboard
 from workshop_lib.serving import ModelServer
@@ -65,7 +66,7 @@ class ForeignRay:
         )
         self.url = f"http://127.0.0.1:{self.dashboard}"
         self.environment = {
-            **os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token,
+            **os.environ, **PATIENCE, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token,
             "PATH": f"{BIN}:{os.environ['PATH']}",
         }  # fmt: skip
         command = [
@@ -86,8 +87,11 @@ class ForeignRay:
             probe.bind(("0.0.0.0", 0))
             return probe.getsockname()[1]
 
+    def has_ended(self):
+        return self.process.poll() is not None
+
     def is_up(self):
-        assert self.process.poll() is None
+        assert not self.has_ended()
         try:
             return alive(self.url, self.token)
         except OSError:
@@ -122,14 +126,20 @@ def foreign(tmp_path_factory):
     # A socket's path is short, and pytest's folders are long.
     folder = Path(f"/tmp/fr-{uuid.uuid4().hex[:8]}")
     folder.mkdir()
-    ray = ForeignRay(folder)
-    try:
-        until(ray.is_up, timeout_s=READY_S, every_s=0.5)
-        yield ray
-    finally:
-        ray.process.send_signal(signal.SIGTERM)
-        ray.process.wait(timeout=60)
-        subprocess.run(["rm", "-rf", str(folder)], check=True)
+    for _ in range(3):  # a port may be taken meanwhile, or the machine too busy for `ray start`
+        ray = ForeignRay(folder)
+        try:
+            until(lambda ray=ray: ray.has_ended() or ray.is_up(), timeout_s=READY_S, every_s=0.5)
+            if ray.has_ended():
+                continue
+            yield ray
+            break
+        finally:
+            ray.process.send_signal(signal.SIGTERM)
+            ray.process.wait(timeout=60)
+    else:
+        pytest.fail((folder / "log").read_text()[-2000:])
+    subprocess.run(["rm", "-rf", str(folder)], check=True)
 
 
 @pytest.fixture

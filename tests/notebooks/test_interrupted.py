@@ -54,19 +54,36 @@ def clean():
     )  # fmt: skip
 
 
+@pytest.fixture
+def run_notebook(tmp_path):
+    """Starts `make run` for one notebook, and ends it whatever became of it."""
+    started = []
+
+    def start(name):
+        with (tmp_path / "run.log").open("wb") as log:
+            run = subprocess.Popen(
+                [sys.executable, "-m", "workshop_lib.commands.run", name],
+                cwd=CHECKOUT, stdout=log, stderr=log, start_new_session=True,
+            )  # fmt: skip
+        started.append(run)
+        return run
+
+    clean()
+    yield start
+    for run in started:
+        run.kill()
+        run.wait(10)
+    clean()
+
+
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("how", ["Ctrl-C", "kernel killed", "run killed, then make clean"])
 @pytest.mark.parametrize("name", NOTEBOOKS)
-def test_nothing_is_left(name, how, tmp_path):
-    clean()
+def test_nothing_is_left(name, how, run_notebook, tmp_path):
     before = git_status()
-    log = (tmp_path / "run.log").open("wb")
-    run = subprocess.Popen(
-        [sys.executable, "-m", "workshop_lib.commands.run", name],
-        cwd=CHECKOUT, stdout=log, stderr=log, start_new_session=True,
-    )  # fmt: skip
-    deadline = time.monotonic() + 240
+    run = run_notebook(name)
+    deadline = time.monotonic() + 400
     while not running_pods():
         assert run.poll() is None, (tmp_path / "run.log").read_text()
         assert time.monotonic() < deadline
