@@ -111,6 +111,30 @@ def test_ports_on_all_addresses_are_given_once(book, temporary):
     assert one != 6399 or plain != 6399
 
 
+def test_two_states_that_look_at_the_same_time_get_different_ports(book, temporary, monkeypatch):
+    """Each found the port free before the other one wrote that it has it."""
+    head = [{"name": "gcs-server", "port": 6399}]
+    other = AddressBook(StatePaths(temporary, "two"))
+    looks = []
+
+    def late_look(entry=book._elsewhere):
+        if not looks:
+            looks.append(other.assign("Job/a/0", head))
+            return []
+        return entry()
+
+    monkeypatch.setattr(book, "_elsewhere", late_look)
+    assert book.assign("Job/a/0", head).ports[6399] != looks[0].ports[6399]
+
+
+def test_asking_again_writes_nothing(book):
+    first = book.assign("Job/a/0", [{"port": 80}])
+    before = book.paths.addresses.stat()
+    assert book.assign("Job/a/0", [{"port": 80}]) == first
+    after = book.paths.addresses.stat()
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
 def test_no_address_is_left(book, monkeypatch):
     entries = {f"Job/a/{n}": {"ip": f"127.1.1.{n}", "ports": {}} for n in range(2, 255)}
     monkeypatch.setattr(book, "_read", lambda: entries)

@@ -103,37 +103,56 @@ class AddressBook:
         Raises:
             ClusterError: The state's 253 addresses are used up.
         """
+        known = self.find(owner)
+        if not probe and known and set(known.ports) == {port["port"] for port in ports}:
+            return known  # asked for again and again: no lock, nothing written
         with self._locked():
-            book = self._read()
-            entry = book.get(owner)
-            if entry is None:
-                taken = {int(e["ip"].rsplit(".", 1)[1]) for e in book.values()}
-                free = next((n for n in range(2, 255) if n not in taken), None)
-                if free is None:
-                    raise ClusterError(
-                        f"no address is left for {owner}: 253 pods and services run; "
-                        "delete some with cluster.delete(...)"
-                    )
-                entry = {"ip": f"{self.paths.network}.{free}", "ports": {}}
-            book.pop(owner, None)
-            others = [*book.values(), *self._elsewhere()]
-            used = {port for e in others for port in e["ports"].values()}
-            everywhere = {port for e in others for port in e.get("exclusive", [])}
-            kept = {} if probe else entry["ports"]
-            entry = {"ip": entry["ip"], "ports": {}, "exclusive": []}
-            for port in ports:
-                wanted = str(port["port"])
-                exclusive = port.get("name") in EXCLUSIVE_PORTS
-                real = kept.get(wanted) or self._free_port(
-                    entry["ip"], int(wanted), exclusive, used, everywhere
-                )
-                entry["ports"][wanted] = real
-                used.add(real)
-                if exclusive:
-                    entry["exclusive"].append(real)
-            book[owner] = entry
-            write_json(self.paths.addresses, book)
+            entry = self._write(owner, ports, probe)
+            # Another state may have looked at the same time and found the same port free: one
+            # of the two writes last, and at least that one sees it here.
+            if self._clashes(entry):
+                entry = self._write(owner, ports, probe=True)
         return _endpoint(entry)
+
+    def _clashes(self, entry: Mapping[str, Any]) -> bool:
+        """Whether another state has a port of an entry where only one of them can listen."""
+        others = self._elsewhere()
+        used = {port for e in others for port in e["ports"].values()}
+        everywhere = {port for e in others for port in e.get("exclusive", [])}
+        return bool(used & set(entry["exclusive"]) or everywhere & set(entry["ports"].values()))
+
+    def _write(self, owner: str, ports: Sequence[Mapping[str, Any]], probe: bool) -> dict[str, Any]:
+        """Choose address and ports, and write them into the book."""
+        book = self._read()
+        entry: dict[str, Any] | None = book.get(owner)
+        if entry is None:
+            taken = {int(e["ip"].rsplit(".", 1)[1]) for e in book.values()}
+            free = next((n for n in range(2, 255) if n not in taken), None)
+            if free is None:
+                raise ClusterError(
+                    f"no address is left for {owner}: 253 pods and services run; "
+                    "delete some with cluster.delete(...)"
+                )
+            entry = {"ip": f"{self.paths.network}.{free}", "ports": {}}
+        book.pop(owner, None)
+        others = [*book.values(), *self._elsewhere()]
+        used = {port for e in others for port in e["ports"].values()}
+        everywhere = {port for e in others for port in e.get("exclusive", [])}
+        kept = {} if probe else entry["ports"]
+        entry = {"ip": entry["ip"], "ports": {}, "exclusive": []}
+        for port in ports:
+            wanted = str(port["port"])
+            exclusive = port.get("name") in EXCLUSIVE_PORTS
+            real = kept.get(wanted) or self._free_port(
+                entry["ip"], int(wanted), exclusive, used, everywhere
+            )
+            entry["ports"][wanted] = real
+            used.add(real)
+            if exclusive:
+                entry["exclusive"].append(real)
+        book[owner] = entry
+        write_json(self.paths.addresses, book)
+        return entry
 
     def _elsewhere(self) -> list[dict[str, Any]]:
         """The entries of our other states: what got a port there may not listen yet."""
