@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
+import functools
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +18,7 @@ from workshop_lib.local.logs import read_logs
 from workshop_lib.local.network import AddressBook, container_ports
 from workshop_lib.local.objects import all_objects, find_object, object_file, store_object
 from workshop_lib.local.paths import Busy, StatePaths, checkout, locked, remove_tree, write_json
+from workshop_lib.local.podspec import object_data
 from workshop_lib.local.ray_templates import HEAD_PORTS, port_list
 from workshop_lib.local.reaching import address_of, execute, find_pod
 from workshop_lib.local.supervisor import Supervisor
@@ -47,8 +48,13 @@ class LocalCluster:
             Job's first retry; kept with the state. Default: what it was, at first 10 s.
 
     Example:
-        >>> cluster = LocalCluster(state="demo")      # doctest: +SKIP
-        >>> cluster.apply("vllm").wait_ready()        # doctest: +SKIP
+        >>> cluster = LocalCluster(state="demo")
+        >>> cluster.components()
+        []
+        >>> vllm = cluster.apply("vllm").wait_ready()        # doctest: +SKIP
+        >>> print(cluster.exec("vllm", ["nproc"]))           # doctest: +SKIP
+        >>> with cluster.forward("vllm", 8000) as url: ...   # doctest: +SKIP
+        >>> cluster.delete("vllm")                           # doctest: +SKIP
     """
 
     profile = "local"
@@ -346,11 +352,10 @@ class LocalCluster:
         Raises:
             NotFoundError: There is no such Secret or key.
         """
-        body = find_object(self.paths, "Secret", name) or {}
-        if (value := (body.get("stringData") or {}).get(key)) is not None:
-            return str(value)
-        if (value := (body.get("data") or {}).get(key)) is not None:
-            return base64.b64decode(value).decode()
+        find = functools.partial(find_object, self.paths)
+        data = object_data(find, "Secret", name, optional=True)
+        if key in data:
+            return data[key].decode()
         raise NotFoundError(f"Secret/{name} with key {key!r} is not there; apply its component")
 
     # -- reaching in --------------------------------------------------------------------------
