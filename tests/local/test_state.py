@@ -244,6 +244,7 @@ def test_clean_ends_what_a_deleted_checkout_left(copy):
     moved = copy.with_name("moved")
     copy.rename(moved)
     done = cli("clean", "--all", checkout=moved)
+    assert not copy.exists(), "nothing makes it anew"
     moved.rename(copy)
     assert (done.returncode, done.stderr) == (0, "")
     assert other.paths.state in done.stdout

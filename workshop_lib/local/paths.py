@@ -56,8 +56,11 @@ def write_json(path: Path, data: Any, *, mode: int = 0o600) -> None:
         path: The file.
         data: Anything that `json` can write.
         mode: Its permissions; by default only the owner may read it (Secrets pass here).
+
+    Raises:
+        OSError: It could not be written; a state's folder that is gone is not made anew.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(exist_ok=True)
     descriptor, scratch = tempfile.mkstemp(prefix=".", suffix=".new", dir=path.parent)
     try:
         with os.fdopen(descriptor, "w") as file:
