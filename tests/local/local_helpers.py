@@ -104,7 +104,9 @@ def listening(network):
 def shims(cluster, key):
     """Process ids of a workload's shims."""
     mark = os.fsencode(f"{cluster.paths.runtime}:{key}")
-    return [pid for pid in processes.all_pids() if mark in processes.command_line(pid)]
+    found = [pid for pid in processes.all_pids() if mark in processes.command_line(pid)]
+    # A child of a shim looks like it until it has become the container's command.
+    return [pid for pid in found if processes.parent_of(pid) not in found]
 
 
 def runner_pid(cluster, key):
