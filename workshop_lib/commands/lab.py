@@ -66,6 +66,7 @@ def lab_options(arguments: Sequence[str], *, root: Path = CHECKOUT) -> list[str]
         "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
         "--LabApp.extension_manager=readonly",
         f"--NotebookNotary.data_dir={private}",
+        "--ServerApp.tornado_settings={'ws_ping_timeout': 30000}",  # its default is warned of
         "--KernelManager.transport_encryption=auto",  # kernels warn of being overheard otherwise
         *arguments,
     ]
@@ -129,7 +130,7 @@ def main(arguments: Sequence[str] | None = None, *, root: Path = CHECKOUT) -> in
     Returns:
         The exit status.
     """
-    from jupyterlab.labapp import LabApp
+    from jupyterlab.labapp import LabApp  # type: ignore[import-untyped]
 
     private = root / "build" / "lab"
     # The start page is what opens, not the layout of last time.

@@ -26,7 +26,7 @@ from workshop_lib.progress import format_duration
 from workshop_lib.results import RECORD_MIME
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from workshop_lib.commands.report_text import Heading
 
@@ -38,6 +38,8 @@ FOLD_LINES = {"output": 25, "messages": 4, "traceback": 0}
 
 IMAGES = ("image/png", "image/jpeg", "image/svg+xml")
 INTERACTIVE = ("application/vnd.jupyter.widget-view+json", "application/javascript")
+"""What shows nothing without a kernel or scripts."""
+
 VALUE_LENGTH = 60
 
 
@@ -194,7 +196,7 @@ def _prepare(chapter: Chapter, notebook: Any) -> None:
             continue
         if INJECTED_TAG in tags:
             cell.source = cell.source.removeprefix("# Parameters\n")
-        cell.outputs = [output for output in cell.outputs if not _is_interactive(output)]
+        cell.outputs = without_interactive(cell.outputs)
         for output in cell.outputs:
             if output.output_type == "execute_result":
                 output.output_type = "display_data"  # shown alike, and the template has one case
@@ -210,9 +212,27 @@ def _prepare(chapter: Chapter, notebook: Any) -> None:
     notebook.cells = kept
 
 
-def _is_interactive(output: Any) -> bool:
-    """Whether an output needs a kernel or scripts; a static figure stands beside it."""
-    return any(mime in output.get("data", {}) for mime in INTERACTIVE)
+def without_interactive(outputs: Sequence[Any]) -> list[Any]:
+    """Leave out what shows nothing without a kernel; a widget's own static picture stays.
+
+    Args:
+        outputs: A cell's outputs, which are changed.
+
+    Returns:
+        Those that still show something.
+
+    Example:
+        >>> view = {"application/vnd.jupyter.widget-view+json": {}, "text/plain": "IntSlider()"}
+        >>> without_interactive([{"data": view}, {"data": {**view, "image/png": "aQ=="}}])
+        [{'data': {'text/plain': 'IntSlider()', 'image/png': 'aQ=='}}]
+    """
+    kept = []
+    for output in outputs:
+        data = output.get("data", {})
+        found = [data.pop(mime) for mime in INTERACTIVE if mime in data]
+        if not found or any(mime in data for mime in IMAGES):
+            kept.append(output)
+    return kept
 
 
 def _record_line(kept: Mapping[str, Any]) -> str:
