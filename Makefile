@@ -18,7 +18,6 @@ PYTHON ?= $(or $(found),$(error Python 3.11 is needed, and neither python3.11 no
 	or make PYTHON=/path/to/python3.11))
 
 environment = $(PYTHON) workshop_lib/commands/environment.py
-jupyter_root = $(if $(filter 0,$(shell id -u)),--allow-root)
 
 .PHONY: help run test test-all bench lab notebooks check lock clean distclean
 
@@ -52,8 +51,7 @@ bench:
 
 lab:
 	$(environment) --say "Opening JupyterLab on this machine only, ready in 5 seconds; Ctrl-C ends it." \
-		-- -m jupyterlab --ServerApp.ip=127.0.0.1 --ServerApp.root_dir=notebooks \
-		--ServerApp.answer_yes=True $(jupyter_root)
+		-- -m workshop_lib.commands.lab
 
 notebooks:
 	$(environment) --say "Regenerating the notebooks' committed outputs: usually 8 to 10 minutes." \

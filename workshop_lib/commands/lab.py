@@ -1,20 +1,22 @@
 """`make lab`: JupyterLab, opened on the start page.
 
 ```
-python -m workshop_lib.commands.lab                                  the workshop's notebooks
-python -m workshop_lib.commands.lab --no-browser --port 9000         JupyterLab's own options
-python -m workshop_lib.commands.lab --ServerApp.root_dir=elsewhere   other notebooks
+python -m workshop_lib.commands.lab                             the workshop's notebooks
+python -m workshop_lib.commands.lab --no-browser --port=9000    JupyterLab's own options
+python -m workshop_lib.commands.lab --notebooks copy/notebooks  a copy of the notebooks
 ```
 
 JupyterLab listens on this machine only, needs no network and asks no questions: no news,
 no update checks, no list of extensions (`lab_settings/` holds what it is told). The
 workshop's notebooks count as trusted, so that the tables which are committed with them
 look as they did. What JupyterLab would keep of that in the home folder (layout,
-signatures) lies in `build/lab`; a learner's own settings are read, not changed.
+signatures) lies in `build/lab` beside the notebooks; a learner's own settings are read and
+not changed.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import shutil
 import signal
@@ -40,21 +42,21 @@ UNSET = ("MPLBACKEND",)
 """Kernels choose their own: a shell that says Agg, as CI does, would hide figures."""
 
 
-def lab_options(arguments: Sequence[str], *, root: Path = CHECKOUT) -> list[str]:
+def lab_options(notebooks: Path, private: Path, arguments: Sequence[str] = ()) -> list[str]:
     """Say what JupyterLab is started with; later options win, so a caller's come last.
 
     Args:
-        arguments: The caller's options for JupyterLab.
-        root: Where `notebooks/` and `build/` lie.
+        notebooks: The folder that it shows.
+        private: Where layout and signatures are kept.
+        arguments: The caller's own options for JupyterLab.
 
     Example:
-        >>> lab_options(["--port=9000"])[-1]
+        >>> lab_options(Path("notebooks"), Path("build/lab"), ["--port=9000"])[-1]
         '--port=9000'
     """
-    private = root / "build" / "lab"
     return [
         "--ServerApp.ip=127.0.0.1",
-        f"--ServerApp.root_dir={root / 'notebooks'}",
+        f"--ServerApp.root_dir={notebooks}",
         "--ServerApp.answer_yes=True",  # one Ctrl-C ends it
         "--Application.log_level=WARN",  # what is left says where to point a browser
         # A learner who is root is in a container or a virtual machine of their own.
@@ -66,7 +68,8 @@ def lab_options(arguments: Sequence[str], *, root: Path = CHECKOUT) -> list[str]
         "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
         "--LabApp.extension_manager=readonly",
         f"--NotebookNotary.data_dir={private}",
-        "--ServerApp.tornado_settings={'ws_ping_timeout': 30000}",  # its default is warned of
+        # No pings: they keep connections through proxies alive, and there is none on one machine.
+        "--ServerApp.tornado_settings={'ws_ping_interval': 0}",
         "--KernelManager.transport_encryption=auto",  # kernels warn of being overheard otherwise
         *arguments,
     ]
@@ -120,35 +123,43 @@ def _terminate(signum: int, frame: FrameType | None) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def main(arguments: Sequence[str] | None = None, *, root: Path = CHECKOUT) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run JupyterLab until it is interrupted.
 
     Args:
-        arguments: Options for JupyterLab; default: this process's.
-        root: Where `notebooks/` and `build/` lie.
+        arguments: The command line; default: this process's.
 
     Returns:
         The exit status.
     """
-    from jupyterlab.labapp import LabApp  # type: ignore[import-untyped]
-
-    private = root / "build" / "lab"
+    parser = argparse.ArgumentParser(
+        prog="python -m workshop_lib.commands.lab",
+        description="Open JupyterLab on the start page; further options are JupyterLab's own.",
+    )
+    parser.add_argument(
+        "--notebooks", type=Path, default=CHECKOUT / "notebooks", help="the folder that it shows"
+    )
+    wishes, others = parser.parse_known_args(arguments)
+    notebooks = wishes.notebooks.resolve()
+    private = notebooks.parent / "build" / "lab"
+    try:
+        trust(notebooks, private)
+    except WorkshopError as error:
+        say(f"{type(error).__name__}: {error}", error=True)
+        return 1
     # The start page is what opens, not the layout of last time.
     shutil.rmtree(private / "workspaces", ignore_errors=True)
     for name in UNSET:
         os.environ.pop(name, None)
     # This environment's kernel, also where the user has one of the same name.
     os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
-    try:
-        trust(root / "notebooks", private)
-    except WorkshopError as error:
-        say(f"{type(error).__name__}: {error}", error=True)
-        return 1
-    options = list(sys.argv[1:] if arguments is None else arguments)
+
+    from jupyterlab.labapp import LabApp  # type: ignore[import-untyped]
+
     for each in (signal.SIGINT, signal.SIGHUP):
         signal.signal(each, _terminate)
     try:
-        LabApp.launch_instance(lab_options(options, root=root))
+        LabApp.launch_instance(lab_options(notebooks, private, others))
     finally:
         left = still_running()
         if left:
