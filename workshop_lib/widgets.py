@@ -23,7 +23,7 @@ MAX_MODEL_LENGTHS = tuple(2**power for power in range(9, 18))  # 512 to 131,072 
 MAX_TP = 8
 """GPUs of one node: tensor parallelism across nodes is too slow to be chosen by a slider."""
 
-WIDE = {"description_width": "11.5em"}
+WIDE = {"description_width": "14em"}
 
 
 class MemoryExplorer(ipywidgets.VBox):  # type: ignore[misc]
@@ -39,7 +39,7 @@ class MemoryExplorer(ipywidgets.VBox):  # type: ignore[misc]
         max_model_len: The slider of the longest request, tokens.
         tp: The slider of the tensor-parallel size.
         picture: The figure.
-        answer: The line below it, as HTML.
+        answer: The line above it, as HTML.
         says: The same line as plain text.
     """
 
@@ -51,7 +51,7 @@ class MemoryExplorer(ipywidgets.VBox):  # type: ignore[misc]
         max_model_len: int,
         tp: int,
     ) -> None:
-        layout = ipywidgets.Layout(width="34em")
+        layout = ipywidgets.Layout(width="40em", max_width="99%")
         common: dict[str, Any] = {"style": WIDE, "layout": layout}
         slider = {**common, "continuous_update": False}  # a figure for each stop, not each pixel
         models = list(dict.fromkeys([*MODELS, model]))
@@ -72,11 +72,13 @@ class MemoryExplorer(ipywidgets.VBox):  # type: ignore[misc]
         self.tp = ipywidgets.IntSlider(
             value=tp, min=1, max=MAX_TP, description="TP (GPUs)", **slider
         )
-        self.picture = ipywidgets.Image(format="png", layout=ipywidgets.Layout(max_width="100%"))
+        # As large as the figures beside it, not stretched to the notebook's width.
+        size = ipywidgets.Layout(max_width="100%", align_self="flex-start")
+        self.picture = ipywidgets.Image(format="png", layout=size)
         self.answer = ipywidgets.HTML()
         self.says = ""
         controls = [self.model, self.gpu, self.utilization, self.max_model_len, self.tp]
-        super().__init__([*controls, self.picture, self.answer])
+        super().__init__([*controls, self.answer, self.picture])
         for control in controls:
             control.observe(self._redraw, names="value")
         self._redraw()
