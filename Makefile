@@ -22,8 +22,8 @@ environment = $(PYTHON) workshop_lib/commands/environment.py
 .PHONY: help run test test-all bench lab notebooks check lock clean distclean
 
 help:
-	echo "make run         run the notebooks on this machine's own Ray and vLLM; a report in build/ (8 minutes)"
-	echo "make lab         open the notebooks in JupyterLab; Ctrl-C ends it"
+	echo "make run         run the four notebooks on this machine's own Ray and vLLM; a report in build/ (8 minutes)"
+	echo "make lab         open JupyterLab on its start page; Ctrl-C ends it"
 	echo "make test        run the tests (15 minutes)"
 	echo "make test-all    run the tests and those that take minutes each"
 	echo "make bench       measure the benchmark client against vLLM's own (2 minutes)"
@@ -34,7 +34,7 @@ help:
 	echo "make distclean   make clean, and remove .venv"
 
 run:
-	$(environment) --say "Running the notebooks on this machine: usually 6 to 8 minutes." \
+	$(environment) --say "Running the four notebooks on this machine: usually 6 to 8 minutes." \
 		-- -m workshop_lib.commands.run
 
 test:

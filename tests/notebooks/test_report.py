@@ -168,6 +168,23 @@ def test_a_result_shows_where_it_came_from():
     assert [each.value for each in key_results(predicted)] == ["23,296 → 23,296 tokens"]
 
 
+def test_results_of_several_values():
+    table = {
+        "checks": Known(label="checks", exactly=True, says="all"),
+        "seen": Known(label="replicas", same_as="predicted", says="predicted"),
+        "steps": Known(label="steps", unit="steps", at_least=0, says="reached"),
+    }
+    good = {"checks": {"a": True, "b": True}, "seen": [1, 3], "predicted": [1, 3], "steps": 7}
+    shown = key_results(good, table)
+    assert [each.value for each in shown] == ["2 of 2", "1, 3", "7 steps"]
+    assert [each.met for each in shown] == [True, True, True]
+    bad = {"checks": {"a": True, "b": False}, "seen": [1, 2], "predicted": [1, 3], "steps": None}
+    shown = key_results(bad, table)
+    assert [each.value for each in shown] == ["1 of 2", "1, 2", "unknown"]
+    assert [each.met for each in shown] == [False, False, False]
+    assert [each.bar for each in shown] == ["all", "predicted", "reached"]
+
+
 def test_a_missed_bar_is_never_left_out():
     table = {f"r{n}": Known(label=f"result {n}", at_most=1) for n in range(2 * KEYS_SHOWN)}
     records = dict.fromkeys(table, 1) | {f"r{2 * KEYS_SHOWN - 1}": 2}

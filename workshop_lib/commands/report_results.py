@@ -30,6 +30,8 @@ class Known:
         at_least: The bar, where more is better; in the unit in which it is recorded.
         at_most: The bar, where less is better.
         exactly: The bar, where only one value is right.
+        same_as: The bar, where it must equal another result: that one's name.
+        says: The bar in words, where they are better than the number.
         before: The name of the result that this one came from, shown as `before → value`.
         digits: After the point, for a unit's usual precision; None leaves it to the value.
     """
@@ -39,32 +41,41 @@ class Known:
     at_least: float | None = None
     at_most: float | None = None
     exactly: Any = None
+    same_as: str = ""
+    says: str = ""
     before: str = ""
     digits: int | None = None
 
     @property
     def bar(self) -> str:
         """The bar in words; empty when there is none."""
+        if self.says:
+            return self.says
         if self.at_least is not None:
             return f"at least {self.text(self.at_least)}"
         if self.at_most is not None:
             return f"at most {self.text(self.at_most)}" if self.at_most else self.text(0)
         return self.text(self.exactly) if self.exactly is not None else ""
 
-    def met(self, value: Any) -> bool | None:
+    def met(self, value: Any, records: Mapping[str, Any] | None = None) -> bool | None:
         """Whether a value meets the bar; None when there is none.
 
         Args:
-            value: As recorded; what is no number meets no numeric bar.
+            value: As recorded; what is no number meets no numeric bar. Of a dictionary of
+                truth values every one must meet it.
+            records: The notebook's other results, for `same_as`.
 
         Example:
             >>> Known(label="mean reward", at_least=0.9).met(0.95)
             True
         """
-        if not self.bar:
-            return None
+        if self.same_as:
+            return bool(value == (records or {}).get(self.same_as))
         if self.exactly is not None:
-            return bool(value == self.exactly)
+            values = list(value.values()) if isinstance(value, dict) else [value]
+            return bool(values) and all(each == self.exactly for each in values)
+        if self.at_least is None and self.at_most is None:
+            return None
         if isinstance(value, bool) or not isinstance(value, int | float):
             return False
         if self.at_least is not None:
@@ -81,6 +92,10 @@ class Known:
             >>> Known(label="error", unit="%").text(0.0125), Known(label="reward").text(0.9375)
             ('1.25%', '0.9375')
         """
+        if isinstance(value, dict) and all(isinstance(each, bool) for each in value.values()):
+            return f"{sum(value.values())} of {len(value)}"
+        if isinstance(value, list) and all(isinstance(each, int | float) for each in value):
+            return ", ".join(map(readable, value))
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if not number:
             return readable(value)
@@ -110,17 +125,22 @@ KNOWN: dict[str, Known] = {
     "throughput_gain": Known(label="throughput gained under load", unit="times"),
     "errors": Known(label="failed requests", at_most=0),
     # 03 GRPO training
-    "reward_last": Known(
-        label="mean reward, first → last", before="reward_first", at_least=0.9, digits=2
+    "reward_last": Known(label="mean reward, first → last step", before="reward_first", digits=2),
+    "steps_to_reward": Known(
+        label="three steps in a row reach 0.9 after", unit="steps", at_least=0, says="reached"
     ),
     "accuracy_after": Known(
         label="right answers on held-out sums", before="accuracy_before", unit="%", digits=0
     ),
-    "training_s": Known(label="training took", unit="s", at_most=240, digits=0),
+    "checks": Known(label="checks at the end passed", exactly=True, says="all"),
     # 04 Production
-    "replicas_max": Known(label="replicas, at rest → at the peak", before="replicas_min"),
-    "recovery_s": Known(label="a killed replica was back after", unit="s", digits=0),
-    "left_behind": Known(label="left behind after clean-up", at_most=0),
+    "cold_start_s": Known(label="from nothing to the first answer", unit="s", digits=0),
+    "replicas_seen": Known(
+        label="replicas as the load rose and fell", same_as="predicted_replicas", says="predicted"
+    ),
+    "recovered": Known(label="recovered from a killed replica", exactly=True),
+    "failed_attempts": Known(label="failed requests while scaling", at_most=0),
+    "cleaned_up": Known(label="nothing was left behind", exactly=True),
     # every notebook
     "checks_passed": CHECKS,
 }
@@ -163,7 +183,7 @@ def key_results(records: Mapping[str, Any], known: Mapping[str, Known] = KNOWN) 
     if not chosen:
         plain = {k: v for k, v in records.items() if not isinstance(v, list | dict)}
         return [Shown(name, readable(value)) for name, value in list(plain.items())[:KEYS_SHOWN]]
-    missed = [each for each in chosen if each[1].met(records[each[0]]) is False]
+    missed = [each for each in chosen if each[1].met(records[each[0]], records) is False]
     others = [each for each in chosen if each not in missed]
     kept = [*missed, *others[: max(0, KEYS_SHOWN - len(missed))]]
     return [_shown(name, entry, records) for name, entry in chosen if (name, entry) in kept]
@@ -171,7 +191,7 @@ def key_results(records: Mapping[str, Any], known: Mapping[str, Known] = KNOWN) 
 
 def _shown(name: str, entry: Known, records: Mapping[str, Any]) -> Shown:
     value = entry.text(records[name])
-    met = entry.met(records[name])
+    met = entry.met(records[name], records)
     bar = "" if met and entry.bar == value else entry.bar
     if entry.before in records:
         first = entry.text(records[entry.before]).removesuffix(f" {entry.unit}")
