@@ -1,4 +1,7 @@
-"""`make lab` as a learner meets it: JupyterLab in a real browser, notebook 02 run in it."""
+"""`make lab` as a learner meets it: JupyterLab in a real browser, notebook 02 run in it.
+
+That the Makefile starts this command is checked in tests/unit/test_environment.py.
+"""
 
 import contextlib
 import io
@@ -291,14 +294,6 @@ def saved_records(path):
 
 
 # -- what the browser is not needed for --------------------------------------------------------
-
-
-def test_make_lab_starts_the_same_command():
-    shown = subprocess.run(
-        ["make", "-n", "lab", f"PYTHON={sys.executable}"],
-        cwd=CHECKOUT, capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    assert shown.stdout.rstrip().endswith("-- -m workshop_lib.commands.lab")
 
 
 def test_start_page_links_every_notebook():
