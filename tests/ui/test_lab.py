@@ -239,7 +239,10 @@ def test_a_learner_runs_02(lab, page):
 
     # The load sweep is there, and large enough to be read.
     heading = panel.get_by_role("heading", name="Load it")
-    heading.scroll_into_view_if_needed()
+    for _ in range(3):  # cells get their height only when they come into view, and push it away
+        heading.scroll_into_view_if_needed()
+        page.wait_for_timeout(500)
+    expect(heading).to_be_in_viewport()
     figures = panel.locator(".jp-OutputArea-output img")
     sizes = figures.evaluate_all("images => images.map(i => [i.complete, i.naturalWidth])")
     assert len(sizes) >= 8
