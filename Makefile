@@ -18,13 +18,12 @@ PYTHON ?= $(or $(found),$(error Python 3.11 is needed, and neither python3.11 no
 	or make PYTHON=/path/to/python3.11))
 
 environment = $(PYTHON) workshop_lib/commands/environment.py
-jupyter_root = $(if $(filter 0,$(shell id -u)),--allow-root)
 
 .PHONY: help run test test-all bench lab notebooks check lock clean distclean
 
 help:
-	echo "make run         run the notebooks on this machine's own Ray and vLLM; a report in build/ (8 minutes)"
-	echo "make lab         open the notebooks in JupyterLab; Ctrl-C ends it"
+	echo "make run         run the four notebooks on this machine's own Ray and vLLM; a report in build/ (8 minutes)"
+	echo "make lab         open JupyterLab on its start page; Ctrl-C ends it"
 	echo "make test        run the tests (15 minutes)"
 	echo "make test-all    run the tests and those that take minutes each"
 	echo "make bench       measure the benchmark client against vLLM's own (2 minutes)"
@@ -35,7 +34,7 @@ help:
 	echo "make distclean   make clean, and remove .venv"
 
 run:
-	$(environment) --say "Running the notebooks on this machine: usually 6 to 8 minutes." \
+	$(environment) --say "Running the four notebooks on this machine: usually 6 to 8 minutes." \
 		-- -m workshop_lib.commands.run
 
 test:
@@ -52,8 +51,7 @@ bench:
 
 lab:
 	$(environment) --say "Opening JupyterLab on this machine only, ready in 5 seconds; Ctrl-C ends it." \
-		-- -m jupyterlab --ServerApp.ip=127.0.0.1 --ServerApp.root_dir=notebooks \
-		--ServerApp.answer_yes=True $(jupyter_root)
+		-- -m workshop_lib.commands.lab
 
 notebooks:
 	$(environment) --say "Regenerating the notebooks' committed outputs: usually 8 to 10 minutes." \

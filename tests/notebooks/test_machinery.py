@@ -10,7 +10,7 @@ import nbformat
 import pytest
 from toy_notebooks import BUSY, FIGURE, alive, snapshot, start, wait_for, write
 
-from workshop_lib.commands import notebooks, report, run
+from workshop_lib.commands import notebooks, run
 from workshop_lib.commands.execute import find_notebooks, parameters_of
 from workshop_lib.commands.kernels import kernel_environment
 from workshop_lib.commands.stopping import alone
@@ -272,8 +272,9 @@ def test_kernels_keep_the_users_other_variables(tmp_path, monkeypatch):
 
 def test_notebooks_are_regenerated(tmp_path, capfd, stopped):
     one = write(
-        tmp_path, "01_one", "print('a')", "40 + 2", "", "import ipywidgets\nipywidgets.IntSlider()"
-    )
+        tmp_path, "01_one", "print('a')", "40 + 2", "", "import ipywidgets\nipywidgets.IntSlider()",
+        "from workshop_lib.widgets import memory_explorer\nmemory_explorer()",
+    )  # fmt: skip
     assert notebooks.main(["--check"], root=tmp_path) == 1
     assert "run `make notebooks`" in capfd.readouterr().err
 
@@ -282,10 +283,11 @@ def test_notebooks_are_regenerated(tmp_path, capfd, stopped):
     content = nbformat.read(one, as_version=4)
     nbformat.validate(content)
     code = [cell for cell in content.cells if cell.cell_type == "code"]
-    assert [cell.execution_count for cell in code] == [1, 2, 3, None, 4]
+    assert [cell.execution_count for cell in code] == [1, 2, 3, None, 4, 5]
     assert code[1].outputs[0].text == "a\n"
     assert code[2].outputs[0].execution_count == 3
     assert code[4].outputs == [], "a widget shows nothing without its kernel"
+    assert sorted(code[5].outputs[0].data) == ["image/png", "text/plain"], "but its picture does"
     assert content.metadata == notebooks.METADATA
     assert [cell.metadata for cell in code[:2]] == [{"tags": ["parameters"]}, {}]
     assert notebooks.main(["--check"], root=tmp_path) == 0
@@ -372,21 +374,3 @@ def test_a_good_notebook_has_no_problems():
 def test_parameters_of_reads_names_only():
     cell = {"metadata": {"tags": ["parameters"]}, "source": "A = 1  # one\nB: int = 2\nprint(3)"}
     assert parameters_of({"cells": [{"metadata": {}, "source": "C = 1"}, cell]}) == ["A", "B"]
-
-
-# -- the report --------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("lines", "kind", "folds"),
-    [(25, "output", False), (26, "output", True), (4, "messages", False), (5, "messages", True)],
-)
-def test_long_text_is_folded(lines, kind, folds):
-    text = report.fold("line\n" * lines, kind, str)
-    assert text.startswith("<details>") == folds
-    assert text.count("line") >= lines
-
-
-def test_report_without_results(tmp_path):
-    with pytest.raises(WorkshopError, match="run `make run` first"):
-        report.write_report(tmp_path)

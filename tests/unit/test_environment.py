@@ -193,7 +193,7 @@ def test_help_has_a_line_for_each_target():
         ("test", '-m pytest -m "not slow"'),
         ("test-all", "-m pytest"),
         ("bench", "-m workshop_lib.commands.bench"),
-        ("lab", "-m jupyterlab --ServerApp.ip=127.0.0.1"),
+        ("lab", "-m workshop_lib.commands.lab"),
         ("clean", "-m workshop_lib.local clean --all"),
     ],
 )

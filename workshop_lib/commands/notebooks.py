@@ -29,7 +29,7 @@ from workshop_lib.commands.execute import (
     read_notebook,
 )
 from workshop_lib.commands.kernels import CHECKOUT
-from workshop_lib.commands.report import IMAGES, INTERACTIVE
+from workshop_lib.commands.report import IMAGES, without_interactive
 from workshop_lib.commands.stopping import (
     Interrupted,
     alone,
@@ -64,7 +64,7 @@ def normalize(notebook: Any) -> Any:
     """Strip an executed notebook of what papermill and this machine put into it.
 
     Execution counts become 1 to n; widgets go, because they show nothing without a
-    kernel and a static figure stands beside each.
+    kernel, and the static picture that each carries stays.
 
     Args:
         notebook: The executed notebook's content, which is changed.
@@ -88,11 +88,7 @@ def normalize(notebook: Any) -> Any:
         cell["metadata"] = {key: metadata[key] for key in KEPT_CELL_METADATA if metadata.get(key)}
         if cell["cell_type"] != "code":
             continue
-        cell["outputs"] = [
-            output
-            for output in cell["outputs"]
-            if not any(mime in output.get("data", {}) for mime in INTERACTIVE)
-        ]
+        cell["outputs"] = without_interactive(cell["outputs"])
         if cell["execution_count"] is None:
             continue  # an empty cell, or one that was not run: `problems` tells
         count += 1

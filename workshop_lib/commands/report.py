@@ -1,7 +1,11 @@
 """The HTML report of a run: one file that needs no network, to look at together.
 
-It is made from `build/results.json` and the executed notebooks that it names: a summary
-with every figure, then each notebook with light code and folded logs.
+It is made from `build/results.json` and the executed notebooks that it names. On top is
+what a room looks at together: where the time went, and a card for each notebook with its key
+figure and results (`report_results` knows their words and bars). Then every figure, every
+result, and each notebook with light code and folded logs.
+
+A notebook's key figure is in the cell that it tags `key-figure`; without one, its last.
 
 ```
 python -m workshop_lib.commands.report          writes build/report.html again
@@ -21,13 +25,17 @@ from typing import TYPE_CHECKING, Any
 
 from workshop_lib.commands.execute import INJECTED_TAG, MARKER_TAG, read_notebook
 from workshop_lib.commands.kernels import CHECKOUT
+from workshop_lib.commands.report_results import key_results, readable
 from workshop_lib.errors import WorkshopError
+from workshop_lib.plots import OKABE_ITO
+from workshop_lib.plots.style import PALE
 from workshop_lib.progress import format_duration
 from workshop_lib.results import RECORD_MIME
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
+    from workshop_lib.commands.report_results import Shown
     from workshop_lib.commands.report_text import Heading
 
 __all__ = ["write_report"]
@@ -38,7 +46,12 @@ FOLD_LINES = {"output": 25, "messages": 4, "traceback": 0}
 
 IMAGES = ("image/png", "image/jpeg", "image/svg+xml")
 INTERACTIVE = ("application/vnd.jupyter.widget-view+json", "application/javascript")
-VALUE_LENGTH = 60
+"""What shows nothing without a kernel or scripts."""
+
+KEY_FIGURE_TAG = "key-figure"
+
+PALETTE = ("sky", "orange", "green", "purple", "yellow")
+"""Colours of the notebooks in the picture of the times; names of `OKABE_ITO`."""
 
 
 @dataclass(frozen=True)
@@ -61,13 +74,61 @@ class Chapter:
     name: str
     title: str
     status: str
+    seconds: float
     time: str
+    keys: list[Shown]
     records: list[tuple[str, str]]
     failure: Mapping[str, Any] | None
     body: str = ""
     failed_id: str = ""
+    key_figure: str = ""
     headings: list[Heading] = field(default_factory=list)
     figures: list[Figure] = field(default_factory=list)
+
+    @property
+    def number(self) -> str:
+        """The digits that its name begins with."""
+        return self.name[:2]
+
+
+@dataclass(frozen=True)
+class Times:
+    """Where the time of a run went, as parts of a line.
+
+    Attributes:
+        parts: Of each part its label, its time, its share of the line in percent, its colour,
+            and the anchor that it leads to.
+        limit: Where the bar stands, percent; None when the run has none.
+        limit_time: The bar in words.
+        met: Whether the run took no longer than that.
+    """
+
+    parts: list[tuple[str, str, float, str, str]]
+    limit: float | None = None
+    limit_time: str = ""
+    met: bool = True
+
+
+def _times(chapters: Sequence[Chapter], seconds: float, bar_s: float | None) -> Times:
+    """Draw the times of the notebooks, and of what lay between, on one line."""
+    whole = max(seconds, bar_s or 0.0, 1e-9)
+    ran = [chapter for chapter in chapters if chapter.seconds]
+    parts = [
+        (
+            chapter.number,
+            chapter.time,
+            100 * chapter.seconds / whole,
+            OKABE_ITO[PALETTE[index % len(PALETTE)]],
+            chapter.name,
+        )
+        for index, chapter in enumerate(ran)
+    ]
+    rest = seconds - sum(chapter.seconds for chapter in ran)
+    if rest > 0:
+        parts.append(("rest", format_duration(rest), 100 * rest / whole, PALE, ""))
+    if bar_s is None:
+        return Times(parts)
+    return Times(parts, 100 * bar_s / whole, f"{bar_s / 60:g} min", seconds <= bar_s)
 
 
 def write_report(root: Path = CHECKOUT) -> Path:
@@ -99,6 +160,8 @@ def write_report(root: Path = CHECKOUT) -> Path:
         css=Markup(_css()),
         notebooks=chapters,
         figures=[figure for chapter in chapters for figure in chapter.figures],
+        times=_times(chapters, results["seconds"], results.get("bar_s")),
+        done=sum(chapter.status == "done" for chapter in chapters),
         date=datetime.datetime.fromisoformat(results["date"]).strftime("%d %B %Y, %H:%M UTC"),
         took=format_duration(results["seconds"]),
         profile=results["profile"],
@@ -131,26 +194,27 @@ def _chapter(root: Path, name: str, result: Mapping[str, Any]) -> Chapter:
         name=name,
         title=name[3:].replace("_", " "),
         status=result["status"],
+        seconds=result["seconds"],
         time=format_duration(result["seconds"]) if result["seconds"] else "",
-        records=[(key, _value(value)) for key, value in result["records"].items()],
+        keys=key_results(result["records"]),
+        records=[(key, readable(value)) for key, value in result["records"].items()],
         failure=result["failure"],
     )
     executed = root / result["executed"]
+    source = root / "notebooks" / f"{name}.ipynb"
     if executed.exists() and result["status"] != "not run":
-        _fill(chapter, read_notebook(executed), root / "notebooks")
+        _fill(chapter, read_notebook(executed), source.parent)
+    elif source.exists():
+        chapter.title = _title(read_notebook(source)) or chapter.title
+    chapter.title = re.sub(rf"^{chapter.number}\s*[·:.-]?\s*", "", chapter.title)
     return chapter
 
 
-def _value(value: Any) -> str:
-    """A recorded value for people: a few digits, one line."""
-    if isinstance(value, bool) or value is None:
-        return {True: "yes", False: "no", None: "unknown"}[value]
-    if isinstance(value, int):
-        return f"{value:,}"
-    if isinstance(value, float):
-        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= VALUE_LENGTH else text[: VALUE_LENGTH - 1] + "…"
+def _title(notebook: Mapping[str, Any]) -> str:
+    """A notebook's first heading."""
+    text = "\n".join(c["source"] for c in notebook["cells"] if c["cell_type"] == "markdown")
+    found = re.search(r"^#\s+(.*?)\s*#*$", text, re.MULTILINE)
+    return re.sub(r"[*`]", "", found[1]) if found else ""
 
 
 def _fill(chapter: Chapter, notebook: Any, sources: Path) -> None:
@@ -189,12 +253,12 @@ def _prepare(chapter: Chapter, notebook: Any) -> None:
         kept.append(cell)
         if cell.cell_type == "markdown":
             found = re.findall(r"^#{1,4}\s+(.*?)\s*#*$", cell.source, re.MULTILINE)
-            caption = re.sub(r"[*`_]", "", found[-1]) if found else caption
+            caption = re.sub(r"[*`]", "", found[-1]) if found else caption
         if cell.cell_type != "code":
             continue
         if INJECTED_TAG in tags:
             cell.source = cell.source.removeprefix("# Parameters\n")
-        cell.outputs = [output for output in cell.outputs if not _is_interactive(output)]
+        cell.outputs = without_interactive(cell.outputs)
         for output in cell.outputs:
             if output.output_type == "execute_result":
                 output.output_type = "display_data"  # shown alike, and the template has one case
@@ -205,18 +269,40 @@ def _prepare(chapter: Chapter, notebook: Any) -> None:
                 figure = Figure(f"{chapter.name}-figure-{len(chapter.figures) + 1}", caption)
                 chapter.figures.append(figure)
                 output.metadata.update(figure=figure.id, caption=figure.caption)
+                if KEY_FIGURE_TAG in tags:
+                    chapter.key_figure = figure.id
             if output.output_type == "error" and chapter.failure and not chapter.failed_id:
                 chapter.failed_id = cell.metadata.failed = f"{chapter.name}-failed"
     notebook.cells = kept
+    if not chapter.key_figure and chapter.figures:
+        chapter.key_figure = chapter.figures[-1].id
 
 
-def _is_interactive(output: Any) -> bool:
-    """Whether an output needs a kernel or scripts; a static figure stands beside it."""
-    return any(mime in output.get("data", {}) for mime in INTERACTIVE)
+def without_interactive(outputs: Sequence[Any]) -> list[Any]:
+    """Leave out what shows nothing without a kernel; a widget's own static picture stays.
+
+    Args:
+        outputs: A cell's outputs, which are changed.
+
+    Returns:
+        Those that still show something.
+
+    Example:
+        >>> view = {"application/vnd.jupyter.widget-view+json": {}, "text/plain": "IntSlider()"}
+        >>> without_interactive([{"data": view}, {"data": {**view, "image/png": "aQ=="}}])
+        [{'data': {'text/plain': 'IntSlider()', 'image/png': 'aQ=='}}]
+    """
+    kept = []
+    for output in outputs:
+        data = output.get("data", {})
+        found = [data.pop(mime) for mime in INTERACTIVE if mime in data]
+        if not found or any(mime in data for mime in IMAGES):
+            kept.append(output)
+    return kept
 
 
 def _record_line(kept: Mapping[str, Any]) -> str:
-    value = html.escape(_value(kept["value"]))
+    value = html.escape(readable(kept["value"]))
     return f'<div class="record">recorded {html.escape(kept["name"])} = <b>{value}</b></div>'
 
 

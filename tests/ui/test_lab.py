@@ -1,0 +1,319 @@
+"""`make lab` as a learner meets it: JupyterLab in a real browser, notebook 02 run in it.
+
+That the Makefile starts this command is checked in tests/unit/test_environment.py.
+"""
+
+import contextlib
+import io
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import nbformat
+import psutil
+import pytest
+import yaml
+
+from workshop_lib.commands.execute import find_notebooks
+from workshop_lib.commands.kernels import CHECKOUT
+from workshop_lib.commands.stopping import stop_everything
+from workshop_lib.errors import WorkshopError
+from workshop_lib.results import read_records
+from workshop_lib.widgets import memory_explorer
+
+STATE = "test-ui"
+NOTEBOOK = "02_vllm_serving"
+PARAMETERS = CHECKOUT / "tests" / "notebooks" / "params" / f"{NOTEBOOK}.yaml"
+PICTURES = CHECKOUT / "build" / "tests" / "ui"
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
+needs_browser = pytest.mark.skipif(
+    BROWSER is None,
+    reason="no Chromium: apt-get install chromium (in CI, .ci/run installs it)",
+)
+
+UI_TIMEOUT_S = 180.0
+"""For what takes a second on an idle machine."""
+
+NOTEBOOK_TIMEOUT_S = 1500.0
+"""For all cells: two servers start in them."""
+
+# How the cells of the notebook in front stand: "done", "running", or the error.
+CELLS_JS = """() => {
+  const panel = document.querySelector('.jp-NotebookPanel:not(.lm-mod-hidden)');
+  const failed = panel.querySelector('[data-mime-type="application/vnd.jupyter.error"]');
+  if (failed) return 'failed: ' + failed.textContent;
+  const prompts = [...panel.querySelectorAll('.jp-CodeCell .jp-InputPrompt')];
+  return prompts.every(p => /^\\[\\d+\\]:$/.test(p.textContent.trim())) ? 'done' : 'running';
+}"""
+
+BEGUN_JS = """() => {
+  const panel = document.querySelector('.jp-NotebookPanel:not(.lm-mod-hidden)');
+  return panel.querySelector('.jp-CodeCell .jp-InputPrompt').textContent.trim() !== '[ ]:';
+}"""
+
+PNG_JS = """async image => {
+  const bytes = new Uint8Array(await (await fetch(image.src)).arrayBuffer());
+  return Array.from(bytes);
+}"""
+
+
+# -- the lab, started as `make lab` starts it --------------------------------------------------
+
+
+def copy_notebooks(folder):
+    """The notebooks as a learner has them, without outputs, 02 with small parameters."""
+    shutil.copytree(
+        CHECKOUT / "notebooks", folder, ignore=shutil.ignore_patterns(".ipynb_checkpoints")
+    )
+    path = folder / f"{NOTEBOOK}.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+        if "parameters" in cell.metadata.get("tags", []):
+            small = yaml.safe_load(PARAMETERS.read_text())
+            cell.source += "".join(f"\n{name} = {value!r}" for name, value in small.items())
+    nbformat.write(notebook, path)
+    return path
+
+
+class Lab:
+    """A JupyterLab of its own, ended as Ctrl-C ends it."""
+
+    def __init__(self, folder):
+        self.notebook = copy_notebooks(folder / "notebooks")
+        private = {
+            f"JUPYTER_{name}_DIR": str(folder / "jupyter" / name.lower())
+            for name in ("CONFIG", "DATA", "RUNTIME")
+        }
+        self.log = (folder / "lab.log").open("w+")
+        self.process = subprocess.Popen(
+            [
+                sys.executable, "-m", "workshop_lib.commands.lab",
+                "--notebooks", str(folder / "notebooks"), "--no-browser", "--port=0",
+            ],
+            cwd=CHECKOUT,
+            env={**os.environ, **private, "WORKSHOP_STATE": STATE, "MPLBACKEND": "Agg"},
+            stdin=subprocess.DEVNULL,
+            stdout=self.log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )  # fmt: skip
+        self.family = [psutil.Process(self.process.pid)]
+
+    def said(self):
+        self.log.seek(0)
+        return self.log.read()
+
+    def url(self):
+        """The address that it tells the learner to open."""
+        end = time.monotonic() + UI_TIMEOUT_S
+        while time.monotonic() < end and self.process.poll() is None:
+            found = re.search(r"http://127\.0\.0\.1:\d+/\S*token=\S+", self.said())
+            if found:
+                return found[0]
+            time.sleep(0.2)
+        raise AssertionError(f"JupyterLab does not start:\n{self.said()}")
+
+    def end(self):
+        """Interrupt it; what of it still runs a minute later is a failure, and killed."""
+        if self.process.poll() is None:
+            self.family += self.family[0].children(recursive=True)
+            self.process.send_signal(signal.SIGINT)
+        _, left = psutil.wait_procs(set(self.family), timeout=90)
+        for process in left:
+            process.kill()
+        self.process.wait()
+        said = self.said()
+        self.log.close()
+        return [" ".join(process.cmdline()) for process in left if process.is_running()], said
+
+
+@pytest.fixture
+def lab(tmp_path):
+    lab = Lab(tmp_path)
+    try:
+        yield lab
+    finally:
+        left, said = lab.end()
+        problem = stop_everything(STATE)
+    assert left == []
+    assert problem == ""
+    assert lab.process.returncode == 0, said
+
+
+@pytest.fixture
+def page():
+    from playwright.sync_api import sync_playwright
+
+    # Chromium refuses root its sandbox; a container's /dev/shm is too small for it.
+    options = [*(["--no-sandbox"] if os.geteuid() == 0 else []), "--disable-dev-shm-usage"]
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=BROWSER, args=options)
+        try:
+            page = browser.new_page(viewport={"width": 1400, "height": 1000})
+            page.set_default_timeout(UI_TIMEOUT_S * 1000)
+            page.asked = []
+            page.on("request", lambda request: page.asked.append(request.url))
+            yield page
+        finally:
+            browser.close()
+
+
+def colours(png):
+    """How many different colours a picture has."""
+    from PIL import Image
+
+    picture = Image.open(io.BytesIO(png)).convert("RGB")
+    return len(picture.getcolors(picture.width * picture.height))
+
+
+def keep(page, name):
+    """Take a screenshot, for people to look at too, and be sure that it shows something."""
+    PICTURES.mkdir(parents=True, exist_ok=True)
+    png = page.screenshot(path=PICTURES / f"{name}.png")
+    assert colours(png) > 100, f"{name}.png is blank"
+
+
+def run_all_cells(page):
+    """Choose Run > Run All Cells, again if the menu came too early for a slow machine."""
+    end = time.monotonic() + UI_TIMEOUT_S
+    begun = False
+    while not begun and time.monotonic() < end:
+        page.get_by_role("menuitem", name="Run", exact=True).click()
+        entry = page.locator('.lm-Menu-item:not(.lm-mod-disabled)[data-command="runmenu:run-all"]')
+        if entry.count():
+            entry.click()
+            page.wait_for_timeout(5000)
+        else:
+            page.keyboard.press("Escape")
+            page.wait_for_timeout(500)
+        begun = page.evaluate(BEGUN_JS)
+    assert begun, "Run All Cells runs nothing"
+
+
+def wait_until_run(page):
+    """Wait until every cell of the notebook in front has run."""
+    end = time.monotonic() + NOTEBOOK_TIMEOUT_S
+    status = "running"
+    while status == "running" and time.monotonic() < end:
+        page.wait_for_timeout(500)
+        status = page.evaluate(CELLS_JS)
+    assert status == "done"
+
+
+# -- the lesson --------------------------------------------------------------------------------
+
+
+@needs_browser
+@pytest.mark.timeout(2400)
+def test_a_learner_runs_02(lab, page):
+    from playwright.sync_api import expect
+
+    expect.set_options(timeout=UI_TIMEOUT_S * 1000)
+    page.goto(lab.url())
+
+    # The start page, rendered, with nothing in front of it.
+    expect(page.get_by_role("heading", name="How to work with them")).to_be_visible()
+    expect(page.locator(".jp-Dialog")).to_have_count(0)
+    expect(page.locator(".Toastify__toast")).to_have_count(0)
+    keep(page, "start")
+
+    # Its link opens 02 beside it, in JupyterLab.
+    page.get_by_role("link", name="02 Serving with vLLM").click()
+    panel = page.locator(".jp-NotebookPanel:not(.lm-mod-hidden)")
+    expect(panel.get_by_role("heading", name="02 · Serving with vLLM")).to_be_visible()
+    idle = panel.locator('.jp-Notebook-ExecutionIndicator[data-status="idle"]')
+    expect(idle).to_be_visible()
+
+    run_all_cells(page)
+    wait_until_run(page)
+    expect(idle).to_be_visible()
+
+    # The load sweep is there, and large enough to be read.
+    heading = panel.get_by_role("heading", name="Load it")
+    for _ in range(3):  # cells get their height only when they come into view, and push it away
+        heading.scroll_into_view_if_needed()
+        page.wait_for_timeout(500)
+    expect(heading).to_be_in_viewport()
+    figures = panel.locator(".jp-OutputArea-output img")
+    sizes = figures.evaluate_all("images => images.map(i => [i.complete, i.naturalWidth])")
+    assert len(sizes) >= 8
+    assert all(complete and width >= 600 for complete, width in sizes), sizes
+    keep(page, "load")
+
+    # The widget's slider redraws its figure, with the numbers of the budget.
+    tp = panel.locator(".widget-slider", has_text="TP (GPUs)").get_by_role("slider")
+    tp.scroll_into_view_if_needed()
+    picture = panel.locator("img.widget-image")
+    expect(picture).to_be_visible()
+    answer = panel.locator(".widget-html-content").last
+
+    def shows(explorer):
+        expect(answer).to_contain_text(explorer.says)
+        return bytes(picture.evaluate(PNG_JS)) == bytes(explorer.picture.value)
+
+    assert shows(memory_explorer())
+    keep(page, "explorer")
+    tp.press("ArrowRight")
+    expect(tp).to_have_attribute("aria-valuenow", "2.0")
+    assert shows(memory_explorer(tp=2))
+    keep(page, "explorer-moved")
+    tp.press("ArrowRight")
+    expect(answer).to_contain_text("tensor parallelism over 3 GPUs does not divide")
+    expect(picture).to_be_hidden()
+
+    # What the learner saves holds what was found, and the widget's own picture.
+    page.keyboard.press("Escape")
+    page.keyboard.press("Control+s")
+    expect(page.locator(".jp-Dialog")).to_have_count(0)
+    records = saved_records(lab.notebook)
+    assert records["kv_tokens_predicted"] == records["kv_tokens_engine"]
+    assert records["checks_passed"] is True
+
+    # A laptop without a network: nothing else was asked for.
+    elsewhere = {urlsplit(url).netloc for url in page.asked if url.startswith("http")}
+    assert elsewhere == {urlsplit(page.url).netloc}
+    assert not [url for url in page.asked if re.search(r"/lab/api/(news|update|extensions)", url)]
+
+
+def saved_records(path):
+    """What the saved notebook recorded, once it is saved."""
+    end = time.monotonic() + UI_TIMEOUT_S
+    while time.monotonic() < end:
+        with contextlib.suppress(WorkshopError):  # half written
+            records = read_records(path)
+            if "checks_passed" in records:
+                return records
+        time.sleep(0.2)
+    raise AssertionError(f"{path} was not saved")
+
+
+# -- what the browser is not needed for --------------------------------------------------------
+
+
+def test_start_page_links_every_notebook():
+    folder = CHECKOUT / "notebooks"
+    links = re.findall(r"\]\(([\w/]+\.ipynb)\)", (folder / "START.md").read_text())
+    there = {str(path.relative_to(folder)) for path in find_notebooks(folder, solutions=True)}
+    assert there <= set(links)
+
+
+def test_a_damaged_notebook_is_named(tmp_path):
+    shutil.copytree(CHECKOUT / "notebooks", tmp_path / "notebooks")
+    Path(tmp_path / "notebooks" / "01_ray_cluster.ipynb").write_text("{")
+    done = subprocess.run(
+        [sys.executable, "-m", "workshop_lib.commands.lab",
+         "--notebooks", str(tmp_path / "notebooks")],
+        cwd=CHECKOUT, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "git restore 01_ray_cluster.ipynb" in done.stderr
