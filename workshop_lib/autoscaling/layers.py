@@ -45,7 +45,7 @@ def explain_autoscaling(component: str, profile: str, reasons: Mapping[str, str]
     Example:
         >>> reasons = {"downscale_delay_s": "few seconds, so that the lesson is short"}
         >>> explain_autoscaling("autoscale", "local", reasons).iloc[0]["Ray's default"]
-        600.0
+        '600'
     """
     import pandas as pd
     from ray.serve.config import AutoscalingConfig
@@ -57,9 +57,10 @@ def explain_autoscaling(component: str, profile: str, reasons: Mapping[str, str]
     )
     rows = []
     for name, reason in reasons.items():
-        if name not in here:
+        if name not in here or name not in there:
             raise ManifestError(f"{component}: its autoscaling_config does not set {name}")
-        rows.append([name, there.get(name), here[name], getattr(defaults, name), reason])
+        values = [there[name], here[name], getattr(defaults, name)]
+        rows.append([name, *(f"{value:g}" for value in values), reason])
     return pd.DataFrame(
         rows, columns=["setting", "GPU cluster", "here", "Ray's default", "what it decides"]
     )

@@ -75,7 +75,7 @@ def kill_replica(workload: Workload, replica: Replica) -> str:
         ClusterError: Its process is gone, or is no replica any more.
     """
     pods = [
-        pod["metadata"]["name"]
+        str(pod["metadata"]["name"])
         for pod in workload.observe().pods
         if pod["status"].get("podIP") == replica.node_ip
     ]

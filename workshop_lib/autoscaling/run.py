@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -75,20 +76,21 @@ class ScalingRun:
         good = self.requests[self.requests["error"] == ""]
         ends_s = good["start_s"] + good["latency_ms"] / 1000
         rows = []
-        for phase in self.phases.itertuples():
-            here = (ends_s > phase.start_s) & (ends_s <= phase.end_s)
-            end = good.loc[here & (ends_s > phase.end_s - last_s), "latency_ms"]
-            attempts = self.requests["start_s"].between(phase.start_s, phase.end_s)
+        for phase in self.phases.to_dict("records"):
+            start_s, end_s = phase["start_s"], phase["end_s"]
+            here = (ends_s > start_s) & (ends_s <= end_s)
+            end = good.loc[here & (ends_s > end_s - last_s), "latency_ms"]
+            attempts = self.requests["start_s"].between(start_s, end_s)
             rows.append(
                 {
-                    "users": phase.users,
-                    "predicted": phase.predicted,
-                    "replicas": phase.replicas,
-                    "seconds": round(phase.end_s - phase.start_s, 1),
+                    "users": phase["users"],
+                    "predicted": phase["predicted"],
+                    "replicas": phase["replicas"],
+                    "seconds": round(end_s - start_s, 1),
                     "answered": int(here.sum()),
                     "failed_attempts": int((attempts & (self.requests["error"] != "")).sum()),
-                    "p50_ms": round(good.loc[here, "latency_ms"].median(), 0),
-                    "p50_at_the_end_ms": round(end.median(), 0),
+                    "p50_ms": round(float(good.loc[here, "latency_ms"].median()), 0),
+                    "p50_at_the_end_ms": round(float(end.median()), 0),
                 }
             )
         return pd.DataFrame(rows)
@@ -102,20 +104,16 @@ class ScalingRun:
         import pandas as pd
 
         rows = []
-        for before, phase in zip(
-            self.phases.itertuples(), list(self.phases.itertuples())[1:], strict=False
-        ):
-            here = self.samples[self.samples["time_s"].between(phase.start_s, phase.end_s)]
-            decided = here[here["target"] == phase.predicted]["time_s"].min()
-            there = here[
-                (here["target"] == phase.predicted) & (here["running"] == phase.predicted)
-            ]["time_s"].min()
+        for before, phase in itertools.pairwise(self.phases.to_dict("records")):
+            here = self.samples[self.samples["time_s"].between(phase["start_s"], phase["end_s"])]
+            decided = here[here["target"] == phase["predicted"]]
+            there = decided[decided["running"] == phase["predicted"]]
             rows.append(
                 {
-                    "users": f"{before.users} to {phase.users}",
-                    "replicas": f"{before.replicas} to {phase.replicas}",
-                    "decided_after_s": round(decided - phase.start_s, 1),
-                    "done_after_s": round(there - phase.start_s, 1),
+                    "users": f"{before['users']} to {phase['users']}",
+                    "replicas": f"{before['replicas']} to {phase['replicas']}",
+                    "decided_after_s": round(decided["time_s"].min() - phase["start_s"], 1),
+                    "done_after_s": round(there["time_s"].min() - phase["start_s"], 1),
                 }
             )
         return pd.DataFrame(rows)

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from workshop_lib.autoscaling.policy import AutoscalingSettings
 from workshop_lib.errors import ClusterError, NotFoundError, ServerError, WaitTimeoutError
+from workshop_lib.progress import Progress
 from workshop_lib.ray_api import RayDashboard, dashboard
 from workshop_lib.serving.metrics import parse_metrics
 from workshop_lib.workload import Workload
@@ -221,6 +222,28 @@ class ServeApp:
             )
         return dict(answer.json())
 
+    def wait_settings(self, *, timeout_s: float = 120.0, **settings: float) -> ServeSnapshot:
+        """Wait until Serve runs with changed settings, and return what was seen.
+
+        Args:
+            timeout_s: The longest to wait.
+            settings: Fields of `autoscaling_config` and their values.
+
+        Raises:
+            WaitTimeoutError: It still had others at the end.
+
+        Example:
+            >>> app.wait_settings(target_ongoing_requests=3)   # doctest: +SKIP
+        """
+
+        def has_them(seen: ServeSnapshot) -> bool:
+            return seen.settings is not None and all(
+                getattr(seen.settings, name) == value for name, value in settings.items()
+            )
+
+        told = ", ".join(f"{name} {value:g}" for name, value in settings.items())
+        return self._wait(has_them, told, timeout_s)
+
     def wait_settled(self, replicas: int, *, timeout_s: float = 120.0) -> ServeSnapshot:
         """Wait until exactly so many replicas run, and return what was seen.
 
@@ -231,19 +254,22 @@ class ServeApp:
         Raises:
             WaitTimeoutError: There were others at the end.
         """
-        from workshop_lib.progress import Progress
+        return self._wait(lambda seen: seen.settled(replicas), f"{replicas} replicas", timeout_s)
 
+    def _wait(
+        self, done: Callable[[ServeSnapshot], bool], goal: str, timeout_s: float
+    ) -> ServeSnapshot:
         deadline = time.monotonic() + timeout_s
-        with Progress(label=f"{replicas} replicas") as progress:
-            while not (seen := self.snapshot(autoscaler=False)).settled(replicas):
-                progress.update(done=len(seen.running), total=replicas, text=str(seen))
+        with Progress(label=goal) as progress:
+            while not done(seen := self.snapshot(autoscaler=False)):
+                progress.update(text=str(seen))
                 if time.monotonic() > deadline:
                     raise WaitTimeoutError(
-                        f"application {self.name!r} has not settled at {replicas} replicas after "
-                        f"{timeout_s:g} s: {seen}. {seen.message}".strip()
+                        f"application {self.name!r}: not there after {timeout_s:g} s: {goal}; "
+                        f"{seen}. {seen.message}".strip()
                     )
                 time.sleep(0.5)
-            progress.update(done=replicas, total=replicas, text=str(seen))
+            progress.update(text=str(seen))
         return seen
 
 

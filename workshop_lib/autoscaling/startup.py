@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from workshop_lib.autoscaling.serve_app import ServeSnapshot
 from workshop_lib.cluster import Observation
+from workshop_lib.errors import WorkshopError
 from workshop_lib.workload import conditions
 
 if TYPE_CHECKING:
@@ -53,6 +54,9 @@ def startup_timeline(
         Columns `step`, `done_after_s` (since it was applied) and `took_s`. A step whose
         time the cluster does not tell is left out.
 
+    Raises:
+        WorkshopError: It ran before it was applied: that was no cold start.
+
     Example:
         >>> startup_timeline(service.observe(), app.snapshot(),           # doctest: +SKIP
         ...     applied_s=applied, answered_s=time.time())
@@ -69,6 +73,12 @@ def startup_timeline(
         "the application is RUNNING": _unix_s(ready.get("lastTransitionTime")),
         "first answer": answered_s,
     }
+    started_s = seen["the head's container runs"]
+    if started_s is not None and started_s < applied_s - 1:
+        raise WorkshopError(
+            f"Ray's head has been running since {applied_s - started_s:.0f} s before the manifests "
+            "were applied: no cold start; cluster.delete(...) it first"
+        )
     rows, latest = [], 0.0
     for step, at_s in seen.items():
         if at_s is None:

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
     from workshop_lib.autoscaling import Recovery, ScalingRun
 
+_STEP = 0.15
+"""Height of a line of text as a share of the low axes here."""
+
 __all__ = ["plot_autoscaler", "plot_recovery", "plot_scaling", "plot_startup_timeline"]
 
 
@@ -37,9 +40,9 @@ def plot_scaling(run: ScalingRun, *, title: str = "") -> Figure:
     _load(load, samples)
     _replicas(replicas, samples)
     _latency(latency, run.requests, end_s)
-    for phase in list(run.phases.itertuples())[1:]:
+    for start_s in run.phases["start_s"].tolist()[1:]:
         for axes in (load, replicas, latency):
-            axes.axvline(phase.start_s, color=GREY, linewidth=0.8, linestyle=":")
+            axes.axvline(start_s, color=GREY, linewidth=0.8, linestyle=":")
     latency.set_xlabel("time since the load began, s")
     if title:
         figure.suptitle(title, x=0.01, ha="left")
@@ -115,7 +118,7 @@ def plot_autoscaler(run: ScalingRun) -> Figure:
     label_ends(counted, [
         (run.samples["users"].iloc[-1], "users", GREY),
         (samples["counted_requests"].iloc[-1], "counted", OKABE_ITO["blue"]),
-    ])  # fmt: skip
+    ], step=0.1)  # fmt: skip
     ratio = samples["counted_requests"] / run.target
     wanted.plot(samples["time_s"], ratio, color=OKABE_ITO["blue"])
     wanted.step(
@@ -131,7 +134,7 @@ def plot_autoscaler(run: ScalingRun) -> Figure:
     label_ends(wanted, [
         (ratio.iloc[-1], "counted / target", OKABE_ITO["blue"]),
         (run.samples["target"].iloc[-1], "Serve's target", OKABE_ITO["vermillion"]),
-    ])  # fmt: skip
+    ], step=0.1)  # fmt: skip
     wanted.set_xlabel("time since the load began, s")
     for axes in (counted, wanted):
         tidy(axes)
@@ -157,13 +160,13 @@ def plot_startup_timeline(timeline: pd.DataFrame) -> Figure:
     figure = new_figure(8.4, 0.9 + 0.42 * len(timeline))
     axes = figure.subplots()
     total_s = float(timeline["done_after_s"].iloc[-1])
-    for row, step in enumerate(timeline.itertuples()):
+    for row, step in enumerate(timeline.to_dict("records")):
         axes.barh(
-            row, step.took_s, left=step.done_after_s - step.took_s, height=0.6,
+            row, step["took_s"], left=step["done_after_s"] - step["took_s"], height=0.6,
             color=OKABE_ITO["sky"],
         )  # fmt: skip
         axes.text(
-            step.done_after_s + total_s * 0.01, row, f"{step.took_s:.1f} s", va="center",
+            step["done_after_s"] + total_s * 0.01, row, f"{step['took_s']:.1f} s", va="center",
             fontsize=9,
         )  # fmt: skip
     axes.set_yticks(range(len(timeline)), list(timeline["step"]))
@@ -201,7 +204,10 @@ def _whole_numbers(axes: Axes, largest: float) -> None:
 def _load(axes: Axes, samples: pd.DataFrame) -> None:
     queued = samples.dropna(subset=["queued_requests"])
     axes.fill_between(samples["time_s"], samples["users"], step="post", color=PALE)
-    axes.plot(samples["time_s"], samples["in_flight"], color=OKABE_ITO["blue"], linewidth=1.2)
+    axes.step(
+        samples["time_s"], samples["in_flight"], where="post", color=OKABE_ITO["blue"],
+        linewidth=1.2,
+    )  # fmt: skip
     labels = [
         (float(samples["users"].iloc[-1]), "users", GREY),
         (float(samples["in_flight"].iloc[-1]), "in flight", OKABE_ITO["blue"]),
@@ -214,7 +220,7 @@ def _load(axes: Axes, samples: pd.DataFrame) -> None:
     _whole_numbers(axes, float(samples["users"].max()))
     axes.set_ylabel("requests")
     axes.set_title("Load", loc="left")
-    label_ends(axes, labels)
+    label_ends(axes, labels, step=_STEP)
     tidy(axes)
 
 
@@ -235,6 +241,7 @@ def _replicas(axes: Axes, samples: pd.DataFrame) -> None:
             (float(samples["target"].iloc[-1]), "target", OKABE_ITO["vermillion"]),
             (float(samples["running"].iloc[-1]), "running", OKABE_ITO["green"]),
         ],
+        step=_STEP,
     )
     tidy(axes)
 
