@@ -86,7 +86,8 @@ def scaling_layers(component: str = "autoscale", pool: str = "nodepool") -> pd.D
     cluster = service["spec"]["rayClusterConfig"]
     group = cluster["workerGroupSpecs"][0]
     limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
-    label = ", ".join(f"{k}={v}" for k, v in group["template"]["spec"]["nodeSelector"].items())
+    selector = group["template"]["spec"]["nodeSelector"]
+    label = ", ".join(f"{key.rpartition('/')[2]}={value}" for key, value in selector.items())
     rows = [
         {
             "scales": "replicas",
@@ -106,7 +107,7 @@ def scaling_layers(component: str = "autoscale", pool: str = "nodepool") -> pd.D
             "to": str(group["maxReplicas"]),
             "down after": f"{cluster['autoscalerOptions']['idleTimeoutSeconds']} s idle",
             "needs of the next layer":
-                f"a machine with {label}, {limits['cpu']} CPUs, {limits['memory']}",
+                f"{limits['cpu']} CPUs and {limits['memory']} where {label}",
         },
         {
             "scales": "machines",

@@ -65,8 +65,11 @@ class ScalingRun:
     phases: pd.DataFrame
     target: float | None = None
 
-    def summary(self, *, last_s: float = 4.0) -> pd.DataFrame:
-        """Each phase in a row: replicas predicted and seen, latency before and at the end.
+    def summary(self, *, last_s: float = 3.0) -> pd.DataFrame:
+        """Each phase in a row: replicas and latency, predicted and seen.
+
+        The predicted latency is that of users who share replicas which work on one request
+        at a time: `users / replicas x` the median time that a replica worked on one.
 
         Args:
             last_s: How many seconds at the end of a phase count as its end.
@@ -75,6 +78,7 @@ class ScalingRun:
 
         good = self.requests[self.requests["error"] == ""]
         ends_s = good["start_s"] + good["latency_ms"] / 1000
+        service_ms = float(good["service_ms"].astype(float).median())
         rows = []
         for phase in self.phases.to_dict("records"):
             start_s, end_s = phase["start_s"], phase["end_s"]
@@ -88,12 +92,15 @@ class ScalingRun:
                     "replicas": phase["replicas"],
                     "seconds": round(end_s - start_s, 1),
                     "answered": int(here.sum()),
-                    "failed_attempts": int((attempts & (self.requests["error"] != "")).sum()),
-                    "p50_ms": round(float(good.loc[here, "latency_ms"].median()), 0),
-                    "p50_at_the_end_ms": round(float(end.median()), 0),
+                    "failed": int((attempts & (self.requests["error"] != "")).sum()),
+                    "p50_ms": good.loc[here, "latency_ms"].median(),
+                    "predicted_ms": phase["users"] / max(1, phase["predicted"]) * service_ms,
+                    "p50_at_the_end_ms": end.median(),
                 }
             )
-        return pd.DataFrame(rows)
+        table = pd.DataFrame(rows)
+        latencies = [name for name in table if name.endswith("_ms")]
+        return table.astype(dict.fromkeys(latencies, float)).round(dict.fromkeys(latencies, 0))
 
     def reactions(self) -> pd.DataFrame:
         """For each change of the load: when Serve's target followed, and when the replicas did.
@@ -214,17 +221,19 @@ def run_load(
     app: ServeApp,
     profile: Sequence[Sequence[float]],
     *,
+    hold_s: float = 4.0,
     settle_timeout_s: float = 120.0,
     retries: int = 0,
 ) -> ScalingRun:
     """Let users come and go, and watch what the autoscaler makes of it.
 
-    A phase lasts its seconds, and longer until the replicas stand where the
-    deployment's own settings put them, so that a slow machine sees the same story.
+    A phase lasts its seconds, and longer until the replicas have stood for a moment where
+    the deployment's own settings put them, so that a slow machine sees the same story.
 
     Args:
         app: The application.
         profile: For each phase its users and its seconds.
+        hold_s: How long they must stand there: the time in which their effect is seen.
         settle_timeout_s: How much longer a phase may wait for the replicas.
         retries: Further attempts that a user makes when one fails.
 
@@ -254,18 +263,34 @@ def run_load(
                 start_s = load.elapsed_s
                 load.set_users(users)
 
-                def done(elapsed_s: float, seen: ServeSnapshot) -> bool:
-                    there = wanted is None or seen.settled(wanted)  # noqa: B023 - used here only
-                    return elapsed_s >= seconds and there  # noqa: B023
-
+                stands = _Standing(wanted, seconds, hold_s)
                 settled = observer.until(
-                    done, at_most_s=seconds + settle_timeout_s, label=f"{users} users",
+                    stands, at_most_s=seconds + settle_timeout_s, label=f"{users} users",
                     progress=progress,
                 )  # fmt: skip
                 running = len(observer.latest.running) if observer.latest else 0
                 wanted = running if wanted is None else wanted
                 phases.append(Phase(users, start_s, load.elapsed_s, wanted, running, settled))
     return _result(observer, load, phases, settings.target_ongoing_requests if settings else None)
+
+
+@dataclass
+class _Standing:
+    """Whether a phase is over: long enough, and the replicas stand where they should."""
+
+    wanted: int | None
+    seconds: float
+    hold_s: float
+    since_s: float | None = None
+
+    def __call__(self, elapsed_s: float, seen: ServeSnapshot) -> bool:
+        if self.wanted is None:
+            return elapsed_s >= self.seconds
+        if not seen.settled(self.wanted):
+            self.since_s = None
+            return False
+        self.since_s = elapsed_s if self.since_s is None else self.since_s
+        return elapsed_s >= max(self.seconds, self.since_s + self.hold_s)
 
 
 def _result(
