@@ -1,7 +1,10 @@
 """Scaling: what the settings ask for, load against a real HTTP server, what a run says, figures."""
 
+import doctest
+import importlib
 import json
 import os
+import pkgutil
 import signal
 import subprocess
 import threading
@@ -15,6 +18,7 @@ import pandas as pd
 import pytest
 import test_plots
 
+from workshop_lib import autoscaling
 from workshop_lib.autoscaling import (
     AutoscalingSettings,
     Load,
@@ -703,6 +707,17 @@ def test_gone_means_gone_and_nothing_else():
         assert [check.passed for check in left] == [False, False, False]
     gone = check_gone(Listed("vllm"), "autoscale", url=url, before=["autoscale", "vllm"])
     assert gone.passed, str(gone)
+
+
+MODULES = [
+    "plots.scaling",
+    *(f"autoscaling.{each.name}" for each in pkgutil.iter_modules(autoscaling.__path__)),
+]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples(name):
+    assert doctest.testmod(importlib.import_module(f"workshop_lib.{name}")).failed == 0
 
 
 # -- figures -----------------------------------------------------------------------------------

@@ -65,7 +65,7 @@ def probe_budgets(component: str, profile: str) -> pd.DataFrame:
         ManifestError: The component has no pod template, or no probe.
 
     Example:
-        >>> probe_budgets("vllm", "local").iloc[0]["GPU cluster, s"]
+        >>> int(probe_budgets("vllm", "local").iloc[0]["GPU cluster, s"])
         900
     """
     import pandas as pd

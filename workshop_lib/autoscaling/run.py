@@ -99,7 +99,7 @@ class ScalingRun:
                 }
             )
         table = pd.DataFrame(rows)
-        latencies = [name for name in table if name.endswith("_ms")]
+        latencies = ["p50_ms", "predicted_ms", "p50_at_the_end_ms"]
         return table.astype(dict.fromkeys(latencies, float)).round(dict.fromkeys(latencies, 0))
 
     def reactions(self) -> pd.DataFrame:
