@@ -61,7 +61,8 @@ class Request:
 class Load:
     """Users in a thread of their own, until the `with` block ends.
 
-    Leaving the block lets every user finish the request that is under way.
+    Leaving the block lets every user finish the request that is under way; an error or an
+    interrupt in it ends them at once.
 
     Args:
         url: Where they POST.
@@ -90,6 +91,7 @@ class Load:
         self._stop: asyncio.Event | None = None
         self._thread = threading.Thread(target=self._run, name="load", daemon=True)
         self._error: Exception | None = None
+        self._grace_s = timeout_s
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -104,6 +106,7 @@ class Load:
         traceback: TracebackType | None,
     ) -> None:
         self.users = 0
+        self._grace_s = self.timeout_s if kind is None else 0.0
         if self._loop is not None and self._stop is not None and self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join()
@@ -157,7 +160,7 @@ class Load:
             self._ready.set()
             await self._stop.wait()
             if self._tasks:
-                await asyncio.wait(self._tasks.values(), timeout=self.timeout_s)
+                await asyncio.wait(self._tasks.values(), timeout=self._grace_s)
             for task in self._tasks.values():
                 task.cancel()
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from workshop_lib.autoscaling.load import Load
-from workshop_lib.autoscaling.run import Observer, Phase, ScalingRun, _result
+from workshop_lib.autoscaling.run import Observer, Phase, ScalingRun
 from workshop_lib.autoscaling.serve_app import Replica, ServeApp, ServeSnapshot
 from workshop_lib.errors import ClusterError, NotFoundError, WaitTimeoutError
 from workshop_lib.progress import Progress
@@ -157,8 +157,7 @@ def run_recovery(
             )  # fmt: skip
         running = len(observer.latest.running) if observer.latest else 0
         phase = Phase(users, 0.0, load.elapsed_s, replicas, running, back)
-    target = settings.target_ongoing_requests if settings else None
     return Recovery(
-        _result(observer, load, [phase], target), victim, killed_s,
+        observer.result([phase], settings), victim, killed_s,
         noticed[0] if noticed else None, recovered_s,
     )  # fmt: skip

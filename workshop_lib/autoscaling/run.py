@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from workshop_lib.autoscaling.load import Load
+from workshop_lib.autoscaling.policy import AutoscalingSettings
 from workshop_lib.autoscaling.serve_app import ServeApp, ServeSnapshot
 from workshop_lib.errors import ClusterError, WorkshopError
 from workshop_lib.progress import Progress
@@ -210,11 +211,23 @@ class Observer:
                 return False
             time.sleep(max(0.0, SAMPLE_EVERY_S - (time.monotonic() - turn)))
 
-    def frame(self) -> pd.DataFrame:
-        """The samples."""
+    def result(self, phases: Sequence[Phase], settings: AutoscalingSettings | None) -> ScalingRun:
+        """Everything that was seen and sent, once the load has ended.
+
+        Args:
+            phases: The parts that the load had.
+            settings: What the autoscaler ran with.
+        """
         import pandas as pd
 
-        return pd.DataFrame(self.rows, columns=SAMPLE_COLUMNS)
+        return ScalingRun(
+            requests=self.load.frame(),
+            samples=pd.DataFrame(self.rows, columns=SAMPLE_COLUMNS),
+            phases=pd.DataFrame(
+                [each.__dict__ for each in phases], columns=list(Phase.__dataclass_fields__)
+            ),
+            target=settings.target_ongoing_requests if settings else None,
+        )
 
 
 def run_load(
@@ -271,7 +284,7 @@ def run_load(
                 running = len(observer.latest.running) if observer.latest else 0
                 wanted = running if wanted is None else wanted
                 phases.append(Phase(users, start_s, load.elapsed_s, wanted, running, settled))
-    return _result(observer, load, phases, settings.target_ongoing_requests if settings else None)
+    return observer.result(phases, settings)
 
 
 @dataclass
@@ -291,16 +304,6 @@ class _Standing:
             return False
         self.since_s = elapsed_s if self.since_s is None else self.since_s
         return elapsed_s >= max(self.seconds, self.since_s + self.hold_s)
-
-
-def _result(
-    observer: Observer, load: Load, phases: Sequence[Phase], target: float | None
-) -> ScalingRun:
-    import pandas as pd
-
-    columns = list(Phase.__dataclass_fields__)
-    rows = pd.DataFrame([each.__dict__ for each in phases], columns=columns)
-    return ScalingRun(load.frame(), observer.frame(), rows, target)
 
 
 def _checked(profile: Sequence[Sequence[float]]) -> list[tuple[int, float]]:
