@@ -91,6 +91,9 @@ class Cluster(Protocol):
     def get(self, component: str) -> Workload:
         """The handle of a component that was applied before, by this kernel or another."""
 
+    def components(self) -> list[str]:
+        """The names of the components that are applied; kept claims alone do not count."""
+
     def observe(self, kind: str, name: str) -> Observation:
         """A workload as it is now."""
 

@@ -65,11 +65,32 @@ def half_the_context(records):
     assert records["longest_max_model_len"] > 4096
 
 
+def replicas_followed(records):
+    assert records["predicted_replicas"] == records["replicas_seen"] == [1, 3, 1]
+    assert records["replicas_peak"] >= 3
+    assert records["second_predicted_replicas"] == records["second_replicas_seen"] == [1, 2, 1]
+
+
+def service_survived(records):
+    assert records["recovered"] is True
+    assert records["fits_startup_budget"] == [True, False]
+    assert records["cleaned_up"] is True
+
+
+def production_answers(records):
+    assert records["wanted_without_a_maximum"] == 6
+    assert records["replicas_peak"] == 4
+    assert records["fits"] == [False, True]
+    assert records["left"] == []
+
+
 EXPECTATIONS = {
     "01_ray_cluster": [ray_cluster, stale_address, checks_passed],
     "01_ray_cluster_solutions": [told_nothing, checks_passed],
     "02_vllm_serving": [kv_prediction, load, checks_passed],
     "02_vllm_serving_solutions": [half_the_context],
+    "04_production": [replicas_followed, service_survived],
+    "04_production_solutions": [production_answers],
 }
 
 

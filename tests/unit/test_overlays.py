@@ -49,7 +49,8 @@ def test_base_asks_for_no_privilege(base):
     """Every container on a cluster: limits, no privilege, a named image version."""
     for item in manifests.render_folder(base):
         for spec in pod_specs(item.body):
-            assert spec["automountServiceAccountToken"] is False
+            # Ray's autoscaler, which KubeRay puts beside the head, asks the API server for pods.
+            assert spec["automountServiceAccountToken"] is (spec is head_with_autoscaler(item.body))
             assert spec["securityContext"]["runAsNonRoot"] is True
             assert not spec.get("hostNetwork")
             for container in spec["containers"]:
@@ -60,6 +61,14 @@ def test_base_asks_for_no_privilege(base):
                     "allowPrivilegeEscalation": False,
                     "capabilities": {"drop": ["ALL"]},
                 }, where
+
+
+def head_with_autoscaler(body):
+    """The head's pod spec in a Ray cluster that adds and removes its own workers."""
+    cluster = body.get("spec", {}).get("rayClusterConfig") or body.get("spec", {})
+    if not cluster.get("enableInTreeAutoscaling"):
+        return None
+    return cluster["headGroupSpec"]["template"]["spec"]
 
 
 def pod_specs(node):
@@ -113,7 +122,7 @@ def crd_problems(body):
 
 
 @needs_crds
-@pytest.mark.parametrize("component", ["raycluster", "ray-service"])
+@pytest.mark.parametrize("component", ["raycluster", "ray-service", "autoscale"])
 def test_ray_objects_fit_the_crds(component):
     found = [o for o in manifests.render_folder(ROOT / "base" / component) if "Ray" in o.kind]
     assert found

@@ -16,6 +16,12 @@ from workshop_lib.plots.load import (
     plot_token_timeline,
 )
 from workshop_lib.plots.memory import plot_block_waste, plot_kv_prediction, plot_memory_budgets
+from workshop_lib.plots.scaling import (
+    plot_autoscaler,
+    plot_recovery,
+    plot_scaling,
+    plot_startup_timeline,
+)
 from workshop_lib.plots.style import OKABE_ITO, new_figure
 from workshop_lib.plots.training import plot_training
 
@@ -24,6 +30,7 @@ __all__ = [
     "load_recorded_levels",
     "new_figure",
     "plot_allocation",
+    "plot_autoscaler",
     "plot_block_waste",
     "plot_kv_prediction",
     "plot_latencies",
@@ -31,7 +38,10 @@ __all__ = [
     "plot_memory_budgets",
     "plot_ray_cluster",
     "plot_recorded",
+    "plot_recovery",
+    "plot_scaling",
     "plot_startup",
+    "plot_startup_timeline",
     "plot_token_timeline",
     "plot_training",
 ]

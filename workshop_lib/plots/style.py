@@ -91,12 +91,15 @@ def tidy(axes: Axes) -> None:
     axes.tick_params(labelsize=9)
 
 
-def label_ends(axes: Axes, labels: list[tuple[float, str, str]]) -> None:
+def label_ends(
+    axes: Axes, labels: list[tuple[float, str, str]], *, step: float = _LABEL_STEP
+) -> None:
     """Write the names of lines at their right ends, moved apart where they would overlap.
 
     Args:
         axes: The axes, with their limits and scale already set.
         labels: For each line the last y value, the name, and the colour.
+        step: Height of a line of text as a share of the axes; more where these are low.
 
     Example:
         >>> axes = new_figure().subplots()
@@ -106,12 +109,12 @@ def label_ends(axes: Axes, labels: list[tuple[float, str, str]]) -> None:
     ends = sorted((float(transform.transform((1.0, y))[1]), text, c) for y, text, c in labels)
     heights: list[float] = []
     for height, _, _ in ends:
-        heights.append(max(height, heights[-1] + _LABEL_STEP) if heights else height)
+        heights.append(max(height, heights[-1] + step) if heights else height)
     # Labels that were pushed over the upper edge go down again, from the top.
     limit = 1.0
     for i in reversed(range(len(heights))):
         heights[i] = min(heights[i], limit)
-        limit = heights[i] - _LABEL_STEP
+        limit = heights[i] - step
     for height, (_, text, colour) in zip(heights, ends, strict=True):
         axes.annotate(
             text, (1.02, height), xycoords="axes fraction", color=colour, va="center", fontsize=9

@@ -1,0 +1,75 @@
+"""Real Ray Serve: replicas follow the load, a killed one is replaced, CPUs are the limit."""
+
+import httpx
+import pytest
+from local_helpers import assert_nothing_left, container_status, until
+
+from workshop_lib.autoscaling import check_gone, kill_replica, run_load, run_recovery, serve_app
+from workshop_lib.errors import ClusterError
+
+READY_S = 600
+SETTLE_S = 300
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
+
+
+def test_a_service_that_scales(new_cluster):
+    cluster = new_cluster(restart_backoff_s=0.5)
+    service = cluster.apply("autoscale").wait_ready(timeout_s=READY_S)
+    with serve_app(service) as app:
+        assert app.dashboard.status_without_token() == 401
+        first = app.snapshot()
+        assert first.settled(1)
+        assert app.ask(3)["replica"] == first.running[0].name
+        assert app.ask(3)["articles"] == app.ask(3)["articles"]
+        # Ray's page of metrics has the autoscaler's numbers after a moment.
+        until(lambda: "counted_requests" in app.snapshot().autoscaler, timeout_s=120, every_s=0.5)
+
+        run = run_load(app, [(1, 1), (6, 1), (1, 1)], hold_s=2, settle_timeout_s=SETTLE_S)
+        assert run.phases["replicas"].tolist() == [1, 3, 1], run.samples.to_string()
+        assert run.phases["settled"].all()
+        assert run.samples["in_flight"].max() <= 6
+        assert run.samples["counted_requests"].max() > 2
+        who = run.requests.loc[run.requests["error"] == "", "replica"]
+        assert who.nunique() >= 2, "new replicas got requests"
+
+        more_than_fits(cluster, app)
+        one_of_one(cluster, app)
+        with pytest.raises(ClusterError, match="is no replica of Serve"):
+            kill_replica(service, first.running[0])  # it was killed or stopped long ago
+        url = app.url
+    assert container_status(service)["restartCount"] == 0, "the head went on"
+    cluster.delete("autoscale")
+    gone = check_gone(cluster, "autoscale", url=url, before=[])
+    assert gone.passed, str(gone)
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(url, trust_env=False)
+    cluster.clean()
+    assert_nothing_left(cluster)
+
+
+def more_than_fits(cluster, app):
+    """The node has four CPUs: a fifth replica waits, and the run says that it did not come."""
+    head = cluster.get("autoscale").pods[0]
+    cluster.apply("autoscale", {"max_replicas": 6, "target_ongoing_requests": 1})
+    seen = app.wait_settings(max_replicas=6, target_ongoing_requests=1, timeout_s=SETTLE_S)
+    assert len(seen.running) >= 1, "a changed setting stops no replica"
+    assert cluster.get("autoscale").pods == [head], "nor does it start a new head"
+    run = run_load(app, [(6, 1)], hold_s=0, settle_timeout_s=60)
+    assert run.phases[["predicted", "settled"]].values.tolist() == [[6, False]]
+    assert run.samples["running"].max() <= 4
+    assert run.samples["target"].max() == 6
+
+
+def one_of_one(cluster, app):
+    """The only replica dies: nobody answers until the next one runs."""
+    service = cluster.apply("autoscale", {"max_replicas": 1})
+    app.wait_settings(max_replicas=1, timeout_s=SETTLE_S)
+    app.wait_settled(1, timeout_s=SETTLE_S)
+    recovery = run_recovery(
+        service, app, users=2, replicas=1, before_s=2, after_s=2, retries=0, timeout_s=SETTLE_S
+    )
+    assert recovery.recovered_s is not None
+    assert recovery.run.counts()["lost_requests"] >= 1, "what it was working on is lost"
+    assert "UNHEALTHY" in set(recovery.run.samples["application"])
+    assert recovery.killed.name not in [each.name for each in app.snapshot().running]
