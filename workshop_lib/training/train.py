@@ -58,12 +58,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # So that what is half written is removed.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        train(plan, say=lambda line: print(line, flush=True))
+        train(plan, say=_print, report=_print if wishes.report else None)
     except WorkshopError as error:
         return _report(error, 1)
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def _print(line: str) -> None:
+    print(line, flush=True)
 
 
 def _report(error: WorkshopError, status: int) -> int:
@@ -96,6 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--steps", type=int, help="steps to train (default: the recipe's)")
     add("--seed", type=int, help="seed (default: the recipe's)")
     add("--overwrite", action="store_true", help="remove the run that DIR holds")
+    add("--report", action="store_true", help="also print each step as a line of JSON, marked")
     return parser
 
 
