@@ -17,14 +17,21 @@ from workshop_lib.plots.load import (
 )
 from workshop_lib.plots.memory import plot_block_waste, plot_kv_prediction, plot_memory_budgets
 from workshop_lib.plots.style import OKABE_ITO, new_figure
-from workshop_lib.plots.training import plot_training
+from workshop_lib.plots.training import (
+    plot_accuracy,
+    plot_groups,
+    plot_training,
+    plot_training_models,
+)
 
 __all__ = [
     "OKABE_ITO",
     "load_recorded_levels",
     "new_figure",
+    "plot_accuracy",
     "plot_allocation",
     "plot_block_waste",
+    "plot_groups",
     "plot_kv_prediction",
     "plot_latencies",
     "plot_load_sweep",
@@ -34,4 +41,5 @@ __all__ = [
     "plot_startup",
     "plot_token_timeline",
     "plot_training",
+    "plot_training_models",
 ]

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import re
 import sys
 import time
-from collections.abc import Mapping
 from typing import Any
 
 from workshop_lib.cluster import Observation
 from workshop_lib.errors import ClusterError, WaitTimeoutError
 from workshop_lib.progress import Progress, format_duration
+from workshop_lib.training.component import pod_environment
 from workshop_lib.training.metrics import TrainingLog, read_log
 from workshop_lib.workload import Workload, failure, is_true, pod_state
 
@@ -86,14 +85,8 @@ def watch_training(job: Workload, *, timeout_s: float = 1800.0) -> TrainingLog:
 
 
 def _read(job: Workload, observation: Observation) -> TrainingLog:
-    return read_log((line.text for line in job.logs()), output=_output(observation.body))
-
-
-def _output(body: Mapping[str, Any]) -> str:
-    """The run's folder as its pods see it: what the manifest says, `$(NAME)` filled in."""
-    container = body["spec"]["template"]["spec"]["containers"][0]
-    told = {entry["name"]: str(entry.get("value", "")) for entry in container.get("env", [])}
-    return re.sub(r"\$\((\w+)\)", lambda m: told.get(m[1], m[0]), told.get("OUTPUT_DIR", ""))
+    folder = pod_environment(observation.body).get("OUTPUT_DIR", "")
+    return read_log((line.text for line in job.logs()), output=folder)
 
 
 def _state(log: TrainingLog, observation: Observation) -> str:

@@ -5,7 +5,7 @@
 # command, the trainer, as a Ray job; the trainer's exit code becomes the Job's.
 set -euo pipefail
 : "${JOB_COMPLETION_INDEX:?is set in the pods of an Indexed Job}" "${SCRIPTS_DIR:?}"
-: "${FINISH_FILE:?}" "${RAY_TEMP_DIR:?}"
+: "${FINISH_FILE:?}" "${RAY_TEMP_DIR:?}" "${DASHBOARD_ADDRESS:?}"
 
 if [ "$JOB_COMPLETION_INDEX" != 0 ]; then
   exec bash "$SCRIPTS_DIR/ray-node.sh"
@@ -16,7 +16,13 @@ export LAST_LINE_FILE="$RAY_TEMP_DIR/last-line"
 
 bash "$SCRIPTS_DIR/ray-node.sh" &
 node=$!
-python "$SCRIPTS_DIR/submit.py" "$@" "${overrides[@]}" &
+{
+  # Ray gives its head 30 s to start: until it has, nothing else here takes its processor.
+  until timeout 5 bash -c "exec 3<>/dev/tcp/${DASHBOARD_ADDRESS/:/\/}" 2>/dev/null; do
+    sleep 0.5
+  done
+  exec python "$SCRIPTS_DIR/submit.py" "$@" "${overrides[@]}"
+} &
 trainer=$!
 trap 'kill -TERM "$trainer" "$node" 2>/dev/null || true; wait || true; exit 143' TERM
 
