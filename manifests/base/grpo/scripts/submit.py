@@ -18,8 +18,12 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 JOIN_TIMEOUT_S = float(os.environ.get("JOIN_TIMEOUT_S", "900"))
-SILENCE_TIMEOUT_S = 120.0
+SILENCE_TIMEOUT_S = 300.0
 """A dashboard on a busy machine may be slow; one that is silent for this long is gone."""
+
+
+class NoAnswerError(Exception):
+    """Ray did not do in time what it was asked for."""
 
 
 def say(text: str) -> None:
@@ -39,7 +43,7 @@ def until(look: Callable[[], T | None], timeout_s: float, what: str) -> T:
         except Exception as error:  # noqa: BLE001
             last = f" ({' '.join(str(error).split())[:200]})"
         if time.monotonic() > deadline:
-            raise SystemExit(f"{what}: not within {timeout_s:g} s{last}")
+            raise NoAnswerError(f"{what}: not within {timeout_s:g} s{last}")
         time.sleep(0.5)
 
 
@@ -63,6 +67,12 @@ def main(command: list[str]) -> int:
         lambda: client.submit_job(entrypoint=entrypoint), SILENCE_TIMEOUT_S, "submitting the job"
     )
     return follow(client, job)
+
+
+def keep(reason: str) -> None:
+    """Leave why it failed for the end of the log."""
+    if path := os.environ.get("LAST_LINE_FILE"):
+        Path(path).write_text(reason[:400])
 
 
 def follow(client: Any, job: str) -> int:
@@ -90,11 +100,14 @@ def follow(client: Any, job: str) -> int:
     if info.status.value == "SUCCEEDED":
         return 0
     reason = last_line.strip() or " ".join((info.message or "it printed nothing").split())
-    if path := os.environ.get("LAST_LINE_FILE"):
-        Path(path).write_text(reason[:400])
+    keep(reason)
     code = info.driver_exit_code or 1
     return code if code > 0 else 128 - code
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except NoAnswerError as error:
+        keep(str(error))
+        sys.exit(1)

@@ -30,7 +30,7 @@ code=0
 wait -n "$node" "$trainer" || code=$?
 if kill -0 "$trainer" 2>/dev/null; then
   kill -TERM "$trainer"
-  echo "rank 0: Ray ended before the trainer did, with exit code $code"
+  echo "Ray ended before the trainer did, with exit code $code; what it says is above"
   exit 1
 fi
 echo "$code" >"$FINISH_FILE" # ray-node.sh stops Ray when it finds this

@@ -17,6 +17,9 @@ node=(
   --memory="$((MEMORY_BYTES * 7 / 10))" --object-store-memory="$OBJECT_STORE_BYTES"
   --temp-dir="$RAY_TEMP_DIR"
   --metrics-export-port="$METRICS_PORT" --dashboard-agent-listen-port="$AGENT_PORT"
+  # Ports that Ray's agents would choose by themselves: a node waits 15 s for that choice,
+  # and dies on a machine that is busier.
+  --dashboard-agent-grpc-port="$AGENT_GRPC_PORT" --runtime-env-agent-port="$RUNTIME_ENV_PORT"
   --min-worker-port="${WORKER_PORTS%-*}" --max-worker-port="${WORKER_PORTS#*-}"
 )
 
