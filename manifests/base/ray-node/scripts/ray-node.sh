@@ -17,11 +17,20 @@ node=(
   --memory="$((MEMORY_BYTES * 7 / 10))" --object-store-memory="$OBJECT_STORE_BYTES"
   --temp-dir="$RAY_TEMP_DIR"
   --metrics-export-port="$METRICS_PORT" --dashboard-agent-listen-port="$AGENT_PORT"
-  # Ports that Ray's agents would choose by themselves: a node waits 15 s for that choice,
-  # and dies on a machine that is busier.
-  --dashboard-agent-grpc-port="$AGENT_GRPC_PORT" --runtime-env-agent-port="$RUNTIME_ENV_PORT"
   --min-worker-port="${WORKER_PORTS%-*}" --max-worker-port="${WORKER_PORTS#*-}"
 )
+
+# Ray gives a node's agents 15 s to start, and the node dies on a machine that is busier. One
+# that never came up is started again, twice; one that was up and ends has ended.
+up="$RAY_TEMP_DIR/ray_current_cluster" # Ray writes it when a node is up
+tries=0
+start() {
+  tries=$((tries + 1))
+  ray start "$@" "${node[@]}" &
+  ray=$!
+}
+died_early() { [ ! -e "$up" ] && [ "$tries" -lt 3 ]; }
+trap 'kill -TERM ${ray:-} 2>/dev/null || true; wait || true; exit 143' TERM
 
 if [ "$JOB_COMPLETION_INDEX" != 0 ]; then
   host=${HEAD_ADDRESS%:*} port=${HEAD_ADDRESS##*:}
@@ -35,25 +44,39 @@ if [ "$JOB_COMPLETION_INDEX" != 0 ]; then
     sleep 0.5
   done
   say "joining the head, which answered after $((SECONDS - began)) s"
-  exec ray start --address="$HEAD_ADDRESS" "${node[@]}"
+  while :; do
+    code=0
+    start --address="$HEAD_ADDRESS"
+    wait "$ray" || code=$?
+    died_early || exit "$code"
+    say "the node did not come up; trying again"
+    sleep 2
+  done
 fi
 
+head=(
+  --head --port="${HEAD_ADDRESS##*:}"
+  --dashboard-host="$LISTEN_HOST" --dashboard-port="${DASHBOARD_ADDRESS##*:}"
+  --ray-client-server-port="${CLIENT_ADDRESS##*:}"
+)
 say "starting the head"
-ray start --head --port="${HEAD_ADDRESS##*:}" \
-  --dashboard-host="$LISTEN_HOST" --dashboard-port="${DASHBOARD_ADDRESS##*:}" \
-  --ray-client-server-port="${CLIENT_ADDRESS##*:}" "${node[@]}" &
-head=$!
-trap 'kill -TERM "$head"; wait "$head" || true; exit 143' TERM
+start "${head[@]}"
 
 # The Job's result is rank 0's: it ends when somebody writes an exit code to FINISH_FILE,
 # or when Ray ends by itself, which is a failure.
-while kill -0 "$head" 2>/dev/null; do
+while :; do
   if [ -s "$FINISH_FILE" ]; then
     code=$(cat "$FINISH_FILE")
     say "finished with exit code $code; stopping Ray"
-    kill -TERM "$head"
-    wait "$head" || true
+    kill -TERM "$ray" 2>/dev/null || true
+    wait "$ray" || true
     exit "$code"
+  fi
+  if ! kill -0 "$ray" 2>/dev/null; then
+    died_early || break
+    say "the head did not come up; trying again"
+    sleep 2
+    start "${head[@]}"
   fi
   sleep 1
 done
