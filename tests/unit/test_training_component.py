@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
@@ -102,7 +103,12 @@ def test_nemo_rls_step_becomes_a_record() -> None:
         "rewards": [1.0, 0.0, 0.0, 0.0],
         "content": [[f"prompt {n // 2}", f" answer {n}", ""] for n in range(4)],
     }
-    train = {"grad_norm": 2.5, "lr": 1e-5, "loss": 0.1, "mean_gen_tokens_per_sample": 5.5}
+    train = {
+        "grad_norm": np.float32(2.5),
+        "lr": 1e-5,
+        "loss": 0.1,
+        "mean_gen_tokens_per_sample": 5.5,
+    }
     seconds = {"total_step_time": 4.0, "generation": 1.5}
     record = script("run_nemo_rl").step_record(3, train, seconds, rollouts, 2)
     log = read_log([marked_line("start", steps=9), marked_line("step", **record)])

@@ -22,7 +22,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import fmean, pstdev
+from statistics import fmean, stdev
 from typing import Any
 
 MARK = "@grpo "
@@ -52,6 +52,10 @@ def step_record(
     """
     rewards = [float(reward) for reward in rollouts["rewards"]]
     groups = [rewards[at : at + group_size] for at in range(0, len(rewards), group_size)]
+
+    def number(values: Mapping[str, Any], name: str) -> float | None:
+        return None if values.get(name) is None else float(values[name])  # of numpy's or torch's
+
     silent = [group for group in groups if len(set(group)) == 1]
     samples = [
         {
@@ -66,17 +70,17 @@ def step_record(
     return {
         "step": step,
         "reward": fmean(rewards),
-        "reward_std": pstdev(rewards),
+        "reward_std": stdev(rewards),
         "group_means": [fmean(group) for group in groups],
         "zero_std_share": len(silent) / len(groups),
-        "kl": train.get("kl_penalty"),
-        "entropy": train.get("approx_entropy"),
-        "grad_norm": train.get("grad_norm"),
-        "loss": train.get("loss"),
-        "mean_length": train.get("mean_gen_tokens_per_sample"),
-        "learning_rate": train.get("lr"),
-        "step_s": seconds.get("total_step_time"),
-        "generation_s": seconds.get("generation"),
+        "kl": number(train, "kl_penalty"),
+        "entropy": number(train, "approx_entropy"),
+        "grad_norm": number(train, "grad_norm"),
+        "loss": number(train, "loss"),
+        "mean_length": number(train, "mean_gen_tokens_per_sample"),
+        "learning_rate": number(train, "lr"),
+        "step_s": number(seconds, "total_step_time"),
+        "generation_s": number(seconds, "generation"),
         "time": time.time(),
         "samples": samples,
     }
