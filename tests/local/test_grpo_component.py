@@ -26,7 +26,7 @@ def cluster(new_cluster: Callable[..., LocalCluster]) -> LocalCluster:
 
 
 def test_two_ranks_train_and_the_checkpoint_outlives_them(cluster: LocalCluster) -> None:
-    job = cluster.apply("grpo", SMALL | {"steps": 2, "nodes": 2, "run": "two"})
+    job = cluster.apply("grpo", SMALL | {"steps": 2, "nodes": 2, "output": "/shared/two"})
     run = watch_training(job, timeout_s=LIMIT_S)
     assert (run.steps, run.done, run.frame.step.tolist()) == (2, 2, [1, 2])
     assert run.frame.reward.between(0, 1).all() and (run.frame.step_s > 0).all()
