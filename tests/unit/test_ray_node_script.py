@@ -17,8 +17,8 @@ RAY = """#!/bin/bash
 echo "$@" >>"$RAY_TEMP_DIR/calls"
 calls=$(wc -l <"$RAY_TEMP_DIR/calls")
 if [ "$calls" -le "$DIES" ]; then exit 7; fi
-touch "$RAY_TEMP_DIR/ray_current_cluster"
-if [ -n "$ENDS" ]; then exit 9; fi
+touch "$RAY_TEMP_DIR/up"
+if [ -n "$ENDS" ]; then sleep 2; exit 9; fi
 exec sleep 300
 """
 
@@ -36,7 +36,7 @@ def start(
         "NUM_CPUS": "1", "NUM_GPUS": "0", "MEMORY_BYTES": "1000", "OBJECT_STORE_BYTES": "100",
         "METRICS_PORT": "1", "AGENT_PORT": "2", "WORKER_PORTS": "0-0",
         "RAY_TEMP_DIR": str(folder), "FINISH_FILE": str(folder / "finish"),
-        "DIES": str(dies), "ENDS": "yes" if ends else "",
+        "DIES": str(dies), "ENDS": "yes" if ends else "", "START_LIMIT_S": "1" if ends else "60",
     }  # fmt: skip
     return subprocess.Popen(
         ["bash", str(SCRIPT)], env=told, stdout=subprocess.PIPE, text=True, start_new_session=True
@@ -45,7 +45,7 @@ def start(
 
 def until_up(folder: Path) -> None:
     deadline = time.monotonic() + 60
-    while not (folder / "ray_current_cluster").exists():
+    while not (folder / "up").exists():
         assert time.monotonic() < deadline
         time.sleep(0.05)
 

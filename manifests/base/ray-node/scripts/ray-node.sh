@@ -20,16 +20,15 @@ node=(
   --min-worker-port="${WORKER_PORTS%-*}" --max-worker-port="${WORKER_PORTS#*-}"
 )
 
-# Ray gives a node's agents 15 s to start, and the node dies on a machine that is busier. One
-# that never came up is started again, twice; one that was up and ends has ended.
-up="$RAY_TEMP_DIR/ray_current_cluster" # Ray writes it when a node is up
+# Ray gives a node's agents 15 s to start, and the node dies on a machine that is busier: one
+# that dies while it starts is started again, twice; one that ends later has ended.
 tries=0
 start() {
-  tries=$((tries + 1))
+  tries=$((tries + 1)) began=$SECONDS
   ray start "$@" "${node[@]}" &
   ray=$!
 }
-died_early() { [ ! -e "$up" ] && [ "$tries" -lt 3 ]; }
+died_early() { [ "$tries" -lt 3 ] && [ $((SECONDS - began)) -lt "${START_LIMIT_S:-90}" ]; }
 trap 'kill -TERM ${ray:-} 2>/dev/null || true; wait || true; exit 143' TERM
 
 if [ "$JOB_COMPLETION_INDEX" != 0 ]; then
