@@ -142,7 +142,7 @@ def render(
 
     Example:
         >>> [item.kind for item in render("local", "vllm", {"max_model_len": 512})]
-        ['ConfigMap', 'Service', 'Deployment']
+        ['ConfigMap', 'PersistentVolumeClaim', 'Service', 'Deployment']
     """
     return render_folder(Component(profile, component).folder, parameters)
 

@@ -65,6 +65,30 @@ def half_the_context(records):
     assert records["longest_max_model_len"] > 4096
 
 
+def by_hand(records):
+    assert records["by_hand_is_nemo_rls"] is True
+    assert 0 < records["sampled_right_share"] < 1
+    assert 0 <= records["silent_groups"] < 8
+    assert set(records["translated"]) == {"exact", "dropped"}
+
+
+def a_short_training(records):
+    """Three small steps: everything is done, and nothing can be said of what was learned."""
+    assert records["steps"] == 3
+    assert 0 <= records["reward_first"] <= 1 and 0 <= records["reward_last"] <= 1
+    assert records["served"] == "grpo/checkpoints/step_3"
+    assert 0 <= records["accuracy_before"] < 0.6 and 0 <= records["accuracy_after"] <= 1
+    checks = dict(records["checks"])
+    checks.pop("it learned")
+    assert len(checks) == 3 and all(checks.values())
+
+
+def ten_times_the_rate(records):
+    assert records["factors"] == [1.1429]
+    assert records["silent_share"] == {"2": 0.68, "4": 0.411, "8": 0.168, "16": 0.028}
+    assert records["steps"] == 3 and records["learning_rate"] == 1e-4
+
+
 def replicas_followed(records):
     assert records["predicted_replicas"] == records["replicas_seen"] == [1, 3, 1]
     assert records["replicas_peak"] >= 3
@@ -89,6 +113,8 @@ EXPECTATIONS = {
     "01_ray_cluster_solutions": [told_nothing, checks_passed],
     "02_vllm_serving": [kv_prediction, load, checks_passed],
     "02_vllm_serving_solutions": [half_the_context],
+    "03_grpo_training": [by_hand, a_short_training],
+    "03_grpo_training_solutions": [ten_times_the_rate],
     "04_production": [replicas_followed, service_survived],
     "04_production_solutions": [production_answers],
 }

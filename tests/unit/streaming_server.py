@@ -136,14 +136,14 @@ class StreamingServer:
             await self._json(writer, 200, {"data": [{"id": MODEL}]})
         elif path == "/metrics":
             await self._plain(writer, 200, self._metrics_page().encode())
-        elif path == "/v1/chat/completions":
+        elif path in ("/v1/chat/completions", "/v1/completions"):
             await self._chat(writer, json.loads(raw))
         else:
             await self._json(writer, 404, {"error": {"message": "no such path"}})
 
     async def _chat(self, writer: asyncio.StreamWriter, body: dict[str, Any]) -> None:
         self.bodies.append(body)
-        prompt = body["messages"][0]["content"]
+        prompt = body["prompt"] if "prompt" in body else body["messages"][0]["content"]
         words = len(prompt.split())
         if body["model"] != MODEL:
             message = f"The model `{body['model']}` does not exist."
@@ -176,8 +176,13 @@ class StreamingServer:
     async def _whole(self, writer: asyncio.StreamWriter, body: dict[str, Any], sent: Sent) -> None:
         total_ms = self.ttft_ms + self.itl_ms * (body["max_tokens"] - 1)
         await asyncio.sleep(total_ms / 1000)
-        message = {"role": "assistant", "content": "word " * body["max_tokens"]}
-        choices = [{"index": 0, "message": message, "finish_reason": "length"}]
+        text = "word " * body["max_tokens"]
+        told = (
+            {"text": text}
+            if "prompt" in body
+            else {"message": {"role": "assistant", "content": text}}
+        )
+        choices = [{"index": 0, "finish_reason": "length", **told}]
         sent.end_s = time.perf_counter()
         await self._json(writer, 200, {"choices": choices, "usage": self._usage(body, sent)})
 

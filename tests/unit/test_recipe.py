@@ -139,7 +139,7 @@ def test_a_wrong_value_is_named(overrides: dict[str, Any], said: str) -> None:
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        ({"grpo.num_prompts_per_step": 7}, "7 x 8 = 56"),
+        ({"grpo.num_prompts_per_step": 7, "policy.train_global_batch_size": 64}, "7 x 8 = 56"),
         ({"policy.train_global_batch_size": 32}, "force_on_policy_ratio needs"),
         ({"policy.train_micro_batch_size": 48}, "does not divide"),
         ({"grpo.num_generations_per_prompt": 1}, "at least 2"),

@@ -55,6 +55,20 @@ def test_chat_takes_messages(stub: StreamingServer, server: ModelServer) -> None
     assert stub.bodies[-1]["messages"] == messages
 
 
+def test_a_text_is_continued_as_it_is(stub: StreamingServer, server: ModelServer) -> None:
+    answer = server.complete("one two three", max_tokens=4, temperature=1.0, seed=7)
+    assert answer.text.split() == ["word"] * 4
+    assert (answer.prompt_tokens, answer.completion_tokens) == (3, 4)
+    assert answer.finish_reason == "length" and answer.response_time_s >= 0.060
+    body = stub.bodies[-1]
+    assert body["prompt"] == "one two three" and "messages" not in body
+    assert (body["model"], body["temperature"], body["seed"]) == (MODEL, 1.0, 7)
+    with pytest.raises(ServerError, match="it serves"):
+        server.complete("one", model="gpt-7")
+    with pytest.raises(ServerError, match="max_tokens must be at least 1"):
+        server.complete("one", max_tokens=0)
+
+
 def test_stream_times_are_the_servers(stub: StreamingServer, server: ModelServer) -> None:
     stream = server.stream_chat("What is a GPU?", max_tokens=6)
     assert stream.ttft_ms is None and stream.e2e_ms is None

@@ -23,15 +23,22 @@ from workshop_lib.plots.scaling import (
     plot_startup_timeline,
 )
 from workshop_lib.plots.style import OKABE_ITO, new_figure
-from workshop_lib.plots.training import plot_training
+from workshop_lib.plots.training import (
+    plot_accuracy,
+    plot_groups,
+    plot_training,
+    plot_training_models,
+)
 
 __all__ = [
     "OKABE_ITO",
     "load_recorded_levels",
     "new_figure",
+    "plot_accuracy",
     "plot_allocation",
     "plot_autoscaler",
     "plot_block_waste",
+    "plot_groups",
     "plot_kv_prediction",
     "plot_latencies",
     "plot_load_sweep",
@@ -44,4 +51,5 @@ __all__ = [
     "plot_startup_timeline",
     "plot_token_timeline",
     "plot_training",
+    "plot_training_models",
 ]

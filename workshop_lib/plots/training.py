@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from workshop_lib.plots.style import GREY, OKABE_ITO, PALE, label_ends, new_figure, tidy
+from workshop_lib.training.advantages import nemo_rl_advantages
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["plot_training"]
+__all__ = ["plot_accuracy", "plot_groups", "plot_training", "plot_training_models"]
 
 
 def plot_training(frame: pd.DataFrame, *, steps: int | None = None, title: str = "") -> Figure:
@@ -95,3 +96,146 @@ def _step_axis(axes: Axes, last: int) -> None:
     axes.set_xlim(0.5, last + 0.5)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
     tidy(axes)
+
+
+_GROUP_VARIANTS = {
+    "reward - mean": {"normalize": False, "leave_one_out": False},
+    "… / spread": {"normalize": True, "leave_one_out": False},
+    "reward - mean of others": {"normalize": False, "leave_one_out": True},
+    "… / their spread": {"normalize": True, "leave_one_out": True},
+}
+
+
+def plot_groups(frame: pd.DataFrame, group: int) -> Figure:
+    """Rewards of a few groups, and one group's advantages computed in four ways.
+
+    Left, a dot an answer: a group whose answers all got the same reward is grey,
+    because every advantage in it is 0. Right, for the answers of one group that got
+    the highest and the lowest reward: what each way of computing gives them.
+
+    Args:
+        frame: `sample_groups`' table.
+        group: The group to compute for.
+
+    Example:
+        >>> import pandas as pd
+        >>> rows = [(0, "1 + 1", "2", " 2", 1.0), (0, "1 + 1", "2", " 3", 0.0)] * 2
+        >>> names = ["group", "problem", "answer", "completion", "reward"]
+        >>> figure = plot_groups(pd.DataFrame(rows, columns=names), 0)
+    """
+    figure = new_figure(9, 3.8)
+    left, right = figure.subplots(1, 2, width_ratios=[1.15, 1])
+    _plot_group_rewards(left, frame, group)
+    rewards = frame.loc[frame["group"] == group, "reward"].tolist()
+    names = list(_GROUP_VARIANTS)
+    series = [("best answer", max(rewards), "blue"), ("worst answer", min(rewards), "vermillion")]
+    for offset, (label, reward, colour) in zip((0.2, -0.2), series, strict=True):
+        at = rewards.index(reward)
+        values = [nemo_rl_advantages(rewards, **how)[at] for how in _GROUP_VARIANTS.values()]
+        rows = [row - offset for row in range(len(names))]
+        right.barh(rows, values, height=0.36, color=OKABE_ITO[colour], label=label)
+        for row, value in zip(rows, values, strict=True):
+            right.annotate(
+                f"{value:+.2f}", (value, row), xytext=(4 if value >= 0 else -4, 0),
+                textcoords="offset points", va="center", fontsize=9,
+                ha="left" if value >= 0 else "right",
+            )  # fmt: skip
+    right.axvline(0, color=GREY, linewidth=1)
+    right.set_yticks(range(len(names)), names)
+    right.set_ylim(len(names) - 0.4, -0.9)
+    right.margins(x=0.28)
+    right.set_xlabel("advantage")
+    problem = frame.loc[frame["group"] == group, "problem"].iloc[0]
+    right.set_title(f"Advantages: {problem}", loc="left")
+    right.legend(loc="upper right", ncols=2, frameon=False, fontsize=9, borderaxespad=0)
+    tidy(right)
+    return figure
+
+
+def _plot_group_rewards(axes: Axes, frame: pd.DataFrame, chosen: int) -> None:
+    labels = []
+    for row, (group, answers) in enumerate(frame.groupby("group")):
+        rewards = answers["reward"].tolist()
+        silent = len(set(rewards)) == 1
+        for column, reward in enumerate(rewards):
+            colour = GREY if silent else OKABE_ITO["blue"]
+            face = colour if reward >= 1 else "none"
+            axes.plot(column + 1, row, "o", markersize=9, color=colour, markerfacecolor=face)
+        mean = sum(rewards) / len(rewards)
+        note = "teaches nothing" if silent else f"mean {mean:.2f}"
+        axes.annotate(
+            note, (len(rewards) + 0.6, row), va="center", fontsize=9,
+            color=GREY if silent else "black", annotation_clip=False,
+        )  # fmt: skip
+        labels.append(f"{answers['problem'].iloc[0]} {'◂' if group == chosen else ' '}")
+    axes.set_yticks(range(len(labels)), labels)
+    axes.set_ylim(len(labels) - 0.4, -0.6)
+    size = int(frame.groupby("group").size().max())
+    axes.set_xlim(0.4, size + 0.5)
+    axes.set_xticks(range(1, size + 1))
+    axes.set_xlabel("answer (filled: right)")
+    axes.set_title("Rewards, a row a group", loc="left")
+    tidy(axes)
+
+
+def plot_training_models(table: pd.DataFrame) -> Figure:
+    """One stacked bar an algorithm: the models that it keeps in memory.
+
+    Args:
+        table: `training_models`' table.
+
+    Example:
+        >>> from workshop_lib.memory import ModelShape
+        >>> from workshop_lib.training.memory import training_models
+        >>> figure = plot_training_models(training_models(ModelShape.named("mistral-7b")))
+    """
+    figure = new_figure(8, 2.7)
+    axes = figure.subplots()
+    algorithms = list(dict.fromkeys(table["algorithm"]))
+    widest = float(table.groupby("algorithm")["gib"].sum().max())
+    models = list(dict.fromkeys(table["model"]))
+    colours = dict(zip(models, ("blue", "vermillion", "green", "purple"), strict=False))
+    for row, algorithm in enumerate(algorithms):
+        left = 0.0
+        for _, model in table[table["algorithm"] == algorithm].iterrows():
+            colour = OKABE_ITO[colours[model["model"]]]
+            label = model["model"] if row == 0 else None
+            axes.barh(row, model["gib"], left=left, color=colour, height=0.6, label=label)
+            left += float(model["gib"])
+        axes.text(left, row, f"  {left:.0f} GiB", va="center", ha="left")
+    axes.set_yticks(range(len(algorithms)), algorithms)
+    axes.invert_yaxis()
+    axes.set_xlim(0, widest * 1.15)
+    axes.set_xlabel("GPU memory for weights, gradients and optimizer, GiB")
+    figure.legend(loc="outside upper left", ncols=len(models), frameon=False, fontsize=9)
+    tidy(axes)
+    return figure
+
+
+def plot_accuracy(table: pd.DataFrame) -> Figure:
+    """Accuracy with its interval, a row a model.
+
+    Args:
+        table: `accuracy_table`'s table.
+
+    Example:
+        >>> import pandas as pd
+        >>> row = {"problems": 30, "right": 6, "accuracy": 0.2, "low": 0.095, "high": 0.373}
+        >>> figure = plot_accuracy(pd.DataFrame([row], index=["before"]))
+    """
+    figure = new_figure(8, 1.3 + 0.55 * len(table))
+    axes = figure.subplots()
+    for row, (_, result) in enumerate(table.iterrows()):
+        share, low, high = (float(result[name]) for name in ("accuracy", "low", "high"))
+        axes.plot([low, high], [row, row], color=OKABE_ITO["blue"], linewidth=6, alpha=0.35)
+        axes.plot(share, row, "o", color=OKABE_ITO["blue"], markersize=8)
+        axes.annotate(
+            f"{result['right']:.0f} of {result['problems']:.0f}", (1.03, row),
+            va="center", fontsize=9, annotation_clip=False,
+        )  # fmt: skip
+    axes.set_yticks(range(len(table)), [str(name) for name in table.index])
+    axes.set_ylim(len(table) - 0.5, -0.5)
+    axes.set_xlim(-0.02, 1.02)
+    axes.set_xlabel("share of held-out problems solved, with its 95% interval")
+    tidy(axes)
+    return figure

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -188,16 +188,48 @@ class ModelServer:
             20
         """
         body = self._body(prompt, max_tokens, temperature, model, extra)
-        client = self._openai
+        return self._whole_answer(self._openai.chat.completions.create, body)
+
+    def complete(
+        self,
+        prompt: str,
+        *,
+        max_tokens: int = 128,
+        temperature: float = 0.0,
+        model: str | None = None,
+        **extra: Any,
+    ) -> ChatAnswer:
+        """Have a text continued, as it is: chat would put it into the model's template.
+
+        Args:
+            prompt: The beginning of the text.
+            max_tokens: Longest continuation, tokens.
+            temperature: 0 takes the most likely token each time, 1 samples as the model says.
+            model: Name of the model; by default the first that the server lists.
+            **extra: Further fields of the request's body (`seed`).
+
+        Raises:
+            ServerError: As `chat`.
+
+        Example:
+            >>> server.complete("1, 2, 3,", max_tokens=3).text  # doctest: +SKIP
+            ' 4, 5'
+        """
+        body = self._body(prompt, max_tokens, temperature, model, extra)
+        del body["messages"]
+        return self._whole_answer(self._openai.completions.create, body | {"prompt": prompt})
+
+    def _whole_answer(self, create: Callable[..., Any], body: dict[str, Any]) -> ChatAnswer:
         start = time.perf_counter()
         with self._explained(body["model"]):
-            completion = client.chat.completions.create(**body)
+            completion = create(**body)
         elapsed_s = time.perf_counter() - start
         if not getattr(completion, "choices", None) or completion.usage is None:
             raise ServerError(f"{self.base_url} sent an answer without text or token counts")
         choice = completion.choices[0]
+        text = choice.text if "prompt" in body else choice.message.content
         return ChatAnswer(
-            text=choice.message.content or "",
+            text=text or "",
             prompt_tokens=completion.usage.prompt_tokens,
             completion_tokens=completion.usage.completion_tokens,
             finish_reason=choice.finish_reason or "",

@@ -22,7 +22,7 @@ from typing import Any
 from workshop_lib.errors import WorkshopError
 from workshop_lib.models import is_ready, model_path
 from workshop_lib.models.files import problem_of, sync
-from workshop_lib.training.metrics import COMPLETIONS_FILE, METRICS_FILE
+from workshop_lib.training.metrics import COMPLETIONS_FILE, METRICS_FILE, marked_line
 from workshop_lib.training.problems import Problem, load_problems
 from workshop_lib.training.recipe import Recipe
 from workshop_lib.training.rewards import Reward, for_trl, reward_for
@@ -144,12 +144,18 @@ def plan_training(
     return Plan(recipe, translation, folder, place, tuple(problems), name, reward)
 
 
-def train(plan: Plan, *, say: Callable[[str], None] = print) -> Result:
+def train(
+    plan: Plan,
+    *,
+    say: Callable[[str], None] = print,
+    report: Callable[[str], None] | None = None,
+) -> Result:
     """Train, and save the model.
 
     Args:
         plan: What to train.
         say: Called with each line of progress.
+        report: Called with each marked line (`metrics.read_log` reads them).
 
     Raises:
         WorkshopError: A prompt is too long for the recipe, or training failed.
@@ -166,13 +172,17 @@ def train(plan: Plan, *, say: Callable[[str], None] = print) -> Result:
     _set_chat_template(tokenizer, plan.recipe)
     _check_lengths(plan, tokenizer)
     _claim(plan)
-    trainer = _trainer(plan, tokenizer, say)
+    trainer = _trainer(plan, tokenizer, say, report)
     say(f"Training: {plan.describe()}")
+    if report is not None:
+        report(marked_line("start", steps=plan.translation.steps))
     started = time.perf_counter()
     trainer.train()
     seconds = time.perf_counter() - started
     checkpoint = _save(trainer.model, tokenizer, plan)
     say(f"Trained {plan.translation.steps} steps in {seconds:.0f} s; saved {checkpoint}")
+    if report is not None:
+        report(marked_line("saved", checkpoint=str(checkpoint.relative_to(plan.output))))
     return Result(checkpoint, plan.translation.steps, seconds)
 
 
@@ -322,7 +332,12 @@ def _versions() -> dict[str, str]:
     return {name: version(name) for name in ("torch", "transformers", "trl")}
 
 
-def _trainer(plan: Plan, tokenizer: Any, say: Callable[[str], None]) -> Any:
+def _trainer(
+    plan: Plan,
+    tokenizer: Any,
+    say: Callable[[str], None],
+    report: Callable[[str], None] | None,
+) -> Any:
     import torch
     from datasets import Dataset
     from transformers import AutoModelForCausalLM
@@ -356,6 +371,7 @@ def _trainer(plan: Plan, tokenizer: Any, say: Callable[[str], None]) -> Any:
         steps=plan.translation.steps,
         answers={problem.system + problem.prompt: problem.answer for problem in plan.problems},
         say=say,
+        report=report,
     )
     trainer = trainer_class()(
         model=model,

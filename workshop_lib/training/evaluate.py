@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
-from workshop_lib.errors import ServerError, WorkshopError
+from workshop_lib.errors import WorkshopError
 from workshop_lib.models.files import problem_of
 from workshop_lib.training.problems import Problem, load_problems
 from workshop_lib.training.rewards import Reward, reward_for
@@ -196,9 +196,11 @@ def evaluate_server(
     name = model or server.first_model()
 
     def ask(problem: Problem) -> str:
+        limit = _new_tokens(recipe)
         if recipe.plain_prompts:
-            return _complete(server, problem.system + problem.prompt, name, _new_tokens(recipe))
-        return server.chat(problem.messages, model=name, max_tokens=_new_tokens(recipe)).text
+            text = problem.system + problem.prompt
+            return server.complete(text, model=name, max_tokens=limit).text
+        return server.chat(problem.messages, model=name, max_tokens=limit).text
 
     completions: list[str] = []
     with ThreadPoolExecutor(_IN_FLIGHT) as pool:
@@ -306,15 +308,3 @@ def _text(problem: Problem, recipe: Recipe, tokenizer: Any) -> str:
     return str(
         tokenizer.apply_chat_template(problem.messages, tokenize=False, add_generation_prompt=True)
     )
-
-
-def _complete(server: ModelServer, prompt: str, model: str, max_tokens: int) -> str:
-    """A plain completion: the chat API would put the prompt into the model's template."""
-    # The server's own client and its one-line errors.
-    with server._explained(model):
-        completion = server._openai.completions.create(
-            model=model, prompt=prompt, max_tokens=max_tokens, temperature=0.0
-        )
-    if not getattr(completion, "choices", None):
-        raise ServerError(f"{server.base_url} sent a completion without text")
-    return completion.choices[0].text or ""

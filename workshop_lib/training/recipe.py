@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from workshop_lib.data import data_dir
 from workshop_lib.training.recipe_checks import contradictions
 from workshop_lib.training.recipe_schema import (
     REWARD_ENVIRONMENTS,
@@ -212,7 +213,24 @@ def read_recipe(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
 
 def _refusal(path: str | Path, problems: Sequence[str]) -> RecipeError:
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    return RecipeError(f"{path}: {problems[0]}{more}")
+    return RecipeError(f"{shown(path)}: {problems[0]}{more}")
+
+
+def shown(path: str | Path) -> str:
+    """A path as messages have it: one in the working folder or this checkout begins there.
+
+    Args:
+        path: A recipe's file.
+
+    Example:
+        >>> from workshop_lib.data import data_path
+        >>> shown(data_path("recipes/arithmetic.yaml"))
+        'data/recipes/arithmetic.yaml'
+    """
+    for base in (Path.cwd(), data_dir().parent):
+        if Path(path).is_relative_to(base):
+            return str(Path(path).relative_to(base))
+    return str(path)
 
 
 def _environment_problems(env: Mapping[str, Any]) -> Iterator[str]:

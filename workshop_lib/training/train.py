@@ -12,10 +12,10 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 from workshop_lib.errors import WorkshopError
-from workshop_lib.training.recipe import RecipeError, read_recipe
+from workshop_lib.training.component import override
+from workshop_lib.training.recipe import read_recipe
 
 __all__ = ["main"]
 
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     try:
         plan = plan_training(
-            read_recipe(wishes.recipe, dict(map(_override, wishes.overrides))),
+            read_recipe(wishes.recipe, dict(map(override, wishes.overrides))),
             output=wishes.output,
             model=wishes.model,
             steps=wishes.steps,
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # So that what is half written is removed.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        train(plan, say=lambda line: print(line, flush=True))
+        train(plan, say=_print, report=_print if wishes.report else None)
     except WorkshopError as error:
         return _report(error, 1)
     except KeyboardInterrupt:
@@ -66,21 +66,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _print(line: str) -> None:
+    print(line, flush=True)
+
+
 def _report(error: WorkshopError, status: int) -> int:
     print(f"{type(error).__name__}: {error}", file=sys.stderr)
     return status
-
-
-def _override(text: str) -> tuple[str, Any]:
-    import yaml
-
-    key, equals, value = text.partition("=")
-    if not equals or not key:
-        raise RecipeError(f"{text!r} is no KEY=VALUE, for example grpo.num_prompts_per_step=4")
-    try:
-        return key.strip(), yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{text!r}: the value is not YAML") from error
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -96,6 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--steps", type=int, help="steps to train (default: the recipe's)")
     add("--seed", type=int, help="seed (default: the recipe's)")
     add("--overwrite", action="store_true", help="remove the run that DIR holds")
+    add("--report", action="store_true", help="also print each step as a line of JSON, marked")
     return parser
 
 

@@ -15,7 +15,12 @@ from pathlib import Path
 from statistics import fmean
 from typing import IO, Any
 
-from workshop_lib.training.metrics import COLUMNS, COMPLETIONS_FILE, METRICS_FILE
+from workshop_lib.training.metrics import (
+    COLUMNS,
+    COMPLETIONS_FILE,
+    METRICS_FILE,
+    marked_line,
+)
 from workshop_lib.training.rewards import completion_text
 
 __all__ = ["Recorder", "trainer_class"]
@@ -78,6 +83,7 @@ class Recorder:
         updates_per_step: Optimizer updates in a step.
         answers: The right answer of each prompt.
         say: Called with the line of each step.
+        report: Called with the marked line of each step, for who follows the log.
     """
 
     def __init__(
@@ -89,6 +95,7 @@ class Recorder:
         steps: int,
         answers: Mapping[str, str],
         say: Callable[[str], None],
+        report: Callable[[str], None] | None = None,
     ) -> None:
         self.folder = folder
         self.group_size = group_size
@@ -96,6 +103,7 @@ class Recorder:
         self.steps = steps
         self.answers = answers
         self.say = say
+        self.report = report
         self.trainer: Any = None
         self._metrics: IO[str] | None = None
         self._completions: IO[str] | None = None
@@ -157,9 +165,13 @@ class Recorder:
         for row in rows:
             self._completions.write(json.dumps(row) + "\n")
         self._completions.flush()
-        self._metrics.write(json.dumps({name: _finite(record[name]) for name in COLUMNS}) + "\n")
+        plain = {name: _finite(record[name]) for name in COLUMNS}
+        self._metrics.write(json.dumps(plain) + "\n")
         self._metrics.flush()
         self.say(self._line(record))
+        if self.report is not None:
+            # One completion of each group: enough to read, short enough for a log.
+            self.report(marked_line("step", **plain, samples=rows[:: self.group_size]))
 
     def close(self) -> None:
         """Close the files."""

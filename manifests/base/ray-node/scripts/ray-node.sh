@@ -20,6 +20,17 @@ node=(
   --min-worker-port="${WORKER_PORTS%-*}" --max-worker-port="${WORKER_PORTS#*-}"
 )
 
+# Ray gives a node's agents 15 s to start, and the node dies on a machine that is busier: one
+# that dies while it starts is started again, twice; one that ends later has ended.
+tries=0
+start() {
+  tries=$((tries + 1)) began=$SECONDS
+  ray start "$@" "${node[@]}" &
+  ray=$!
+}
+died_early() { [ "$tries" -lt 3 ] && [ $((SECONDS - began)) -lt "${START_LIMIT_S:-90}" ]; }
+trap 'kill -TERM ${ray:-} 2>/dev/null || true; wait || true; exit 143' TERM
+
 if [ "$JOB_COMPLETION_INDEX" != 0 ]; then
   host=${HEAD_ADDRESS%:*} port=${HEAD_ADDRESS##*:}
   say "waiting for the head at $HEAD_ADDRESS"
@@ -32,25 +43,39 @@ if [ "$JOB_COMPLETION_INDEX" != 0 ]; then
     sleep 0.5
   done
   say "joining the head, which answered after $((SECONDS - began)) s"
-  exec ray start --address="$HEAD_ADDRESS" "${node[@]}"
+  while :; do
+    code=0
+    start --address="$HEAD_ADDRESS"
+    wait "$ray" || code=$?
+    died_early || exit "$code"
+    say "the node did not come up; trying again"
+    sleep 2
+  done
 fi
 
+head=(
+  --head --port="${HEAD_ADDRESS##*:}"
+  --dashboard-host="$LISTEN_HOST" --dashboard-port="${DASHBOARD_ADDRESS##*:}"
+  --ray-client-server-port="${CLIENT_ADDRESS##*:}"
+)
 say "starting the head"
-ray start --head --port="${HEAD_ADDRESS##*:}" \
-  --dashboard-host="$LISTEN_HOST" --dashboard-port="${DASHBOARD_ADDRESS##*:}" \
-  --ray-client-server-port="${CLIENT_ADDRESS##*:}" "${node[@]}" &
-head=$!
-trap 'kill -TERM "$head"; wait "$head" || true; exit 143' TERM
+start "${head[@]}"
 
 # The Job's result is rank 0's: it ends when somebody writes an exit code to FINISH_FILE,
 # or when Ray ends by itself, which is a failure.
-while kill -0 "$head" 2>/dev/null; do
+while :; do
   if [ -s "$FINISH_FILE" ]; then
     code=$(cat "$FINISH_FILE")
     say "finished with exit code $code; stopping Ray"
-    kill -TERM "$head"
-    wait "$head" || true
+    kill -TERM "$ray" 2>/dev/null || true
+    wait "$ray" || true
     exit "$code"
+  fi
+  if ! kill -0 "$ray" 2>/dev/null; then
+    died_early || break
+    say "the head did not come up; trying again"
+    sleep 2
+    start "${head[@]}"
   fi
   sleep 1
 done

@@ -1,0 +1,70 @@
+"""The component `grpo`, played: real Ray, the trainer as a Ray job, its exit code the Job's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from local_helpers import listening, shims, until
+
+from workshop_lib.errors import ClusterError
+from workshop_lib.local import processes
+from workshop_lib.local.cluster import LocalCluster
+from workshop_lib.training.watch import read_training, watch_training
+
+SMALL = {"prompts": 2, "generations": 4, "seed": 1}
+LIMIT_S = 600
+
+pytestmark = pytest.mark.timeout(1200)
+
+
+@pytest.fixture
+def cluster(new_cluster: Callable[..., LocalCluster]) -> LocalCluster:
+    cluster = new_cluster()
+    cluster.apply("model").wait_complete(timeout_s=LIMIT_S)
+    return cluster
+
+
+def test_two_ranks_train_and_the_checkpoint_outlives_them(cluster: LocalCluster) -> None:
+    job = cluster.apply("grpo", SMALL | {"steps": 2, "nodes": 2, "output": "/shared/two"})
+    run = watch_training(job, timeout_s=LIMIT_S)
+    assert (run.steps, run.done, run.frame.step.tolist()) == (2, 2, [1, 2])
+    assert run.frame.reward.between(0, 1).all() and (run.frame.step_s > 0).all()
+    assert len(run.samples) == 4 and run.samples.completion.str.len().gt(0).all()
+    assert run.checkpoint == "/shared/two/checkpoints/step_2"
+    conditions = job.observe().body["status"]["conditions"]
+    assert [c["type"] for c in conditions] == ["SuccessCriteriaMet", "Complete"]
+    lines = [line.text for line in job.logs() if line.rank == 0]
+    assert any("2 of 2 nodes have joined" in line for line in lines)
+    token = cluster.secret("grpo-auth", "auth_token")
+    assert not any(token in line.text for line in job.logs())
+    cluster.delete("grpo")
+    assert (cluster.paths.claims / "shared/two/checkpoints/step_2/config.json").is_file()
+
+
+def test_a_trainer_that_fails_fails_the_job_with_its_last_line(cluster: LocalCluster) -> None:
+    wrong = {"overrides": "grpo.num_generation_per_prompt=4"}
+    job = cluster.apply("grpo", SMALL | {"steps": 2} | wrong)
+    with pytest.raises(ClusterError) as error:
+        watch_training(job, timeout_s=LIMIT_S)
+    said = str(error.value)
+    assert "exit code 2" in said and "did you mean grpo.num_generations_per_prompt" in said
+    assert "\n" not in said and "cluster.delete('grpo')" in said
+    with pytest.raises(ClusterError, match=r"failed after .* exit code 2: RecipeError"):
+        job.wait_complete(timeout_s=LIMIT_S)
+
+
+def test_deleted_in_mid_training_nothing_is_left(cluster: LocalCluster) -> None:
+    job = cluster.apply("grpo", SMALL | {"steps": 500})
+    until(lambda: read_training(job).done, timeout_s=LIMIT_S, every_s=0.5)
+    ours = processes.descendants(cluster.supervisor.identity()[0])
+    assert any(
+        b"workshop_lib.training.train" in word
+        for pid in ours
+        for word in processes.command_line(pid)
+    )
+    cluster.delete("grpo")
+    assert not shims(cluster, "Job/grpo")
+    cluster.delete("model")
+    assert not any(map(processes.is_running, ours))
+    assert listening(cluster.paths.network) == []

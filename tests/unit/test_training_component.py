@@ -1,0 +1,158 @@
+"""The component `grpo` as data, its scripts for NeMo RL, and the log that both trainers print."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from workshop_lib.errors import ManifestError, WorkshopError
+from workshop_lib.manifests import manifests_dir, render, render_folder
+from workshop_lib.training.component import pod_environment, training_recipe
+from workshop_lib.training.metrics import COLUMNS, MARK, marked_line, read_log
+from workshop_lib.training.recipe import RecipeError
+from workshop_lib.training.rewards import first_integer_reward
+
+SCRIPTS = manifests_dir() / "base/grpo/scripts"
+
+
+def script(name: str) -> ModuleType:
+    """A script of the component, imported; what it needs of NeMo RL is inside its functions."""
+    spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def job(objects: list[Any]) -> dict[str, Any]:
+    return next(item.body for item in objects if item.kind == "Job")
+
+
+def test_the_recipe_that_pods_will_read() -> None:
+    recipe = training_recipe("local", {"steps": 3, "prompts": 2, "generations": 4, "seed": 9})
+    assert (recipe.grpo.max_num_steps, recipe.grpo.seed) == (3, 9)
+    assert recipe.completions_per_step == recipe.policy.train_global_batch_size == 8
+    other = {"overrides": "policy.optimizer.kwargs.lr=1.0e-4 grpo.normalize_rewards=false"}
+    recipe = training_recipe("local", other)
+    assert recipe.policy.optimizer is not None
+    assert recipe.policy.optimizer.kwargs["lr"] == 1e-4 and recipe.normalize_rewards is False
+
+
+def test_what_is_wrong_is_said_before_anything_starts() -> None:
+    with pytest.raises(RecipeError, match="did you mean grpo.seed"):
+        training_recipe("local", {"overrides": "grpo.sed=3"})
+    with pytest.raises(RecipeError, match="at least 2|must be at least"):
+        training_recipe("local", {"overrides": "grpo.num_generations_per_prompt=1"})
+    with pytest.raises(ManifestError, match="no parameter 'step'"):
+        training_recipe("local", {"step": 3})
+    with pytest.raises(ManifestError, match="no Job with a RECIPE"):
+        training_recipe("local", component="vllm")
+
+
+def test_both_worlds_get_one_recipe_with_the_same_switches() -> None:
+    """The ConfigMap's files lie where the recipe's paths lead, and its keys are NeMo RL's own."""
+    base = job(render_folder(manifests_dir() / "base/grpo"))
+    here = job(render("local", "grpo"))
+    shared = ("RECIPE", "STEPS", "SEED", "PROMPTS", "GENERATIONS", "OUTPUT_DIR", "MODEL_FOLDER")
+    told = [pod_environment(body) for body in (base, here)]
+    assert all(told[0][name] == told[1][name] for name in shared)
+    words = [body["spec"]["template"]["spec"]["containers"][0]["args"] for body in (base, here)]
+    grpo = [[word for word in args if word.startswith("grpo.")] for args in words]
+    assert grpo[0] == grpo[1] and len(grpo[0]) == 4
+    volumes = {each["name"]: each for each in base["spec"]["template"]["spec"]["volumes"]}
+    paths = {item["path"] for item in volumes["recipe"]["configMap"]["items"]}
+    checkout = manifests_dir().parent
+    assert all((checkout / path).is_file() for path in paths)
+    named = {
+        file for path in paths if path.endswith(".yaml") for file in _files_named(checkout / path)
+    }
+    assert named <= paths
+
+
+def _files_named(recipe: Path) -> set[str]:
+    text = yaml.safe_load(recipe.read_text())
+    data = text.get("data") or {}
+    found = {each.get(key) for each in data.values() if isinstance(each, dict)
+             for key in ("data_path", "prompt_file")}  # fmt: skip
+    default = {f"data/recipes/{text['defaults']}"} if "defaults" in text else set()
+    return {str(name) for name in found if name} | default
+
+
+@pytest.mark.parametrize(
+    "completion",
+    [" 7", " 7.\nQuestion", "3 + 4 = 7", "", "seven", "7.5", "1,007", "-7", "+7", "07", " 17",
+     "9" * 400, "7,00", "x" * 5000 + "7"],
+)  # fmt: skip
+@pytest.mark.parametrize("answer", ["7", "1007", "-7"])
+def test_the_clusters_reward_is_the_laptops(completion: str, answer: str) -> None:
+    assert script("first_integer").first_integer(completion, answer) == first_integer_reward(
+        completion, answer
+    )
+
+
+def test_nemo_rls_step_becomes_a_record() -> None:
+    """Values named as NeMo RL v0.7.0 logs them."""
+    rollouts = {
+        "rewards": [1.0, 0.0, 0.0, 0.0],
+        "content": [[f"prompt {n // 2}", f" answer {n}", ""] for n in range(4)],
+    }
+    train = {
+        "grad_norm": np.float32(2.5),
+        "lr": 1e-5,
+        "loss": 0.1,
+        "mean_gen_tokens_per_sample": 5.5,
+    }
+    seconds = {"total_step_time": 4.0, "generation": 1.5}
+    record = script("run_nemo_rl").step_record(3, train, seconds, rollouts, 2)
+    log = read_log([marked_line("start", steps=9), marked_line("step", **record)])
+    row = log.frame.iloc[0]
+    assert (row.step, row.reward, row.group_means) == (3, 0.25, [0.5, 0.0])
+    assert (row.zero_std_share, row.grad_norm, row.mean_length) == (0.5, 2.5, 5.5)
+    assert (row.step_s, row.generation_s) == (4.0, 1.5)
+    assert log.samples.completion.tolist() == [" answer 0", " answer 2"]
+    assert script("run_nemo_rl").MARK == MARK
+
+
+def record(step: int, **changes: Any) -> dict[str, Any]:
+    sample = {"group": 0, "prompt": "p", "answer": "7", "completion": " 7", "reward": 1.0}
+    return dict.fromkeys(COLUMNS) | {"step": step, "reward": 0.5, "samples": [sample]} | changes
+
+
+def test_a_log_is_read_wherever_it_stops() -> None:
+    lines = [
+        "loading 100%|####| " + marked_line("start", steps=3),
+        "step 1/3  reward 0.500",
+        marked_line("step", **record(1)),
+        marked_line("step", **record(2, reward=0.75)),
+    ]
+    for end, done in ((0, 0), (1, 0), (2, 0), (3, 1), (4, 2)):
+        log = read_log(lines[:end])
+        assert (log.steps, log.done) == ((3 if end else None), done)
+        assert log.frame.dtypes.to_dict() == read_log(lines).frame.dtypes.to_dict()
+        assert list(log.frame.columns) == list(COLUMNS) and len(log.samples) == done
+    whole = read_log([*lines, marked_line("saved", checkpoint="checkpoints/step_3")], output="/x/y")
+    assert whole.checkpoint == "/x/y/checkpoints/step_3"
+    assert whole.frame.reward.tolist() == [0.5, 0.75]
+
+
+def test_a_log_that_repeats_or_begins_again() -> None:
+    step = marked_line("step", **record(1))
+    assert read_log([step, step]).done == 1
+    assert read_log([step, marked_line("start", steps=2)]).done == 0
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"event": "step"}', '{"event": "start"}'])
+def test_a_broken_record_is_named(text: str) -> None:
+    with pytest.raises(WorkshopError, match="no record of a run: @grpo"):
+        read_log([MARK + text])
+
+
+def test_an_event_of_tomorrow_is_left_alone() -> None:
+    assert read_log([MARK + json.dumps({"event": "paused"})]).done == 0
