@@ -9,7 +9,8 @@ The parts: `shape` (config.json), `devices`, `kv_cache` (vLLM's rounding),
 
 from __future__ import annotations
 
-from workshop_lib.memory.budget import Budget, activation_gib, buffers_gib, cpu_budget, gpu_budget
+from workshop_lib.memory.activations import activation_gib, activation_peaks
+from workshop_lib.memory.budget import Budget, buffers_gib, cpu_budget, gpu_budget
 from workshop_lib.memory.devices import DEVICES, Device, find_device
 from workshop_lib.memory.engine_log import EngineKV, EngineLog, parse_engine_line, parse_engine_log
 from workshop_lib.memory.kv_cache import (
@@ -17,11 +18,13 @@ from workshop_lib.memory.kv_cache import (
     GPU_BLOCK_SIZE,
     KVCapacity,
     block_waste,
+    blocks_per_request,
     contiguous_waste,
     kv_bytes_per_token,
     kv_cache_capacity,
     kv_cache_tokens,
     kv_table,
+    layer_groups,
 )
 from workshop_lib.memory.prediction import predict_budget, served_shape
 from workshop_lib.memory.shape import GIB, ModelShape
@@ -38,7 +41,9 @@ __all__ = [
     "KVCapacity",
     "ModelShape",
     "activation_gib",
+    "activation_peaks",
     "block_waste",
+    "blocks_per_request",
     "buffers_gib",
     "contiguous_waste",
     "cpu_budget",
@@ -48,6 +53,7 @@ __all__ = [
     "kv_cache_capacity",
     "kv_cache_tokens",
     "kv_table",
+    "layer_groups",
     "parse_engine_line",
     "parse_engine_log",
     "predict_budget",

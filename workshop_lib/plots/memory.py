@@ -22,6 +22,7 @@ _PART_COLOURS = {
     "weights": OKABE_ITO["blue"],
     "activations": OKABE_ITO["orange"],
     "runtime": OKABE_ITO["purple"],
+    "buffers": OKABE_ITO["sky"],
     "KV cache": OKABE_ITO["green"],
     "CUDA graphs": OKABE_ITO["yellow"],
     "free": PALE,
