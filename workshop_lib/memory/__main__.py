@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from workshop_lib.errors import WorkshopError
+from workshop_lib.memory.adviser import suggest_changes
 from workshop_lib.memory.budget import Budget, cpu_budget, gpu_budget
 from workshop_lib.memory.devices import DEVICES
 from workshop_lib.memory.kv_cache import CPU_BLOCK_SIZE, GPU_BLOCK_SIZE
@@ -29,13 +30,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     try:
         budget = _budget_from(options)
+        changes = _changes(options, budget)
     except WorkshopError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 2
     if options.json:
-        print(json.dumps(budget.to_dict(), indent=2))
+        print(json.dumps(budget.to_dict() | {"changes": changes}, indent=2))
     else:
         print(_text(budget))
+        print(*(f"  fits with {change}" for change in changes), sep="\n", end="\n" * bool(changes))
     return 0
 
 
@@ -93,6 +96,21 @@ def _budget_from(options: argparse.Namespace) -> Budget:
         max_model_len=max_model_len,
         tp=options.tp,
         block_size=options.block_size or CPU_BLOCK_SIZE,
+        kv_dtype=options.kv_cache_dtype,
+    )
+
+
+def _changes(options: argparse.Namespace, budget: Budget) -> list[str]:
+    """Single changes that make a model fit a GPU."""
+    if options.gpu is None or budget.fits or budget.pp > 1:
+        return []
+    shape = ModelShape.from_config(options.config)
+    return suggest_changes(
+        shape if options.dtype == "auto" else shape.with_dtype(options.dtype),
+        options.gpu,
+        gpu_memory_utilization=options.gpu_memory_utilization,
+        max_model_len=budget.kv.max_model_len,
+        tp=options.tp,
         kv_dtype=options.kv_cache_dtype,
     )
 

@@ -74,7 +74,7 @@ def activation_peaks(
         >>> shape = ModelShape.named("llama-3.1-70b")
         >>> peaks = activation_peaks(shape, batched_tokens=8192, sequences=1024, tp=2)
         >>> {name: round(gib, 2) for name, gib in peaks.items()}
-        {'layers': 1.12, 'sampler': 0.9, 'compiler': 1.23}
+        {'layers': 1.12, 'sampler': 0.91, 'compiler': 1.23}
     """
     shape.check_tp(tp)
     size = dtype_bytes(shape.dtype)

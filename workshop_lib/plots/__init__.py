@@ -15,7 +15,13 @@ from workshop_lib.plots.load import (
     plot_recorded,
     plot_token_timeline,
 )
-from workshop_lib.plots.memory import plot_block_waste, plot_kv_prediction, plot_memory_budgets
+from workshop_lib.plots.memory import (
+    plot_block_waste,
+    plot_kv_prediction,
+    plot_memory_budgets,
+    plot_training_budgets,
+)
+from workshop_lib.plots.simulators import plot_batching, plot_paging
 from workshop_lib.plots.style import OKABE_ITO, new_figure
 from workshop_lib.plots.training import plot_training
 
@@ -24,14 +30,17 @@ __all__ = [
     "load_recorded_levels",
     "new_figure",
     "plot_allocation",
+    "plot_batching",
     "plot_block_waste",
     "plot_kv_prediction",
     "plot_latencies",
     "plot_load_sweep",
     "plot_memory_budgets",
+    "plot_paging",
     "plot_ray_cluster",
     "plot_recorded",
     "plot_startup",
     "plot_token_timeline",
     "plot_training",
+    "plot_training_budgets",
 ]
