@@ -40,6 +40,7 @@ def vllm_capacity(windows: list[int], length: int, memory: int) -> tuple[int, fl
         for i, window in enumerate(windows)
     }
     config = VllmConfig(cache_config=CacheConfig(block_size=16))
+    config.cache_config.kv_cache_layout = "LBNHC"
     config.model_config = SimpleNamespace(max_model_len=length, original_max_model_len=length)
     config.scheduler_config.max_num_batched_tokens = 8192
     config.scheduler_config.disable_hybrid_kv_cache_manager = False

@@ -25,8 +25,8 @@ def test_tables_by_hand() -> None:
     assert not cache.append("c", 5)  # two blocks, one is free
     assert "c" not in cache.tables and cache.free_blocks == 1
     cache.release("a")
-    # Freed blocks queue behind block 6, the request's last one first.
-    assert cache.append("c", 13) and cache.tables["c"] == [6, 5, 2, 1]
+    # Freed blocks are taken before block 6, the request's last one first.
+    assert cache.append("c", 13) and cache.tables["c"] == [5, 2, 1, 6]
 
 
 def test_block_counts_follow_vllms_rule_for_any_load() -> None:

@@ -16,8 +16,8 @@ class PagedCache:
     """A KV cache cut into blocks, as vLLM's block manager keeps it.
 
     Blocks are numbered from 1: vLLM keeps block 0 back as a placeholder. A request takes a
-    new block only when its last one is full. A finished request's blocks go to the end of
-    the queue of free ones, its last block first.
+    new block only when its last one is full. A finished request's blocks are the next ones
+    taken, its last block first.
 
     Args:
         blocks: Blocks that requests can take.
@@ -26,7 +26,7 @@ class PagedCache:
     Raises:
         WorkshopError: A size that is not positive.
 
-    Source: `BlockPool`, `FreeKVCacheBlockQueue` and `SingleTypeKVCacheManager` in
+    Source: `BlockPool.free_blocks`, `FreeKVCacheBlockQueue` and `SingleTypeKVCacheManager` in
     vllm/v1/core; prefix caching is left out.
 
     Example:
@@ -94,7 +94,7 @@ class PagedCache:
         """
         if request not in self.tables:
             raise WorkshopError(f"{request} holds no blocks; those that do: {list(self.tables)}")
-        self._free.extend(reversed(self.tables.pop(request)))
+        self._free.extendleft(self.tables.pop(request))
         del self.tokens[request]
 
     def fill(self) -> dict[int, tuple[str, int]]:
