@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from workshop_lib.errors import WorkshopError
+from workshop_lib.memory.adviser import suggest_changes
 from workshop_lib.memory.budget import Budget, cpu_budget, gpu_budget
 from workshop_lib.memory.devices import DEVICES
 from workshop_lib.memory.kv_cache import CPU_BLOCK_SIZE, GPU_BLOCK_SIZE
@@ -29,13 +30,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     try:
         budget = _budget_from(options)
+        changes = _changes(options, budget)
     except WorkshopError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 2
     if options.json:
-        print(json.dumps(budget.to_dict(), indent=2))
+        print(json.dumps(budget.to_dict() | {"changes": changes}, indent=2))
     else:
         print(_text(budget))
+        print(*(f"  fits with {change}" for change in changes), sep="\n", end="\n" * bool(changes))
     return 0
 
 
@@ -50,13 +53,17 @@ def _parser() -> argparse.ArgumentParser:
     where.add_argument("--gpu", help=f"GPU type: {', '.join(DEVICES)}")
     where.add_argument("--cpu-kv-gib", type=int, help="on a CPU: VLLM_CPU_KVCACHE_SPACE, whole GiB")
     add("--tp", type=int, default=1, help="tensor-parallel size (default 1)")
+    add("--pp", type=int, default=1, help="pipeline-parallel size (default 1)")
     add("--gpu-memory-utilization", type=float, default=0.92, help="default 0.92, as in vLLM")
     add("--max-model-len", type=int, default=None, help="longest request in tokens")
     add("--dtype", default="auto", help="weights' format: auto (config.json's), float32, bfloat16")
     add("--kv-cache-dtype", default="auto", help="KV cache's format: auto (the weights'), fp8")
     add("--block-size", type=int, default=None, help="tokens in a block (16; on a CPU 128)")
     add("--memory-gib", type=float, default=None, help="on a CPU: the machine's memory, GiB")
+    add("--max-num-batched-tokens", type=int, default=None, help="tokens of one step")
+    add("--max-num-seqs", type=int, default=None, help="requests of one step")
     add("--enforce-eager", action="store_true", help="without CUDA graphs")
+    add("--compiled-before", action="store_true", help="a start that finds vLLM's compiled files")
     add("--json", action="store_true", help="print JSON")
     return parser
 
@@ -77,6 +84,10 @@ def _budget_from(options: argparse.Namespace) -> Budget:
             block_size=options.block_size or GPU_BLOCK_SIZE,
             kv_dtype=options.kv_cache_dtype,
             enforce_eager=options.enforce_eager,
+            pp=options.pp,
+            max_num_batched_tokens=options.max_num_batched_tokens,
+            max_num_seqs=options.max_num_seqs,
+            first_start=not options.compiled_before,
         )
     return cpu_budget(
         shape,
@@ -89,6 +100,21 @@ def _budget_from(options: argparse.Namespace) -> Budget:
     )
 
 
+def _changes(options: argparse.Namespace, budget: Budget) -> list[str]:
+    """Single changes that make a model fit a GPU."""
+    if options.gpu is None or budget.fits or budget.pp > 1:
+        return []
+    shape = ModelShape.from_config(options.config)
+    return suggest_changes(
+        shape if options.dtype == "auto" else shape.with_dtype(options.dtype),
+        options.gpu,
+        gpu_memory_utilization=options.gpu_memory_utilization,
+        max_model_len=budget.kv.max_model_len,
+        tp=options.tp,
+        kv_dtype=options.kv_cache_dtype,
+    )
+
+
 def _machine_memory_gib() -> float:
     import psutil
 
@@ -97,7 +123,7 @@ def _machine_memory_gib() -> float:
 
 def _text(budget: Budget) -> str:
     share = budget.gpu_memory_utilization
-    title = f"{budget.model} on {budget.device}, TP={budget.tp}"
+    title = f"{budget.model} on {budget.device}, TP={budget.tp}, PP={budget.pp}"
     lines = [title + (f", gpu_memory_utilization={share}" if share else "")]
     for name, gib in budget.parts().items():
         mark = "  (estimate)" if name in budget.estimated else ""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from workshop_lib.errors import WorkshopError
+from workshop_lib.memory.activations import activation_gib, uses_first_runner
 from workshop_lib.memory.devices import Device, find_device
 from workshop_lib.memory.kv_cache import (
     CPU_BLOCK_SIZE,
@@ -18,17 +19,21 @@ from workshop_lib.memory.kv_cache import (
     KVCapacity,
     kv_cache_capacity,
 )
-from workshop_lib.memory.shape import GIB, ModelShape, dtype_bytes
+from workshop_lib.memory.shape import GIB, ModelShape
+from workshop_lib.memory.weights import stage_layers
 
-__all__ = ["Budget", "activation_gib", "buffers_gib", "cpu_budget", "gpu_budget"]
+__all__ = ["Budget", "buffers_gib", "cpu_budget", "gpu_budget"]
 
-# Memory that vLLM's process takes on a GPU beside weights, buffers and activations: CUDA
-# modules, cuBLAS and attention workspaces. Calibrated on one run: H200, vLLM 0.25.1
-# (data/recorded/h200), where 125.82 GiB - 13.76 weights - 110.90 KV leaves 1.16 GiB, of
-# which 0.91 are computed below.
-RUNTIME_GIB = 0.25
-# CUDA graphs on the same run ("Graph capturing finished ..., took 0.98 GiB").
+# Memory that vLLM's process takes outside PyTorch while it profiles (CUDA modules, cuBLAS,
+# NCCL): 230 MiB on one H200, 553 MiB with TP=2, 67 MiB with PP=2, where NCCL had loaded the
+# modules before the first reading (vLLM 0.25.1, data/recorded/h200).
+RUNTIME_GIB = 230 / 1024
+RUNTIME_TP_GIB = 553 / 1024
+RUNTIME_PP_GIB = 67 / 1024
+# CUDA graphs took 0.44 to 0.98 GiB on seven models there ("Graph capturing finished"): the most.
 CUDA_GRAPHS_GIB = 0.98
+# The older runner estimates them beforehand and takes them out of its share: 0.54 and 0.64 GiB.
+COUNTED_GRAPHS_GIB = 0.6
 # Resident memory of vLLM's CPU server beside weights and KV cache, seen with the laptop's
 # model (vLLM 0.32): API server 0.6, engine 0.5, worker 0.8; Python and torch, mostly.
 CPU_RUNTIME_GIB = 1.9
@@ -38,8 +43,8 @@ CPU_RUNTIME_GIB = 1.9
 class Budget:
     """Where the memory of one device goes when vLLM serves a model on it.
 
-    The parts add up to `capacity_gib`. `cuda_graphs_gib` lies beyond the share
-    that `gpu_memory_utilization` bounds (see `gpu_budget`). `estimated` names
+    The parts add up to `capacity_gib`. `buffers_gib` and `cuda_graphs_gib` lie beyond
+    the share that `gpu_memory_utilization` bounds (see `gpu_budget`). `estimated` names
     the parts that are not exact.
 
     Example:
@@ -61,11 +66,14 @@ class Budget:
     kv: KVCapacity
     gpu_memory_utilization: float | None = None
     estimated: tuple[str, ...] = ()
+    pp: int = 1
+    buffers_gib: float = 0.0
 
     @property
     def free_gib(self) -> float:
         """What is left on the device; negative when it is too small."""
-        used = self.weights_gib + self.activations_gib + self.runtime_gib + self.cuda_graphs_gib
+        used = self.weights_gib + self.activations_gib + self.runtime_gib
+        used += self.buffers_gib + self.cuda_graphs_gib
         return self.capacity_gib - used - max(0.0, self.kv_gib)
 
     @property
@@ -78,7 +86,8 @@ class Budget:
         """Why it does not fit and what to change, in one line; empty when it fits."""
         if self.fits:
             return ""
-        where = f"{self.model} on {self.device} (TP={self.tp})"
+        split = f"TP={self.tp}" + (f", PP={self.pp}" if self.pp > 1 else "")
+        where = f"{self.model} on {self.device} ({split})"
         if self.free_gib < 0:
             return (
                 f"{where}: {-self.free_gib:.1f} GiB more than the device has; "
@@ -89,7 +98,7 @@ class Budget:
                 f"{where}: weights and buffers leave no memory for the KV cache "
                 f"({self.kv_gib:.1f} GiB); raise gpu_memory_utilization or the tensor-parallel size"
             )
-        longest = max(0, self.kv.blocks - 1) * self.kv.block_size
+        longest = max(0, self.kv.blocks - 1) * self.kv.block_size // max(1, self.kv.groups)
         return (
             f"{where}: the KV cache holds {self.kv.tokens:,} tokens, too few for one request of "
             f"{self.kv.max_model_len:,}; set max_model_len to at most {longest:,}"
@@ -108,6 +117,7 @@ class Budget:
             "weights": self.weights_gib,
             "activations": self.activations_gib,
             "runtime": self.runtime_gib,
+            "buffers": self.buffers_gib,
             "KV cache": max(0.0, self.kv_gib),
             "CUDA graphs": self.cuda_graphs_gib,
             "free": self.free_gib,
@@ -125,6 +135,7 @@ class Budget:
             "model": self.model,
             "device": self.device,
             "tp": self.tp,
+            "pp": self.pp,
             "gpu_memory_utilization": self.gpu_memory_utilization,
             "max_model_len": self.kv.max_model_len,
             "kv_cache_tokens": self.kv.tokens,
@@ -137,37 +148,6 @@ class Budget:
             "gib": {name: round(gib, 3) for name, gib in self.parts().items()},
             "estimated": list(self.estimated),
         }
-
-
-def activation_gib(shape: ModelShape, *, batched_tokens: int, sequences: int, tp: int = 1) -> float:
-    """Estimate of the peak of temporary tensors during vLLM's profiling run.
-
-    The run pushes `batched_tokens` tokens through the model. Its peak is
-    inside the MLP (residual, gate and up, their product) or, for a large
-    vocabulary and many GPUs, at the logits of `sequences` requests.
-
-    Args:
-        shape: The model.
-        batched_tokens: `--max-num-batched-tokens`.
-        sequences: `--max-num-seqs`.
-        tp: Tensor-parallel size.
-
-    Raises:
-        ModelError: The model cannot be split over `tp` GPUs.
-
-    Source: `GPUModelRunner.profile_run` in vLLM; the sum is ours, an estimate.
-
-    Example:
-        >>> shape = ModelShape.named("mistral-7b")
-        >>> round(activation_gib(shape, batched_tokens=8192, sequences=1024), 2)
-        0.72
-    """
-    shape.check_tp(tp)
-    mlp = batched_tokens * (shape.hidden_size + 3 * shape.intermediate_size // tp)
-    # Logits of this GPU's part of the vocabulary, and gathered from all.
-    vocabulary = shape.vocab_size * (1 if tp == 1 else 1 + 1 / tp)
-    logits = batched_tokens * shape.hidden_size + sequences * (shape.hidden_size + vocabulary)
-    return max(mlp, logits) * dtype_bytes(shape.dtype) / GIB
 
 
 def buffers_gib(shape: ModelShape, *, sequences: int) -> float:
@@ -199,17 +179,22 @@ def gpu_budget(
     block_size: int = GPU_BLOCK_SIZE,
     kv_dtype: str = "auto",
     enforce_eager: bool = False,
+    pp: int = 1,
+    max_num_batched_tokens: int | None = None,
+    max_num_seqs: int | None = None,
+    first_start: bool = True,
 ) -> Budget:
-    """The memory of one GPU when vLLM serves `shape` on `tp` of them.
+    """The memory of one GPU when vLLM serves `shape` on `tp` · `pp` of them.
 
     vLLM takes `gpu_memory_utilization` of the memory that CUDA sees, for
     everything: weights, temporary tensors, runtime and KV cache. The KV cache
-    gets what the others leave. CUDA graphs are captured afterwards and take
-    memory beyond that share: so it was on the recorded run (vLLM 0.25.1).
+    gets what the others leave. CUDA graphs and the sampler's buffers come on
+    top of that share, except with vLLM's older runner (mixtures of experts),
+    which counts its graphs within.
 
     Exact: weights, KV bytes a token, rounding. Estimated: activations, runtime,
-    CUDA graphs. One constant of the estimate was set from the recorded run, so
-    the agreement there (better than 0.01%) says little about other models.
+    buffers, CUDA graphs. On H200 the tokens of 17 starts came out within 0.1% of
+    what vLLM 0.25.1 said (data/recorded/h200); no other GPU type was measured.
 
     Args:
         shape: The model.
@@ -219,11 +204,16 @@ def gpu_budget(
         tp: Tensor-parallel size.
         block_size: Tokens in a block.
         kv_dtype: Number format of the KV cache.
-        enforce_eager: Whether vLLM runs without CUDA graphs.
+        enforce_eager: Whether vLLM runs without CUDA graphs and without compiling.
+        pp: Pipeline-parallel size; the budget is that of the stage with the least room.
+        max_num_batched_tokens: Tokens of one step; by default vLLM's choice for the device.
+        max_num_seqs: Requests of one step; by default vLLM's choice for the device.
+        first_start: Whether vLLM compiles the model at this start; a later start that finds
+            the compiled files has up to 0.3 GiB more for its KV cache.
 
     Raises:
         WorkshopError: A value out of range, or an unknown device.
-        ModelError: The model cannot be split over `tp` GPUs.
+        ModelError: The model cannot be split so.
 
     Source: `request_memory` in vllm/v1/worker/utils.py and
     `Worker.determine_available_memory` in vllm/v1/worker/gpu_worker.py.
@@ -238,32 +228,56 @@ def gpu_budget(
             f"gpu_memory_utilization {gpu_memory_utilization} is out of range; use 0.1 to 1.0"
         )
     gpu = find_device(device) if isinstance(device, str) else device
-    weights = shape.weights_bytes(tp) / GIB
-    sequences, tokens = gpu.max_sequences, gpu.max_batched_tokens
-    activations = activation_gib(shape, batched_tokens=tokens, sequences=sequences, tp=tp)
-    runtime = RUNTIME_GIB + buffers_gib(shape, sequences=sequences)
-    kv = gpu_memory_utilization * gpu.cuda_gib - weights - activations - runtime
-    capacity = kv_cache_capacity(
-        int(kv * GIB),
-        shape,
-        max_model_len=max_model_len,
-        block_size=block_size,
-        tp=tp,
-        kv_dtype=kv_dtype,
-    )
+    sequences = gpu.max_sequences if max_num_seqs is None else max_num_seqs
+    tokens = gpu.max_batched_tokens if max_num_batched_tokens is None else max_num_batched_tokens
+    _positive("max_num_seqs", sequences)
+    _positive("max_num_batched_tokens", tokens)
+    _positive("pp", pp)
+    first_runner = uses_first_runner(shape)
+    graphs = 0.0 if enforce_eager else COUNTED_GRAPHS_GIB if first_runner else CUDA_GRAPHS_GIB
+    runtime = RUNTIME_TP_GIB if tp > 1 else RUNTIME_PP_GIB if pp > 1 else RUNTIME_GIB
+    stages = []
+    for stage in range(pp):
+        weights = shape.weights_bytes(tp, pp, stage=stage) / GIB
+        activations = activation_gib(
+            shape,
+            batched_tokens=tokens,
+            sequences=sequences,
+            tp=tp,
+            compiled=first_start and not enforce_eager,
+            first_stage=stage == 0,
+            last_stage=stage == pp - 1,
+        )
+        kv = gpu_memory_utilization * gpu.cuda_gib - weights - activations - runtime
+        kv -= graphs if first_runner else 0.0
+        capacity = kv_cache_capacity(
+            int(kv * GIB),
+            shape,
+            max_model_len=max_model_len,
+            block_size=block_size,
+            tp=tp,
+            kv_dtype=kv_dtype,
+            batched_tokens=tokens,
+            layers=stage_layers(shape, pp, stage),
+        )
+        stages.append((capacity.concurrency, kv, weights, activations, capacity))
+    # All stages use as many blocks as the one with the fewest.
+    _, kv, weights, activations, capacity = min(stages, key=lambda found: found[:2])
     return Budget(
         device=gpu.name,
         model=shape.name,
         tp=tp,
+        pp=pp,
         capacity_gib=gpu.cuda_gib,
         weights_gib=weights,
         activations_gib=activations,
         runtime_gib=runtime,
+        buffers_gib=buffers_gib(shape, sequences=sequences),
         kv_gib=kv,
-        cuda_graphs_gib=0.0 if enforce_eager else CUDA_GRAPHS_GIB,
+        cuda_graphs_gib=graphs,
         kv=capacity,
         gpu_memory_utilization=gpu_memory_utilization,
-        estimated=("activations", "runtime", "CUDA graphs"),
+        estimated=("activations", "runtime", "buffers", "CUDA graphs"),
     )
 
 

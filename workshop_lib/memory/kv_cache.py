@@ -7,7 +7,8 @@ memory that does not make a whole block is not used.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -22,11 +23,13 @@ __all__ = [
     "GPU_BLOCK_SIZE",
     "KVCapacity",
     "block_waste",
+    "blocks_per_request",
     "contiguous_waste",
     "kv_bytes_per_token",
     "kv_cache_capacity",
     "kv_cache_tokens",
     "kv_table",
+    "layer_groups",
 ]
 
 # Tokens in a block: vLLM's default on GPUs, and the one that its CPU platform sets when
@@ -40,6 +43,8 @@ def kv_bytes_per_token(shape: ModelShape, *, tp: int = 1, kv_dtype: str = "auto"
 
     A key and a value vector for each layer and KV head:
     2 · layers · kv_heads · head_dim · bytes, with the KV heads split over `tp` GPUs.
+    Layers with a window keep a token only while it is inside; latent attention keeps one
+    compressed vector a layer.
 
     Args:
         shape: The model.
@@ -55,8 +60,75 @@ def kv_bytes_per_token(shape: ModelShape, *, tp: int = 1, kv_dtype: str = "auto"
         >>> kv_bytes_per_token(ModelShape.named("llama-2-7b")) / 2**20
         0.5
     """
+    return shape.layers * _layer_bytes(shape, tp, kv_dtype)
+
+
+def _layer_bytes(shape: ModelShape, tp: int, kv_dtype: str) -> int:
+    """Bytes that one token takes in one layer on one GPU."""
     size = dtype_bytes(shape.dtype if kv_dtype == "auto" else kv_dtype)
-    return 2 * shape.layers * shape.kv_heads_per_gpu(tp) * shape.head_dim * size
+    shape.check_tp(tp)
+    if shape.latent:
+        # All heads share the compressed vector: tensor parallelism copies it.
+        return (shape.latent.kv_rank + shape.latent.rope_dim) * size
+    return 2 * shape.kv_heads_per_gpu(tp) * shape.head_dim * size
+
+
+def layer_groups(windows: Sequence[int]) -> tuple[int, tuple[int, ...]]:
+    """How vLLM's hybrid KV cache manager groups layers with and without a window.
+
+    A block holds the tokens of one group: so many layers of one kind. A request takes
+    blocks for each group; a group with a window gives back the blocks that fell out of it.
+
+    Args:
+        windows: For each layer its window in tokens; 0 for none.
+
+    Returns:
+        Layers in a group, and each group's window.
+
+    Raises:
+        WorkshopError: No layers.
+
+    Source: `_get_kv_cache_groups_uniform_page_size` in vllm/v1/core/kv_cache_utils.py.
+
+    Example:
+        >>> layer_groups([512, 512, 0, 512, 512, 0])
+        (2, (512, 512, 0))
+    """
+    if not windows:
+        raise WorkshopError("layer_groups needs at least one layer")
+    kinds = Counter(windows)
+    smallest, largest = min(kinds.values()), max(kinds.values())
+    # A little padding is cheaper than many groups: vLLM's rule.
+    size = largest if largest < 1.5 * smallest else smallest
+    groups = [window for window, count in kinds.items() for _ in range(-(-count // size))]
+    return size, tuple(groups)
+
+
+def blocks_per_request(
+    tokens: int, windows: Sequence[int], *, block_size: int, batched_tokens: int
+) -> int:
+    """Blocks that a request of `tokens` tokens takes at most, over all groups of layers.
+
+    Args:
+        tokens: Tokens of the request.
+        windows: Each group's window, 0 for none (`layer_groups`).
+        block_size: Tokens in a block.
+        batched_tokens: `--max-num-batched-tokens`: a window's blocks are given back between
+            two steps only.
+
+    Source: `max_memory_usage_bytes` of `FullAttentionSpec` and `SlidingWindowSpec` in
+    vllm/v1/kv_cache_interface.py.
+
+    Example:
+        >>> blocks_per_request(8192, [0, 4096], block_size=16, batched_tokens=8192)
+        1025
+    """
+    count = 0
+    for window in windows:
+        held = min(window - 1 + batched_tokens, tokens) if window else tokens
+        # One more, because a window need not start where a block starts.
+        count += -(-held // block_size) + (1 if window else 0)
+    return count
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +142,7 @@ class KVCapacity:
         max_model_len: Longest request, tokens.
         concurrency: Requests of `max_model_len` tokens that fit at once.
         fits: Whether vLLM starts: one block stays unused, the rest must hold one request.
+        groups: Groups of layers with block tables of their own (`layer_groups`).
     """
 
     tokens: int
@@ -78,6 +151,7 @@ class KVCapacity:
     max_model_len: int
     concurrency: float
     fits: bool
+    groups: int = 1
 
     def line(self, device: str = "GPU") -> str:
         """The engine's start line for this cache, as vLLM 0.32 logs it.
@@ -103,6 +177,8 @@ def kv_cache_capacity(
     block_size: int = GPU_BLOCK_SIZE,
     tp: int = 1,
     kv_dtype: str = "auto",
+    batched_tokens: int = 8192,
+    layers: range | None = None,
 ) -> KVCapacity:
     """What `kv_bytes` of KV cache hold, rounded exactly as vLLM does.
 
@@ -118,6 +194,8 @@ def kv_cache_capacity(
         block_size: Tokens in a block: 16 on GPUs, 128 on vLLM's CPU build.
         tp: Tensor-parallel size.
         kv_dtype: Number format of the cache; `auto` is the weights' format.
+        batched_tokens: `--max-num-batched-tokens`; matters for layers with a window only.
+        layers: The layers of this pipeline stage; all by default.
 
     Raises:
         WorkshopError: A size that is not positive.
@@ -134,17 +212,22 @@ def kv_cache_capacity(
     """
     _positive("max_model_len", max_model_len)
     _positive("block_size", block_size)
-    block_bytes = block_size * kv_bytes_per_token(shape, tp=tp, kv_dtype=kv_dtype)
+    here = layers if layers is not None else range(shape.layers)
+    group_size, windows = layer_groups([shape.windows[i] if shape.windows else 0 for i in here])
+    block_bytes = block_size * group_size * _layer_bytes(shape, tp, kv_dtype)
     blocks = max(0, kv_bytes) // block_bytes
-    blocks_per_request = -(-max_model_len // block_size)
-    concurrency = blocks / blocks_per_request
+    needed = blocks_per_request(
+        max_model_len, windows, block_size=block_size, batched_tokens=batched_tokens
+    )
+    concurrency = blocks / needed
     return KVCapacity(
         tokens=int(concurrency * max_model_len),
         blocks=blocks,
         block_size=block_size,
         max_model_len=max_model_len,
         concurrency=concurrency,
-        fits=kv_bytes - block_bytes >= blocks_per_request * block_bytes,
+        fits=kv_bytes - block_bytes >= needed * block_bytes,
+        groups=len(windows),
     )
 
 

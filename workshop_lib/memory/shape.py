@@ -3,9 +3,8 @@
 Pure arithmetic: nothing is loaded and no GPU is asked. `memory` builds the
 serving budget on it.
 
-An architecture is listed here once its layers have been checked against its
-implementation in vLLM; any other is refused by name, because a wrong number
-would look as good as a right one.
+`architectures` says which models are known, `quantization` what their weights take,
+`weights` counts the parameters.
 """
 
 from __future__ import annotations
@@ -17,6 +16,14 @@ from typing import Any
 
 from workshop_lib.data import data_path
 from workshop_lib.errors import ModelError
+from workshop_lib.memory.architectures import (
+    ARCHITECTURES,
+    Experts,
+    Latent,
+    layer_windows,
+    read_experts,
+)
+from workshop_lib.memory.quantization import Quantization, read_quantization
 
 __all__ = ["ARCHITECTURES", "DTYPE_BYTES", "GIB", "ModelShape", "dtype_bytes"]
 
@@ -27,22 +34,6 @@ DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "fp8": 1}
 # vLLM pads the vocabulary to a multiple of this before it splits the embedding
 # (DEFAULT_VOCAB_PADDING_SIZE in vocab_parallel_embedding.py).
 _VOCAB_PADDING = 64
-
-
-@dataclass(frozen=True, slots=True)
-class _Traits:
-    """What the layers of an architecture have beside what `config.json` states."""
-
-    qkv_bias: bool = False
-    qk_norm: bool = False
-
-
-ARCHITECTURES = {
-    "LlamaForCausalLM": _Traits(),  # Llama 2 and 3, SmolLM2
-    "MistralForCausalLM": _Traits(),
-    "Qwen2ForCausalLM": _Traits(qkv_bias=True),
-    "Qwen3ForCausalLM": _Traits(qk_norm=True),
-}
 
 
 def dtype_bytes(dtype: str) -> int:
@@ -94,6 +85,11 @@ class ModelShape:
     mlp_bias: bool = False
     qk_norm: bool = False
     dtype: str = "bfloat16"
+    norms: int = 2
+    windows: tuple[int, ...] = ()
+    experts: Experts | None = None
+    latent: Latent | None = None
+    quantization: Quantization | None = None
 
     @classmethod
     def from_config(cls, source: str | Path | dict[str, Any], *, name: str = "") -> ModelShape:
@@ -114,15 +110,16 @@ class ModelShape:
         config, found_name = _load_config(source)
         name = name or str(config.get("_name_or_path") or "") or found_name
         architecture = _architecture(config, name)
-        _refuse_unmodelled(config, name)
         traits = ARCHITECTURES[architecture]
         hidden_size = _integer(config, "hidden_size", name)
         heads = _integer(config, "num_attention_heads", name)
+        layers = _integer(config, "num_hidden_layers", name)
         attention_bias = bool(config.get("attention_bias", False))
+        windows = layer_windows(config, traits, layers)
         shape = cls(
             name=name,
             architecture=architecture,
-            layers=_integer(config, "num_hidden_layers", name),
+            layers=layers,
             hidden_size=hidden_size,
             intermediate_size=_integer(config, "intermediate_size", name),
             heads=heads,
@@ -130,12 +127,17 @@ class ModelShape:
             head_dim=_integer(config, "head_dim", name, default=hidden_size // heads),
             vocab_size=_integer(config, "vocab_size", name),
             max_positions=_integer(config, "max_position_embeddings", name, default=2048),
-            tied_embeddings=bool(config.get("tie_word_embeddings", False)),
+            tied_embeddings=bool(config.get("tie_word_embeddings", traits.tied)),
             qkv_bias=traits.qkv_bias or attention_bias,
             output_bias=attention_bias,
             mlp_bias=bool(config.get("mlp_bias", False)),
             qk_norm=traits.qk_norm,
             dtype=_config_dtype(config),
+            norms=traits.norms,
+            windows=windows if any(windows) else (),
+            experts=read_experts(config, name) if traits.moe else None,
+            latent=_latent(config, name) if traits.latent else None,
+            quantization=read_quantization(config, name),
         )
         if shape.heads % shape.kv_heads:
             raise ModelError(
@@ -184,43 +186,56 @@ class ModelShape:
     def parameters(self) -> int:
         """Parameters of the whole model; tied embeddings count once.
 
-        Source: the layers of `LlamaForCausalLM`, `MistralForCausalLM`,
-        `Qwen2ForCausalLM` and `Qwen3ForCausalLM`. Exact: equals the number of
-        values in the model's safetensors files.
+        Exact: equals the number of values in the model's safetensors files
+        (before quantization).
         """
-        embeddings = self.vocab_size * self.hidden_size * (1 if self.tied_embeddings else 2)
-        return embeddings + self.layers * self._layer_parameters(tp=1) + self.hidden_size
+        from workshop_lib.memory.weights import count_parameters
 
-    def weights_bytes(self, tp: int = 1) -> int:
+        return count_parameters(self)
+
+    @property
+    def active_parameters(self) -> int:
+        """Parameters that one token passes through: fewer than all in a mixture of experts.
+
+        Example:
+            >>> ModelShape.named("mixtral-8x7b").active_parameters
+            12879925248
+        """
+        from workshop_lib.memory.weights import count_parameters
+
+        return count_parameters(self, active=True)
+
+    def weights_bytes(self, tp: int = 1, pp: int = 1, *, stage: int | None = None) -> int:
         """Bytes that vLLM reports as "Model loading took", on one GPU.
 
         Projections and embeddings are split over the `tp` GPUs, norms are on
-        each. When there are more GPUs than KV heads, heads are copied. The
-        table of the rotary embedding (`max_positions` · `head_dim` numbers) is
-        part of the model in vLLM, though not of the safetensors files.
+        each. When there are more GPUs than KV heads, heads are copied. With
+        `pp` stages each has its own layers. The table of the rotary embedding
+        (`max_positions` · `head_dim` numbers) is part of the model in vLLM,
+        though not of the safetensors files.
 
         Args:
-            tp: Tensor-parallel size (GPUs that share the model).
+            tp: Tensor-parallel size (GPUs that share each layer).
+            pp: Pipeline-parallel size (stages).
+            stage: The stage, from 0; by default the one with the largest weights.
 
         Raises:
-            ModelError: The heads cannot be shared out among `tp` GPUs.
+            ModelError: The model cannot be split so.
 
-        Source: vLLM's `QKVParallelLinear`, `VocabParallelEmbedding` and
-        `RotaryEmbeddingBase`. On the recorded H200 run it gives 13.76 GiB, as
-        vLLM does.
+        Source: vLLM's `QKVParallelLinear`, `VocabParallelEmbedding`,
+        `RotaryEmbeddingBase` and `get_pp_indices`; compared with what vLLM 0.25.1
+        reported on H200 for 17 models (data/recorded/h200).
 
         Example:
             >>> shape = ModelShape.named("mistral-7b")
             >>> round(shape.weights_bytes(tp=2) / GIB, 2)
             6.76
         """
+        from workshop_lib.memory.weights import stage_bytes
+
         self.check_tp(tp)
-        padded = -(-self.vocab_size // _VOCAB_PADDING) * _VOCAB_PADDING
-        tables = 1 if self.tied_embeddings else 2
-        numbers = tables * padded // tp * self.hidden_size
-        numbers += self.layers * self._layer_parameters(tp) + self.hidden_size
-        numbers += self.max_positions * self.head_dim
-        return numbers * dtype_bytes(self.dtype)
+        stages = range(pp) if stage is None else [stage]
+        return max(stage_bytes(self, tp=tp, pp=pp, stage=number) for number in stages)
 
     def kv_heads_per_gpu(self, tp: int = 1) -> int:
         """KV heads that one GPU holds: at least one, even if it is a copy.
@@ -269,26 +284,19 @@ class ModelShape:
             )
 
     def _tp_works(self, tp: int) -> bool:
-        if tp < 1 or self.heads % tp or self.intermediate_size % tp:
+        sizes = [self.intermediate_size]
+        if self.experts is not None:
+            sizes = [self.experts.size] + ([sizes[0]] if self.experts.dense_layers else [])
+        if tp < 1 or self.heads % tp or any(size % tp for size in sizes):
             return False
-        padded = -(-self.vocab_size // _VOCAB_PADDING) * _VOCAB_PADDING
-        if padded % tp:
+        if self.padded_vocab % tp:
             return False
         return self.kv_heads % tp == 0 if tp <= self.kv_heads else tp % self.kv_heads == 0
 
-    def _layer_parameters(self, tp: int) -> int:
-        """Parameters of one layer on one of `tp` GPUs."""
-        queries = self.heads // tp * self.head_dim
-        keys_values = 2 * max(1, self.kv_heads // tp) * self.head_dim
-        inner = self.intermediate_size // tp
-        count = self.hidden_size * (queries + keys_values)  # q, k and v projections
-        count += queries * self.hidden_size  # output projection
-        count += 3 * self.hidden_size * inner  # gate, up and down projections
-        count += 2 * self.hidden_size  # the two norms
-        count += (queries + keys_values) * self.qkv_bias + self.hidden_size * self.output_bias
-        count += (2 * inner + self.hidden_size) * self.mlp_bias
-        count += 2 * self.head_dim * self.qk_norm
-        return count
+    @property
+    def padded_vocab(self) -> int:
+        """Rows of the embedding in vLLM, which rounds up before it splits."""
+        return -(-self.vocab_size // _VOCAB_PADDING) * _VOCAB_PADDING
 
 
 def _load_config(source: str | Path | dict[str, Any]) -> tuple[dict[str, Any], str]:
@@ -321,15 +329,14 @@ def _architecture(config: dict[str, Any], name: str) -> str:
     return architecture
 
 
-def _refuse_unmodelled(config: dict[str, Any], name: str) -> None:
-    """Features of known architectures that change the memory and are not computed yet."""
-    if config.get("quantization_config"):
-        method = config["quantization_config"].get("quant_method", "unknown")
-        raise ModelError(f"{name}: quantized weights ({method}) are not modelled")
-    # Qwen2 and Qwen3 name a window and switch it off by use_sliding_window.
-    window = config.get("sliding_window")
-    if window and config.get("use_sliding_window", True):
-        raise ModelError(f"{name}: sliding-window attention ({window} tokens) is not modelled")
+def _latent(config: dict[str, Any], name: str) -> Latent:
+    return Latent(
+        kv_rank=_integer(config, "kv_lora_rank", name),
+        rope_dim=_integer(config, "qk_rope_head_dim", name),
+        nope_dim=_integer(config, "qk_nope_head_dim", name),
+        value_dim=_integer(config, "v_head_dim", name),
+        query_rank=int(config.get("q_lora_rank") or 0),
+    )
 
 
 def _integer(config: dict[str, Any], key: str, name: str, *, default: int | None = None) -> int:

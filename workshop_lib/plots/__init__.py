@@ -15,13 +15,19 @@ from workshop_lib.plots.load import (
     plot_recorded,
     plot_token_timeline,
 )
-from workshop_lib.plots.memory import plot_block_waste, plot_kv_prediction, plot_memory_budgets
+from workshop_lib.plots.memory import (
+    plot_block_waste,
+    plot_kv_prediction,
+    plot_memory_budgets,
+    plot_training_budgets,
+)
 from workshop_lib.plots.scaling import (
     plot_autoscaler,
     plot_recovery,
     plot_scaling,
     plot_startup_timeline,
 )
+from workshop_lib.plots.simulators import plot_batching, plot_paging
 from workshop_lib.plots.style import OKABE_ITO, new_figure
 from workshop_lib.plots.training import (
     plot_accuracy,
@@ -37,12 +43,14 @@ __all__ = [
     "plot_accuracy",
     "plot_allocation",
     "plot_autoscaler",
+    "plot_batching",
     "plot_block_waste",
     "plot_groups",
     "plot_kv_prediction",
     "plot_latencies",
     "plot_load_sweep",
     "plot_memory_budgets",
+    "plot_paging",
     "plot_ray_cluster",
     "plot_recorded",
     "plot_recovery",
@@ -51,5 +59,6 @@ __all__ = [
     "plot_startup_timeline",
     "plot_token_timeline",
     "plot_training",
+    "plot_training_budgets",
     "plot_training_models",
 ]

@@ -15,13 +15,20 @@ if TYPE_CHECKING:
 
     from workshop_lib.memory.budget import Budget
     from workshop_lib.memory.engine_log import EngineKV
+    from workshop_lib.memory.training import TrainingBudget
 
-__all__ = ["plot_block_waste", "plot_kv_prediction", "plot_memory_budgets"]
+__all__ = [
+    "plot_block_waste",
+    "plot_kv_prediction",
+    "plot_memory_budgets",
+    "plot_training_budgets",
+]
 
 _PART_COLOURS = {
     "weights": OKABE_ITO["blue"],
     "activations": OKABE_ITO["orange"],
     "runtime": OKABE_ITO["purple"],
+    "buffers": OKABE_ITO["sky"],
     "KV cache": OKABE_ITO["green"],
     "CUDA graphs": OKABE_ITO["yellow"],
     "free": PALE,
@@ -50,7 +57,7 @@ def plot_memory_budgets(budgets: Sequence[Budget], labels: Sequence[str] | None 
     names = list(labels or [_budget_name(budget) for budget in budgets])
     if len(names) != len(budgets):
         raise WorkshopError(f"{len(budgets)} budgets need as many labels, got {len(names)}")
-    figure = new_figure(8, 1.6 + 0.75 * len(budgets))
+    figure = new_figure(8, 1.9 + 0.75 * len(budgets))
     axes = figure.subplots()
     widest = max(max(b.capacity_gib, b.capacity_gib - b.free_gib) for b in budgets)
     for row, budget in enumerate(budgets):
@@ -145,6 +152,113 @@ def plot_block_waste(
     return figure
 
 
+_PHASE_COLOURS = {
+    "weights": OKABE_ITO["blue"],
+    "gradients": OKABE_ITO["vermillion"],
+    "optimizer": OKABE_ITO["purple"],
+    "reference": OKABE_ITO["sky"],
+    "activations": OKABE_ITO["orange"],
+    "KV cache": OKABE_ITO["green"],
+    "other": GREY,
+}
+
+
+def plot_training_budgets(
+    budgets: Sequence[TrainingBudget], labels: Sequence[str] | None = None
+) -> Figure:
+    """Two bars a budget, one for each phase of a GRPO step, against what the GPU has.
+
+    Args:
+        budgets: One or more budgets.
+        labels: Their names; by default model, GPUs and way of training.
+
+    Raises:
+        WorkshopError: No budget, or not one label for each.
+
+    Example:
+        >>> from workshop_lib.memory import ModelShape, training_budget
+        >>> shape = ModelShape.named("mistral-7b")
+        >>> figure = plot_training_budgets([training_budget(shape, "a100-40", lora_rank=16)])
+    """
+    if not budgets:
+        raise WorkshopError("plot_training_budgets needs at least one budget")
+    names = list(labels or [_training_name(budget) for budget in budgets])
+    if len(names) != len(budgets):
+        raise WorkshopError(f"{len(budgets)} budgets need as many labels, got {len(names)}")
+    figure = new_figure(9, 1.7 + 1.0 * len(budgets))
+    axes = figure.subplots()
+    widest = max(max(budget.peak_gib, budget.capacity_gib) for budget in budgets)
+    ticks, ticklabels = [], []
+    for number, (budget, name) in enumerate(zip(budgets, names, strict=True)):
+        for phase, parts in enumerate((budget.update, budget.generate)):
+            row = 2.5 * number + phase
+            _phase_bar(axes, row, parts, widest)
+            ticks.append(row)
+            ticklabels.append(f"{name}: update" if phase == 0 else "generate")
+            over = sum(parts.values()) - budget.capacity_gib
+            if over > 0:
+                end = sum(parts.values()) + 0.01 * widest
+                text = f"{over:.0f} GiB too much"
+                axes.text(end, row, text, va="center", color=OKABE_ITO["vermillion"], fontsize=9)
+        low, high = 2.5 * number - 0.48, 2.5 * number + 1.48
+        axes.plot([budget.capacity_gib] * 2, [low, high], color="black", linewidth=2)
+    axes.set_yticks(ticks, ticklabels)
+    axes.set_ylim(2.5 * len(budgets) - 0.9, -0.7)
+    axes.set_xlim(0, widest * 1.2)
+    axes.set_xlabel("memory of one GPU, GiB (black line: what it has)")
+    tidy(axes)
+    _phase_legend(figure, budgets)
+    return figure
+
+
+def _phase_kind(part: str) -> str:
+    name = part.removeprefix("vLLM's ").removeprefix("trainer's ")
+    return name if name in _PHASE_COLOURS else "other"
+
+
+def _phase_bar(axes: Axes, row: float, parts: dict[str, float], widest: float) -> None:
+    left = 0.0
+    for part, gib in parts.items():
+        colour = _PHASE_COLOURS[_phase_kind(part)]
+        # What belongs to vLLM is hatched: both phases have weights.
+        hatch = "////" if part.startswith("vLLM") else None
+        axes.barh(row, gib, left=left, height=0.8, color=colour, hatch=hatch, edgecolor="white")
+        if gib > 0.05 * widest:
+            dark = colour in (OKABE_ITO["blue"], OKABE_ITO["green"], OKABE_ITO["vermillion"])
+            box = {"facecolor": colour, "pad": 1, "linewidth": 0} if hatch else None
+            axes.text(
+                left + gib / 2,
+                row,
+                f"{gib:.0f}",
+                ha="center",
+                va="center",
+                color="white" if dark else "black",
+                bbox=box,
+                fontsize=9,
+            )
+        left += gib
+
+
+def _training_name(budget: TrainingBudget) -> str:
+    way = f"LoRA {budget.lora_rank}" if budget.lora_rank else "full"
+    return f"{budget.model.split('/')[-1]}, {way},\n{budget.gpus} x {budget.device}"
+
+
+def _phase_legend(figure: Figure, budgets: Iterable[TrainingBudget]) -> None:
+    from matplotlib.patches import Patch
+
+    shown = {
+        _phase_kind(part)
+        for budget in budgets
+        for parts in (budget.update, budget.generate)
+        for part, gib in parts.items()
+        if gib > 0
+    }
+    handles = [Patch(color=c, label=part) for part, c in _PHASE_COLOURS.items() if part in shown]
+    handles.append(Patch(facecolor=PALE, edgecolor=GREY, hatch="////", label="vLLM's"))
+    figure.legend(handles=handles, loc="outside upper left", ncols=4, frameon=False)
+
+
 def _stacked_bar(axes: Axes, row: int, budget: Budget, widest: float) -> None:
     left = 0.0
     for part, gib in budget.parts().items():
@@ -185,4 +299,4 @@ def _part_legend(figure: Figure, budgets: Iterable[Budget]) -> None:
 
     shown = {part for budget in budgets for part, gib in budget.parts().items() if gib > 0}
     handles = [Patch(color=c, label=part) for part, c in _PART_COLOURS.items() if part in shown]
-    figure.legend(handles=handles, loc="outside upper left", ncols=len(handles), frameon=False)
+    figure.legend(handles=handles, loc="outside upper left", ncols=4, frameon=False)

@@ -1,0 +1,142 @@
+"""The simulators, on cases worked out by hand and against the rules they model."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import math
+import random
+
+import pytest
+
+from workshop_lib.errors import WorkshopError
+from workshop_lib.plots import plot_batching, plot_paging
+from workshop_lib.simulators import Job, PagedCache, simulate_batching, simulate_paging
+
+
+def test_tables_by_hand() -> None:
+    cache = PagedCache(blocks=6, block_size=4)
+    assert cache.append("a", 5) and cache.append("b", 4)
+    assert cache.tables == {"a": [1, 2], "b": [3]}
+    assert cache.append("a", 3) and cache.tables["a"] == [1, 2]  # the second block had room
+    assert cache.append("b") and cache.tables["b"] == [3, 4]
+    assert cache.append("a") and cache.tables["a"] == [1, 2, 5]
+    assert cache.fill() == {1: ("a", 4), 2: ("a", 4), 5: ("a", 1), 3: ("b", 4), 4: ("b", 1)}
+    assert not cache.append("c", 5)  # two blocks, one is free
+    assert "c" not in cache.tables and cache.free_blocks == 1
+    cache.release("a")
+    # Freed blocks are taken before block 6, the request's last one first.
+    assert cache.append("c", 13) and cache.tables["c"] == [5, 2, 1, 6]
+
+
+def test_block_counts_follow_vllms_rule_for_any_load() -> None:
+    rng = random.Random(3)
+    for _ in range(100):
+        size, blocks = rng.choice([1, 16, 128]), rng.randint(1, 200)
+        cache = PagedCache(blocks, size)
+        for _ in range(60):
+            name = rng.choice("abcdef")
+            if name in cache.tables and rng.random() < 0.2:
+                cache.release(name)
+            else:
+                cache.append(name, rng.randint(1, 3 * size))
+            used = [block for table in cache.tables.values() for block in table]
+            assert len(used) == len(set(used)) and set(used) <= set(range(1, blocks + 1))
+            assert len(used) + cache.free_blocks == blocks
+            for request, table in cache.tables.items():
+                assert len(table) == math.ceil(cache.tokens[request] / size)
+
+
+def test_waste_in_blocks_and_in_pieces() -> None:
+    paging = simulate_paging({"a": 100, "b": 37}, blocks=64, block_size=16, max_model_len=512)
+    assert {name: len(table) for name, table in paging.tables.items()} == {"a": 7, "b": 3}
+    assert paging.wasted_slots == 12 + 11
+    assert paging.pieces == ("a", "b") and paging.wasted_slots_in_pieces == 412 + 475
+    assert [row["held"] for row in paging.summary()] == [160, 1024]
+
+
+def test_blocks_store_more_requests_than_pieces() -> None:
+    load = {f"r{i}": 100 for i in range(12)}
+    paging = simulate_paging(load, blocks=64, block_size=16, max_model_len=512)
+    assert len(paging.tables) == 9 and paging.waiting == ("r9", "r10", "r11")  # 64 / 7
+    assert len(paging.pieces) == 2
+    assert all(0 <= paging.wasted_slots / len(paging.tables) < 16 for _ in load)
+
+
+def test_schedules_by_hand() -> None:
+    jobs = [Job("A", 0, 12), Job("B", 0, 3), Job("C", 1, 2), Job("D", 2, 4)]
+    static = simulate_batching(jobs, slots=2, policy="static")
+    assert [(run.start, run.end) for run in static.runs] == [(0, 12), (0, 3), (12, 14), (12, 16)]
+    assert (static.steps, static.mean_wait) == (16, (11 + 10) / 4)
+    moving = simulate_batching(jobs, slots=2)
+    assert [(run.start, run.end) for run in moving.runs] == [(0, 12), (0, 3), (3, 5), (5, 9)]
+    assert (moving.steps, moving.mean_wait, moving.utilization) == (12, 5 / 4, 21 / 24)
+
+
+def test_an_idle_engine_takes_what_comes() -> None:
+    late = [Job("a", 5, 2), Job("b", 9, 1)]
+    for policy in ("static", "continuous"):
+        runs = simulate_batching(late, slots=3, policy=policy).runs  # type: ignore[arg-type]
+        assert [(run.start, run.wait) for run in runs] == [(5, 0), (9, 0)]
+
+
+def test_rules_of_scheduling_hold_for_any_load() -> None:
+    rng = random.Random(5)
+    for _ in range(200):
+        slots = rng.randint(1, 5)
+        jobs = [Job(str(i), rng.randint(0, 20), rng.randint(1, 15)) for i in range(12)]
+        moving = simulate_batching(jobs, slots=slots)
+        static = simulate_batching(jobs, slots=slots, policy="static")
+        for schedule in (moving, static):
+            busy = [set() for _ in range(schedule.steps)]
+            for run in schedule.runs:
+                assert run.start >= run.job.arrival and run.end - run.start == run.job.tokens
+                for step in range(run.start, run.end):
+                    assert run.slot not in busy[step]
+                    busy[step].add(run.slot)
+            by_arrival = sorted(schedule.runs, key=lambda run: run.job.arrival)
+            starts = [run.start for run in by_arrival]
+            assert starts == sorted(starts)  # first come, first served
+            if schedule is moving:
+                # No slot idles while somebody waits.
+                for step in range(schedule.steps):
+                    waits = any(run.job.arrival <= step < run.start for run in schedule.runs)
+                    assert not waits or len(busy[step]) == slots
+        assert moving.mean_wait <= static.mean_wait
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: PagedCache(0, 16), "blocks must be at least 1"),
+        (lambda: PagedCache(4, 16).append("a", 0), "tokens must be at least 1"),
+        (lambda: PagedCache(4, 16).release("a"), "a holds no blocks"),
+        (lambda: simulate_paging({"a": 2000}, blocks=4), "more than max_model_len 1024"),
+        (lambda: simulate_batching([], slots=1), "at least one slot and one job"),
+        (lambda: simulate_batching([Job("a", -1, 1)], slots=1), "arrival at least 0"),
+        (lambda: simulate_batching([Job("a", 0, 1)], slots=1, policy="x"), "'x' is not known"),  # type: ignore[arg-type]
+        (lambda: plot_batching([]), "at least one schedule"),
+    ],
+)
+def test_bad_input_is_one_line(call: object, words: str) -> None:
+    with pytest.raises(WorkshopError, match=r"^[^\n]*$") as caught:
+        call()  # type: ignore[operator]
+    assert words in str(caught.value)
+
+
+def test_figures_show_every_block_and_run() -> None:
+    paging = simulate_paging({"a": 100, "b": 37, "c": 900}, blocks=64, max_model_len=1024)
+    blocks, slots = plot_paging(paging).axes
+    assert "64 blocks of 16" in blocks.get_title(loc="left")
+    assert "2 wait" in "".join(text.get_text() for text in slots.texts)
+    jobs = [Job("A", 0, 12), Job("B", 0, 3), Job("C", 1, 2)]
+    schedules = [simulate_batching(jobs, slots=2, policy=p) for p in ("static", "continuous")]  # type: ignore[arg-type]
+    panels = plot_batching(schedules).axes
+    assert [text.get_text() for text in panels[1].texts] == ["A", "B", "C"]
+    assert "12 steps" in panels[1].get_title(loc="left")
+
+
+@pytest.mark.parametrize("module", ["paging", "batching"])
+def test_examples_in_the_docstrings(module: str) -> None:
+    result = doctest.testmod(importlib.import_module(f"workshop_lib.simulators.{module}"))
+    assert result.failed == 0 and result.attempted > 0
