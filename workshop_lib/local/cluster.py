@@ -8,7 +8,7 @@ import secrets
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -327,6 +327,20 @@ class LocalCluster:
             seen.get("pods", []),
             seen.get("events", []),
         )
+
+    def watch(self, kind: str, name: str) -> Generator[Observation, None, None]:
+        """A workload as it is, and again every tenth of a second.
+
+        Args:
+            kind: Its kind.
+            name: Its name.
+
+        Raises:
+            NotFoundError: There is no such object, or not any more.
+        """
+        while True:
+            yield self.observe(kind, name)
+            time.sleep(0.1)
 
     def _look(self, kind: str, name: str) -> tuple[dict[str, Any], dict[str, Any], bool]:
         """An object, what its runner wrote, and whether that runner's world has ended."""
