@@ -71,7 +71,7 @@ class Pauses:
             return None
         if asked_s is not None:
             return asked_s
-        longest = min(10.0, 0.5 * 2 ** (self._done - 1))
+        longest = min(10.0, 0.5 * 2.0 ** (self._done - 1))
         return longest * random.uniform(0.5, 1.0)
 
 

@@ -118,7 +118,7 @@ def events_about(
     for event in events:
         about = event.get("involvedObject") or {}
         between = (
-            # A ReplicaSet that may not make its pods (quota, Pod Security) has no pod to find it by.
+            # A ReplicaSet that may not make its pods (by quota) has no pod to find it by.
             body["kind"] == "Deployment"
             and about.get("kind") == "ReplicaSet"
             and str(about.get("name")).rpartition("-")[0] == name
