@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
-from workshop_lib.errors import ClusterError, ConnectError, NotFoundError, OperatorError
+from workshop_lib.errors import ConnectError, NotFoundError, OperatorError
 from workshop_lib.kubernetes.answers import Answer, problem, retry_after_s
 from workshop_lib.kubernetes.resources import Resource, operator_hint, resource_of_kind
 
@@ -38,7 +39,7 @@ LIST_LIMIT = 500
 Params = Mapping[str, str | Sequence[str]]
 
 
-class Lost(ClusterError):
+class Lost(ConnectError):
     """The connection was lost, or never came to be: nothing is known of the request."""
 
 
@@ -188,15 +189,24 @@ class Api:
         params: Params | None = None,
         body: Any = None,
         content_type: str | None = None,
+        tries: int | None = None,
     ) -> Answer:
         """Send until there is an answer that counts; any status may come back.
+
+        Args:
+            method: `GET`, `PATCH`, `POST` or `DELETE`.
+            path: The path.
+            params: The query.
+            body: What is sent, as data.
+            content_type: Its type.
+            tries: How often it is sent at most; default: as often as the others.
 
         Raises:
             Lost: There was no answer in all tries.
         """
         import urllib3
 
-        pauses = Pauses(self.tries)
+        pauses = Pauses(tries or self.tries)
         while True:
             asked_s, lost, answer = None, None, None
             try:
@@ -216,7 +226,7 @@ class Api:
             if pause_s is None:
                 if answer is not None:
                     return answer
-                raise Lost(f"{lost} (tried {self.tries} times); is the cluster up, and a VPN?")
+                raise Lost(f"{lost} (tried {pauses.tries} times); is the cluster up, and a VPN?")
             if self.on_pause:
                 self.on_pause(f"{why}; next try in {pause_s:.1f} s")
             time.sleep(pause_s)
@@ -384,5 +394,5 @@ def chunks(response: BaseHTTPResponse, size: int = 1 << 16) -> Iterator[bytes]:
 
 def _short(error: BaseException) -> str:
     """An exception's own words, without its object's address."""
-    words = str(error).split(">: ", 1)[-1]
+    words = re.sub(r"^(<?[\w.]+(\([^)]*\)| object at 0x\w+>): )+", "", str(error))
     return " ".join(words.split())[:200] or type(error).__name__

@@ -10,7 +10,7 @@ from typing import Any
 
 from workshop_lib import manifests
 from workshop_lib.cluster import WORKLOAD_KINDS, ExecResult, LogLine, Observation
-from workshop_lib.errors import NotFoundError
+from workshop_lib.errors import NotFoundError, WorkshopError
 from workshop_lib.kubernetes import deleting, executing, logs, observe, watch
 from workshop_lib.kubernetes.answers import problem
 from workshop_lib.kubernetes.api import Api
@@ -61,9 +61,13 @@ class KubernetesCluster:
             lambda: load_access(profile, kubeconfig=kubeconfig, context=context), tries=tries
         )
         self.namespace = namespace or self._api.access.namespace
-        answer = self._api.request("GET", "/version")
-        if not answer.ok:
-            raise problem(answer, f"connecting to {self.server}")
+        try:
+            answer = self._api.request("GET", "/version", tries=min(tries, 3))
+            if not answer.ok:
+                raise problem(answer, f"connecting to {self.server}")
+        except WorkshopError:
+            self.close()
+            raise
         self.version = str(answer.json().get("gitVersion", "unknown"))
         print(self)
 
