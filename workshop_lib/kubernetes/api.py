@@ -8,7 +8,6 @@ once more with credentials read anew, since EKS's tokens live 15 minutes.
 
 from __future__ import annotations
 
-import json
 import random
 import re
 import threading
@@ -105,7 +104,7 @@ class Api:
         with self._lock:
             if self.access is used:
                 fresh = self._load()
-                used.client.rest_client.close()
+                close_connections(used)
                 self.access = fresh
 
     def headers(self, access: Access) -> dict[str, str]:
@@ -142,7 +141,7 @@ class Api:
         try:
             answer = access.client.call_api(
                 method, access.server + path + query, header_params=headers,
-                body=None if body is None else json.dumps(body),
+                body=body,
                 _request_timeout=(CONNECT_TIMEOUT_S, read_timeout_s),
             )  # fmt: skip
         except ApiException as error:  # TLS; the client calls it a status of 0
@@ -363,7 +362,18 @@ class Api:
 
     def close(self) -> None:
         """Close the connections that wait for their next use."""
-        self.access.client.rest_client.close()
+        close_connections(self.access)
+
+
+def close_connections(access: Access) -> None:
+    """Close the connections that wait for their next use.
+
+    The client only forgets them, and their sockets stay open until a garbage collection.
+    """
+    manager = access.client.rest_client.pool_manager
+    for key in manager.pools.keys():  # noqa: SIM118 (the container cannot be iterated over)
+        manager.pools[key].close()
+    manager.clear()
 
 
 def read(response: BaseHTTPResponse) -> Answer:

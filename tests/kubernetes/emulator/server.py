@@ -6,6 +6,7 @@ import json
 import re
 import socket
 import struct
+import sys
 import threading
 import time
 from collections import namedtuple
@@ -215,7 +216,9 @@ class _Server(ThreadingHTTPServer):
     stopping = False
 
     def handle_error(self, request, client_address):
-        """A client that has gone away is no error."""
+        """A client that has gone away is no error; anything else is one of the emulator."""
+        if not isinstance(sys.exception(), OSError):
+            super().handle_error(request, client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):
