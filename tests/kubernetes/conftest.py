@@ -4,8 +4,8 @@ import threading
 
 import pytest
 import yaml
-
 from emulator import Emulator
+
 from workshop_lib.kubernetes import KubernetesCluster, api
 
 

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import httpx
 import pytest
-
 from emulator import Emulator
 
 DATA = Path(__file__).parents[1] / "data" / "kubernetes" / "http"

@@ -161,8 +161,8 @@ def _why(body: Any) -> str:
     finalizers = metadata.get("finalizers") or []
     if "kubernetes.io/pvc-protection" in finalizers:
         return "is in use by a pod; delete what mounts it"
-    if "foregroundDeletion" in finalizers:
-        return "waits for its pods"
+    if others := [each for each in finalizers if each != "foregroundDeletion"]:
+        return f"waits for {', '.join(others)} (does its operator run?)"
     if finalizers:
-        return f"waits for {', '.join(finalizers)} (does its operator run?)"
+        return "waits for its pods"
     return "is being deleted" if since else "was not deleted"

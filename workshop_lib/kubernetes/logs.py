@@ -37,8 +37,37 @@ SILENT_S = 300.0
 LOOK_EVERY_S = 1.0
 """How often a followed workload is asked for new pods, and whether it is over."""
 
+MOST_BARREN = 200
+"""So often in a row a stream may break before it comes to new lines."""
+
 BATCHES = 16
 """So many batches wait for the reader; then the streams are read no further."""
+
+
+class _Breaks:
+    """How a stream's breaks are answered.
+
+    One that brought new lines is read on at once. One that brought only lines that were
+    known already breaks too early, and is asked for again many times. A server that says
+    nothing is given as many tries as for any request.
+    """
+
+    def __init__(self, tries: int) -> None:
+        self._tries = tries
+        self.brought = False
+        self._pauses = Pauses(tries)
+        self._barren = 0
+
+    def next_s(self, *, heard: bool) -> float | None:
+        """The pause before the next try, or None when it is no use to go on."""
+        if self.brought:
+            self.brought = False
+            self._pauses, self._barren = Pauses(self._tries), 0
+            return 0.0
+        if not heard:
+            return self._pauses.next_s()
+        self._barren += 1
+        return 0.02 if self._barren < MOST_BARREN else None
 
 
 class ContainerLog:
@@ -77,6 +106,7 @@ class ContainerLog:
         self._stop = threading.Event()
         self._lock = threading.Lock()
         self._response: BaseHTTPResponse | None = None
+        self._heard = False
         index = (pod["metadata"].get("annotations") or {}).get(INDEX)
         self._who = (self._name, None if index is None else int(index), container)
 
@@ -96,7 +126,7 @@ class ContainerLog:
         if not self._follow:
             yield from self._whole(previous=self._previous)
             return
-        pauses, run = Pauses(self._api.tries), None
+        breaks, run = _Breaks(self._api.tries), None
         while not self._stop.is_set():
             pod = self._api.get(resource_of_kind("Pod"), self._namespace, self._name)
             if pod is None or pod["metadata"]["uid"] != self._uid:
@@ -111,35 +141,37 @@ class ContainerLog:
                     return
                 self._stop.wait(LOOK_EVERY_S)
                 continue
-            brought = False
             try:
                 for lines in self._stream(follow=True):
-                    brought = True
+                    breaks.brought = True
                     yield lines
-                pause_s: float | None = 0.0 if brought else LOOK_EVERY_S
+                self._stop.wait(0.0 if breaks.brought else LOOK_EVERY_S)
+                breaks.brought = False
             except Lost as error:
-                if brought:  # a stream that breaks now and then is read on at once
-                    pauses, pause_s = Pauses(self._api.tries), 0.0
-                elif (pause_s := pauses.next_s()) is None:
-                    raise self._gave_up(error) from None
-            self._stop.wait(pause_s)
+                self._stop.wait(self._pause_s(breaks, error))
 
     def _whole(self, *, previous: bool = False) -> Iterator[list[LogLine]]:
         """What is there of a run, to its end."""
-        pauses = Pauses(self._api.tries)
+        breaks = _Breaks(self._api.tries)
         while not self._stop.is_set():
             try:
                 for lines in self._stream(follow=False, previous=previous):
-                    pauses = Pauses(self._api.tries)
+                    breaks.brought = True
                     yield lines
                 return
             except Lost as error:
-                if (pause_s := pauses.next_s()) is None:
-                    raise self._gave_up(error) from None
-                self._stop.wait(pause_s)
+                self._stop.wait(self._pause_s(breaks, error))
 
-    def _gave_up(self, error: Lost) -> Lost:
-        return Lost(f"the log of {self._name}: {error}; read it again with logs()")
+    def _pause_s(self, breaks: _Breaks, error: Lost) -> float:
+        """The pause after a stream broke.
+
+        Raises:
+            Lost: It is no use to go on.
+        """
+        pause_s = breaks.next_s(heard=self._heard)
+        if pause_s is None:
+            raise Lost(f"the log of {self._name}: {error}; read it again with logs()") from None
+        return pause_s
 
     # -- one stream -----------------------------------------------------------------------------
 
@@ -149,6 +181,7 @@ class ContainerLog:
         Raises:
             Lost: It broke.
         """
+        self._heard = False
         params = {"container": self._container, "timestamps": "true"}
         params |= {"follow": "true"} if follow else {}
         params |= {"previous": "true"} if previous else {}
@@ -178,6 +211,7 @@ class ContainerLog:
         pod, rank, container = self._who
         rest = b""
         for chunk in chunks(response):
+            self._heard = True
             data = rest + chunk
             end = data.rfind(b"\n") + 1
             rest = data[end:]

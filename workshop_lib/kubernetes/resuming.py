@@ -1,9 +1,9 @@
 """Reading on where a log stream broke off: every line once, none twice.
 
 A stream can only be resumed by time, in whole seconds (`sinceTime` is truncated), and
-timestamps repeat. So it is asked for again from a second before the last line's, and
-what was given since then is skipped: the resumed stream repeats exactly those lines, in
-their order, as long as the file is the same. If the kubelet has rotated the file in
+timestamps repeat. So it is asked for again from the beginning of the last line's second,
+and what was given since then is skipped: the resumed stream repeats exactly those lines,
+in their order, as long as the file is the same. If the kubelet has rotated the file in
 between, its beginning is missing; then the lines are skipped by their time.
 """
 
@@ -44,7 +44,7 @@ class Position:
         >>> position.new([f"{stamp} a", f"{stamp} b"])
         ['a', 'b']
         >>> position.resume()
-        '2026-11-21T04:52:48Z'
+        '2026-11-21T04:52:49Z'
         >>> position.new([f"{stamp} a", f"{stamp} b", f"{stamp} c"])
         ['c']
     """
@@ -59,7 +59,9 @@ class Position:
         """The `sinceTime` to ask for next, or None when nothing was read; sets what to skip."""
         if not self._last:
             return None
-        since = _second_before(self._last[:SECOND])
+        second = self._last[:SECOND]
+        # Just after a second's beginning, a line of the one before may still come.
+        since = _second_before(second) if self._last[SECOND : SECOND + 2] == ".0" else second
         window = {key: each for key, each in self._seconds.items() if key >= since}
         self._skip = sum(each.lines for each in window.values())
         self._seeking = min(window.values(), key=lambda each: each.at).first

@@ -37,13 +37,13 @@ class Kubelet:
     """The runs of every container, and the faults of its streams.
 
     Attributes:
-        drop: Probability that a log stream breaks off after a line, in the middle of the next.
+        drop_after: A log stream breaks off after at most so many lines, in the middle of one.
         drops: How often that happened; it stops at `most_drops`.
     """
 
     def __init__(self, seed=0):
         self.runs = {}
-        self.drop = 0.0
+        self.drop_after = 0
         self.drops = 0
         self.most_drops = 10**9
         self.ports = {}
@@ -81,6 +81,7 @@ class Kubelet:
             self._send(handler, run, start, since, query)
 
     def _send(self, handler, run, position, since, query):
+        budget = self.random.randrange(self.drop_after) if self.drop_after else None
         while True:
             with run.changed:
                 while position >= len(run.lines) and not run.ended and "follow" in query:
@@ -94,12 +95,13 @@ class Kubelet:
                     continue
                 line = f"{stamp} {text}\n" if "timestamps" in query else f"{text}\n"
                 data = line.encode()
-                if self.drop and self.random.random() < self.drop and self.drops < self.most_drops:
+                if budget == 0 and self.drops < self.most_drops:
                     self.drops += 1
                     handler.send_chunk(data[: self.random.randrange(len(data))])
                     handler.reset()
                     return
                 handler.send_chunk(data)
+                budget = budget and budget - 1
             if over and not lines:
                 handler.end_chunks()
                 return

@@ -489,4 +489,3 @@ def fits(body, query):
         if node != value:
             return False
     return True
-
