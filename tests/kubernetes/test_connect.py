@@ -164,8 +164,8 @@ def test_a_plugin_that_fails(config, emulator, tmp_path, capfd):
 
 
 def test_a_plugin_that_is_not_installed(config, emulator, tmp_path):
-    with_user(config, emulator, {"exec": {
-        "apiVersion": "client.authentication.k8s.io/v1beta1", "command": "no-such-aws"}})  # fmt: skip
+    version = "client.authentication.k8s.io/v1beta1"
+    with_user(config, emulator, {"exec": {"apiVersion": version, "command": "no-such-aws"}})
     assert "No such file or directory: 'no-such-aws'" in refused("eks", kubeconfig=str(config))
 
 

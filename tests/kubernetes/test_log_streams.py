@@ -86,9 +86,9 @@ def test_following_ends_with_the_workload_and_not_with_a_stream(emulator, cluste
 
 def test_following_takes_in_new_pods_and_restarts(emulator, cluster):
     work = cluster.apply_objects("demo", objects(deployment()))
+    uid = emulator.get("Deployment", "server")["metadata"]["uid"]
     owner = {"apiVersion": "apps/v1", "kind": "ReplicaSet",
-             "metadata": {"name": "server-7d9f",
-                          "uid": emulator.get("Deployment", "server")["metadata"]["uid"]}}  # fmt: skip
+             "metadata": {"name": "server-7d9f", "uid": uid}}  # fmt: skip
     labels = {"app": "server"}
     emulator.add_pod(owner, "server-7d9f-a", labels=labels, restartPolicy="Always")
     emulator.add_pod(None, "stray", labels=labels)

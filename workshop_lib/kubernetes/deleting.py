@@ -24,7 +24,7 @@ __all__ = ["delete", "find"]
 
 CLAIM = "PersistentVolumeClaim"
 RARE_KINDS = ("ServiceMonitor", "PodMonitor", "NetworkPolicy", "RoleBinding", "Role",
-              "ServiceAccount", "LimitRange", "ResourceQuota")  # fmt: skip
+              "ServiceAccount", "LimitRange", "ResourceQuota", "StorageClass")  # fmt: skip
 """Kinds that a learner may not be allowed to list, and then cannot have made."""
 
 POLL_S = 0.5
@@ -86,7 +86,13 @@ def delete(
             f"{whose} has no claim {unknown[0]!r}; it has {', '.join(names) or 'none'}"
         )
     doomed = [claim for claim in known if claim["metadata"]["name"] in claims]
-    objects = find(api, namespace, DELETE_ORDER, component)
+    kinds = [
+        kind
+        for kind in DELETE_ORDER
+        # What all namespaces share goes with its component, not with one learner's cleaning up.
+        if component or resource_of_kind(kind).namespaced
+    ]
+    objects = find(api, namespace, kinds, component)
     workloads = [body for body in objects if pod_selector(body)]
     rest = [body for body in objects if not pod_selector(body)]
     kept = [name for name in names if name not in claims]

@@ -92,7 +92,7 @@ _BY_KIND = {resource.kind: resource for resource in _RESOURCES}
 DELETE_ORDER = (
     "RayService", "RayJob", "RayCluster", "Deployment", "Job",
     "ServiceMonitor", "PodMonitor", "Service", "ConfigMap", "Secret", "NetworkPolicy",
-    "RoleBinding", "Role", "ServiceAccount", "LimitRange", "ResourceQuota",
+    "RoleBinding", "Role", "ServiceAccount", "LimitRange", "ResourceQuota", "StorageClass",
 )  # fmt: skip
 """The kinds that `delete` looks for, in its order: what uses something goes before it."""
 

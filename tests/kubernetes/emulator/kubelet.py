@@ -119,11 +119,12 @@ class Kubelet:
                 command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
             )
         except FileNotFoundError:
-            said = (f'OCI runtime exec failed: exec failed: unable to start container process: exec: '
-                    f'"{command[0]}": executable file not found in $PATH: unknown')  # fmt: skip
             message = (
-                'Internal error occurred: Internal error occurred: error executing command in container: failed to exec in container: failed to start exec "d8516c8b14d51f8fe495d9e9dd3e7979361a757bc1568c11ede5d58bfe7875c1": '
-                + said
+                "Internal error occurred: Internal error occurred: error executing command in "
+                "container: failed to exec in container: failed to start exec "
+                '"d8516c8b14d51f8fe495d9e9dd3e7979361a757bc1568c11ede5d58bfe7875c1": OCI runtime '
+                "exec failed: exec failed: unable to start container process: exec: "
+                f'"{command[0]}": executable file not found in $PATH: unknown'
             )
             cause = message.replace("Internal error occurred: ", "", 1)
             status = {"metadata": {}, "status": "Failure", "message": message,

@@ -113,6 +113,9 @@ def invalid(old, new):
             return [("FieldValueInvalid", "Invalid value: {...}: field is immutable",
                      "spec.template")]  # fmt: skip
     if kind == "PersistentVolumeClaim" and old and old["spec"] != spec:
-        return [("FieldValueForbidden", "Forbidden: spec is immutable after creation except "
-                 "resources.requests and volumeAttributesClassName for bound claims", "spec")]  # fmt: skip
+        said = (
+            "Forbidden: spec is immutable after creation except resources.requests and "
+            "volumeAttributesClassName for bound claims"
+        )
+        return [("FieldValueForbidden", said, "spec")]
     return []

@@ -322,10 +322,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def take_fault(self):
         for fault in self.server.emulator.faults:
-            if fault.times > 0 and fault.method == self.command:
-                if re.search(fault.path, unquote(self.path)):
-                    fault.times -= 1
-                    return fault
+            fits = fault.method == self.command and re.search(fault.path, unquote(self.path))
+            if fits and fault.times > 0:
+                fault.times -= 1
+                return fault
         return None
 
     def route(self, body):
@@ -335,7 +335,7 @@ class _Handler(BaseHTTPRequestHandler):
             raise Problem(401, "Unauthorized", "Unauthorized")
         url = urlsplit(self.path)
         pairs = parse_qsl(url.query, keep_blank_values=True)
-        query = {key: value for key, value in pairs}
+        query = dict(pairs)
         if commands := [value for key, value in pairs if key == "command"]:
             query["command"] = commands
         if url.path == "/version":
@@ -348,10 +348,10 @@ class _Handler(BaseHTTPRequestHandler):
             return
         self.allowed(resource, found, query)
         namespace, name = found["ns"] or "", found["name"]
-        if self.command in ("PATCH", "POST") and resource.namespaced:
-            if namespace not in emulator.namespaces:
-                raise Problem(404, f'namespaces "{namespace}" not found', "NotFound",
-                              {"name": namespace, "kind": "namespaces"})  # fmt: skip
+        makes = self.command in ("PATCH", "POST") and resource.namespaced
+        if makes and namespace not in emulator.namespaces:
+            raise Problem(404, f'namespaces "{namespace}" not found', "NotFound",
+                          {"name": namespace, "kind": "namespaces"})  # fmt: skip
         if found["sub"]:
             pod = emulator.store.get(resource, namespace, name)
             if pod is None:
@@ -374,8 +374,9 @@ class _Handler(BaseHTTPRequestHandler):
             return
         what = f'{full_name(resource)} "{found["name"]}"' if found["name"] else full_name(resource)
         details = {"name": found["name"], "group": resource.group, "kind": resource.plural}
+        user = "system:serviceaccount:workshop:learner"
         raise Problem(
-            403, f'{what} is forbidden: User "system:serviceaccount:workshop:learner" cannot {verb} '
+            403, f'{what} is forbidden: User "{user}" cannot {verb} '
             f'resource "{plural}" in API group "{resource.group}" in the namespace "{found["ns"]}"',
             "Forbidden", {key: value for key, value in details.items() if value},
         )  # fmt: skip

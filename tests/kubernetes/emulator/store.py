@@ -8,11 +8,8 @@ from datetime import UTC, datetime
 from . import merging, schema
 
 
-def now(fraction=False):
-    moment = datetime.now(UTC)
-    return moment.strftime("%Y-%m-%dT%H:%M:%S") + (
-        f".{moment.microsecond:06}Z" if fraction else "Z"
-    )
+def now():
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 class Problem(Exception):
