@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from workshop_lib.cluster import ExecResult
 from workshop_lib.errors import ClusterError, NotFoundError, WorkshopError
 from workshop_lib.kubernetes.api import Api, Lost
-from workshop_lib.kubernetes.logs import container_statuses
+from workshop_lib.kubernetes.container_log import container_statuses
 from workshop_lib.kubernetes.resources import LABELS, resource_of_kind
 from workshop_lib.kubernetes.sockets import Refused, open_socket
 
