@@ -9,7 +9,7 @@ is written once.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -97,6 +97,9 @@ class Cluster(Protocol):
     def observe(self, kind: str, name: str) -> Observation:
         """A workload as it is now."""
 
+    def watch(self, kind: str, name: str) -> Generator[Observation, None, None]:
+        """A workload as it is, and again after each change or a moment; close it when done."""
+
     def logs(
         self,
         kind: str,
@@ -132,19 +135,33 @@ class Cluster(Protocol):
         """Remove everything that the workshop made here."""
 
 
-def connect(profile: str = "local", *, state: str | None = None) -> Cluster:
+def connect(
+    profile: str = "local",
+    *,
+    state: str | None = None,
+    namespace: str | None = None,
+    context: str | None = None,
+    kubeconfig: str | None = None,
+) -> Cluster:
     """The cluster that a notebook works with.
 
     Args:
-        profile: `local` plays the manifests on this machine.
+        profile: `local` plays the manifests on this machine; `eks` (GPU nodes) and `kind`
+            (a small cluster without GPUs) apply them to the cluster of a kubeconfig.
         state: Name of the local cluster's state: two states know nothing of each
             other. Default: the environment variable `WORKSHOP_STATE`, else `default`.
+        namespace: Where on a Kubernetes cluster; default: `WORKSHOP_NAMESPACE`, else the
+            context's.
+        context: The kubeconfig's context; default: its current one.
+        kubeconfig: Its file; default: `KUBECONFIG`, else the usual one, else the pod's.
 
     Returns:
-        The cluster. Nothing is started or changed by connecting.
+        The cluster. Nothing is started or changed by connecting; a Kubernetes cluster says
+        which context, server and namespace it will touch.
 
     Raises:
         ClusterError: There is no such profile.
+        ConnectError: A Kubernetes cluster cannot be reached with that configuration.
 
     Example:
         >>> connect("local").profile
@@ -154,4 +171,13 @@ def connect(profile: str = "local", *, state: str | None = None) -> Cluster:
         from workshop_lib.local.cluster import LocalCluster
 
         return LocalCluster(state=state or os.environ.get("WORKSHOP_STATE", "default"))
-    raise ClusterError(f"there is no profile {profile!r}; this version has: local")
+    if profile in ("eks", "kind"):
+        from workshop_lib.kubernetes import KubernetesCluster
+
+        return KubernetesCluster(
+            profile,
+            kubeconfig=kubeconfig,
+            context=context,
+            namespace=namespace or os.environ.get("WORKSHOP_NAMESPACE"),
+        )
+    raise ClusterError(f"there is no profile {profile!r}; there are: local, eks, kind")

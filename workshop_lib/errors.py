@@ -5,7 +5,11 @@ WorkshopError            every error that the workshop explains; shown as one li
 ├── ManifestError        a manifest or parameter is wrong, or asks for what this cluster cannot play
 ├── ClusterError         the cluster refused or failed an operation
 │   ├── NotFoundError    the named object is not there
-│   └── WaitTimeoutError what was waited for did not happen in time
+│   ├── WaitTimeoutError what was waited for did not happen in time
+│   ├── ConnectError     no configuration, no credentials that count, or no answer
+│   ├── ForbiddenError   the credentials count, but do not allow this
+│   ├── ConflictError    somebody else has set what was to be set
+│   └── OperatorError    the cluster lacks the operator that knows this kind
 ├── ModelError           a model cannot be found, fetched or converted
 ├── ServerError          a model server did not answer, or answered with an error
 └── EnvironmentError_    this machine or environment cannot run the workshop
@@ -21,10 +25,14 @@ from __future__ import annotations
 
 __all__ = [
     "ClusterError",
+    "ConflictError",
+    "ConnectError",
     "EnvironmentError_",
+    "ForbiddenError",
     "ManifestError",
     "ModelError",
     "NotFoundError",
+    "OperatorError",
     "ServerError",
     "WaitTimeoutError",
     "WorkshopError",
@@ -60,6 +68,22 @@ class NotFoundError(ClusterError):
 
 class WaitTimeoutError(ClusterError):
     """What was waited for did not happen in time."""
+
+
+class ConnectError(ClusterError):
+    """There is no configuration, no credentials that count, or no answer from the server."""
+
+
+class ForbiddenError(ClusterError):
+    """The credentials count, but do not allow this operation."""
+
+
+class ConflictError(ClusterError):
+    """Somebody else has set what was to be set, or has changed it meanwhile."""
+
+
+class OperatorError(ClusterError):
+    """The cluster lacks the operator that knows a kind of object."""
 
 
 class ModelError(WorkshopError):

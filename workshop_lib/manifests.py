@@ -23,8 +23,8 @@ from workshop_lib.errors import ManifestError
 __all__ = ["Object", "Parameter", "manifests_dir", "parameters_of", "render"]
 
 APPLY_ORDER = (
-    "Namespace", "ResourceQuota", "ServiceAccount", "Role", "RoleBinding", "NetworkPolicy",
-    "Secret", "ConfigMap", "PersistentVolumeClaim", "Service",
+    "Namespace", "StorageClass", "ResourceQuota", "ServiceAccount", "Role", "RoleBinding",
+    "NetworkPolicy", "Secret", "ConfigMap", "PersistentVolumeClaim", "Service",
 )  # fmt: skip
 """What others refer to comes first; workloads, not named here, come last."""
 

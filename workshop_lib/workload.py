@@ -6,6 +6,7 @@ every cluster. The pure functions at the top turn an object into words.
 
 from __future__ import annotations
 
+import contextlib
 import html
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -314,9 +315,11 @@ class Workload:
     ) -> Workload:
         began = time.monotonic()
         last_line, read_at = "", 0.0
-        with Progress(total=None, label=f"{self.component} {goal}") as progress:
-            while True:
-                observation = self.observe()
+        with (
+            Progress(total=None, label=f"{self.component} {goal}") as progress,
+            contextlib.closing(self.cluster.watch(self.kind, self.name)) as observations,
+        ):
+            for observation in observations:
                 done, wanted, text = look(observation)
                 elapsed_s = time.monotonic() - began
                 if reason := failure(observation):
@@ -331,16 +334,18 @@ class Workload:
                 problems = _problems(observation.pods)
                 if not problems and time.monotonic() - read_at > LAST_LINE_EVERY_S:
                     last_line, read_at = self._last_line(), time.monotonic()
-                shown = "; ".join(filter(None, (text, problems or last_line)))
+                news = problems or last_line or _last_event(observation.events)
+                shown = "; ".join(filter(None, (text, news)))
                 progress.update(done=done, total=wanted, text=shown)
                 if elapsed_s > timeout_s:
-                    state = "; ".join(filter(None, (text, problems))) or "it still runs"
+                    why = problems or _last_event(observation.events, "Warning")
+                    state = "; ".join(filter(None, (text, why))) or "it still runs"
                     raise WaitTimeoutError(
                         f"{self.kind}/{self.name} is not {goal} after {timeout_s:g} s: {state}"
                         f"{self._evidence(observation)}; "
                         "next: read its table(), events() and logs()"
                     )
-                time.sleep(0.1)
+        raise AssertionError("a watch goes on until it is closed")
 
     def _last_line(self) -> str:
         lines = [line.text for line in self.logs(tail=1) if line.text.strip()]
@@ -368,5 +373,17 @@ def _problems(pods: Sequence[Json]) -> str:
     for pod in pods:
         state, reason = pod_state(pod)
         if reason and reason != "not ready yet" and state != "Failed":
-            return f"{pod['metadata']['name']} is {state}: {reason}"
+            return f"{pod['metadata']['name']} is {state}{_since(pod, state)}: {reason}"
     return ""
+
+
+def _since(pod: Json, state: str) -> str:
+    """Since when a pod is Pending, in words."""
+    stamp = conditions(pod).get("PodScheduled", {}).get("lastTransitionTime")
+    return f" since {stamp[11:19]} UTC" if state == "Pending" and stamp else ""
+
+
+def _last_event(events: Sequence[Json], kind: str | None = None) -> str:
+    """The last event in words, of one type when it is given."""
+    said = [f"{e['reason']}: {e['message']}" for e in events if kind in (None, e["type"])]
+    return " ".join(said[-1].split())[:200] if said else ""

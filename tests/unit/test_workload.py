@@ -137,6 +137,10 @@ class FakeCluster:
             return self.observations.pop(0)
         return self.observations[0]
 
+    def watch(self, kind, name):
+        while True:
+            yield self.observe(kind, name)
+
     def logs(self, kind, name, **options):
         return iter(self.lines)
 
@@ -168,14 +172,22 @@ def test_waiting_for_what_failed_quotes_the_first_that_did():
 
 def test_waiting_in_vain_says_what_is_missing():
     pending = pod(
-        phase="Pending", conditions=[condition("PodScheduled", "False", message="no room")]
+        phase="Pending",
+        conditions=[
+            condition(
+                "PodScheduled",
+                "False",
+                message="no room",
+                lastTransitionTime="2026-11-21T03:57:16Z",
+            )
+        ],
     )
     seen = Observation(body("Deployment", {"replicas": 1}), [pending])
     with pytest.raises(WaitTimeoutError) as error:
         workload(seen, kind="Deployment").wait_ready(timeout_s=0)
     assert str(error.value) == (
-        "Deployment/x is not ready after 0 s: 0 of 1 pods ready; p is Pending: no room; "
-        "next: read its table(), events() and logs()"
+        "Deployment/x is not ready after 0 s: 0 of 1 pods ready; p is Pending "
+        "since 03:57:16 UTC: no room; next: read its table(), events() and logs()"
     )
 
 

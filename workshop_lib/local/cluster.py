@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -314,6 +315,20 @@ class LocalCluster:
             look.seen.get("pods", []),
             look.seen.get("events", []),
         )
+
+    def watch(self, kind: str, name: str) -> Generator[Observation, None, None]:
+        """A workload as it is, and again every tenth of a second.
+
+        Args:
+            kind: Its kind.
+            name: Its name.
+
+        Raises:
+            NotFoundError: There is no such object, or not any more.
+        """
+        while True:
+            yield self.observe(kind, name)
+            time.sleep(0.1)
 
     def logs(
         self,

@@ -1,0 +1,347 @@
+"""Applying: what is sent, what is told, and what a learner reads when it is refused."""
+
+import base64
+import json
+import re
+
+import pytest
+from objects import claim, config_map, deployment, job, objects, ray_cluster, secret, service
+
+from workshop_lib import manifests
+from workshop_lib.errors import (
+    ClusterError,
+    ConflictError,
+    ConnectError,
+    ForbiddenError,
+    ManifestError,
+    NotFoundError,
+    OperatorError,
+)
+from workshop_lib.kubernetes.resources import COMPONENT
+
+
+def refused(kind, cluster, *bodies, component="demo", **options):
+    with pytest.raises(kind) as error:
+        cluster.apply_objects(component, objects(*bodies), **options)
+    line = str(error.value)
+    assert "\n" not in line
+    return line
+
+
+def applied(cluster, *bodies, component="demo", **options):
+    return cluster.apply_objects(component, objects(*bodies), **options)
+
+
+def test_created_unchanged_configured(emulator, cluster):
+    work = applied(cluster, config_map(), job())
+    assert work.actions == {"ConfigMap/settings": "created", "Job/talk": "created"}
+    assert (work.kind, work.name, work.component) == ("Job", "talk", "demo")
+    versions = [emulator.get(*key)["metadata"]["resourceVersion"]
+                for key in (("ConfigMap", "settings"), ("Job", "talk"))]  # fmt: skip
+    again = applied(cluster, config_map(), job())
+    assert set(again.actions.values()) == {"unchanged"}
+    assert versions == [emulator.get(*key)["metadata"]["resourceVersion"]
+                        for key in (("ConfigMap", "settings"), ("Job", "talk"))]  # fmt: skip
+    changed = applied(cluster, config_map(a="2"), job())
+    assert changed.actions == {"ConfigMap/settings": "configured", "Job/talk": "unchanged"}
+
+
+def test_a_controller_that_writes_meanwhile_is_no_change_of_ours(emulator, cluster):
+    applied(cluster, deployment())
+    body = emulator.get("Deployment", "server")
+    body["metadata"]["annotations"] = {"deployment.kubernetes.io/revision": "7"}
+    emulator.put(body)
+    emulator.set_status("Deployment", "server", replicas=1)
+    assert applied(cluster, deployment()).actions == {"Deployment/server": "unchanged"}
+
+
+def test_a_field_that_is_no_more_applied_is_a_change(emulator, cluster):
+    applied(cluster, config_map(a="1", b="2"))
+    assert applied(cluster, config_map(a="1")).actions == {"ConfigMap/settings": "configured"}
+    assert emulator.get("ConfigMap", "settings")["data"] == {"a": "1"}
+
+
+def test_every_object_carries_the_labels(emulator, cluster):
+    applied(cluster, config_map(), service(), job(), component="ray-cluster")
+    for kind, name in (("ConfigMap", "settings"), ("Service", "server"), ("Job", "talk")):
+        assert emulator.get(kind, name)["metadata"]["labels"].items() >= {
+            "app.kubernetes.io/part-of": "ray-vllm-workshop",
+            "app.kubernetes.io/managed-by": "workshop-lib",
+            COMPONENT: "ray-cluster",
+        }.items()  # fmt: skip
+
+
+def test_all_is_tried_before_anything_is_changed(emulator, cluster):
+    applied(cluster, config_map(), service(), job())
+    dry = [i for i, (m, path) in enumerate(emulator.requests) if "dryRun=All" in path]
+    real = [i for i, (m, path) in enumerate(emulator.requests)
+            if m == "PATCH" and "dryRun" not in path]  # fmt: skip
+    assert len(dry) == len(real) == 3 and max(dry) < min(real)
+    sent = emulator.sent("PATCH")
+    assert all("fieldManager=workshop" in p and "fieldValidation=Strict" in p for p in sent)
+    assert not any("force" in path for path in sent)
+
+
+def test_one_wrong_object_changes_nothing(emulator, cluster):
+    wrong = job("bad")
+    wrong["spec"]["template"]["spec"]["containers"][0]["commnad"] = ["sleep"]
+    line = refused(ManifestError, cluster, config_map(), wrong)
+    assert line == (
+        'Job/bad: there is no field spec.template.spec.containers[name="main"].commnad; correct '
+        "the manifest (manifests/overlays/*/demo); nothing was changed"
+    )
+    assert emulator.changes() == []
+    assert len(emulator.sent("PATCH", "jobs/bad")) == 1, "a 500 that is an opinion is no hiccup"
+
+
+def test_an_invalid_value(emulator, cluster):
+    wrong = job()
+    wrong["spec"]["template"]["spec"]["restartPolicy"] = "Always"
+    line = refused(ManifestError, cluster, wrong)
+    assert line.startswith(
+        'Job/talk: spec.template.spec.restartPolicy: Required value: valid values: "OnFailure", '
+        '"Never"; correct the manifest or parameter'
+    )
+
+
+def test_several_refusals_are_counted(cluster):
+    wrong = [job(name) for name in ("one", "two", "three")]
+    for body in wrong:
+        body["spec"]["template"]["spec"]["restartPolicy"] = "Always"
+    assert "(and 2 more); nothing was changed" in refused(ManifestError, cluster, *wrong)
+
+
+def test_a_kind_that_the_workshop_does_not_use(emulator, cluster):
+    line = refused(ManifestError, cluster, {**config_map(), "kind": "DaemonSet"})
+    assert line.startswith("DaemonSet of v1: the workshop applies no such kind")
+    assert emulator.changes() == []
+
+
+def test_another_namespace_in_a_manifest(emulator, cluster):
+    body = config_map()
+    body["metadata"]["namespace"] = "production"
+    line = refused(ManifestError, cluster, body)
+    assert "it names the namespace 'production', not yours" in line
+
+
+def test_a_conflict_names_field_and_manager(emulator, cluster):
+    applied(cluster, config_map(a="1"))
+    body = {**config_map(a="theirs"), "metadata": {"name": "settings"}}
+    emulator.store.apply(emulator.kind("ConfigMap"), "workshop", body, manager="somebody-else",
+                         force=True, dry_run=False)  # fmt: skip
+    line = refused(ConflictError, cluster, config_map(a="2"))
+    assert line == (
+        'ConfigMap/settings: somebody else has set .data.a (conflict with "somebody-else"); leave '
+        "it to them, or take it over with cluster.apply('demo', force=True); nothing was changed"
+    )
+    taken = applied(cluster, config_map(a="2"), force=True)
+    assert taken.actions == {"ConfigMap/settings": "configured"}
+    assert emulator.get("ConfigMap", "settings")["data"] == {"a": "2"}
+
+
+def test_somebody_elses_object_is_left_alone(emulator, cluster):
+    emulator.put(config_map(a="theirs"))
+    line = refused(ConflictError, cluster, config_map(), force=True)
+    assert "is there already in namespace 'workshop', and it is not the workshop's" in line
+    assert emulator.changes() == []
+
+
+def test_another_components_object(emulator, cluster):
+    applied(cluster, config_map(), component="first")
+    line = refused(ClusterError, cluster, config_map(), component="second")
+    assert line == (
+        "ConfigMap/settings belongs to component 'first' already; first cluster.delete('first')"
+    )
+
+
+def test_a_claim_is_shared_and_stays_with_the_first(emulator, cluster):
+    applied(cluster, claim(), component="first")
+    work = applied(cluster, claim(), job(), component="second")
+    assert work.actions == {"PersistentVolumeClaim/shared": "unchanged", "Job/talk": "created"}
+    assert emulator.get("PersistentVolumeClaim", "shared")["metadata"]["labels"][COMPONENT] == (
+        "first"
+    )
+    line = refused(ClusterError, cluster, claim(size="2Gi"), component="second")
+    assert "PersistentVolumeClaim/shared: a volume cannot change while it exists (spec)" in line
+
+
+def test_a_jobs_pods_cannot_change(emulator, cluster):
+    applied(cluster, job())
+    line = refused(ClusterError, cluster, job(image="x:2"))
+    assert line == (
+        "Job/talk: a Job's pods cannot change while it exists (spec.template); "
+        "first cluster.delete('demo'); nothing was changed"
+    )
+
+
+def test_a_namespace_that_is_not_there(emulator, cluster):
+    cluster.namespace = "nowhere"
+    line = refused(NotFoundError, cluster, config_map())
+    assert line.startswith(
+        "the namespace 'nowhere' is not there; make it with: kubectl create namespace nowhere"
+    )
+
+
+def test_a_missing_operator(emulator, cluster):
+    emulator.crds = False
+    line = refused(OperatorError, cluster, config_map(), ray_cluster())
+    assert "the cluster knows no RayCluster (ray.io/v1): the KubeRay operator is not" in line
+    assert "helm install kuberay-operator" in line and "--version 1.7.0" in line
+    assert emulator.changes() == []
+
+
+def test_a_permission_that_is_missing(emulator, cluster):
+    emulator.forbidden = {("patch", "jobs")}
+    line = refused(ForbiddenError, cluster, config_map(), job())
+    assert line == (
+        "Job/talk: user 'system:serviceaccount:workshop:learner' may not patch jobs in namespace "
+        "'workshop'; ask for this rule in a Role: "
+        '{apiGroups: ["batch"], resources: ["jobs"], verbs: ["patch", "create"]}; '
+        "nothing was changed"
+    )
+    assert emulator.changes() == []
+
+
+def test_a_quota_is_explained_by_the_server(emulator, cluster):
+    said = {"kind": "Status", "status": "Failure", "reason": "Forbidden", "code": 403,
+            "message": 'services "server" is forbidden: exceeded quota: small'}  # fmt: skip
+    emulator.fail("PATCH", "services/server", status=403, body=said)
+    line = refused(ForbiddenError, cluster, service())
+    assert 'Service/server: refused: services "server" is forbidden: exceeded quota: small' in line
+
+
+@pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
+def test_trouble_that_passes_is_waited_for(emulator, cluster, status):
+    emulator.fail("PATCH", "configmaps", status=status, times=3)
+    assert applied(cluster, config_map()).actions == {"ConfigMap/settings": "created"}
+    assert len(emulator.sent("PATCH")) == 5
+
+
+def test_trouble_that_stays_is_told(emulator, cluster):
+    emulator.fail("PATCH", "configmaps", status=503, times=99)
+    line = refused(ClusterError, cluster, config_map())
+    assert "ConfigMap/settings: the server answered 503: scripted" in line
+    assert len(emulator.sent("PATCH")) == 6
+
+
+def test_the_server_says_how_long_to_wait(emulator, cluster, monkeypatch):
+    from workshop_lib.kubernetes import api
+
+    slept = []
+    monkeypatch.setattr(api.time, "sleep", lambda s: slept.append(s) if s else None)
+    emulator.fail("PATCH", "configmaps", status=429, headers={"Retry-After": "7"})
+    applied(cluster, config_map())
+    assert slept == [7.0]
+    emulator.fail("PATCH", "configmaps", status=429, headers={"Retry-After": "3600"})
+    assert "the server is busy" in refused(ClusterError, cluster, config_map())
+
+
+@pytest.mark.parametrize("lost", ["before", "after", "body"])
+def test_a_lost_connection_leaves_nothing_unknown(emulator, cluster, lost):
+    """Done or not before the connection went: the object is there once, and told as made."""
+    emulator.fail("PATCH", r"jobs/talk\?(?!.*dryRun)", lost=lost)
+    assert applied(cluster, config_map(), job()).actions == {
+        "ConfigMap/settings": "created", "Job/talk": "created"}  # fmt: skip
+    assert emulator.names("Job") == ["talk"]
+
+
+def test_a_server_that_stays_away_in_the_middle(emulator, cluster):
+    emulator.fail("PATCH", r"jobs/talk\?(?!.*dryRun)", lost="after", times=99)
+    line = refused(ConnectError, cluster, config_map(), service(), job())
+    assert "changed before: ConfigMap/settings created, Service/server created; " in line
+    assert "in doubt: Job/talk; cluster.apply('demo') again is safe and completes it" in line
+    emulator.faults.clear()
+    assert applied(cluster, config_map(), service(), job()).actions == {
+        "ConfigMap/settings": "unchanged", "Service/server": "unchanged", "Job/talk": "unchanged",
+    }  # fmt: skip
+
+
+def test_a_refusal_in_the_middle_says_what_was_changed(emulator, cluster):
+    emulator.fail("PATCH", r"jobs/talk\?(?!.*dryRun)", status=409)
+    line = refused(ConflictError, cluster, config_map(), job())
+    assert "Job/talk: scripted; changed before: ConfigMap/settings created" in line
+
+
+# -- tokens -------------------------------------------------------------------------------------
+
+
+def token(emulator, name="auth"):
+    return base64.b64decode(emulator.get("Secret", name)["data"]["auth_token"]).decode()
+
+
+def test_a_token_is_made_once(emulator, cluster, capfd):
+    work = applied(cluster, secret(), config_map())
+    first = token(emulator)
+    assert re.fullmatch("[0-9a-f]{64}", first)
+    assert cluster.secret("auth", "auth_token") == first
+    assert applied(cluster, secret(), config_map()).actions["Secret/auth"] == "unchanged"
+    applied(cluster, {**secret(), "stringData": {"more": "x"}}, config_map())
+    assert token(emulator) == first
+    shown = "".join(capfd.readouterr()) + repr(work) + work._repr_html_()
+    assert first not in shown and not any(first in path for _, path in emulator.requests)
+
+
+def test_an_existing_token_is_kept_whoever_made_it(emulator, cluster):
+    labels = {"app.kubernetes.io/part-of": "ray-vllm-workshop", COMPONENT: "demo",
+              "app.kubernetes.io/managed-by": "workshop-lib"}  # fmt: skip
+    value = base64.b64encode(b"theirs").decode()
+    body = secret()
+    body["metadata"]["labels"] = labels
+    emulator.put({**body, "data": {"auth_token": value}})
+    applied(cluster, secret())
+    assert token(emulator) == "theirs"
+
+
+def test_two_kernels_at_once_agree_on_one_token(emulator, cluster):
+    """Somebody makes the Secret between our look and our creation: theirs stays."""
+    made = []
+    create = emulator.store.create
+
+    def first_somebody_else(resource, namespace, body, *, manager, dry_run):
+        if not dry_run and not made:
+            other = json.loads(json.dumps(body))
+            other["data"]["auth_token"] = base64.b64encode(b"theirs").decode()
+            made.append(create(resource, namespace, other, manager=manager, dry_run=False))
+        return create(resource, namespace, body, manager=manager, dry_run=dry_run)
+
+    emulator.store.create = first_somebody_else
+    applied(cluster, secret())
+    assert made and token(emulator) == "theirs"
+
+
+def test_a_lost_answer_does_not_change_the_token(emulator, cluster):
+    emulator.fail("POST", r"secrets\?(?!.*dryRun)", lost="after")
+    values = []
+    put = emulator.store.put
+
+    def noted(resource, namespace, body):
+        values.append(body.get("data", {}).get("auth_token"))
+        return put(resource, namespace, body)
+
+    emulator.store.put = noted
+    assert applied(cluster, secret()).actions == {"Secret/auth": "created"}
+    assert len(set(values)) == 1
+
+
+def test_a_missing_secret(cluster):
+    with pytest.raises(NotFoundError, match="Secret/none with key 'x' is not there"):
+        cluster.secret("none", "x")
+
+
+# -- the workshop's own manifests -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("profile", ["eks", "kind"])
+def test_own_components_are_applied(emulator, cluster, profile):
+    cluster.profile = profile
+    overlays = manifests.manifests_dir() / "overlays" / profile
+    names = sorted(path.parent.name for path in overlays.glob("*/kustomization.yaml"))
+    assert {"model", "ray-cluster", "raycluster", "ray-service", "vllm"} <= set(names)
+    for name in names:
+        work = cluster.apply(name)
+        assert set(work.actions.values()) <= {"created", "unchanged"}
+        assert set(cluster.apply(name).actions.values()) == {"unchanged"}
+        if name != "storage":  # a claim alone is no applied component
+            assert cluster.get(name).name == work.name
+        cluster.delete(name)
+    assert cluster.components() == []

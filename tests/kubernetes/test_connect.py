@@ -1,0 +1,205 @@
+"""Connecting: what is said, and every way in which it can fail, in one line."""
+
+import base64
+import json
+import os
+import stat
+import time
+
+import pytest
+import yaml
+from conftest import kubeconfig
+
+from workshop_lib import connect
+from workshop_lib.errors import ConnectError
+from workshop_lib.kubernetes import KubernetesCluster
+from workshop_lib.kubernetes import config as config_module
+
+
+def refused(*args, **options):
+    with pytest.raises(ConnectError) as error:
+        connect(*args, **options)
+    line = str(error.value)
+    assert "\n" not in line
+    return line
+
+
+def jwt(**claims):
+    parts = [base64.urlsafe_b64encode(json.dumps(p).encode()).decode().rstrip("=")
+             for p in ({"alg": "none"}, claims)]  # fmt: skip
+    return ".".join([*parts, "x"])
+
+
+def test_it_says_what_it_will_touch_and_changes_nothing(emulator, config, capsys):
+    cluster = connect("kind", kubeconfig=str(config))
+    cluster.close()
+    said = capsys.readouterr().out
+    assert said == f"context test, server {emulator.url} (v1.36.0), namespace workshop\n"
+    assert cluster.profile == "kind"
+    assert emulator.changes() == []
+
+
+def test_the_environment_names_file_and_namespace(emulator, config, monkeypatch):
+    monkeypatch.setenv("KUBECONFIG", f"/nowhere{os.pathsep}{config}")
+    monkeypatch.setenv("WORKSHOP_NAMESPACE", "ada")
+    cluster = connect("eks")
+    cluster.close()
+    assert cluster.namespace == "ada"
+
+
+def test_the_usual_file_and_the_default_namespace(emulator, tmp_path, monkeypatch, config):
+    (tmp_path / ".kube").mkdir()
+    context = kubeconfig(emulator.url)
+    del context["contexts"][0]["context"]["namespace"]
+    (tmp_path / ".kube" / "config").write_text(yaml.safe_dump(context))
+    cluster = connect("eks")
+    cluster.close()
+    assert cluster.namespace == "default"
+
+
+def test_no_file(config, monkeypatch, tmp_path):
+    assert refused("eks") == (
+        f"there is no kubeconfig at {tmp_path}/.kube/config; get one with: "
+        "aws eks update-kubeconfig --name <cluster>, or set KUBECONFIG to where it is"
+    )
+    monkeypatch.setenv("KUBECONFIG", "/nowhere/config")
+    assert "no kubeconfig at /nowhere/config; get one with: kind export" in refused("kind")
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("", "file is empty"),
+        ("apiVersion: v1\nclusters: [\n", "line 3"),
+        ("just words", "malformed"),
+        ("- a\n- list\n", "malformed"),
+        ("apiVersion: v1\nkind: Config\n", "has no current-context; it has: none"),
+        ("contexts: 3\n", "malformed"),
+        ("contexts: [{name: x}]\ncurrent-context: x\n", "malformed"),
+        ("contexts: [{name: x, context: {cluster: c, user: u}}]\ncurrent-context: x\n",
+         "Expected object with name c"),
+        ("contexts: [{name: x, context: {}}]\ncurrent-context: x\n", "Expected key cluster"),
+    ],
+)  # fmt: skip
+def test_malformed_files(config, text, problem):
+    config.write_text(text)
+    line = refused("eks", kubeconfig=str(config))
+    assert problem in line and str(config) in line
+
+
+def test_a_certificate_that_is_no_base64(config, emulator):
+    settings = kubeconfig("https://127.0.0.1:1")
+    settings["clusters"][0]["cluster"]["certificate-authority-data"] = "abc"
+    config.write_text(yaml.safe_dump(settings))
+    assert "malformed" in refused("eks", kubeconfig=str(config))
+
+
+def test_a_context_that_is_not_there(config):
+    line = refused("eks", kubeconfig=str(config), context="production")
+    assert "has no context 'production'; it has: test; choose with: kubectl config" in line
+
+
+def test_a_file_that_may_not_be_read(config):
+    if os.getuid() == 0:
+        config.unlink()
+        config.mkdir()  # root may read everything, but no folder
+    else:
+        config.chmod(0)
+    assert f"kubeconfig {config}: " in refused("eks", kubeconfig=str(config))
+
+
+def test_a_token_that_says_it_has_expired(config, emulator):
+    config.write_text(yaml.safe_dump(kubeconfig(emulator.url, jwt(exp=time.time() - 60))))
+    line = refused("eks", kubeconfig=str(config))
+    assert "the token of user 'ada' (context 'test'" in line and "expired at 20" in line
+    assert line.endswith("log in again (aws sso login, or new keys), then connect again")
+    assert emulator.requests == [], "the server need not be asked"
+
+
+def test_credentials_that_do_not_count(config, emulator):
+    config.write_text(yaml.safe_dump(kubeconfig(emulator.url, "stale")))
+    line = refused("eks", kubeconfig=str(config))
+    assert "does not accept the credentials" in line and "log in again" in line
+    assert len(emulator.sent("GET", "/version")) == 2, "once more with credentials read anew"
+
+
+def test_nobody_answers(config, quick):
+    config.write_text(yaml.safe_dump(kubeconfig("http://127.0.0.1:9")))
+    line = refused("eks", kubeconfig=str(config))
+    assert line.startswith("http://127.0.0.1:9 does not answer:") and "VPN" in line
+    assert "0x" not in line
+
+
+def test_a_server_whose_certificate_is_not_trusted(config, emulator):
+    config.write_text(yaml.safe_dump(kubeconfig(emulator.url.replace("http:", "https:"))))
+    line = refused("eks", kubeconfig=str(config))
+    assert "no trusted connection" in line and "certificate-authority" in line
+
+
+def plugin(path, text):
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return {"exec": {"apiVersion": "client.authentication.k8s.io/v1beta1", "command": str(path),
+                     "args": []}}  # fmt: skip
+
+
+CREDENTIAL = (
+    'echo "{\\"apiVersion\\": \\"client.authentication.k8s.io/v1beta1\\", \\"kind\\": '
+    '\\"ExecCredential\\", \\"status\\": {\\"token\\": \\"$(cat %s)\\"}}"'
+)
+
+
+def with_user(config, emulator, user):
+    settings = kubeconfig(emulator.url)
+    settings["users"][0]["user"] = user
+    config.write_text(yaml.safe_dump(settings))
+
+
+def test_a_plugin_that_fails(config, emulator, tmp_path, capfd):
+    user = plugin(tmp_path / "aws", "echo 'The SSO session has expired' >&2; exit 255")
+    with_user(config, emulator, user)
+    line = refused("eks", kubeconfig=str(config))
+    assert "cannot be had: exec: process returned 255. The SSO session has expired; log in" in line
+    assert capfd.readouterr().err == ""
+
+
+def test_a_plugin_that_is_not_installed(config, emulator, tmp_path):
+    version = "client.authentication.k8s.io/v1beta1"
+    with_user(config, emulator, {"exec": {"apiVersion": version, "command": "no-such-aws"}})
+    assert "No such file or directory: 'no-such-aws'" in refused("eks", kubeconfig=str(config))
+
+
+def test_401_reads_the_credentials_again_once(config, emulator, tmp_path, quick):
+    """EKS's tokens live 15 minutes: the plugin is asked for another one in mid-session."""
+    (tmp_path / "token").write_text("first")
+    with_user(config, emulator, plugin(tmp_path / "aws", CREDENTIAL % (tmp_path / "token")))
+    emulator.tokens = {"first"}
+    cluster = KubernetesCluster("kind", kubeconfig=config)
+    emulator.tokens = {"second"}
+    (tmp_path / "token").write_text("second")
+    assert cluster.components() == []
+    emulator.tokens = set()
+    with pytest.raises(ConnectError, match="does not accept the credentials"):
+        cluster.components()
+    cluster.close()
+
+
+def test_inside_a_pod(emulator, config, monkeypatch, tmp_path):
+    """In-cluster configuration is read; its address is https, so nobody answers here."""
+    from kubernetes.config import incluster_config
+
+    folder = tmp_path / "serviceaccount"
+    folder.mkdir()
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
+    monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "9")
+    monkeypatch.setattr(config_module, "SERVICE_ACCOUNT", folder)
+    assert "automountServiceAccountToken: true" in refused("eks")
+    for name, text in (("token", "t"), ("ca.crt", ""), ("namespace", "workshop\n")):
+        (folder / name).write_text(text)
+    (folder / "ca.crt").write_bytes(__import__("certifi").contents().encode())
+    for name, file in (("SERVICE_TOKEN_FILENAME", "token"), ("SERVICE_CERT_FILENAME", "ca.crt")):
+        monkeypatch.setattr(incluster_config, name, str(folder / file))
+    access = config_module.load_access("eks")
+    assert (access.context, access.server, access.namespace) == (
+        "in-cluster", "https://127.0.0.1:9", "workshop",
+    )  # fmt: skip

@@ -1,0 +1,209 @@
+"""Logs over HTTP: every line once, whatever happens to the stream."""
+
+import itertools
+import threading
+import time
+
+import pytest
+from objects import deployment, job, objects
+
+from workshop_lib.errors import ConnectError, NotFoundError
+from workshop_lib.kubernetes.resuming import Position
+
+
+@pytest.fixture
+def running(emulator, cluster):
+    """A Job with one pod that runs."""
+    work = cluster.apply_objects("demo", objects(job()))
+    emulator.add_pod(emulator.get("Job", "talk"), "talk-abcde")
+    return work
+
+
+def finish(emulator, name="talk"):
+    emulator.set_status("Job", name, conditions=[{"type": "Complete", "status": "True"}])
+
+
+def texts(lines):
+    return [line.text for line in lines]
+
+
+def test_what_was_written(emulator, cluster):
+    work = cluster.apply_objects("demo", objects(job(completions=2, completionMode="Indexed")))
+    for index in (1, 0):
+        emulator.add_pod(emulator.get("Job", "talk"), f"talk-{index}-x", index=index,
+                         containers=("main", "side"))  # fmt: skip
+        emulator.kubelet.log(f"talk-{index}-x").write(f"one {index}\r", f"  two: {index} ", "")
+        emulator.kubelet.log(f"talk-{index}-x", "side").write("aside")
+    seen = [(line.rank, line.container, line.text) for line in work.logs()]
+    assert seen == [
+        (0, "main", "one 0"), (0, "main", "  two: 0 "), (0, "main", ""), (0, "side", "aside"),
+        (1, "main", "one 1"), (1, "main", "  two: 1 "), (1, "main", ""), (1, "side", "aside"),
+    ]  # fmt: skip
+    assert texts(work.logs(tail=1)) == ["", "aside"] * 2
+    assert str(next(iter(work.logs()))) == "[rank 0] one 0"
+
+
+def test_one_pod(emulator, cluster, running):
+    emulator.kubelet.log("talk-abcde").write("a", "b")
+    assert texts(cluster.logs("Pod", "talk-abcde")) == ["a", "b"]
+
+
+def test_nothing_yet_and_nothing_there(emulator, cluster, running):
+    pod = emulator.add_pod(emulator.get("Job", "talk"), "talk-later",
+                           state={"waiting": {"reason": "ContainerCreating"}})  # fmt: skip
+    assert pod and texts(running.logs()) == []
+    with pytest.raises(NotFoundError, match="Job/none is not there"):
+        list(cluster.logs("Job", "none"))
+
+
+def test_previous(emulator, cluster, running):
+    with pytest.raises(NotFoundError, match="Job/talk: nothing was restarted"):
+        list(running.logs(previous=True))
+    emulator.kubelet.log("talk-abcde").write("first run")
+    emulator.kubelet.restart("talk-abcde").write("second run")
+    emulator.set_state("talk-abcde", {"running": {}}, restarts=1)
+    assert texts(running.logs(previous=True)) == ["first run"]
+    assert texts(running.logs()) == ["second run"]
+
+
+def test_following_ends_with_the_workload_and_not_with_a_stream(emulator, cluster, running):
+    log = emulator.kubelet.log("talk-abcde")
+    log.write("a")
+    lines = running.logs(follow=True)
+    assert next(lines).text == "a"
+    # The server ends the stream cleanly, as a proxy does after some minutes; the pod runs on.
+    log.end()
+    time.sleep(0.3)
+    log.ended = False
+    log.write("b")
+    assert next(lines).text == "b"
+    log.write("c")
+    emulator.end_pod("talk-abcde")
+    assert next(lines).text == "c"
+    finish(emulator)
+    assert list(lines) == []
+
+
+def test_following_takes_in_new_pods_and_restarts(emulator, cluster):
+    work = cluster.apply_objects("demo", objects(deployment()))
+    uid = emulator.get("Deployment", "server")["metadata"]["uid"]
+    owner = {"apiVersion": "apps/v1", "kind": "ReplicaSet",
+             "metadata": {"name": "server-7d9f", "uid": uid}}  # fmt: skip
+    labels = {"app": "server"}
+    emulator.add_pod(owner, "server-7d9f-a", labels=labels, restartPolicy="Always")
+    emulator.add_pod(None, "stray", labels=labels)
+    emulator.kubelet.log("stray").write("not ours")
+    emulator.kubelet.log("server-7d9f-a").write("a 1")
+    lines = work.logs(follow=True)
+    assert next(lines).text == "a 1"
+    emulator.kubelet.log("server-7d9f-a").write("a 2")
+    emulator.kubelet.restart("server-7d9f-a").write("a 3, after a restart")
+    emulator.set_state("server-7d9f-a", {"running": {}}, restarts=1)
+    assert texts(itertools.islice(lines, 2)) == ["a 2", "a 3, after a restart"]
+    emulator.add_pod(owner, "server-7d9f-b", labels=labels, restartPolicy="Always")
+    emulator.kubelet.log("server-7d9f-b").write("b 1")
+    assert next(lines).text == "b 1"
+    cluster.delete("demo")
+    for name in ("server-7d9f-a", "server-7d9f-b"):
+        emulator.kubelet.log(name).end()
+    assert texts(lines) == []
+
+
+def test_stopping_early_and_by_time(emulator, cluster, running):
+    """The fixture proves that neither leaves a thread, the emulator that no socket is open."""
+    emulator.kubelet.log("talk-abcde").write("a", "b")
+    lines = running.logs(follow=True)
+    assert next(lines).text == "a"
+    lines.close()
+    assert texts(running.logs(follow=True, timeout_s=0.5)) == ["a", "b"]
+
+
+def test_tail_and_then_follow(emulator, cluster, running):
+    log = emulator.kubelet.log("talk-abcde")
+    log.write("a", "b", "c")
+    lines = running.logs(follow=True, tail=1)
+    assert next(lines).text == "c"
+    log.write("d")
+    assert next(lines).text == "d"
+    lines.close()
+
+
+def test_a_server_that_stays_away(emulator, cluster, running):
+    emulator.kubelet.log("talk-abcde").write("a")
+    emulator.fail("GET", "/log", status=500, times=10**6)
+    with pytest.raises(ConnectError, match="the log of talk-abcde: the server answered 500"):
+        list(running.logs())
+
+
+@pytest.mark.parametrize("same_time", [False, True], ids=["real times", "times repeat"])
+def test_200_drops_lose_and_repeat_nothing(emulator, cluster, running, same_time):
+    """Streams break at random, in the middle of lines, while the container writes."""
+    kubelet, wanted = emulator.kubelet, 3000
+    kubelet.drop_after, kubelet.most_drops = 250, 200
+    log = kubelet.log("talk-abcde")
+    stop = threading.Event()
+
+    def write():
+        for number in range(wanted):
+            # All of a batch carry one timestamp, to the nanosecond.
+            stamp = f"2026-11-21T04:52:{number // 100:02}.{number // 50:09}Z" if same_time else None
+            log.write(f"line {number}", stamp=stamp)
+            if number % 10 == 0 and kubelet.drops < 200 and stop.wait(0.005):
+                return
+        emulator.end_pod("talk-abcde")
+        finish(emulator)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        seen = texts(running.logs(follow=True, timeout_s=120))
+    finally:
+        stop.set()
+        writer.join()
+    assert kubelet.drops == 200
+    assert seen == [f"line {number}" for number in range(wanted)]
+
+
+def test_a_truncated_read_is_completed(emulator, cluster, running):
+    log = emulator.kubelet.log("talk-abcde")
+    for number in range(2000):
+        log.write(f"line {number}", stamp=f"2026-11-21T04:52:{number // 100:02}.500000000Z")
+    emulator.kubelet.drop_after, emulator.kubelet.most_drops = 250, 20
+    assert texts(running.logs()) == [f"line {number}" for number in range(2000)]
+    assert emulator.kubelet.drops == 20
+
+
+# -- the position, without a server ---------------------------------------------------------------
+
+
+def stamped(*pairs):
+    return [f"2026-11-21T04:52:{second}Z {text}" for second, text in pairs]
+
+
+def test_a_rotated_log_is_gone_on_with_by_time():
+    position = Position()
+    assert position.new(stamped(("49.1", "a"), ("49.2", "b"), ("49.3", "c"))) == ["a", "b", "c"]
+    position.resume()
+    # The file was rotated: a and b are gone, c and what follows are in the new one.
+    assert position.new(stamped(("49.3", "c"), ("49.4", "d"))) == ["d"]
+
+
+def test_times_out_of_order_are_no_loss():
+    """stdout and stderr are stamped apart: a line may be older than the one before it."""
+    position = Position()
+    position.new(stamped(("50.01", "b"), ("49.9", "a")))
+    assert position.resume() == "2026-11-21T04:52:49Z"
+    assert position.new(stamped(("50.01", "b"), ("49.9", "a"), ("49.95", "late"))) == ["late"]
+
+
+def test_other_time_zones():
+    position = Position()
+    position.new(["2026-11-21T06:00:00.100000000+02:00 a"])
+    assert position.resume() == "2026-11-21T06:00:00+02:00"
+
+
+def test_a_word_of_the_kubelets_own():
+    position = Position()
+    assert position.new(["unable to retrieve container logs"]) == [
+        "unable to retrieve container logs"
+    ]

@@ -1,0 +1,239 @@
+"""exec and forward, over real WebSockets; the frames are those of a real server."""
+
+import contextlib
+import json
+import socket
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import httpx
+import pytest
+import websocket
+from objects import deployment, job, objects, service
+
+from workshop_lib.errors import ClusterError, ConnectError, ForbiddenError, NotFoundError
+
+RECORDED = json.loads(
+    (Path(__file__).parents[1] / "data" / "kubernetes" / "http" / "exec.json").read_text()
+)
+
+
+@pytest.fixture
+def pod(emulator, cluster):
+    cluster.apply_objects("demo", objects(job()))
+    emulator.add_pod(emulator.get("Job", "talk"), "talk-0-abcde", containers=("main", "side"))
+    return "talk-0-abcde"
+
+
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [("exec-ok", ["bash", "-c", "echo out;sleep 0.05;echo err 1>&2"]),
+     ("exec-exit-3", ["bash", "-c", "exit 3"]), ("exec-no-such-command", ["nvidia-smi"])],
+)  # fmt: skip
+def test_the_emulators_frames_are_the_recorded_ones(emulator, pod, name, command):
+    from urllib.parse import urlencode
+
+    query = urlencode({"command": command, "container": "main", "stdout": "true"}, doseq=True)
+    opened = websocket.create_connection(
+        f"ws{emulator.url[4:]}/api/v1/namespaces/workshop/pods/{pod}/exec?{query}",
+        header=["Authorization: Bearer good-token"], subprotocols=["v5.channel.k8s.io"],
+    )  # fmt: skip
+    frames = []
+    while True:
+        opcode, data = opened.recv_data(control_frame=True)
+        if opcode == 8:
+            break
+        frames.append((data[0], data[1:].decode()))
+    opened.close()
+    recorded = [(f["channel"], f["data"]) for f in RECORDED[name]["frames"] if f["opcode"] == 2]
+    assert frames == recorded
+
+
+def test_exit_code_and_separate_streams(cluster, pod):
+    done = cluster.exec("talk-0", ["bash", "-c", "echo out; echo err >&2; exit 3"])
+    assert (done.exit_code, done.stdout, done.stderr) == (3, "out\n", "err\n")
+    done = cluster.exec(pod, ["printf", "%s", "ä €"], container="side")
+    assert (done.exit_code, done.stdout, done.stderr) == (0, "ä €", "")
+
+
+def test_much_output(cluster, pod):
+    done = cluster.exec(pod, ["head", "-c", "3000000", "/dev/zero"])
+    assert len(done.stdout) == 3_000_000
+
+
+def test_a_command_that_is_not_there(cluster, pod):
+    with pytest.raises(ClusterError) as error:
+        cluster.exec(pod, ["nvidia-smi"])
+    assert str(error.value) == (
+        "exec in talk-0-abcde: 'nvidia-smi': executable file not found in $PATH"
+    )
+
+
+def test_a_command_that_takes_too_long(cluster, pod):
+    with pytest.raises(ClusterError, match=r"'sleep 3' did not end within 0.3 s; it may still"):
+        cluster.exec(pod, ["sleep", "3"], timeout_s=0.3)
+
+
+def test_a_connection_that_breaks_does_not_run_it_twice(emulator, cluster, pod, tmp_path):
+    emulator.exec_breaks = True
+    with pytest.raises(ConnectError, match="is not known: look before you run it again"):
+        cluster.exec(pod, ["bash", "-c", f"echo once >> {tmp_path}/said"])
+    assert (tmp_path / "said").read_text() == "once\n"
+
+
+def test_which_pod_and_container(emulator, cluster, pod):
+    owner = emulator.get("Job", "talk")
+    for wrong, said in (
+        ("none", r"'none' is no running pod's name: talk-0-abcde"),
+        ("talk", None),
+    ):
+        if said:
+            with pytest.raises(NotFoundError, match=said):
+                cluster.exec(wrong, ["true"])
+    emulator.add_pod(owner, "talk-1-fghij", state={"waiting": {"reason": "ContainerCreating"}},
+                     phase="Pending")  # fmt: skip
+    with pytest.raises(NotFoundError, match="'talk' fits several pods: talk-0-abcde, talk-1-fghij"):
+        cluster.exec("talk", ["true"])
+    with pytest.raises(NotFoundError, match="container 'main' of talk-1-fghij does not run"):
+        cluster.exec("talk-1", ["true"])
+    with pytest.raises(NotFoundError, match="has no container 'gpu'; it has main, side"):
+        cluster.exec(pod, ["true"], container="gpu")
+    with pytest.raises(ClusterError, match="there is no command"):
+        cluster.exec(pod, [])
+
+
+def test_exec_that_is_forbidden_or_unauthorised_in_between(emulator, cluster, pod):
+    emulator.forbidden = {("get", "pods/exec")}
+    with pytest.raises(ForbiddenError, match=r"may not get pods/exec .* resources: \[\"pods/exec"):
+        cluster.exec(pod, ["true"])
+    emulator.forbidden = set()
+    emulator.fail("GET", "/exec", status=401)
+    assert cluster.exec(pod, ["true"]).exit_code == 0, "once more, with fresh credentials"
+
+
+# -- forward --------------------------------------------------------------------------------------
+
+
+class Hello(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self):
+        data = self.server.said * int(self.path.partition("?")[2] or 1)
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def do_POST(self):
+        data = self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def serve():
+    """Start HTTP servers that play what listens in pods."""
+    servers = []
+
+    def start(said):
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Hello)
+        server.said = said
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        servers.append(server)
+        return server.server_address
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.fixture
+def served(emulator, cluster, serve):
+    """A Deployment behind a Service whose port 80 goes to the pod's port named http, 8000."""
+    cluster.apply_objects("demo", objects(service(port=80), deployment()))
+
+    def pod(name):
+        emulator.add_pod(None, name, labels={"app": "server"}, containers=())
+        body = emulator.get("Pod", name)
+        body["spec"]["containers"] = [
+            {"name": "main", "ports": [{"name": "http", "containerPort": 8000}]}
+        ]
+        emulator.put(body)
+        emulator.kubelet.ports[(name, 8000)] = serve(name.encode())
+
+    pod("server-a")
+    return pod
+
+
+def test_a_service_on_loopback(emulator, cluster, served):
+    with cluster.forward("server", 80) as url:
+        assert url.startswith("http://127.0.0.1:")
+        assert httpx.get(url).text == "server-a"
+        with httpx.Client(base_url=url) as client:
+            assert [client.get("/").text for _ in range(3)] == ["server-a"] * 3
+        many = httpx.get(f"{url}/?100000", timeout=30)
+        assert len(many.content) == 800_000
+        sent = bytes(range(256)) * 4000
+        assert httpx.post(url, content=sent, timeout=30).content == sent
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(url)
+
+
+def test_several_connections_at_once(cluster, served):
+    with cluster.forward("server", 80) as url:
+        seen = []
+        threads = [
+            threading.Thread(target=lambda: seen.append(httpx.get(f"{url}/?1000").text))
+            for _ in range(12)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert seen == ["server-a" * 1000] * 12
+
+
+def test_it_survives_a_pods_restart(emulator, cluster, served):
+    with cluster.forward("server", 80) as url:
+        assert httpx.get(url).text == "server-a"
+        emulator.store.drop(emulator.kind("Pod"), "workshop", "server-a")
+        timer = threading.Timer(1.0, served, args=("server-b",))
+        timer.start()
+        assert httpx.get(url, timeout=30).text == "server-b"
+        timer.join()
+
+
+def test_a_pod_by_the_beginning_of_its_name(cluster, served):
+    with cluster.forward("server-a", 8000) as url:
+        assert httpx.get(url).text == "server-a"
+
+
+def test_leaving_with_a_connection_open(cluster, served):
+    with cluster.forward("server", 80) as url:
+        idle = socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])))
+    with contextlib.suppress(ConnectionResetError):
+        assert idle.recv(10) == b""
+    idle.close()
+
+
+def test_what_cannot_be_forwarded(emulator, cluster, served):
+    with pytest.raises(NotFoundError, match="Service/server has no port 81; it has 80"):
+        cluster.forward("server", 81).__enter__()
+    with pytest.raises(NotFoundError, match="'none' is no running pod's name"):
+        cluster.forward("none", 80).__enter__()
+    emulator.store.drop(emulator.kind("Pod"), "workshop", "server-a")
+    with pytest.raises(NotFoundError, match="Service/server has no ready pod behind it"):
+        cluster.forward("server", 80).__enter__()
+
+
+def test_a_port_where_nobody_listens_closes_the_connection(cluster, served):
+    with cluster.forward("server-a", 9) as url, pytest.raises(httpx.HTTPError):
+        httpx.get(url, timeout=10)

@@ -1,0 +1,218 @@
+"""Waiting: on conditions, through expired and dropped watches, with reasons at the end."""
+
+import asyncio
+import json
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from objects import deployment, job, objects, ray_cluster
+
+from workshop_lib.errors import ClusterError, NotFoundError, WaitTimeoutError
+
+RECORDED = Path(__file__).parents[1] / "data" / "kubernetes"
+
+
+def started(cluster, body):
+    return cluster.apply_objects("demo", objects(body))
+
+
+def later(*steps, pause_s=0.2):
+    """Do something to the cluster while the test waits."""
+
+    def run():
+        for step in steps:
+            time.sleep(pause_s)
+            step()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    return thread
+
+
+def condition(kind, status="True", **more):
+    return {"type": kind, "status": status, **more}
+
+
+def event(about, reason, message, kind="Normal"):
+    return {
+        "apiVersion": "v1", "kind": "Event", "type": kind, "reason": reason, "message": message,
+        "metadata": {"name": f"e.{reason.lower()}"}, "lastTimestamp": None,
+        "eventTime": "2026-11-21T03:57:14.691472Z",
+        "involvedObject": {"kind": about["kind"], "name": about["metadata"]["name"],
+                           "uid": about["metadata"]["uid"]},
+    }  # fmt: skip
+
+
+def test_a_job_becomes_ready_and_complete(emulator, cluster):
+    work = started(cluster, job())
+    body = emulator.get("Job", "talk")
+    thread = later(
+        lambda: emulator.add_pod(body, "talk-0-abcde"),
+        lambda: emulator.set_status("Job", "talk", ready=1, active=1),
+    )
+    assert work.wait_ready(timeout_s=20) is work
+    thread.join()
+    assert work.pods == ["talk-0-abcde"]
+    assert work.table().iloc[0]["state"] == "Running"
+    emulator.kubelet.log("talk-0-abcde").write("done")
+    thread = later(
+        lambda: emulator.end_pod("talk-0-abcde"),
+        lambda: emulator.set_status("Job", "talk", conditions=[condition("Complete")]),
+    )
+    work.wait_complete(timeout_s=20)
+    thread.join()
+
+
+def test_a_watch_survives_expiry_and_drops(emulator, cluster):
+    work = started(cluster, deployment())
+    emulator.drop_watches = 3
+    emulator.fail("GET", "watch=true", status=503, times=2)
+    emulator.fail("GET", "watch=true", status=410, times=1)
+    emulator.fail("GET", "watch=true", lost="before", times=2)
+    thread = later(
+        *[lambda n=n: emulator.set_status("Deployment", "server", replicas=n) for n in range(3)],
+        emulator.store.expire,
+        lambda: emulator.set_status(
+            "Deployment", "server", replicas=1, updatedReplicas=1, availableReplicas=1
+        ),
+    )
+    work.wait_ready(timeout_s=30)
+    thread.join()
+    assert emulator.drop_watches < 3
+
+
+def test_watches_and_not_polls(emulator, cluster):
+    work = started(cluster, job())
+    with pytest.raises(WaitTimeoutError):
+        work.wait_ready(timeout_s=2)
+    assert len(emulator.sent("GET", "watch=true")) == 3
+    assert len(emulator.sent("GET", "/jobs")) < 8
+
+
+def test_a_server_that_stays_away_ends_the_wait(emulator, cluster):
+    work = started(cluster, job())
+    emulator.fail("GET", "", lost="before", times=10**6)
+    with pytest.raises(ClusterError, match="does not answer"):
+        work.wait_ready(timeout_s=60)
+
+
+def test_a_watch_that_is_forbidden(emulator, cluster):
+    work = started(cluster, job())
+    emulator.forbidden = {("watch", "pods")}
+    with pytest.raises(ClusterError, match=r'may not watch pods .* verbs: \["watch"\]'):
+        work.wait_ready(timeout_s=20)
+
+
+def test_what_is_pending_why_and_since_when(emulator, cluster):
+    """The recorded condition of a pod that asks for a GPU on a cluster that has none."""
+    recorded = json.loads((RECORDED / "insufficient-gpu.json").read_text())
+    said = recorded["condition"]
+    work = started(cluster, job())
+    pod = emulator.add_pod(emulator.get("Job", "talk"), "talk-abcde", phase="Pending")
+    pod["status"] = {"phase": "Pending", "conditions": [said]}
+    emulator.put(pod)
+    with pytest.raises(WaitTimeoutError) as error:
+        work.wait_ready(timeout_s=0.5)
+    line = str(error.value)
+    assert "Job/talk is not ready after 0.5 s: 0 of 1 pods ready; talk-abcde is Pending" in line
+    assert "since 03:57:14 UTC" in line and "Insufficient nvidia.com/gpu" in line
+
+
+def test_pods_that_may_not_be_made_are_explained_by_events(emulator, cluster):
+    work = started(cluster, deployment())
+    replica_set = {"kind": "ReplicaSet", "metadata": {"name": "server-7d9f", "uid": "u"}}
+    said = 'pods "server-7d9f-x" is forbidden: exceeded quota: small'
+    emulator.put(event(replica_set, "FailedCreate", f"Error creating: {said}", "Warning"))
+    other = {"kind": "ReplicaSet", "metadata": {"name": "other-7d9f", "uid": "v"}}
+    emulator.put(event(other, "Unrelated", "of somebody else", "Warning"))
+    with pytest.raises(WaitTimeoutError, match="exceeded quota: small"):
+        work.wait_ready(timeout_s=0.5)
+    assert list(work.events()["reason"]) == ["FailedCreate"]
+
+
+def test_events_are_shown_meanwhile(emulator, cluster, capsys):
+    work = started(cluster, job())
+    pod = emulator.add_pod(emulator.get("Job", "talk"), "talk-abcde", phase="Pending",
+                           state={"waiting": {"reason": "ContainerCreating"}})  # fmt: skip
+    emulator.put(event(pod, "Pulling", 'Pulling image "x:1"'))
+    with pytest.raises(WaitTimeoutError):
+        work.wait_ready(timeout_s=0.5)
+    assert 'Pulling: Pulling image "x:1"' in capsys.readouterr().err
+
+
+def test_a_job_that_failed_quotes_its_last_words(emulator, cluster):
+    work = started(cluster, job())
+    emulator.add_pod(emulator.get("Job", "talk"), "talk-abcde")
+    emulator.kubelet.log("talk-abcde").write("starting", "ValueError: no such model")
+    emulator.end_pod("talk-abcde", code=1)
+    emulator.set_status("Job", "talk", conditions=[condition(
+        "Failed", reason="BackoffLimitExceeded", message="Job has reached the limit")])  # fmt: skip
+    with pytest.raises(ClusterError) as error:
+        work.wait_complete(timeout_s=20)
+    line = str(error.value)
+    assert "BackoffLimitExceeded" in line
+    assert "talk-abcde said: ValueError: no such model" in line
+
+
+def test_a_ray_cluster_is_waited_for_by_its_conditions(emulator, cluster):
+    work = started(cluster, ray_cluster())
+    head = condition("HeadPodReady")
+    thread = later(
+        lambda: emulator.set_status(
+            "RayCluster", "raycluster", desiredWorkerReplicas=1, conditions=[head]
+        ),
+        lambda: emulator.set_status(
+            "RayCluster", "raycluster", readyWorkerReplicas=1,
+            conditions=[head, condition("RayClusterProvisioned")],
+        ),
+    )  # fmt: skip
+    work.wait_ready(timeout_s=20)
+    thread.join()
+    for name, kind in (("raycluster-w", "worker"), ("raycluster-h", "head")):
+        labels = {"ray.io/cluster": "raycluster", "ray.io/node-type": kind}
+        emulator.add_pod(emulator.get("RayCluster", "raycluster"), name, labels=labels)
+    emulator.add_pod(None, "stranger", labels={"ray.io/cluster": "another"})
+    assert work.pods == ["raycluster-h", "raycluster-w"], "the head first"
+
+
+def test_the_pods_of_a_ray_service(emulator, cluster):
+    body = {**ray_cluster("llm"), "kind": "RayService"}
+    work = started(cluster, body)
+    emulator.set_status("RayService", "llm", activeServiceStatus={"rayClusterName": "llm-x7k2p"},
+                        conditions=[condition("Ready")])  # fmt: skip
+    emulator.add_pod(None, "llm-x7k2p-head", labels={"ray.io/cluster": "llm-x7k2p"})
+    emulator.add_pod(None, "stranger", labels={"ray.io/cluster": "another"})
+    assert work.wait_ready(timeout_s=20).pods == ["llm-x7k2p-head"]
+
+
+def test_ranks_are_in_order(emulator, cluster):
+    work = started(cluster, job(completions=2, parallelism=2, completionMode="Indexed"))
+    body = emulator.get("Job", "talk")
+    emulator.add_pod(body, "talk-1-aaaaa", index=1)
+    emulator.add_pod(body, "talk-0-zzzzz", index=0)
+    emulator.add_pod({**body, "metadata": {**body["metadata"], "uid": "older"}}, "talk-0-older")
+    assert work.pods == ["talk-0-zzzzz", "talk-1-aaaaa"]
+
+
+def test_deleted_while_it_was_waited_for(emulator, cluster):
+    work = started(cluster, job())
+    resource = emulator.kind("Job")
+    thread = later(lambda: emulator.store.drop(resource, "workshop", "talk"))
+    with pytest.raises(NotFoundError, match="Job/talk was deleted while it was waited for"):
+        work.wait_ready(timeout_s=20)
+    thread.join()
+    with pytest.raises(NotFoundError, match=r"Job/talk is not there; start it with cluster.apply"):
+        work.observe()
+
+
+def test_inside_a_running_event_loop(emulator, cluster):
+    """As in a notebook's kernel."""
+
+    async def cell():
+        work = started(cluster, job())
+        emulator.set_status("Job", "talk", ready=1)
+        return work.wait_ready(timeout_s=20)
+
+    assert asyncio.run(cell()).name == "talk"

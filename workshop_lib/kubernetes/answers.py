@@ -1,0 +1,163 @@
+"""What an API server's answer means, in a line that a learner can act on."""
+
+from __future__ import annotations
+
+import email.utils
+import json
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from workshop_lib.errors import (
+    ClusterError,
+    ConflictError,
+    ConnectError,
+    ForbiddenError,
+    ManifestError,
+    NotFoundError,
+    WorkshopError,
+)
+
+__all__ = ["Answer", "problem", "retry_after_s"]
+
+_CANNOT = re.compile(
+    r'User "(?P<user>[^"]+)" cannot (?P<verb>\w+) resource "(?P<resource>[^"]+)" '
+    r'in API group "(?P<group>[^"]*)"(?: in the namespace "(?P<namespace>[^"]+)")?'
+)
+_SCHEMA = "failed to create typed patch object"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An HTTP answer, read whole.
+
+    Attributes:
+        status: HTTP status.
+        headers: Its headers, names in lower case.
+        text: Its body.
+    """
+
+    status: int
+    text: str
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    def json(self) -> dict[str, Any]:
+        """The body as an object; an empty one when it is none."""
+        try:
+            body = json.loads(self.text)
+        except ValueError:
+            return {}
+        return body if isinstance(body, dict) else {}
+
+    @property
+    def ok(self) -> bool:
+        """Whether the server did what was asked."""
+        return 200 <= self.status < 300
+
+    @property
+    def message(self) -> str:
+        """What the server says about it."""
+        said = self.json().get("message") or self.text
+        return " ".join(str(said).split())[:600] or f"HTTP {self.status} without a word"
+
+    @property
+    def causes(self) -> list[dict[str, Any]]:
+        """The single reasons of a refusal."""
+        return list((self.json().get("details") or {}).get("causes") or [])
+
+    @property
+    def is_missing_kind(self) -> bool:
+        """404 because nobody serves such a path: the kind's operator is not installed."""
+        return self.status == 404 and self.json().get("kind") != "Status"
+
+    @property
+    def is_unknown_field(self) -> bool:
+        """A field that the schema does not have; server-side apply answers 500 to it."""
+        return self.message.startswith(_SCHEMA) or (
+            self.status == 400 and "strict decoding error" in self.message
+        )
+
+    @property
+    def is_worth_retrying(self) -> bool:
+        """Too many requests, or trouble that passes: not the server's opinion of the request."""
+        return self.status in (429, 500, 502, 503, 504) and not self.is_unknown_field
+
+
+def retry_after_s(headers: Mapping[str, str]) -> float | None:
+    """Seconds that the server asks to wait, from `Retry-After` (a number or a date).
+
+    Example:
+        >>> retry_after_s({"retry-after": "3"})
+        3.0
+    """
+    value = headers.get("retry-after", "").strip()
+    if value.isdigit():
+        return float(value)
+    if not value:
+        return None
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+    except ValueError:
+        return None
+
+
+def problem(answer: Answer, what: str) -> WorkshopError:
+    """The error for an answer that is no success.
+
+    Args:
+        answer: The answer.
+        what: What was asked, such as `Job/model`.
+    """
+    if answer.is_unknown_field:
+        return ManifestError(f"{what}: {_schema_problem(answer.message)}; correct the manifest")
+    if answer.status == 401:
+        return ConnectError(
+            f"{what}: the server does not accept the credentials ({answer.message}), also after "
+            "reading them again; log in again (EKS: aws sso login), then connect again"
+        )
+    if answer.status == 403:
+        return _forbidden(answer, what)
+    if answer.status == 404:
+        return NotFoundError(f"{what}: {answer.message}")
+    if answer.status == 409:
+        return ConflictError(f"{what}: {answer.message}")
+    if answer.status in (400, 422):
+        return ManifestError(f"{what}: {_invalid(answer)}; correct the manifest or parameter")
+    if answer.status == 429:
+        return ClusterError(f"{what}: the server is busy ({answer.message}); try again in a minute")
+    return ClusterError(
+        f"{what}: the server answered {answer.status}: {answer.message}; try again, and if it "
+        "stays so tell who administers the cluster"
+    )
+
+
+def _schema_problem(message: str) -> str:
+    """The field, out of the server's sentence about its schema."""
+    _, _, tail = message.partition("): ")
+    path, _, said = (tail or message).partition(": ")
+    if said.startswith("field not declared"):
+        return f"there is no field {path.lstrip('.')}"
+    return tail or message
+
+
+def _forbidden(answer: Answer, what: str) -> ForbiddenError:
+    found = _CANNOT.search(answer.message)
+    if found is None:  # a quota, or the namespace's Pod Security: the server explains
+        return ForbiddenError(f"{what}: refused: {answer.message}")
+    verb, resource, group = found["verb"], found["resource"], found["group"]
+    where = f"namespace {found['namespace']!r}" if found["namespace"] else "the whole cluster"
+    verbs = '["patch", "create"]' if verb == "patch" else f'["{verb}"]'
+    rule = f'{{apiGroups: ["{group}"], resources: ["{resource}"], verbs: {verbs}}}'
+    kind = "Role" if found["namespace"] else "ClusterRole"
+    return ForbiddenError(
+        f"{what}: user {found['user']!r} may not {verb} {resource} in {where}; "
+        f"ask for this rule in a {kind}: {rule}"
+    )
+
+
+def _invalid(answer: Answer) -> str:
+    """Each field that is wrong, and why; the server's own sentence when it names none."""
+    wrong = [f"{c['field']}: {c['message']}" for c in answer.causes if c.get("field")]
+    return "; ".join(dict.fromkeys(wrong)) or answer.message

@@ -1,0 +1,252 @@
+"""The log of one container, read over drops and restarts.
+
+The end of a stream says nothing about the container: a proxy, the kubelet or a token's
+end may have cut it. Whether there is more to read is asked of the pod, and a container
+that has ended is read once more, so that its last lines are not lost either.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Generator, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from workshop_lib.cluster import LogLine
+from workshop_lib.kubernetes.answers import problem, retry_after_s
+from workshop_lib.kubernetes.api import Api, Lost, Pauses, chunks, read
+from workshop_lib.kubernetes.observe import INDEX
+from workshop_lib.kubernetes.resources import resource_of_kind
+from workshop_lib.kubernetes.resuming import Position
+from workshop_lib.kubernetes.watch import shut
+
+if TYPE_CHECKING:
+    from urllib3 import BaseHTTPResponse
+
+__all__ = ["LOOK_EVERY_S", "ContainerLog", "container_statuses"]
+
+Json = Mapping[str, Any]
+
+SILENT_S = 300.0
+"""A stream that is silent for so long is opened anew: it may be dead."""
+
+LOOK_EVERY_S = 1.0
+"""How often what is followed is looked at: for a restart, new pods, or its end."""
+
+MOST_BARREN = 200
+"""So often in a row a stream may break before it comes to new lines."""
+
+
+class _Breaks:
+    """How a stream's breaks are answered.
+
+    One that brought new lines is read on at once. One that brought only lines that were
+    known already breaks too early, and is asked for again many times. A server that says
+    nothing is given as many tries as for any request.
+    """
+
+    def __init__(self, tries: int) -> None:
+        self._tries = tries
+        self.brought = False
+        self._pauses = Pauses(tries)
+        self._barren = 0
+
+    def next_s(self, *, heard: bool) -> float | None:
+        """The pause before the next try, or None when it is no use to go on."""
+        if self.brought:
+            self.brought = False
+            self._pauses, self._barren = Pauses(self._tries), 0
+            return 0.0
+        if not heard:
+            return self._pauses.next_s()
+        self._barren += 1
+        return 0.02 if self._barren < MOST_BARREN else None
+
+
+class ContainerLog:
+    """The log of one container of one pod, as batches of lines.
+
+    Args:
+        api: The server.
+        namespace: Where.
+        pod: The pod.
+        container: The container's name.
+        follow: Go on until the container will not write any more.
+        previous: The run before the last restart.
+        tail: Only so many last lines of what is there.
+    """
+
+    def __init__(
+        self,
+        api: Api,
+        namespace: str,
+        pod: Json,
+        container: str,
+        *,
+        follow: bool = False,
+        previous: bool = False,
+        tail: int | None = None,
+    ) -> None:
+        self._api = api
+        self._namespace = namespace
+        self._name = pod["metadata"]["name"]
+        self._uid = pod["metadata"]["uid"]
+        self._container = container
+        self._follow = follow
+        self._previous = previous
+        self._tail = tail
+        self._position = Position()
+        self._stop = threading.Event()
+        self._lock = threading.Lock()
+        self._response: BaseHTTPResponse | None = None
+        self._heard = False
+        index = (pod["metadata"].get("annotations") or {}).get(INDEX)
+        self._who = (self._name, None if index is None else int(index), container)
+
+    def stop(self) -> None:
+        """Make the reading end, from another thread."""
+        self._stop.set()
+        with self._lock:
+            if self._response is not None:
+                shut(self._response)
+
+    def batches(self) -> Generator[list[LogLine], None, None]:
+        """The lines, each once, in batches as they come.
+
+        Raises:
+            WorkshopError: The server refuses them, or stays away.
+        """
+        if not self._follow:
+            yield from self._whole(previous=self._previous)
+            return
+        breaks, run = _Breaks(self._api.tries), None
+        while not self._stop.is_set():
+            pod = self._api.get(resource_of_kind("Pod"), self._namespace, self._name)
+            if pod is None or pod["metadata"]["uid"] != self._uid:
+                return
+            status = container_statuses(pod).get(self._container, {})
+            if run is not None and status.get("restartCount", 0) > run:
+                yield from self._whole(previous=True)  # what it wrote last before its restart
+            run = status.get("restartCount", 0)
+            if "terminated" in (status.get("state") or {}):
+                yield from self._whole()
+                if _has_ended(pod, self._container):
+                    return
+                self._stop.wait(LOOK_EVERY_S)
+                continue
+            try:
+                for lines in self._stream(follow=True):
+                    breaks.brought = True
+                    yield lines
+                self._stop.wait(0.0 if breaks.brought else LOOK_EVERY_S)
+                breaks.brought = False
+            except Lost as error:
+                self._stop.wait(self._pause_s(breaks, error))
+
+    def _whole(self, *, previous: bool = False) -> Iterator[list[LogLine]]:
+        """What is there of a run, to its end."""
+        breaks = _Breaks(self._api.tries)
+        while not self._stop.is_set():
+            try:
+                for lines in self._stream(follow=False, previous=previous):
+                    breaks.brought = True
+                    yield lines
+                return
+            except Lost as error:
+                self._stop.wait(self._pause_s(breaks, error))
+
+    def _pause_s(self, breaks: _Breaks, error: Lost) -> float:
+        """The pause after a stream broke.
+
+        Raises:
+            Lost: It is no use to go on.
+        """
+        pause_s = breaks.next_s(heard=self._heard)
+        if pause_s is None:
+            raise Lost(f"the log of {self._name}: {error}; read it again with logs()") from None
+        return pause_s
+
+    # -- one stream -----------------------------------------------------------------------------
+
+    def _stream(self, *, follow: bool, previous: bool = False) -> Iterator[list[LogLine]]:
+        """The new lines of one stream.
+
+        Raises:
+            Lost: It broke.
+        """
+        self._heard = False
+        params = {"container": self._container, "timestamps": "true"}
+        params |= {"follow": "true"} if follow else {}
+        params |= {"previous": "true"} if previous else {}
+        if (since := self._position.resume()) is not None:
+            params["sinceTime"] = since
+        elif self._tail is not None:
+            params["tailLines"] = str(self._tail)
+        path = resource_of_kind("Pod").path(self._namespace, self._name) + "/log"
+        response = self._api.open("GET", path, params=params, read_timeout_s=SILENT_S)
+        with self._lock:
+            if self._stop.is_set():
+                response.close()
+                return
+            self._response = response
+        try:
+            if response.status != 200:
+                self._refused(response)
+                return
+            yield from self._lines(response, whole=not follow)
+        finally:
+            with self._lock:
+                self._response = None
+            response.close()
+
+    def _lines(self, response: BaseHTTPResponse, *, whole: bool) -> Iterator[list[LogLine]]:
+        """Batches of a stream's new lines; `whole`: half a line at its clean end is a line."""
+        pod, rank, container = self._who
+        rest = b""
+        for chunk in chunks(response):
+            self._heard = True
+            data = rest + chunk
+            end = data.rfind(b"\n") + 1
+            rest = data[end:]
+            if end and (texts := self._position.new(_split(data[:end]))):
+                yield [LogLine(pod, rank, container, text) for text in texts]
+        if whole and rest and (texts := self._position.new(_split(rest))):
+            yield [LogLine(pod, rank, container, text) for text in texts]
+
+    def _refused(self, response: BaseHTTPResponse) -> None:
+        """Nothing to read is no error; trouble that passes is a lost stream."""
+        answer = read(response)
+        if answer.status in (400, 404):  # it has not begun, or has no such run, or is gone
+            return
+        if answer.is_worth_retrying:
+            asked_s = retry_after_s(answer.headers)
+            self._stop.wait(min(asked_s or 0.0, 60.0))
+            raise Lost(f"the server answered {answer.status}: {answer.message}")
+        raise problem(answer, f"the log of {self._name}")
+
+
+def _has_ended(pod: Json, container: str) -> bool:
+    """Whether a container that has terminated will not be started again."""
+    status = pod.get("status") or {}
+    if status.get("phase") in ("Succeeded", "Failed") or pod["metadata"].get("deletionTimestamp"):
+        return True
+    policy = pod["spec"].get("restartPolicy", "Always")
+    ended = container_statuses(pod)[container]["state"]["terminated"]
+    init = any(each["name"] == container for each in status.get("initContainerStatuses") or [])
+    return policy == "Never" or (ended.get("exitCode") == 0 and (init or policy == "OnFailure"))
+
+
+def _split(data: bytes) -> list[str]:
+    lines = data.decode(errors="replace").split("\n")
+    if lines[-1] == "":
+        lines.pop()
+    return [line.removesuffix("\r") for line in lines] if b"\r" in data else lines
+
+
+def container_statuses(pod: Json) -> dict[str, Any]:
+    """A pod's containers' statuses by name, in the order in which they run."""
+    status = pod.get("status") or {}
+    both = [
+        *(status.get("initContainerStatuses") or []),
+        *(status.get("containerStatuses") or []),
+    ]
+    return {each["name"]: each for each in both}

@@ -1,0 +1,156 @@
+"""Kinds of objects: where the API server keeps them, and which operator brings them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from workshop_lib.errors import ManifestError
+
+__all__ = [
+    "COMPONENT",
+    "DELETE_ORDER",
+    "LABELS",
+    "Resource",
+    "key_of",
+    "operator_hint",
+    "resource_of",
+    "resource_of_kind",
+]
+
+Json = Mapping[str, Any]
+
+COMPONENT = "app.kubernetes.io/component"
+"""Label with the component that an object belongs to."""
+
+LABELS = {
+    "app.kubernetes.io/part-of": "ray-vllm-workshop",
+    "app.kubernetes.io/managed-by": "workshop-lib",
+}
+"""What every object of the workshop carries; nothing without them is ever deleted."""
+
+
+@dataclass(frozen=True)
+class Resource:
+    """A kind of object, as the API server knows it.
+
+    Attributes:
+        api_version: Such as `batch/v1`.
+        kind: Such as `Job`.
+        plural: Its name in paths and permissions, such as `jobs`.
+        namespaced: Whether its objects lie in a namespace.
+    """
+
+    api_version: str
+    kind: str
+    plural: str
+    namespaced: bool = True
+
+    @property
+    def group(self) -> str:
+        """The API group, empty for the core one."""
+        return self.api_version.rpartition("/")[0]
+
+    def path(self, namespace: str, name: str = "") -> str:
+        """Path of the collection, or of one object of it.
+
+        Example:
+            >>> resource_of_kind("Job").path("default", "model")
+            '/apis/batch/v1/namespaces/default/jobs/model'
+        """
+        root = f"/apis/{self.api_version}" if self.group else f"/api/{self.api_version}"
+        where = f"/namespaces/{namespace}" if self.namespaced else ""
+        return f"{root}{where}/{self.plural}" + (f"/{name}" if name else "")
+
+
+_RESOURCES = [
+    Resource("v1", "Namespace", "namespaces", namespaced=False),
+    Resource("storage.k8s.io/v1", "StorageClass", "storageclasses", namespaced=False),
+    Resource("v1", "ResourceQuota", "resourcequotas"),
+    Resource("v1", "LimitRange", "limitranges"),
+    Resource("v1", "ServiceAccount", "serviceaccounts"),
+    Resource("rbac.authorization.k8s.io/v1", "Role", "roles"),
+    Resource("rbac.authorization.k8s.io/v1", "RoleBinding", "rolebindings"),
+    Resource("networking.k8s.io/v1", "NetworkPolicy", "networkpolicies"),
+    Resource("v1", "Secret", "secrets"),
+    Resource("v1", "ConfigMap", "configmaps"),
+    Resource("v1", "PersistentVolumeClaim", "persistentvolumeclaims"),
+    Resource("v1", "Service", "services"),
+    Resource("v1", "Pod", "pods"),
+    Resource("v1", "Event", "events"),
+    Resource("batch/v1", "Job", "jobs"),
+    Resource("apps/v1", "Deployment", "deployments"),
+    Resource("ray.io/v1", "RayCluster", "rayclusters"),
+    Resource("ray.io/v1", "RayService", "rayservices"),
+    Resource("ray.io/v1", "RayJob", "rayjobs"),
+    Resource("monitoring.coreos.com/v1", "ServiceMonitor", "servicemonitors"),
+    Resource("monitoring.coreos.com/v1", "PodMonitor", "podmonitors"),
+]
+_BY_KIND = {resource.kind: resource for resource in _RESOURCES}
+
+DELETE_ORDER = (
+    "RayService", "RayJob", "RayCluster", "Deployment", "Job",
+    "ServiceMonitor", "PodMonitor", "Service", "ConfigMap", "Secret", "NetworkPolicy",
+    "RoleBinding", "Role", "ServiceAccount", "LimitRange", "ResourceQuota", "StorageClass",
+)  # fmt: skip
+"""The kinds that `delete` looks for, in its order: what uses something goes before it."""
+
+_OPERATORS = {
+    "ray.io": (
+        "the KubeRay operator",
+        "helm install kuberay-operator kuberay-operator "
+        "--repo https://ray-project.github.io/kuberay-helm --version 1.7.0",
+    ),
+    "monitoring.coreos.com": (
+        "the Prometheus operator",
+        "helm install monitoring kube-prometheus-stack "
+        "--repo https://prometheus-community.github.io/helm-charts",
+    ),
+}
+
+
+def resource_of(body: Json) -> Resource:
+    """Where an object belongs.
+
+    Args:
+        body: The object, with `apiVersion` and `kind`.
+
+    Raises:
+        ManifestError: It is of a kind that the workshop does not use.
+    """
+    resource = _BY_KIND.get(str(body.get("kind")))
+    if resource is None or resource.api_version != body.get("apiVersion"):
+        raise ManifestError(
+            f"{body.get('kind')} of {body.get('apiVersion')}: the workshop applies no such kind; "
+            f"it knows {', '.join(sorted(_BY_KIND))}"
+        )
+    return resource
+
+
+def resource_of_kind(kind: str) -> Resource:
+    """Like `resource_of`, when only the kind is known.
+
+    Raises:
+        ManifestError: The workshop does not use that kind.
+    """
+    if kind not in _BY_KIND:
+        raise ManifestError(f"the workshop knows no kind {kind!r}; it knows {sorted(_BY_KIND)}")
+    return _BY_KIND[kind]
+
+
+def operator_hint(resource: Resource) -> str:
+    """Which operator brings a kind, and how it is installed.
+
+    Example:
+        >>> operator_hint(resource_of_kind("RayCluster"))[:42]
+        'the KubeRay operator is not installed here'
+    """
+    operator, command = _OPERATORS.get(resource.group, ("its operator", ""))
+    how = f": {command}" if command else ""
+    return f"{operator} is not installed here; who administers the cluster installs it with{how}"
+
+
+def key_of(body: Json) -> str:
+    """`Kind/name` of an object."""
+    return f"{body['kind']}/{body['metadata']['name']}"
