@@ -99,7 +99,7 @@ def test_a_failure_quotes_the_last_words(world, apply):
 
 
 def test_a_wait_in_vain(apply):
-    with pytest.raises(WaitTimeoutError, match="Job/talk is not ready after 0.2 s"):
+    with pytest.raises(WaitTimeoutError, match=r"Job/talk is not ready after 0\.2 s"):
         apply(job()).wait_ready(timeout_s=0.2)
 
 

@@ -427,7 +427,7 @@ def test_a_bad_profile_sends_nothing(profile, message):
 def test_an_application_that_does_not_answer_is_named():
     with serving() as server:
         app = ScalingApp(server)
-    with pytest.raises(ServerError, match="does not answer.*'recommender' RUNNING"):
+    with pytest.raises(ServerError, match=r"does not answer.*'recommender' RUNNING"):
         run_load(app, [(1, 1)])
 
 

@@ -46,9 +46,9 @@ def test_the_recipe_that_pods_will_read() -> None:
 
 
 def test_what_is_wrong_is_said_before_anything_starts() -> None:
-    with pytest.raises(RecipeError, match="did you mean grpo.seed"):
+    with pytest.raises(RecipeError, match=r"did you mean grpo\.seed"):
         training_recipe("local", {"overrides": "grpo.sed=3"})
-    with pytest.raises(RecipeError, match="at least 2|must be at least"):
+    with pytest.raises(RecipeError, match=r"at least 2|must be at least"):
         training_recipe("local", {"overrides": "grpo.num_generations_per_prompt=1"})
     with pytest.raises(ManifestError, match="no parameter 'step'"):
         training_recipe("local", {"step": 3})

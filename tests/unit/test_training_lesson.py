@@ -197,9 +197,9 @@ def test_watching_ends_with_the_job(
 def test_watching_a_failure_or_for_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("workshop_lib.training.watch._POLL_S", 0.01)
     last = "the trainer failed with exit code 2: RecipeError: unknown key grpo.sed"
-    with pytest.raises(ClusterError, match="unknown key grpo.sed; next: read its logs"):
+    with pytest.raises(ClusterError, match=r"unknown key grpo\.sed; next: read its logs"):
         watched([([START], ""), ([START, last], "Failed")])
     with pytest.raises(ClusterError, match="R: M"):
         watched([([], "Failed")])
-    with pytest.raises(WaitTimeoutError, match="not complete after 0.05 s: 1 of 2 steps, reward"):
+    with pytest.raises(WaitTimeoutError, match=r"not complete after 0\.05 s: 1 of 2 steps, reward"):
         watched([([START, STEPS[0]], "")], timeout_s=0.05)

@@ -37,6 +37,7 @@ class Recommender:
         self._wait_s = user_config["wait_ms"] / 1000
 
     async def __call__(self, request: Request):
+        """Score the articles for the reader that the request names."""
         reader = int((await request.json())["reader"])
         async with self._turn:
             began = time.perf_counter()
