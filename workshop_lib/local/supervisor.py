@@ -99,6 +99,7 @@ PATIENCE = {
     "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "300",
     "RAY_NUM_REDIS_GET_RETRIES": "150",  # 2 s each: a worker waits for the head's own node
     "RAY_agent_register_timeout_ms": "300000",
+    "RAY_raylet_start_wait_time_s": "300",  # `ray start`, for its own raylet
     "RAY_worker_register_timeout_seconds": "300",
 }
 
