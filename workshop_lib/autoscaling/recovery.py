@@ -133,7 +133,7 @@ def run_recovery(
             def recovered(_: float, seen: ServeSnapshot) -> bool:
                 names = [each.name for each in seen.running]
                 if victim.name not in names and not noticed:
-                    noticed.append(load.elapsed_s)
+                    noticed.append(observer.seen_s)
                 return victim.name not in names and len(names) >= replicas
 
             if not observer.until(
@@ -150,7 +150,7 @@ def run_recovery(
             back = observer.until(
                 recovered, at_most_s=timeout_s, label="killed one", progress=progress
             )
-            recovered_s = load.elapsed_s if back else None
+            recovered_s = observer.seen_s if back else None
             observer.until(
                 lambda elapsed_s, _: elapsed_s >= after_s, at_most_s=after_s, label="after",
                 progress=progress,

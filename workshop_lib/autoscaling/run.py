@@ -152,6 +152,7 @@ class Observer:
     load: Load
     rows: list[dict[str, object]] = field(default_factory=list)
     latest: ServeSnapshot | None = None
+    seen_s: float = 0.0
 
     def look(self) -> ServeSnapshot | None:
         """One sample; None when the dashboard gave no answer this time."""
@@ -161,7 +162,7 @@ class Observer:
         with suppress(ClusterError):
             self.latest = self.app.snapshot()
         if self.latest is not None:
-            seen = self.latest
+            self.seen_s, seen = time_s, self.latest
             states = [each.state for each in seen.replicas]
             self.rows.append(
                 {
