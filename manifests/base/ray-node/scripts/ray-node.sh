@@ -21,14 +21,14 @@ node=(
 )
 
 # Ray gives a node's agents 15 s to start, and the node dies on a machine that is busier: one
-# that dies while it starts is started again, twice; one that ends later has ended.
+# that dies while it starts is started again, three times; one that ends later has ended.
 tries=0
 start() {
   tries=$((tries + 1)) began=$SECONDS
   ray start "$@" "${node[@]}" &
   ray=$!
 }
-died_early() { [ "$tries" -lt 3 ] && [ $((SECONDS - began)) -lt "${START_LIMIT_S:-90}" ]; }
+died_early() { [ "$tries" -lt 4 ] && [ $((SECONDS - began)) -lt "${START_LIMIT_S:-150}" ]; }
 trap 'kill -TERM ${ray:-} 2>/dev/null || true; wait || true; exit 143' TERM
 
 if [ "$JOB_COMPLETION_INDEX" != 0 ]; then
