@@ -10,6 +10,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from workshop_lib.memory.shape import GIB
+from workshop_lib.memory.training import GRADIENT_BYTES, OPTIMIZER_BYTES, WEIGHT_BYTES
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -17,9 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = ["training_models"]
 
-_GIB = 2**30
-_TRAINED = {"weights": 2, "gradients": 2, "optimizer": 12}
-_FROZEN = {"weights": 2, "gradients": 0, "optimizer": 0}
+_TRAINED = {"weights": WEIGHT_BYTES, "gradients": GRADIENT_BYTES, "optimizer": OPTIMIZER_BYTES}
+_FROZEN = {"weights": WEIGHT_BYTES, "gradients": 0, "optimizer": 0}
 
 
 def training_models(shape: ModelShape) -> pd.DataFrame:
@@ -55,7 +57,7 @@ def training_models(shape: ModelShape) -> pd.DataFrame:
     rows = []
     for algorithm, models in kept.items():
         for name, bytes_each in models:
-            parts = {what: shape.parameters * size / _GIB for what, size in bytes_each.items()}
+            parts = {what: shape.parameters * size / GIB for what, size in bytes_each.items()}
             trained = bytes_each is _TRAINED
             rows.append([algorithm, name, trained, *parts.values(), sum(parts.values())])
     columns = ["algorithm", "model", "trained", *_TRAINED, "gib"]

@@ -157,8 +157,10 @@ def main(arguments: Sequence[str]) -> None:
     register_omegaconf_resolvers()
     config = parse_hydra_overrides(load_config(recipe), overrides)
     output = Path(os.environ["OUTPUT_DIR"])
-    # A run of the same name is replaced; NeMo RL would go on where it stopped.
-    shutil.rmtree(output, ignore_errors=True)
+    # The run that is there is replaced; NeMo RL would go on where it stopped. The folder itself
+    # stays: the one above may be another user's.
+    for old in output.glob("*"):
+        shutil.rmtree(old)
     register_reward()
     report_steps(config.grpo.num_generations_per_prompt)
     say("start", steps=config.grpo.max_num_steps)
