@@ -32,8 +32,8 @@ def test_the_laptops_task() -> None:
     assert arguments == arguments | {
         "generation_batch_size": 64,
         "num_generations": 8,
-        "per_device_train_batch_size": 8,
-        "gradient_accumulation_steps": 8,
+        "per_device_train_batch_size": 64,
+        "gradient_accumulation_steps": 1,
         "max_completion_length": 6,
         "max_steps": 12,
         "learning_rate": 1e-5,
