@@ -25,6 +25,7 @@ def cluster(new_cluster: Callable[..., LocalCluster]) -> LocalCluster:
     return cluster
 
 
+@pytest.mark.slow
 def test_two_ranks_train_and_the_checkpoint_outlives_them(cluster: LocalCluster) -> None:
     job = cluster.apply("grpo", SMALL | {"steps": 2, "nodes": 2, "output": "/shared/two"})
     run = watch_training(job, timeout_s=LIMIT_S)
@@ -54,6 +55,7 @@ def test_a_trainer_that_fails_fails_the_job_with_its_last_line(cluster: LocalClu
         job.wait_complete(timeout_s=LIMIT_S)
 
 
+@pytest.mark.slow
 def test_deleted_in_mid_training_nothing_is_left(cluster: LocalCluster) -> None:
     job = cluster.apply("grpo", SMALL | {"steps": 500})
     until(lambda: read_training(job).done, timeout_s=LIMIT_S, every_s=0.5)
