@@ -22,9 +22,9 @@ environment = $(PYTHON) workshop_lib/commands/environment.py
 .PHONY: help run test test-all bench lab notebooks check lock clean distclean
 
 help:
-	echo "make run         run the four notebooks on this machine's own Ray and vLLM; a report in build/ (8 minutes)"
+	echo "make run         run the four notebooks on this machine's own Ray and vLLM; a report in build/ (17 minutes)"
 	echo "make lab         open JupyterLab on its start page; Ctrl-C ends it"
-	echo "make test        run the tests (15 minutes)"
+	echo "make test        run the tests (30 minutes)"
 	echo "make test-all    run the tests and those that take minutes each"
 	echo "make bench       measure the benchmark client against vLLM's own (2 minutes)"
 	echo "make notebooks   run the notebooks and keep their outputs in notebooks/"
@@ -34,15 +34,15 @@ help:
 	echo "make distclean   make clean, and remove .venv"
 
 run:
-	$(environment) --say "Running the four notebooks on this machine: usually 6 to 8 minutes." \
+	$(environment) --say "Running the four notebooks on this machine: usually 15 to 20 minutes." \
 		-- -m workshop_lib.commands.run
 
 test:
-	$(environment) --say "Running the tests: usually 10 to 15 minutes." \
+	$(environment) --say "Running the tests: usually 25 to 35 minutes." \
 		-- -m pytest -m "not slow"
 
 test-all:
-	$(environment) --say "Running all the tests, the slow ones too: usually 30 to 60 minutes." \
+	$(environment) --say "Running all the tests, the slow ones too: usually 60 to 90 minutes." \
 		-- -m pytest
 
 bench:
@@ -54,7 +54,7 @@ lab:
 		-- -m workshop_lib.commands.lab
 
 notebooks:
-	$(environment) --say "Regenerating the notebooks' committed outputs: usually 8 to 10 minutes." \
+	$(environment) --say "Regenerating the notebooks' committed outputs: usually 30 minutes." \
 		-- -m workshop_lib.commands.notebooks
 
 check:
