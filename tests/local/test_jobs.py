@@ -317,7 +317,8 @@ def test_gpus_that_are_not_there_leave_a_pod_pending(cluster):
     until(lambda: list(work.table()["state"]) == ["Pending"] and work.table()["reason"][0])
     with pytest.raises(WaitTimeoutError) as error:
         work.wait_ready(timeout_s=0.2)
-    assert "Pending: 0/1 nodes are available: 1 Insufficient example.com/gpu" in str(error.value)
+    why = r"is Pending since \d\d:\d\d:\d\d UTC: 0/1 nodes are available: 1 Insufficient example.com/gpu"
+    assert re.search(why, str(error.value)), error.value
     real = recorded("insufficient-gpu")["condition"]
     conditions = work.observe().pods[0]["status"]["conditions"]
     wanted = real["message"].replace("nvidia.com", "example.com")
