@@ -317,7 +317,7 @@ def test_gpus_that_are_not_there_leave_a_pod_pending(cluster):
     until(lambda: list(work.table()["state"]) == ["Pending"] and work.table()["reason"][0])
     with pytest.raises(WaitTimeoutError) as error:
         work.wait_ready(timeout_s=0.2)
-    why = r"is Pending since \d\d:\d\d:\d\d UTC: 0/1 nodes are available: 1 Insufficient example.com/gpu"
+    why = r"is Pending since [\d:]{8} UTC: 0/1 nodes are available: 1 Insufficient example\.com/gpu"
     assert re.search(why, str(error.value)), error.value
     real = recorded("insufficient-gpu")["condition"]
     conditions = work.observe().pods[0]["status"]["conditions"]
