@@ -1,13 +1,9 @@
 """The overlays of the cluster profiles: rendered, checked against schemas, and not privileged."""
 
-import functools
-import os
-from pathlib import Path
-
-import jsonschema
 import pytest
 import yaml
 from emulator import schema
+from manifest_checks import crd_problems, head_with_autoscaler, needs_crds, pod_specs
 
 from workshop_lib import manifests
 from workshop_lib.errors import ManifestError
@@ -18,19 +14,7 @@ COMPONENTS = sorted(
     for profile in ("eks", "kind")
     for path in (ROOT / "overlays" / profile).glob("*/kustomization.yaml")
 )
-CRDS = os.environ.get("WORKSHOP_CRDS")
 A_VALUE = {"int": 3, "float": 0.5, "str": "org/name", "bool": True}
-
-
-def pod_specs(node):
-    if isinstance(node, dict):
-        if "containers" in node:
-            yield node
-        for value in node.values():
-            yield from pod_specs(value)
-    elif isinstance(node, list):
-        for value in node:
-            yield from pod_specs(value)
 
 
 def test_every_local_component_has_its_overlays():
@@ -50,7 +34,7 @@ def test_every_field_is_known(profile, component):
         assert item.origin.startswith(("manifests/", "data/"))
 
 
-@pytest.mark.skipif(not CRDS, reason="WORKSHOP_CRDS names no folder with KubeRay's CRDs")
+@needs_crds
 @pytest.mark.parametrize("profile", ["eks", "kind"])
 @pytest.mark.parametrize("component", ["raycluster", "ray-service", "autoscale"])
 def test_ray_objects_fit_the_crds(profile, component):
@@ -62,51 +46,13 @@ def test_ray_objects_fit_the_crds(profile, component):
         assert len(crd_problems(item.body)) == 1, "the check must see a misspelt field"
 
 
-@functools.cache
-def validator_of(kind):
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    crd = yaml.load((Path(CRDS) / f"{kind.lower()}s.yaml").read_text(), Loader=loader)
-    version = next(v for v in crd["spec"]["versions"] if v["name"] == "v1")
-    return jsonschema.Draft202012Validator(strict(version["schema"]["openAPIV3Schema"]))
-
-
-def crd_problems(body):
-    validator = validator_of(body["kind"])
-    body = {key: value for key, value in body.items() if key != "metadata"}
-    return [f"{e.json_path}: {e.message[:200]}" for e in validator.iter_errors(body)]
-
-
-def strict(node):
-    """A CRD's schema in which an unknown field is an error, as under strict validation."""
-    if isinstance(node, list):
-        return [strict(value) for value in node]
-    if not isinstance(node, dict):
-        return node
-    node = {key: strict(value) for key, value in node.items()}
-    open_ended = node.get("x-kubernetes-preserve-unknown-fields") or "additionalProperties" in node
-    if isinstance(node.get("properties"), dict) and not open_ended:
-        node["additionalProperties"] = False
-    if node.pop("x-kubernetes-int-or-string", False):
-        node = {"type": ["integer", "string"]}
-    return node
-
-
-def autoscaled_head(item):
-    """The head's pod spec in a RayService that adds and removes its own workers."""
-    cluster = item.body["spec"].get("rayClusterConfig", {}) if item.kind == "RayService" else {}
-    return (
-        cluster["headGroupSpec"]["template"]["spec"]
-        if cluster.get("enableInTreeAutoscaling")
-        else None
-    )
-
-
 @pytest.mark.parametrize(("profile", "component"), COMPONENTS)
 def test_no_container_has_privileges(profile, component):
     for item in manifests.render(profile, component):
         for spec in pod_specs(item.body):
             # Ray's autoscaler, which KubeRay puts beside the head, asks the API server for pods.
-            asks = (profile, component) == ("eks", "autoscale") and spec is autoscaled_head(item)
+            head = head_with_autoscaler(item.body)
+            asks = (profile, component) == ("eks", "autoscale") and spec is head
             assert spec["automountServiceAccountToken"] is asks
             assert spec["securityContext"]["runAsNonRoot"] is True
             assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}

@@ -1,14 +1,12 @@
 """The project's own manifests: they render, fit the CRDs, and set only places that exist."""
 
-import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-import jsonschema
 import pytest
-import yaml
+from manifest_checks import crd_problems, head_with_autoscaler, needs_crds, pod_specs
 
 from workshop_lib import manifests
 from workshop_lib.local import schema
@@ -18,7 +16,6 @@ ROOT = manifests.manifests_dir()
 BASES = sorted(path.parent for path in (ROOT / "base").glob("*/kustomization.yaml"))
 LOCAL = sorted(path.parent.name for path in (ROOT / "overlays/local").glob("*/kustomization.yaml"))
 SCRIPTS = sorted(ROOT.rglob("*.sh"))
-CRDS = os.environ.get("WORKSHOP_CRDS")
 
 NEEDS_ROOT = {"grpo": "NeMo RL's image has its Python under /root (docker/Dockerfile, v0.7.0)"}
 
@@ -70,26 +67,6 @@ def test_base_asks_for_no_privilege(base):
                 }, where
 
 
-def head_with_autoscaler(body):
-    """The head's pod spec in a Ray cluster that adds and removes its own workers."""
-    cluster = body.get("spec", {}).get("rayClusterConfig") or body.get("spec", {})
-    if not cluster.get("enableInTreeAutoscaling"):
-        return None
-    return cluster["headGroupSpec"]["template"]["spec"]
-
-
-def pod_specs(node):
-    """Every pod spec in an object, wherever its kind keeps it."""
-    if isinstance(node, dict):
-        if "containers" in node:
-            yield node
-        for value in node.values():
-            yield from pod_specs(value)
-    elif isinstance(node, list):
-        for value in node:
-            yield from pod_specs(value)
-
-
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
 def test_script_passes_shellcheck(script):
     shellcheck = Path(sys.executable).with_name("shellcheck")
@@ -98,34 +75,6 @@ def test_script_passes_shellcheck(script):
         capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
-
-
-def strict(node):
-    """A CRD's schema in which an unknown field is an error, as under strict validation."""
-    if isinstance(node, list):
-        return [strict(value) for value in node]
-    if not isinstance(node, dict):
-        return node
-    node = {key: strict(value) for key, value in node.items()}
-    open_ended = node.get("x-kubernetes-preserve-unknown-fields") or "additionalProperties" in node
-    if isinstance(node.get("properties"), dict) and not open_ended:
-        node["additionalProperties"] = False
-    if node.pop("x-kubernetes-int-or-string", False):
-        node = {"type": ["integer", "string"]}
-    return node
-
-
-needs_crds = pytest.mark.skipif(
-    not CRDS, reason="WORKSHOP_CRDS names no folder with KubeRay's CRDs; .ci/run sets it"
-)
-
-
-def crd_problems(body):
-    crd = yaml.safe_load((Path(CRDS) / f"{body['kind'].lower()}s.yaml").read_text())
-    version = next(v for v in crd["spec"]["versions"] if v["name"] == "v1")
-    validator = jsonschema.Draft202012Validator(strict(version["schema"]["openAPIV3Schema"]))
-    body = {key: value for key, value in body.items() if key != "metadata"}
-    return [f"{e.json_path}: {e.message[:200]}" for e in validator.iter_errors(body)]
 
 
 @needs_crds
