@@ -7,7 +7,6 @@ that has ended is read once more, so that its last lines are not lost either.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Generator, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,7 @@ from workshop_lib.kubernetes.api import Api, Lost, Pauses, chunks, read
 from workshop_lib.kubernetes.observe import INDEX
 from workshop_lib.kubernetes.resources import resource_of_kind
 from workshop_lib.kubernetes.resuming import Position
-from workshop_lib.kubernetes.watch import shut
+from workshop_lib.kubernetes.streams import StoppableStream
 
 if TYPE_CHECKING:
     from urllib3 import BaseHTTPResponse
@@ -95,19 +94,14 @@ class ContainerLog:
         self._previous = previous
         self._tail = tail
         self._position = Position()
-        self._stop = threading.Event()
-        self._lock = threading.Lock()
-        self._response: BaseHTTPResponse | None = None
+        self._reader = StoppableStream()
         self._heard = False
         index = (pod["metadata"].get("annotations") or {}).get(INDEX)
         self._who = (self._name, None if index is None else int(index), container)
 
     def stop(self) -> None:
         """Make the reading end, from another thread."""
-        self._stop.set()
-        with self._lock:
-            if self._response is not None:
-                shut(self._response)
+        self._reader.stop()
 
     def batches(self) -> Generator[list[LogLine], None, None]:
         """The lines, each once, in batches as they come.
@@ -119,7 +113,7 @@ class ContainerLog:
             yield from self._whole(previous=self._previous)
             return
         breaks, run = _Breaks(self._api.tries), None
-        while not self._stop.is_set():
+        while not self._reader.stopped.is_set():
             pod = self._api.get(resource_of_kind("Pod"), self._namespace, self._name)
             if pod is None or pod["metadata"]["uid"] != self._uid:
                 return
@@ -131,28 +125,28 @@ class ContainerLog:
                 yield from self._whole()
                 if _has_ended(pod, self._container):
                     return
-                self._stop.wait(LOOK_EVERY_S)
+                self._reader.stopped.wait(LOOK_EVERY_S)
                 continue
             try:
                 for lines in self._stream(follow=True):
                     breaks.brought = True
                     yield lines
-                self._stop.wait(0.0 if breaks.brought else LOOK_EVERY_S)
+                self._reader.stopped.wait(0.0 if breaks.brought else LOOK_EVERY_S)
                 breaks.brought = False
             except Lost as error:
-                self._stop.wait(self._pause_s(breaks, error))
+                self._reader.stopped.wait(self._pause_s(breaks, error))
 
     def _whole(self, *, previous: bool = False) -> Iterator[list[LogLine]]:
         """What is there of a run, to its end."""
         breaks = _Breaks(self._api.tries)
-        while not self._stop.is_set():
+        while not self._reader.stopped.is_set():
             try:
                 for lines in self._stream(follow=False, previous=previous):
                     breaks.brought = True
                     yield lines
                 return
             except Lost as error:
-                self._stop.wait(self._pause_s(breaks, error))
+                self._reader.stopped.wait(self._pause_s(breaks, error))
 
     def _pause_s(self, breaks: _Breaks, error: Lost) -> float:
         """The pause after a stream broke.
@@ -183,20 +177,13 @@ class ContainerLog:
             params["tailLines"] = str(self._tail)
         path = resource_of_kind("Pod").path(self._namespace, self._name) + "/log"
         response = self._api.open("GET", path, params=params, read_timeout_s=SILENT_S)
-        with self._lock:
-            if self._stop.is_set():
-                response.close()
+        with self._reader.reading(response) as goes_on:
+            if not goes_on:
                 return
-            self._response = response
-        try:
             if response.status != 200:
                 self._refused(response)
                 return
             yield from self._lines(response, whole=not follow)
-        finally:
-            with self._lock:
-                self._response = None
-            response.close()
 
     def _lines(self, response: BaseHTTPResponse, *, whole: bool) -> Iterator[list[LogLine]]:
         """Batches of a stream's new lines; `whole`: half a line at its clean end is a line."""
@@ -219,7 +206,7 @@ class ContainerLog:
             return
         if answer.is_worth_retrying:
             asked_s = retry_after_s(answer.headers)
-            self._stop.wait(min(asked_s or 0.0, 60.0))
+            self._reader.stopped.wait(min(asked_s or 0.0, 60.0))
             raise Lost(f"the server answered {answer.status}: {answer.message}")
         raise problem(answer, f"the log of {self._name}")
 

@@ -7,7 +7,6 @@ where it was, or lists again.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import threading
 from collections.abc import Callable, Generator, Iterator
@@ -24,6 +23,7 @@ from workshop_lib.kubernetes.observe import (
     pod_selector,
 )
 from workshop_lib.kubernetes.resources import Resource, resource_of_kind
+from workshop_lib.kubernetes.streams import StoppableStream
 
 if TYPE_CHECKING:
     from urllib3 import BaseHTTPResponse
@@ -70,8 +70,7 @@ class Mirror:
         self._on_change = on_change
         self._objects: dict[str, dict[str, Any]] = {}
         self._lock = threading.Lock()
-        self._stop = threading.Event()
-        self._response: BaseHTTPResponse | None = None
+        self._reader = StoppableStream()
         self._brought = False
         self.error: WorkshopError | None = None
         name = f"watch {resource.plural}"
@@ -92,10 +91,7 @@ class Mirror:
 
     def stop(self) -> None:
         """End the thread and close its connection."""
-        self._stop.set()
-        with self._lock:
-            if self._response is not None:
-                shut(self._response)
+        self._reader.stop()
         self._thread.join()
 
     def _list(self) -> str:
@@ -107,7 +103,7 @@ class Mirror:
     def _run(self) -> None:
         pauses = Pauses(self._api.tries)
         try:
-            while not self._stop.is_set():
+            while not self._reader.stopped.is_set():
                 self._brought = False
                 try:
                     self._watch_once()
@@ -122,9 +118,9 @@ class Mirror:
                     if isinstance(error, Expired):
                         self._version = self._list()
                         self._on_change()
-                self._stop.wait(pause_s)
+                self._reader.stopped.wait(pause_s)
         except WorkshopError as error:
-            if not self._stop.is_set():
+            if not self._reader.stopped.is_set():
                 with self._lock:
                     self.error = error
                 self._on_change()
@@ -139,21 +135,14 @@ class Mirror:
         response = self._api.open(
             "GET", self._resource.path(self._namespace), params=params, read_timeout_s=WATCH_S + 30
         )
-        with self._lock:
-            if self._stop.is_set():
-                response.close()
+        with self._reader.reading(response) as goes_on:
+            if not goes_on:
                 return
-            self._response = response
-        try:
             if response.status != 200:
                 self._refused(response)
             for line in _lines(response):
                 self._take(json.loads(line))
                 self._brought = True
-        finally:
-            with self._lock:
-                self._response = None
-            response.close()
 
     def _refused(self, response: BaseHTTPResponse) -> NoReturn:
         answer = read(response)
@@ -162,7 +151,7 @@ class Mirror:
         if not answer.is_worth_retrying:
             raise problem(answer, f"watch {self._resource.plural}")
         if (asked_s := retry_after_s(answer.headers)) is not None:
-            self._stop.wait(min(asked_s, 60.0))
+            self._reader.stopped.wait(min(asked_s, 60.0))
         raise Lost(f"the server answered {answer.status}")
 
     def _take(self, event: dict[str, Any]) -> None:
@@ -190,12 +179,6 @@ def _lines(response: BaseHTTPResponse) -> Iterator[bytes]:
     for chunk in chunks(response):
         *whole, rest = (rest + chunk).split(b"\n")
         yield from (line for line in whole if line)
-
-
-def shut(response: BaseHTTPResponse) -> None:
-    """Make another thread's reading of a response end."""
-    with contextlib.suppress(ValueError, OSError, RuntimeError, AttributeError):
-        response.shutdown()  # ValueError and the others: it has ended by itself meanwhile
 
 
 def watch(api: Api, namespace: str, kind: str, name: str) -> Generator[Observation, None, None]:
