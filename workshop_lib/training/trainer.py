@@ -1,4 +1,4 @@
-"""TRL's `GRPOTrainer`, watched: who got which reward, and where the time goes.
+"""TRL's `GRPOTrainer`, tuned for a CPU and watched: who got which reward, where the time goes.
 
 Built inside functions, because importing TRL takes seconds.
 """
@@ -22,6 +22,12 @@ from workshop_lib.training.metrics import (
     marked_line,
 )
 from workshop_lib.training.rewards import completion_text
+from workshop_lib.training.shared_prompts import (
+    can_share_prompts,
+    pack,
+    per_token_logps,
+    share_prompts_in_generate,
+)
 
 __all__ = ["Recorder", "trainer_class"]
 
@@ -43,15 +49,44 @@ _TRL_NAMES = {
 
 @cache
 def trainer_class() -> type[Any]:
-    """`GRPOTrainer` with a stopwatch on sampling and scoring.
+    """`GRPOTrainer` that computes a group's prompt once, with a stopwatch on its stages.
 
     Returns:
         A subclass whose instances have `seconds`, the time of the current step by stage.
     """
     from trl import GRPOTrainer
 
-    class WatchedGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
+    class LaptopGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         seconds: dict[str, float]
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            if can_share_prompts(self.model):
+                share_prompts_in_generate(self.model)
+
+        def _get_per_token_logps_and_entropies(
+            self,
+            model: Any,
+            input_ids: Any,
+            attention_mask: Any,
+            logits_to_keep: int,
+            **settings: Any,
+        ) -> tuple[Any, Any, Any]:
+            packing = None
+            if can_share_prompts(model) and not settings.get("compute_aux_loss"):
+                packing = pack(input_ids, attention_mask, logits_to_keep, dtype=model.dtype)
+            if packing is None:
+                theirs: tuple[Any, Any, Any] = super()._get_per_token_logps_and_entropies(
+                    model, input_ids, attention_mask, logits_to_keep, **settings
+                )
+                return theirs
+            targets = input_ids[:, -logits_to_keep:]
+            logps, entropies = per_token_logps(
+                model, packing, targets, temperature=self.temperature
+            )
+            # TRL's are zero at the padding.
+            shown = attention_mask[:, -logits_to_keep:]
+            return logps * shown, entropies * shown, None
 
         def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
             with self._timed("generation"):
@@ -70,8 +105,8 @@ def trainer_class() -> type[Any]:
                 took_s = time.perf_counter() - started
                 self.seconds[stage] = self.seconds.get(stage, 0.0) + took_s
 
-    watched: type[Any] = WatchedGRPOTrainer
-    return watched
+    tuned: type[Any] = LaptopGRPOTrainer
+    return tuned
 
 
 class Recorder:

@@ -300,7 +300,7 @@ def _optimizer(table: _Table) -> None:
     if given is None or given.name != "torch.optim.AdamW":
         table.add("policy.optimizer.name", "refused", "AdamW is translated, no other")
         return
-    table.exact("policy.optimizer.name", optim="adamw_torch")
+    table.exact("policy.optimizer.name", optim="adamw_torch_fused")
     rate, decay = given.kwargs.get("lr", 1e-3), given.kwargs.get("weight_decay", 0.01)
     betas, eps = given.kwargs.get("betas", [0.9, 0.999]), given.kwargs.get("eps", 1e-8)
     table.exact("policy.optimizer.kwargs.lr", learning_rate=float(rate))
