@@ -1,4 +1,4 @@
-"""A prompt computed once for its group gives what TRL gives: answers, log-probabilities, gradients."""
+"""A prompt computed once for its group gives what TRL gives: answers, logps, gradients."""
 
 from __future__ import annotations
 
