@@ -36,6 +36,9 @@ NOT_INSTALLED = (
     "triton",  # xgrammar asks for it; 200 MB that need a GPU
     "opencv-python-headless",  # images and video; vLLM and mistral-common do without
     "intel-openmp",  # vLLM preloads the libgomp that comes with torch
+    # jsonschema checks the format "iri" with it if it is there, and then spends 3 s of every
+    # `import ray`, in every process of Ray, on building a grammar.
+    "rfc3987-syntax",
 )
 """Packages that others ask for and that no environment of ours needs.
 
