@@ -11,7 +11,7 @@ from a manifest).
 
 from __future__ import annotations
 
-from workshop_lib.memory.activations import activation_gib, activation_peaks
+from workshop_lib.memory.activations import activation_peaks
 from workshop_lib.memory.adviser import Plan, advise, advise_table, suggest_changes
 from workshop_lib.memory.budget import Budget, buffers_gib, cpu_budget, gpu_budget
 from workshop_lib.memory.claims import claimed_budget, claimed_cures, claimed_kv
@@ -47,7 +47,6 @@ __all__ = [
     "ModelShape",
     "Plan",
     "TrainingBudget",
-    "activation_gib",
     "activation_peaks",
     "advise",
     "advise_table",

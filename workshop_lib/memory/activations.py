@@ -15,7 +15,7 @@ from workshop_lib.memory.shape import GIB, dtype_bytes
 if TYPE_CHECKING:
     from workshop_lib.memory.shape import ModelShape
 
-__all__ = ["activation_gib", "activation_peaks", "uses_first_runner"]
+__all__ = ["activation_peaks", "uses_first_runner"]
 
 MIB = 2**20
 # cuBLAS' workspace on Hopper, which PyTorch allocates.
@@ -86,48 +86,6 @@ def activation_peaks(
         # The compiler times the kernel that reads the embedding on a copy of it.
         peaks["compiler"] = shape.padded_vocab // tp * shape.hidden_size * size + 2 * hidden
     return {name: peak / GIB for name, peak in peaks.items()}
-
-
-def activation_gib(
-    shape: ModelShape,
-    *,
-    batched_tokens: int,
-    sequences: int,
-    tp: int = 1,
-    compiled: bool = True,
-    first_stage: bool = True,
-    last_stage: bool = True,
-) -> float:
-    """The peak of temporary tensors during vLLM's profiling run: the largest of `activation_peaks`.
-
-    Args:
-        shape: The model.
-        batched_tokens: `--max-num-batched-tokens`.
-        sequences: `--max-num-seqs`.
-        tp: Tensor-parallel size.
-        compiled: Whether vLLM compiles the model at this start.
-        first_stage: Whether the GPU holds the embedding.
-        last_stage: Whether the GPU samples.
-
-    Raises:
-        ModelError: The model cannot be split over `tp` GPUs.
-
-    Example:
-        >>> from workshop_lib.memory.shape import ModelShape
-        >>> shape = ModelShape.named("mistral-7b")
-        >>> round(activation_gib(shape, batched_tokens=8192, sequences=1024), 2)
-        0.93
-    """
-    peaks = activation_peaks(
-        shape,
-        batched_tokens=batched_tokens,
-        sequences=sequences,
-        tp=tp,
-        compiled=compiled,
-        first_stage=first_stage,
-        last_stage=last_stage,
-    )
-    return max(peaks.values())
 
 
 def _layers(shape: ModelShape, tokens: int, tp: int) -> float:

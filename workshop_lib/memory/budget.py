@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from workshop_lib.errors import WorkshopError
-from workshop_lib.memory.activations import activation_gib, uses_first_runner
+from workshop_lib.memory.activations import activation_peaks, uses_first_runner
 from workshop_lib.memory.devices import Device, find_device
 from workshop_lib.memory.kv_cache import (
     CPU_BLOCK_SIZE,
@@ -239,7 +239,7 @@ def gpu_budget(
     stages = []
     for stage in range(pp):
         weights = shape.weights_bytes(tp, pp, stage=stage) / GIB
-        activations = activation_gib(
+        peaks = activation_peaks(
             shape,
             batched_tokens=tokens,
             sequences=sequences,
@@ -248,6 +248,7 @@ def gpu_budget(
             first_stage=stage == 0,
             last_stage=stage == pp - 1,
         )
+        activations = max(peaks.values())
         kv = gpu_memory_utilization * gpu.cuda_gib - weights - activations - runtime
         kv -= graphs if first_runner else 0.0
         capacity = kv_cache_capacity(
