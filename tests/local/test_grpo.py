@@ -108,6 +108,64 @@ def test_a_seed_reproduces_a_run(tiny_model: Path, tmp_path: Path) -> None:
     assert runs[0] == runs[1] != runs[2]
 
 
+@pytest.mark.parametrize("updates", [1, 2], ids=["one update a step", "two updates a step"])
+def test_a_killed_run_goes_on_as_if_nothing_had_been(
+    tiny_model: Path, tmp_path: Path, updates: int
+) -> None:
+    """Killed by SIGKILL in its sixth step, in the second epoch; resumed from the fifth."""
+    import torch
+    from safetensors.torch import load_file
+
+    overrides = {
+        **SMALL,
+        "policy.train_global_batch_size": 8 // updates,
+        "policy.train_micro_batch_size": 8 // updates,
+        "loss_fn.force_on_policy_ratio": updates == 1,
+        "policy.optimizer.kwargs.lr": 1e-3,  # so that a wrong step shows
+        "data.train.data_path": str(tmp_path / "problems.jsonl"),
+        "checkpointing.save_period": 1,
+        "checkpointing.save_optimizer": True,
+        "checkpointing.keep_top_k": 2,
+    }
+    problems = data_path("problems/sums-train.jsonl").read_text().splitlines()[:8]
+    (tmp_path / "problems.jsonl").write_text("\n".join(problems) + "\n")  # 4 steps an epoch
+
+    def run(name: str, **options: bool) -> list[str]:
+        said: list[str] = []
+        recipe = read_recipe(ARITHMETIC, overrides)
+        output = tmp_path / name
+        plan = plan_training(recipe, output=output, model=tiny_model, steps=8, **options)
+        train(plan, say=said.append)
+        return said
+
+    run("whole")
+    killed = tmp_path / "killed"
+    command = [sys.executable, "-m", "workshop_lib.training.train", str(ARITHMETIC)]
+    command += [f"{key}={json.dumps(value)}" for key, value in overrides.items()]
+    command += ["--output", str(killed), "--model", str(tiny_model), "--steps", "8"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+        while process.poll() is None and not (killed / "checkpoints/step_5").exists():
+            time.sleep(0.01)
+        process.kill()
+    assert process.returncode == -9, "it ended before it could be killed"
+    assert any(line.startswith("Going on from") for line in run("killed", resume=True))
+
+    assert [path.name for path in (killed / "checkpoints").iterdir() if path.name[0] == "."] == []
+    whole, again = (read_metrics(tmp_path / name) for name in ("whole", "killed"))
+    assert again.step.tolist() == list(range(1, 9))
+    assert again.elapsed_s.is_monotonic_increasing
+    said = [read_completions(tmp_path / name).completion.tolist() for name in ("whole", "killed")]
+    assert said[0] == said[1]
+    numbers = ["reward", "entropy", "grad_norm", "mean_length"]
+    assert again[numbers].values == pytest.approx(whole[numbers].values, abs=1e-4)
+    states = [
+        load_file(tmp_path / name / "checkpoints/step_8/model.safetensors")
+        for name in ("whole", "killed")
+    ]
+    for name, tensor in states[0].items():
+        torch.testing.assert_close(states[1][name], tensor, atol=1e-4, rtol=0)
+
+
 def test_penalty_chat_and_two_updates_a_step(tiny_model: Path, tmp_path: Path) -> None:
     """What the laptop's own recipe leaves out: KL, a template, off-policy updates."""
     overrides = SMALL | {

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 from workshop_lib.data import data_path
-from workshop_lib.training import engine
+from workshop_lib.training.checkpoints import CheckpointError, Checkpoints
 from workshop_lib.training.engine import TrainingError, latest_checkpoint, plan_training
 from workshop_lib.training.metrics import METRICS_FILE, read_completions, read_metrics
 from workshop_lib.training.recipe import read_recipe
+from workshop_lib.training.run_folder import claim
 from workshop_lib.training.train import main
 from workshop_lib.training.trainer import Recorder
 
@@ -91,9 +92,9 @@ def test_a_run_is_not_written_over(tmp_path: Path, model: Path) -> None:
         plan_training(recipe, output=tmp_path, model=model)
     plan = plan_training(recipe, output=tmp_path, model=model, overwrite=True)
     (tmp_path / "checkpoints/step_1").mkdir(parents=True)
-    engine._claim(plan)
+    claim(plan)
     assert not (tmp_path / METRICS_FILE).exists()
-    assert list((tmp_path / "checkpoints").iterdir()) == []
+    assert not (tmp_path / "checkpoints").exists()
     about = json.loads((tmp_path / "run.json").read_text())
     assert about["settings"]["grpo"]["seed"] == about["seed"] == 42
     assert about["versions"]["trl"]
@@ -111,36 +112,78 @@ def test_a_model_that_was_not_prepared(tmp_path: Path) -> None:
         plan_training(recipe, output=tmp_path / "run")
 
 
-class Saved:
-    """Stands for a model and a tokenizer that are saved, or fail to be."""
-
-    def __init__(self, error: OSError | None = None) -> None:
-        self.error = error
-
-    def save_pretrained(self, folder: str) -> None:
-        place = Path(folder)
-        place.mkdir(exist_ok=True)
-        (place / "model.safetensors").write_bytes(b"\0" * 1000)
-        if self.error:
-            raise self.error
-        (place / "config.json").write_text('{"model_type": "llama"}')
-        (place / "tokenizer.json").write_text("{}")
+def save(folder: Path, *, state: bool = False) -> None:
+    """What looks like a model, with the trainer's state if wanted."""
+    (folder / "model.safetensors").write_bytes(b"\0" * 1000)
+    (folder / "config.json").write_text('{"model_type": "llama"}')
+    (folder / "tokenizer.json").write_text("{}")
+    if state:
+        for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"):
+            (folder / name).write_text("")
 
 
-def test_a_checkpoint_is_there_whole_or_not_at_all(tmp_path: Path, model: Path) -> None:
-    plan = plan_training(read_recipe(ARITHMETIC), output=tmp_path / "run", model=model)
-    engine._claim(plan)
-    full = OSError(28, "No space left on device")
-    with pytest.raises(TrainingError, match="No space left"):
-        engine._save(Saved(full), Saved(), plan)
-    assert list((tmp_path / "run/checkpoints").iterdir()) == []
-    with pytest.raises(TrainingError, match="has no checkpoint"):
-        latest_checkpoint(tmp_path / "run")
-    place = engine._save(Saved(), Saved(), plan)
-    assert place == latest_checkpoint(tmp_path / "run") and place.name == "step_12"
-    assert [path.name for path in place.parent.iterdir()] == ["step_12"]
-    (place.parent / "step_9").mkdir()
-    assert latest_checkpoint(tmp_path / "run").name == "step_12"
+def test_a_checkpoint_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    with (
+        pytest.raises(CheckpointError, match=r"step_12 cannot be saved: .*No space left"),
+        checkpoints.writing(12) as folder,
+    ):
+        save(folder)
+        raise OSError(28, "No space left on device")
+    with pytest.raises(CheckpointError, match="is not whole"), checkpoints.writing(12) as folder:
+        (folder / "config.json").write_text("{}")
+    assert list((tmp_path / "checkpoints").iterdir()) == []
+    with pytest.raises(CheckpointError, match="has no checkpoint"):
+        latest_checkpoint(tmp_path)
+    for step in (9, 12):
+        with checkpoints.writing(step) as folder:
+            assert checkpoints.steps() == [9] * (step > 9)
+            save(folder)
+    assert latest_checkpoint(tmp_path).name == "step_12"
+
+
+def test_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    (tmp_path / ".step_1.partial-99999").mkdir()  # of a writer that was killed
+    for step in (2, 4, 6, 10):
+        with checkpoints.writing(step) as folder:
+            save(folder, state=step < 10)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_10", "step_6"]
+    assert checkpoints.newest().name == "step_10"
+    assert checkpoints.newest_to_resume().name == "step_6", "step 10 has no optimizer"
+    checkpoints.forget_after(6)
+    assert checkpoints.steps() == [6]
+
+
+def test_what_cannot_be_resumed_is_refused(tmp_path: Path, model: Path) -> None:
+    recipe = read_recipe(ARITHMETIC)
+    output = tmp_path / "run"
+    with pytest.raises(CheckpointError, match="no checkpoint to resume from"):
+        plan_training(recipe, output=output, model=model, resume=True)
+    plan = plan_training(recipe, output=output, model=model)
+    claim(plan)
+    rows = [{"step": 1, "elapsed_s": 5.0}, {"step": 2, "elapsed_s": 9.5}, {"step": 3}]
+    (output / METRICS_FILE).write_text("".join(f"{json.dumps(row)}\n" for row in rows) + '{"st')
+    with plan.checkpoints.writing(2) as folder:
+        save(folder, state=True)
+    with pytest.raises(TrainingError, match="--resume keeps the run that --overwrite removes"):
+        plan_training(recipe, output=output, model=model, resume=True, overwrite=True)
+    with pytest.raises(TrainingError, match="started with another seed"):
+        plan_training(recipe, output=output, model=model, resume=True, seed=5)
+    other = read_recipe(ARITHMETIC, {"policy.optimizer.kwargs.lr": 1e-4})
+    with pytest.raises(TrainingError, match="started with another learning_rate"):
+        plan_training(other, output=output, model=model, resume=True)
+    with pytest.raises(TrainingError, match="is of step 2 and 2 steps are wanted; raise --steps"):
+        plan_training(recipe, output=output, model=model, resume=True, steps=2)
+    assert len((output / METRICS_FILE).read_text().splitlines()) == 4, "nothing was changed"
+
+    plan = plan_training(recipe, output=output, model=model, resume=True, steps=20)
+    assert plan.resume_from == output / "checkpoints/step_2"
+    assert claim(plan) == 9.5
+    assert read_metrics(output).step.tolist() == [1, 2]
+    (output / "run.json").write_text("{")
+    with pytest.raises(TrainingError, match="does not say what was run"):
+        plan_training(recipe, output=output, model=model, resume=True)
 
 
 def test_the_recorder_writes_a_step(tmp_path: Path) -> None:

@@ -5,37 +5,36 @@ The output folder holds:
 
 - `run.json`: the recipe, the model, the seed and the versions;
 - `metrics.jsonl` and `completions.jsonl`: one record a step, see `metrics`;
-- `checkpoints/step_<N>`: the trained model, as a Hugging Face folder that appears whole.
+- `checkpoints/step_<N>`: the model after that step, see `checkpoints`.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from workshop_lib.errors import WorkshopError
 from workshop_lib.models import is_ready, model_path
-from workshop_lib.models.files import problem_of, sync
-from workshop_lib.training.metrics import COMPLETIONS_FILE, METRICS_FILE, marked_line
+from workshop_lib.models.files import problem_of
+from workshop_lib.training.checkpoints import Checkpoints
+from workshop_lib.training.metrics import marked_line
 from workshop_lib.training.problems import Problem, load_problems
 from workshop_lib.training.recipe import Recipe
 from workshop_lib.training.rewards import Reward, for_trl, reward_for
+from workshop_lib.training.run_folder import (
+    TrainingError,
+    check_free,
+    check_resume,
+    checkpoints_of,
+    claim,
+    latest_checkpoint,
+)
 from workshop_lib.training.translate import Translation, translate
 
 __all__ = ["Plan", "Result", "TrainingError", "latest_checkpoint", "plan_training", "train"]
-
-_RUN_FILE = "run.json"
-_CHECKPOINTS = "checkpoints"
-
-
-class TrainingError(WorkshopError):
-    """Training cannot start, or failed."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +49,7 @@ class Plan:
         problems: Problems to train on.
         reward_name: The reward's name in the recipe.
         reward: The reward.
+        resume_from: The checkpoint to go on from, if any.
     """
 
     recipe: Recipe
@@ -59,6 +59,12 @@ class Plan:
     problems: tuple[Problem, ...]
     reward_name: str
     reward: Reward
+    resume_from: Path | None = None
+
+    @property
+    def checkpoints(self) -> Checkpoints:
+        """Where the run's checkpoints go."""
+        return checkpoints_of(self.output, keep=self.recipe.checkpointing.keep_top_k)
 
     def describe(self) -> str:
         """One line: what is trained on what, and how much of it.
@@ -99,6 +105,7 @@ def plan_training(
     steps: int | None = None,
     seed: int | None = None,
     overwrite: bool = False,
+    resume: bool = False,
 ) -> Plan:
     """Check everything that a training needs; write nothing.
 
@@ -110,6 +117,8 @@ def plan_training(
         steps: Steps to train; by default the recipe's.
         seed: Seed; by default the recipe's.
         overwrite: Remove the run that `output` holds.
+        resume: Go on with the run that `output` holds, from its newest checkpoint with the
+            optimizer's state, as if it had not been stopped.
 
     Raises:
         WorkshopError: Something is missing or does not fit, in one line.
@@ -122,7 +131,9 @@ def plan_training(
     if seed is not None and not 0 <= seed < 2**32:
         raise TrainingError(f"--seed is {seed}; give a number from 0 to {2**32 - 1}")
     place = Path(output).absolute()
-    _check_output(place, overwrite)
+    if resume and overwrite:
+        raise TrainingError("--resume keeps the run that --overwrite removes; give one of the two")
+    check_free(place, overwrite=overwrite or resume)
     folder = _model_folder(recipe, model)
     problems = load_problems(recipe)
     wanted = recipe.grpo.num_prompts_per_step
@@ -141,7 +152,8 @@ def plan_training(
             f"{recipe.path}: {refused[0].key}: {refused[0].value} cannot be trained on this"
             f" machine: {refused[0].reason}{others}"
         )
-    return Plan(recipe, translation, folder, place, tuple(problems), name, reward)
+    plan = Plan(recipe, translation, folder, place, tuple(problems), name, reward)
+    return replace(plan, resume_from=check_resume(plan)) if resume else plan
 
 
 def train(
@@ -171,54 +183,26 @@ def train(
     tokenizer = AutoTokenizer.from_pretrained(str(plan.model), padding_side="left")
     _set_chat_template(tokenizer, plan.recipe)
     _check_lengths(plan, tokenizer)
-    _claim(plan)
-    trainer = _trainer(plan, tokenizer, say, report)
+    elapsed_s = claim(plan)
+    trainer = _trainer(plan, tokenizer, say, report, elapsed_s)
+    if plan.resume_from is not None:
+        say(f"Going on from {plan.resume_from}")
     say(f"Training: {plan.describe()}")
     if report is not None:
         report(marked_line("start", steps=plan.translation.steps))
     started = time.perf_counter()
-    trainer.train()
+    trainer.train(resume_from_checkpoint=plan.resume_from and str(plan.resume_from))
     seconds = time.perf_counter() - started
-    checkpoint = _save(trainer.model, tokenizer, plan)
+    checkpoint = plan.checkpoints.path(plan.translation.steps)
+    if not checkpoint.exists():  # the last step is saved even if it is not its turn
+        # In float32: a step of 1e-5 is smaller than what bfloat16 can tell apart.
+        with plan.checkpoints.writing(plan.translation.steps) as folder:
+            trainer.model.save_pretrained(str(folder))
+            tokenizer.save_pretrained(str(folder))
     say(f"Trained {plan.translation.steps} steps in {seconds:.0f} s; saved {checkpoint}")
     if report is not None:
         report(marked_line("saved", checkpoint=str(checkpoint.relative_to(plan.output))))
     return Result(checkpoint, plan.translation.steps, seconds)
-
-
-def latest_checkpoint(output: str | Path) -> Path:
-    """The newest checkpoint of a run.
-
-    Args:
-        output: The run's output folder.
-
-    Raises:
-        TrainingError: It has none.
-
-    Example:
-        >>> latest_checkpoint("build/grpo")  # doctest: +SKIP
-        PosixPath('build/grpo/checkpoints/step_12')
-    """
-    found = [
-        path
-        for path in Path(output).glob(f"{_CHECKPOINTS}/step_*")
-        if path.name.removeprefix("step_").isdigit()
-    ]
-    if not found:
-        raise TrainingError(f"{output} has no checkpoint; one is saved when training ends")
-    return max(found, key=lambda path: int(path.name.removeprefix("step_")))
-
-
-def _check_output(place: Path, overwrite: bool) -> None:
-    if place.exists() and not place.is_dir():
-        raise TrainingError(f"--output {place} is a file; give a folder")
-    if not overwrite and (place / METRICS_FILE).exists():
-        raise TrainingError(
-            f"--output {place} holds a run already; give another folder, or --overwrite"
-        )
-    above = next(folder for folder in (place, *place.parents) if folder.exists())
-    if not os.access(above, os.W_OK):
-        raise TrainingError(f"--output {place} cannot be written: no permission in {above}")
 
 
 def _model_folder(recipe: Recipe, model: str | Path | None) -> Path:
@@ -305,38 +289,12 @@ def _check_lengths(plan: Plan, tokenizer: Any) -> None:
             )
 
 
-def _claim(plan: Plan) -> None:
-    """Make the output folder, remove what an earlier run left, note what is run."""
-    for name in (METRICS_FILE, COMPLETIONS_FILE, _RUN_FILE):
-        (plan.output / name).unlink(missing_ok=True)
-    shutil.rmtree(plan.output / _CHECKPOINTS, ignore_errors=True)
-    (plan.output / _CHECKPOINTS).mkdir(parents=True)
-    about = {
-        "recipe": str(plan.recipe.path),
-        "settings": plan.recipe.settings,
-        "model": str(plan.model),
-        "steps": plan.translation.steps,
-        "seed": plan.translation.arguments["seed"],
-        "arguments": plan.translation.arguments,
-        "versions": _versions(),
-        "started": time.time(),
-    }
-    partial = plan.output / f".{_RUN_FILE}.partial"
-    partial.write_text(json.dumps(about, indent=1, default=str) + "\n", encoding="utf-8")
-    partial.replace(plan.output / _RUN_FILE)
-
-
-def _versions() -> dict[str, str]:
-    from importlib.metadata import version
-
-    return {name: version(name) for name in ("torch", "transformers", "trl")}
-
-
 def _trainer(
     plan: Plan,
     tokenizer: Any,
     say: Callable[[str], None],
     report: Callable[[str], None] | None,
+    elapsed_s: float = 0.0,
 ) -> Any:
     import torch
     from datasets import Dataset
@@ -352,7 +310,6 @@ def _trainer(
     arguments = GRPOConfig(
         output_dir=str(plan.output),
         logging_steps=plan.translation.updates_per_step,
-        save_strategy="no",
         report_to="none",
         disable_tqdm=True,
         use_cpu=True,
@@ -372,6 +329,7 @@ def _trainer(
         answers={problem.system + problem.prompt: problem.answer for problem in plan.problems},
         say=say,
         report=report,
+        elapsed_s=elapsed_s,
     )
     trainer = trainer_class()(
         model=model,
@@ -382,29 +340,7 @@ def _trainer(
         callbacks=[recorder.callback()],
     )
     recorder.trainer = trainer
+    trainer.checkpoints = plan.checkpoints
+    trainer.updates_per_step = plan.translation.updates_per_step
     trainer.remove_callback(PrinterCallback)
     return trainer
-
-
-def _save(model: Any, tokenizer: Any, plan: Plan) -> Path:
-    """Save as a Hugging Face folder that is there whole or not at all.
-
-    In float32: a step of 1e-5 is smaller than what bfloat16 can tell apart.
-    """
-    place = plan.output / _CHECKPOINTS / f"step_{plan.translation.steps}"
-    partial = place.with_name(f".{place.name}.partial-{os.getpid()}")
-    try:
-        model.save_pretrained(str(partial))
-        tokenizer.save_pretrained(str(partial))
-        if problem := problem_of(partial):
-            raise TrainingError(f"the checkpoint is not whole: {problem}")
-        for file in partial.iterdir():
-            file.chmod(0o644)  # weights are saved for the owner alone; a server may be another user
-        sync(partial)
-        partial.rename(place)
-        sync(place.parent, recursive=False)
-    except OSError as error:
-        raise TrainingError(f"{place} cannot be saved: {error}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return place

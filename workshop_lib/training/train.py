@@ -52,6 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             steps=wishes.steps,
             seed=wishes.seed,
             overwrite=wishes.overwrite,
+            resume=wishes.resume,
         )
     except WorkshopError as error:
         return _report(error, 2)
@@ -88,6 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--steps", type=int, help="steps to train (default: the recipe's)")
     add("--seed", type=int, help="seed (default: the recipe's)")
     add("--overwrite", action="store_true", help="remove the run that DIR holds")
+    add("--resume", action="store_true", help="go on with the run that DIR holds")
     add("--report", action="store_true", help="also print each step as a line of JSON, marked")
     return parser
 

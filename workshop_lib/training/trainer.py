@@ -15,6 +15,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import IO, Any
 
+from workshop_lib.training.checkpoints import Checkpoints
 from workshop_lib.training.metrics import (
     COLUMNS,
     COMPLETIONS_FILE,
@@ -54,10 +55,23 @@ def trainer_class() -> type[Any]:
     Returns:
         A subclass whose instances have `seconds`, the time of the current step by stage.
     """
+    import torch
     from trl import GRPOTrainer
+    from trl.trainer.utils import RepeatSampler
+
+    class EpochSampler(RepeatSampler):  # type: ignore[misc]
+        """TRL's sampler; it can begin with a later epoch, in the order that it would have had."""
+
+        def set_epoch(self, epoch: int) -> None:
+            if self.shuffle:
+                self.generator.manual_seed(self.seed)
+                for _ in range(epoch):
+                    torch.randperm(self.num_samples, generator=self.generator)
 
     class LaptopGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         seconds: dict[str, float]
+        checkpoints: Checkpoints
+        updates_per_step: int
 
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
@@ -87,6 +101,26 @@ def trainer_class() -> type[Any]:
             # TRL's are zero at the padding.
             shown = attention_mask[:, -logits_to_keep:]
             return logps * shown, entropies * shown, None
+
+        def _get_train_sampler(self, dataset: Any = None) -> Any:
+            sampler = super()._get_train_sampler(dataset)
+            sampler.__class__ = EpochSampler
+            return sampler
+
+        def _save_checkpoint(self, model: Any, trial: Any) -> None:
+            """As `Trainer` does, and whole or not at all; TRL adds a card for the hub."""
+            step = self.state.global_step // self.updates_per_step
+            with self.checkpoints.writing(step) as folder:
+                self._staging = folder
+                super(GRPOTrainer, self)._save_checkpoint(model, trial)
+                # Its own name for it, below the folder that it is given.
+                (inner,) = folder.iterdir()
+                for file in inner.iterdir():
+                    file.rename(folder / file.name)
+                inner.rmdir()
+
+        def _get_output_dir(self, trial: Any) -> str:
+            return str(self._staging)
 
         def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
             with self._timed("generation"):
@@ -119,6 +153,7 @@ class Recorder:
         answers: The right answer of each prompt.
         say: Called with the line of each step.
         report: Called with the marked line of each step, for who follows the log.
+        elapsed_s: Seconds of training that a resumed run has behind it.
     """
 
     def __init__(
@@ -131,6 +166,7 @@ class Recorder:
         answers: Mapping[str, str],
         say: Callable[[str], None],
         report: Callable[[str], None] | None = None,
+        elapsed_s: float = 0.0,
     ) -> None:
         self.folder = folder
         self.group_size = group_size
@@ -143,6 +179,7 @@ class Recorder:
         self._metrics: IO[str] | None = None
         self._completions: IO[str] | None = None
         self._began = self._last = 0.0
+        self._behind_s = elapsed_s
 
     def callback(self) -> Any:
         """What the trainer calls."""
@@ -167,7 +204,8 @@ class Recorder:
         """Open the files and start the clock."""
         self._metrics = (self.folder / METRICS_FILE).open("a", encoding="utf-8")
         self._completions = (self.folder / COMPLETIONS_FILE).open("a", encoding="utf-8")
-        self._began = self._last = time.perf_counter()
+        self._last = time.perf_counter()
+        self._began = self._last - self._behind_s
         self.trainer.seconds = {}
 
     def record(self, updates: int, logs: Mapping[str, Any]) -> None:

@@ -117,6 +117,7 @@ def translate(
     _sampling(table)
     _optimizer(table)
     _model(table)
+    _checkpoints(table)
     _data(table)
     table.switched_off()
     table.drop_the_rest()
@@ -362,6 +363,21 @@ def _model(table: _Table) -> None:
         "policy.dtensor_cfg.activation_checkpointing",
         gradient_checkpointing=policy.dtensor_cfg.activation_checkpointing,
     )
+
+
+def _checkpoints(table: _Table) -> None:
+    wanted, updates = table.recipe.checkpointing, table.recipe.updates_per_step
+    strategy = "steps" if wanted.enabled else "no"
+    table.exact("checkpointing.enabled", "and always at the end", save_strategy=strategy)
+    table.exact("checkpointing.save_period", save_steps=wanted.save_period * updates)
+    table.exact(
+        "checkpointing.save_optimizer",
+        "without its state no run can be resumed",
+        save_only_model=not wanted.save_optimizer,
+    )
+    newest = wanted.metric_name is None
+    reason = "the newest are kept" + ("" if newest else ", whatever the metric says")
+    table.add("checkpointing.keep_top_k", "exact" if newest else "approximated", reason)
 
 
 def _data(table: _Table) -> None:

@@ -52,7 +52,7 @@ DROPPED: dict[str, str] = {
     "policy.": "a matter of GPU memory and speed",
     "data.": "read by `problems`",
     "env.": "rewards are functions of this process",
-    "checkpointing.": "one checkpoint, at the end, in the output folder",
+    "checkpointing.": "checkpoints are Hugging Face folders in the output folder",
     "logger.": "one record a step, in metrics.jsonl",
     "cluster.": "one machine without a GPU",
     "data_plane.": "one process",
