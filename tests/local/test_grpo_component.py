@@ -31,7 +31,9 @@ def test_two_ranks_train_and_the_checkpoint_outlives_them(cluster: LocalCluster)
     run = watch_training(job, timeout_s=LIMIT_S)
     assert (run.steps, run.done, run.frame.step.tolist()) == (2, 2, [1, 2])
     assert run.frame.reward.between(0, 1).all() and (run.frame.step_s > 0).all()
-    assert len(run.samples) == 4 and run.samples.completion.str.len().gt(0).all()
+    assert run.samples.step.tolist() == [1, 1, 2, 2]
+    assert run.samples.prompt.str.startswith("Question: What is").all()
+    assert run.samples.completion.str.len().gt(0).any(), "one that ends at once is empty"
     assert run.checkpoint == "/shared/two/checkpoints/step_2"
     conditions = job.observe().body["status"]["conditions"]
     assert [c["type"] for c in conditions] == ["SuccessCriteriaMet", "Complete"]
