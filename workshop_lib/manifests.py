@@ -149,20 +149,25 @@ def render(
 
 def render_folder(folder: Path, parameters: Mapping[str, Any] | None = None) -> list[Object]:
     """Like `render`, for any folder with a `kustomization.yaml`."""
-    done = subprocess.run(
-        [_kubectl(), "kustomize", str(folder)], capture_output=True, text=True, check=False
-    )
-    if done.returncode != 0:
-        reason = " ".join(done.stderr.replace("error: ", "", 1).split())
-        raise ManifestError(f"{_shown(folder)}: kustomize: {reason[:400]}")
     try:
-        bodies = [body for body in yaml.safe_load_all(done.stdout) if body]
+        bodies = [body for body in yaml.safe_load_all(_kustomized(folder)) if body]
     except yaml.YAMLError as error:
         raise ManifestError(f"{_shown(folder)}: {' '.join(str(error).split())}") from error
     objects = [Object(body, _take_origin(body, folder)) for body in bodies]
     _set_parameters(objects, folder, parameters or {})
     order = {kind: position for position, kind in enumerate(APPLY_ORDER)}
     return sorted(objects, key=lambda item: order.get(item.kind, len(order)))
+
+
+def _kustomized(folder: Path) -> str:
+    """What `kubectl kustomize` makes of a folder."""
+    done = subprocess.run(
+        [_kubectl(), "kustomize", str(folder)], capture_output=True, text=True, check=False
+    )
+    if done.returncode != 0:
+        reason = " ".join(done.stderr.replace("error: ", "", 1).split())
+        raise ManifestError(f"{_shown(folder)}: kustomize: {reason[:400]}")
+    return done.stdout
 
 
 def _shown(path: Path) -> str:

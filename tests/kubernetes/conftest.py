@@ -6,7 +6,7 @@ import pytest
 import yaml
 from emulator import Emulator
 
-from workshop_lib.kubernetes import KubernetesCluster, api
+from workshop_lib.kubernetes import KubernetesCluster, api, deleting
 
 
 def kubeconfig(server, token="good-token", **context):
@@ -40,6 +40,7 @@ def config(emulator, tmp_path, monkeypatch):
 @pytest.fixture
 def quick(monkeypatch):
     """Pauses of nothing, where the server does not ask for one."""
+    monkeypatch.setattr(deleting, "POLL_S", 0.02)
     ask = api.Pauses.next_s
 
     def next_s(self, asked_s=None):

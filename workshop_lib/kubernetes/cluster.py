@@ -20,7 +20,7 @@ from workshop_lib.kubernetes.forwarding import forwarded
 from workshop_lib.kubernetes.resources import COMPONENT, DELETE_ORDER, resource_of_kind
 from workshop_lib.manifests import Object
 from workshop_lib.progress import Progress
-from workshop_lib.workload import Workload
+from workshop_lib.workload import Workload, found_handle, handle
 
 __all__ = ["KubernetesCluster"]
 
@@ -135,11 +135,7 @@ class KubernetesCluster:
                 actions = Applier(self._api, self.namespace, component, force).apply(bodies)
             finally:
                 self._api.on_pause = None
-        workloads = [body for body in bodies if body["kind"] in WORKLOAD_KINDS]
-        watched = workloads[-1] if workloads else bodies[-1]
-        return Workload(
-            self, component, watched["kind"], watched["metadata"]["name"], actions=actions
-        )
+        return handle(self, component, bodies, actions=actions)
 
     def delete(
         self, component: str, *, claims: Sequence[str] = (), timeout_s: float = 300.0
@@ -191,14 +187,7 @@ class KubernetesCluster:
         """
         kinds = [*WORKLOAD_KINDS, *(kind for kind in DELETE_ORDER if kind not in WORKLOAD_KINDS)]
         found = deleting.find(self._api, self.namespace, kinds, component)
-        if not found:
-            there = ", ".join(self.components()) or "nothing"
-            raise NotFoundError(
-                f"component {component!r} is not applied ({there} is); "
-                f"start it with cluster.apply({component!r})"
-            )
-        watched = ([b for b in found if b["kind"] in WORKLOAD_KINDS] or found)[-1]
-        return Workload(self, component, watched["kind"], watched["metadata"]["name"])
+        return found_handle(self, component, found)
 
     def observe(self, kind: str, name: str) -> Observation:
         """A workload as it is now: its object, pods and events.

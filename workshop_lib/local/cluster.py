@@ -24,7 +24,7 @@ from workshop_lib.local.ray_templates import HEAD_PORTS, port_list
 from workshop_lib.local.reaching import address_of, execute, find_pod
 from workshop_lib.local.supervisor import Supervisor
 from workshop_lib.manifests import Object
-from workshop_lib.workload import Workload
+from workshop_lib.workload import Workload, found_handle, handle
 
 __all__ = ["LocalCluster"]
 
@@ -143,11 +143,7 @@ class LocalCluster:
                 if actions[key_of(body)] != "unchanged":
                     store_object(self.paths, component, body, old.get(key_of(body)))
             self._run(bodies, workloads, services=services)
-        watched = [body for body in bodies if body["kind"] in WORKLOAD_KINDS] or bodies
-        return Workload(
-            self, component, watched[-1]["kind"], watched[-1]["metadata"]["name"],
-            actions=actions, notes=notes,
-        )  # fmt: skip
+        return handle(self, component, bodies, actions=actions, notes=notes)
 
     def _unfinished(self, bodies: Sequence[Mapping[str, Any]]) -> list[str]:
         """The workloads that have to run; a finished Job stays finished."""
@@ -269,7 +265,7 @@ class LocalCluster:
 
     def components(self) -> list[str]:
         """The names of the components that are applied; kept claims alone do not count."""
-        return _components(self._objects())
+        return sorted({component_of(body) for body in self._objects() if body["kind"] != KEPT})
 
     def get(self, component: str) -> Workload:
         """The handle of a component that was applied before, by this kernel or another.
@@ -280,16 +276,8 @@ class LocalCluster:
         Raises:
             NotFoundError: It is not applied.
         """
-        objects = self._objects()
-        bodies = [body for body in objects if component_of(body) == component]
-        if not any(body["kind"] != KEPT for body in bodies):
-            there = ", ".join(_components(objects)) or "nothing"
-            raise NotFoundError(
-                f"component {component!r} is not applied ({there} is); "
-                f"start it with cluster.apply({component!r})"
-            )
-        watched = [body for body in bodies if body["kind"] in WORKLOAD_KINDS] or bodies
-        return Workload(self, component, watched[-1]["kind"], watched[-1]["metadata"]["name"])
+        bodies = [body for body in self._objects() if component_of(body) == component]
+        return found_handle(self, component, [body for body in bodies if body["kind"] != KEPT])
 
     def observe(self, kind: str, name: str) -> Observation:
         """A workload as it is now.
@@ -409,10 +397,6 @@ class LocalCluster:
             NotFoundError: No such target, port or ready pod.
         """
         yield f"http://{address_of(self.paths, self.book, target, port)}"
-
-
-def _components(objects: Sequence[Mapping[str, Any]]) -> list[str]:
-    return sorted({component_of(body) for body in objects if body["kind"] != KEPT})
 
 
 def _program(key: str) -> str:
