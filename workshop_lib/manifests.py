@@ -23,8 +23,8 @@ from workshop_lib.errors import ManifestError
 __all__ = ["Object", "Parameter", "manifests_dir", "parameters_of", "render"]
 
 APPLY_ORDER = (
-    "Namespace", "StorageClass", "ResourceQuota", "ServiceAccount", "Role", "RoleBinding",
-    "NetworkPolicy", "Secret", "ConfigMap", "PersistentVolumeClaim", "Service",
+    "Namespace", "StorageClass", "ResourceQuota", "LimitRange", "ServiceAccount", "Role",
+    "RoleBinding", "NetworkPolicy", "Secret", "ConfigMap", "PersistentVolumeClaim", "Service",
 )  # fmt: skip
 """What others refer to comes first; workloads, not named here, come last."""
 
@@ -103,8 +103,14 @@ class Component:
         self.folder = overlays / self.name
         known = sorted(path.parent.name for path in overlays.glob("*/kustomization.yaml"))
         if self.name not in known:
+            elsewhere = sorted(
+                path.parents[1].name
+                for path in overlays.parent.glob("*/*/kustomization.yaml")
+                if path.parent.name == self.name
+            )
+            only = f" (only in {', '.join(elsewhere)})" if known and elsewhere else ""
             raise ManifestError(
-                f"there is no component {self.name!r} in profile {self.profile!r}; "
+                f"there is no component {self.name!r} in profile {self.profile!r}{only}; "
                 f"it has {', '.join(known) or 'none'}"
             )
 

@@ -164,7 +164,9 @@ def handle(
     actions: Mapping[str, str] | None = None,
     notes: Mapping[str, str] | None = None,
 ) -> Workload:
-    """The handle of a component: it watches the last object that has pods, else the last.
+    """The handle of a component: it watches the last object that has pods.
+
+    Without one it is for the last by kind and name, the same for every kernel.
 
     Args:
         cluster: Where it is applied.
@@ -173,7 +175,9 @@ def handle(
         actions: What apply did with them.
         notes: Fields without effect in this cluster, and why.
     """
-    watched = ([body for body in bodies if body["kind"] in WORKLOAD_KINDS] or list(bodies))[-1]
+    workloads = [body for body in bodies if body["kind"] in WORKLOAD_KINDS]
+    by_name = sorted(bodies, key=lambda body: (body["kind"], body["metadata"]["name"]))
+    watched = (workloads or by_name)[-1]
     kind, name = watched["kind"], watched["metadata"]["name"]
     return Workload(cluster, component, kind, name, actions=actions, notes=notes)
 
@@ -330,6 +334,9 @@ class Workload:
             ClusterError: It failed for good.
             WaitTimeoutError: It was not ready in time; the line says what is missing and why.
         """
+        if self.kind not in WORKLOAD_KINDS:  # nothing runs: to be there is to be ready
+            self.observe()
+            return self
         return self._wait("ready", lambda seen: readiness(seen.body), timeout_s)
 
     def wait_complete(self, *, timeout_s: float = 600.0) -> Workload:

@@ -142,6 +142,8 @@ class KubernetesCluster:
     ) -> None:
         """Delete what a component made, by the workshop's labels, and wait until it is gone.
 
+        A namespace itself stays, since data would go with it.
+
         Args:
             component: The component's name; one that is not there is no error.
             claims: Names of its persistent volume claims whose data goes too.
@@ -154,7 +156,9 @@ class KubernetesCluster:
         deleting.delete(self._api, self.namespace, component, claims=claims, timeout_s=timeout_s)
 
     def clean(self, *, claims: Sequence[str] = (), timeout_s: float = 600.0) -> None:
-        """Delete everything that the workshop made in this namespace, but for volume claims.
+        """Delete every component in this namespace, but for volume claims.
+
+        What an administrator applied for it (quota, rights, network policies) stays.
 
         Args:
             claims: Names of the persistent volume claims whose data goes too.
@@ -171,8 +175,9 @@ class KubernetesCluster:
     # -- reading ------------------------------------------------------------------------------
 
     def components(self) -> list[str]:
-        """The names of the components that are applied; kept claims alone do not count."""
-        found = deleting.find(self._api, self.namespace, DELETE_ORDER)
+        """The names of the components in this namespace; kept claims alone do not count."""
+        kinds = [kind for kind in DELETE_ORDER if resource_of_kind(kind).namespaced]
+        found = deleting.find(self._api, self.namespace, kinds)
         labels = [body["metadata"]["labels"] for body in found]
         return sorted({each[COMPONENT] for each in labels if COMPONENT in each})
 
@@ -185,9 +190,10 @@ class KubernetesCluster:
         Raises:
             NotFoundError: It is not applied.
         """
-        kinds = [*WORKLOAD_KINDS, *(kind for kind in DELETE_ORDER if kind not in WORKLOAD_KINDS)]
-        found = deleting.find(self._api, self.namespace, kinds, component)
-        return found_handle(self, component, found)
+        found = deleting.find(self._api, self.namespace, WORKLOAD_KINDS, component)
+        return found_handle(
+            self, component, found or deleting.find_component(self._api, self.namespace, component)
+        )
 
     def observe(self, kind: str, name: str) -> Observation:
         """A workload as it is now: its object, pods and events.
