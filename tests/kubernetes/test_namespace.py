@@ -42,7 +42,7 @@ def administrator(config, quick):
 
 
 def test_an_administrator_makes_a_namespace(emulator, administrator):
-    made = administrator.apply("namespace", {"learners": "ada", "pod_security": "privileged"})
+    made = administrator.apply("namespace", learners="ada", pod_security="privileged")
     assert made.wait_ready() is made
     actions = dict(made.actions)
     # Kubernetes makes it together with the namespace.
@@ -54,7 +54,7 @@ def test_an_administrator_makes_a_namespace(emulator, administrator):
     assert account["automountServiceAccountToken"] is False
     binding = emulator.store.get(emulator.kind("RoleBinding"), "ada", "workshop-learner")
     assert binding["subjects"][0]["name"] == "ada"
-    again = administrator.apply("namespace", {"learners": "ada", "pod_security": "privileged"})
+    again = administrator.apply("namespace", learners="ada", pod_security="privileged")
     assert set(again.actions.values()) == {"unchanged"}
 
 

@@ -84,7 +84,39 @@ def test_every_parameter_reaches_its_places(profile, component):
         assert changed != plain, f"{parameter.name} changes nothing"
 
 
-def test_a_value_cannot_inject_yaml():
+def leaves(node, path=""):
+    """Every value of an object by its path; a text that holds YAML is looked into."""
+    if path.endswith("/serveConfigV2"):
+        node = yaml.safe_load(node)
+    if isinstance(node, dict):
+        return {
+            k: v for key, each in node.items() for k, v in leaves(each, f"{path}/{key}").items()
+        }
+    if isinstance(node, list):
+        return {k: v for n, each in enumerate(node) for k, v in leaves(each, f"{path}/{n}").items()}
+    return {path: node}
+
+
+@pytest.mark.parametrize(("profile", "component"), COMPONENTS)
+def test_no_value_can_inject_yaml(profile, component):
+    """What is set is a text at the parameter's places, whatever it looks like."""
+    plain = [leaves(item.body) for item in manifests.render(profile, component)]
+    for parameter in manifests.parameters_of(profile, component).values():
+        assert parameter.name not in ("component", "force"), "apply has these itself"
+        if parameter.type != "str" or parameter.allowed:
+            continue
+        value = 'x"\n  securityContext: {privileged: true}\n---\nkind: Pod\n# '
+        changed = [i.body for i in manifests.render(profile, component, {parameter.name: value})]
+        assert len(changed) == len(plain)
+        for before, body in zip(plain, changed, strict=True):
+            after = leaves(body)
+            assert before.keys() == after.keys()
+            for path in before:
+                if after[path] != before[path]:
+                    assert after[path] in (value, f"/models/{value.replace('/', '--')}")
+
+
+def test_a_value_inside_of_a_text_is_data_too():
     value = "x\n  securityContext:\n    privileged: true\n# "
     found = manifests.render("eks", "ray-service", {"model": value})
     text = found[0].body["spec"]["serveConfigV2"]

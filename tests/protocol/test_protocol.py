@@ -10,7 +10,13 @@ from local_helpers import until
 from objects import config_map
 
 from workshop_lib.cluster import Cluster
-from workshop_lib.errors import ClusterError, NotFoundError, WaitTimeoutError, WorkshopError
+from workshop_lib.errors import (
+    ClusterError,
+    ManifestError,
+    NotFoundError,
+    WaitTimeoutError,
+    WorkshopError,
+)
 
 COMPONENT = "app.kubernetes.io/component"
 
@@ -41,6 +47,17 @@ def test_apply_tells_what_it_did_and_can_be_repeated(world, apply):
     fourth = apply(job, config_map(a="2"))
     assert fourth.actions == {"Job/talk": "unchanged", "ConfigMap/settings": "configured"}
     assert repr(fourth) == "job/talk unchanged\nconfigmap/settings configured"
+
+
+def test_parameters_are_keywords_and_are_checked_first(world):
+    for wrong, said in (
+        ({"replicas": "two"}, r"parameter replicas: 'two' is not of type int"),
+        ({"replicas": -1}, r"parameter replicas: -1 is less than 0"),
+        ({"replica": 2}, r"no parameter 'replica'; it has model, "),
+    ):
+        with pytest.raises(ManifestError, match=said):
+            world.cluster.apply("vllm", model="org/name", **wrong)
+    assert world.cluster.components() == []
 
 
 def test_another_kernel_finds_what_was_applied(world, apply):

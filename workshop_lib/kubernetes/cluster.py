@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -89,21 +89,15 @@ class KubernetesCluster:
 
     # -- changing -----------------------------------------------------------------------------
 
-    def apply(
-        self,
-        component: str,
-        parameters: Mapping[str, Any] | None = None,
-        *,
-        force: bool = False,
-    ) -> Workload:
+    def apply(self, component: str, /, *, force: bool = False, **parameters: Any) -> Workload:
         """Render a component's manifests and make the cluster match them.
 
         The server checks every object (dry run, strict fields) before the first is changed.
 
         Args:
             component: A folder's name under `manifests/overlays/<profile>`.
-            parameters: Values for what its `parameters.yaml` names.
             force: Take over fields that another manager has set.
+            **parameters: Values for what its `parameters.yaml` names; None leaves one as it is.
 
         Returns:
             Its handle; what was done is shown by it.
@@ -114,6 +108,9 @@ class KubernetesCluster:
             ForbiddenError: The line names the rule that is missing.
             OperatorError: The line names the operator that is missing.
             ClusterError: Something would change that cannot while it exists.
+
+        Example:
+            >>> cluster.apply("vllm", replicas=2, instance_type="p5.48xlarge")   # doctest: +SKIP
         """
         objects = manifests.render(self.profile, component, parameters)
         return self.apply_objects(component, objects, force=force)

@@ -95,7 +95,7 @@ class LocalCluster:
             name = error.filename or folder
             raise ClusterError(f"{name}: {error.strerror}; the state is in {folder}") from error
 
-    def apply(self, component: str, parameters: Mapping[str, Any] | None = None) -> Workload:
+    def apply(self, component: str, /, **parameters: Any) -> Workload:
         """Render a component's manifests and make this machine match them.
 
         Everything is checked before anything is started: a wrong manifest changes nothing.
@@ -103,7 +103,7 @@ class LocalCluster:
 
         Args:
             component: A folder's name under `manifests/overlays/local`.
-            parameters: Values for what its `parameters.yaml` names.
+            **parameters: Values for what its `parameters.yaml` names; None leaves one as it is.
 
         Returns:
             Its handle; what was done is shown by it.
@@ -111,6 +111,9 @@ class LocalCluster:
         Raises:
             ManifestError: The manifest or a parameter is wrong, or not played here.
             ClusterError: Something would change that cannot while it exists.
+
+        Example:
+            >>> LocalCluster(state="demo").apply("vllm", max_model_len=512)   # doctest: +SKIP
         """
         return self.apply_objects(component, manifests.render(self.profile, component, parameters))
 
