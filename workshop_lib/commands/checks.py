@@ -52,23 +52,28 @@ def install(root: Path = ROOT) -> None:
     subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
     lock = str(root / "requirements-checks.txt")
     pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--disable-pip-version-check"]
-    subprocess.run([*pip, "-q", "--no-deps", "--require-hashes", "-r", lock], check=True)
+    # An index out of reach is to be noticed in seconds; this environment is not worth minutes.
+    pip += ["-q", "--retries", "1", "--timeout", "15", "--no-deps", "--require-hashes", "-r", lock]
+    subprocess.run(pip, check=True)
     (folder / "stamp").write_text(_wanted(root))  # last: what was interrupted is made anew
 
 
-def main() -> int:
+def main(root: Path = ROOT) -> int:
     """Make the second environment if it is not current.
+
+    Args:
+        root: The checkout.
 
     Returns:
         The exit status: 0, or 1 after one line that says what failed.
     """
-    if is_current():
+    if is_current(root):
         return 0
     print(
         "Installing checkov and kubernetes-validate into .venv-checks: 1 to 3 minutes.", flush=True
     )
     try:
-        install()
+        install(root)
     except subprocess.CalledProcessError as error:
         print(
             f"the second environment could not be made: {' '.join(error.cmd[1:4])} ended with "

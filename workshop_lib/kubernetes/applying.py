@@ -296,7 +296,8 @@ class Applier:
             )
         if answer.status == 404 and f'namespaces "{self.namespace}" not found' in answer.message:
             return NotFoundError(
-                f"the namespace {self.namespace!r} is not there; make it with: "
+                f"the namespace {self.namespace!r} is not there; an administrator makes it "
+                "with cluster.apply('namespace'), which also limits and guards it, or with: "
                 f"kubectl create namespace {self.namespace}"
             )
         if isinstance(error, ManifestError):
