@@ -30,6 +30,7 @@ help:
 	echo "make notebooks   run the notebooks and keep their outputs in notebooks/"
 	echo "make check       lint, format and types (1 minute)"
 	echo "make checks      look at the manifests with kubernetes-validate and checkov (1 minute; 3 the first time)"
+	echo "make checks-environment  install what make checks uses, into .venv-checks; .ci/run does"
 	echo "make lock        regenerate requirements*.txt from requirements*.in; UPGRADE=1 takes the newest"
 	echo "make clean       stop what the workshop started, remove build/ and .workshop/"
 	echo "make distclean   make clean, and remove .venv"

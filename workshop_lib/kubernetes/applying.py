@@ -66,20 +66,22 @@ def prepared(component: str, objects: Sequence[Object], namespace: str) -> list[
         if resource.kind == "Namespace":
             metadata["name"] = namespace
         for each in (body, *_pod_templates(body)):
-            labels = each.setdefault("metadata", {}).get("labels") or {}
-            each["metadata"]["labels"] = {**labels, **LABELS, COMPONENT: component}
+            metadata = each["metadata"] = each.get("metadata") or {}
+            own = metadata.get("labels") or {}
+            metadata["labels"] = {**own, **LABELS, COMPONENT: component}
         bodies.append(body)
     return bodies
 
 
 def _pod_templates(body: dict[str, Any]) -> list[dict[str, Any]]:
-    """The pod templates of an object, whichever kind it is."""
+    """An object's pod templates, whichever kind it is; one that is missing is refused later."""
     spec = body.get("spec") or {}
-    if body["kind"] in ("Job", "Deployment"):
-        return [spec["template"]]
-    cluster = spec.get("rayClusterConfig") or spec
-    groups = [cluster.get("headGroupSpec"), *(cluster.get("workerGroupSpecs") or [])]
-    return [group["template"] for group in groups if group]
+    groups = [spec]
+    if body["kind"] in ("RayCluster", "RayService"):
+        cluster = spec.get("rayClusterConfig") or spec
+        groups = [cluster.get("headGroupSpec"), *(cluster.get("workerGroupSpecs") or [])]
+    templates = [(group or {}).get("template") for group in groups]
+    return [template for template in templates if isinstance(template, dict)]
 
 
 def action(before: Json | None, after: Json, body: Json) -> str:
