@@ -19,7 +19,7 @@ PYTHON ?= $(or $(found),$(error Python 3.11 is needed, and neither python3.11 no
 
 environment = $(PYTHON) workshop_lib/commands/environment.py
 
-.PHONY: help run test test-all bench lab notebooks check lock clean distclean
+.PHONY: help run test test-all bench lab notebooks check checks checks-environment lock clean distclean
 
 help:
 	echo "make run         run the four notebooks on this machine's own Ray and vLLM; a report in build/ (17 minutes)"
@@ -29,7 +29,9 @@ help:
 	echo "make bench       measure the benchmark client against vLLM's own (2 minutes)"
 	echo "make notebooks   run the notebooks and keep their outputs in notebooks/"
 	echo "make check       lint, format and types (1 minute)"
-	echo "make lock        regenerate requirements.txt from requirements.in; UPGRADE=1 takes the newest"
+	echo "make checks      look at the manifests with kubernetes-validate and checkov (1 minute; 3 the first time)"
+	echo "make checks-environment  install what make checks uses, into .venv-checks; .ci/run does"
+	echo "make lock        regenerate requirements*.txt from requirements*.in; UPGRADE=1 takes the newest"
 	echo "make clean       stop what the workshop started, remove build/ and .workshop/"
 	echo "make distclean   make clean, and remove .venv"
 
@@ -63,6 +65,14 @@ check:
 	$(environment) -- -m ruff format --check .
 	$(environment) -- -m mypy
 
+# checkov and the workshop do not fit into one environment: the tools have a second one.
+checks-environment:
+	$(environment) -- -m workshop_lib.commands.checks
+
+checks: checks-environment
+	$(environment) --say "Checking every rendered manifest: usually under a minute." \
+		-- -m pytest tests/checks
+
 lock:
 	$(PYTHON) workshop_lib/commands/lock.py
 
@@ -73,5 +83,5 @@ clean:
 	echo "Removed build/ and .workshop/; kept .venv and the models in the cache (make distclean removes .venv)."
 
 distclean: clean
-	rm -rf .venv
-	echo "Removed .venv; the models in the cache are kept: $${WORKSHOP_MODELS_DIR:-$${XDG_CACHE_HOME:-~/.cache}/ray-vllm-grpo-workshop/models}"
+	rm -rf .venv .venv-checks
+	echo "Removed .venv and .venv-checks; the models in the cache are kept: $${WORKSHOP_MODELS_DIR:-$${XDG_CACHE_HOME:-~/.cache}/ray-vllm-grpo-workshop/models}"

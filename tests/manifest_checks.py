@@ -63,3 +63,51 @@ def _strict(node):
     if node.pop("x-kubernetes-int-or-string", False):
         node = {"type": ["integer", "string"]}
     return node
+
+
+def pod_templates(node):
+    """Every pod template in an object, the head's first."""
+    if isinstance(node, list):
+        return [found for value in node for found in pod_templates(value)]
+    if not isinstance(node, dict):
+        return []
+    own = [node] if "containers" in (node.get("spec") or {}) else []
+    return own + [found for value in node.values() for found in pod_templates(value)]
+
+
+BASELINE_CAPABILITIES = {
+    "AUDIT_WRITE", "CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "KILL", "MKNOD",
+    "NET_BIND_SERVICE", "SETFCAP", "SETGID", "SETPCAP", "SETUID", "SYS_CHROOT",
+}  # fmt: skip
+RESTRICTED_VOLUMES = {"configMap", "emptyDir", "persistentVolumeClaim", "secret"}
+
+
+def pod_security_problems(spec, level):
+    """What a level of the Pod Security Standards (baseline, restricted) refuses in a pod spec.
+
+    From https://kubernetes.io/docs/concepts/security/pod-security-standards/, the controls that
+    a field of these manifests could break.
+    """
+    problems = [name for name in ("hostNetwork", "hostPID", "hostIPC") if spec.get(name)]
+    problems += ["hostPath" for volume in spec.get("volumes", []) if "hostPath" in volume]
+    pod = spec.get("securityContext", {})
+    for container in [*spec["containers"], *spec.get("initContainers", [])]:
+        context = {**pod, **container.get("securityContext", {})}
+        added = set(context.get("capabilities", {}).get("add", []))
+        problems += ["privileged"] if context.get("privileged") else []
+        problems += sorted(added - BASELINE_CAPABILITIES)
+        if level != "restricted":
+            continue
+        problems += sorted(added - {"NET_BIND_SERVICE"})
+        if context.get("capabilities", {}).get("drop") != ["ALL"]:
+            problems.append("capabilities")
+        if context.get("runAsNonRoot") is not True or context.get("runAsUser") == 0:
+            problems.append("root")
+        if context.get("allowPrivilegeEscalation") is not False:
+            problems.append("escalation")
+        if (context.get("seccompProfile") or {}).get("type") != "RuntimeDefault":
+            problems.append("seccomp")
+    if level == "restricted":
+        kinds = {key for volume in spec.get("volumes", []) for key in volume if key != "name"}
+        problems += sorted(kinds - RESTRICTED_VOLUMES)
+    return problems

@@ -9,7 +9,7 @@ is written once.
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -85,7 +85,7 @@ class Cluster(Protocol):
 
     profile: str
 
-    def apply(self, component: str, parameters: Mapping[str, Any] | None = None) -> Workload:
+    def apply(self, component: str, /, **parameters: Any) -> Workload:
         """Render a component's manifests and make the cluster match them."""
 
     def get(self, component: str) -> Workload:

@@ -18,13 +18,14 @@ from typing import Any
 
 import yaml
 
+from workshop_lib.data import data_path
 from workshop_lib.errors import ManifestError
 
 __all__ = ["Object", "Parameter", "manifests_dir", "parameters_of", "render"]
 
 APPLY_ORDER = (
-    "Namespace", "StorageClass", "ResourceQuota", "ServiceAccount", "Role", "RoleBinding",
-    "NetworkPolicy", "Secret", "ConfigMap", "PersistentVolumeClaim", "Service",
+    "Namespace", "StorageClass", "ResourceQuota", "LimitRange", "ServiceAccount", "Role",
+    "RoleBinding", "NetworkPolicy", "Secret", "ConfigMap", "PersistentVolumeClaim", "Service",
 )  # fmt: skip
 """What others refer to comes first; workloads, not named here, come last."""
 
@@ -76,6 +77,9 @@ class Parameter:
         paths: Places it sets: `Kind/name:/json/pointer`; a `#` steps into a text that
             holds YAML (`…/serveConfigV2#/applications/0/…`).
         model_folders: Places that get the folder of the model named by the value.
+        fields: Field of the value's entry in a catalogue to the places that get it: an EC2
+            instance type brings its number of GPUs. A mapping becomes environment variables.
+        entries: That catalogue.
         allowed: Its values, when they are few.
         minimum: Its least value.
         help: What it means, in a line.
@@ -85,6 +89,8 @@ class Parameter:
     type: str
     paths: tuple[str, ...]
     model_folders: tuple[str, ...] = ()
+    fields: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    entries: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     allowed: tuple[Any, ...] = ()
     minimum: float | None = None
     help: str = ""
@@ -103,8 +109,14 @@ class Component:
         self.folder = overlays / self.name
         known = sorted(path.parent.name for path in overlays.glob("*/kustomization.yaml"))
         if self.name not in known:
+            elsewhere = sorted(
+                path.parents[1].name
+                for path in overlays.parent.glob("*/*/kustomization.yaml")
+                if path.parent.name == self.name
+            )
+            only = f" (only in {', '.join(elsewhere)})" if known and elsewhere else ""
             raise ManifestError(
-                f"there is no component {self.name!r} in profile {self.profile!r}; "
+                f"there is no component {self.name!r} in profile {self.profile!r}{only}; "
                 f"it has {', '.join(known) or 'none'}"
             )
 
@@ -149,20 +161,25 @@ def render(
 
 def render_folder(folder: Path, parameters: Mapping[str, Any] | None = None) -> list[Object]:
     """Like `render`, for any folder with a `kustomization.yaml`."""
-    done = subprocess.run(
-        [_kubectl(), "kustomize", str(folder)], capture_output=True, text=True, check=False
-    )
-    if done.returncode != 0:
-        reason = " ".join(done.stderr.replace("error: ", "", 1).split())
-        raise ManifestError(f"{_shown(folder)}: kustomize: {reason[:400]}")
     try:
-        bodies = [body for body in yaml.safe_load_all(done.stdout) if body]
+        bodies = [body for body in yaml.safe_load_all(_kustomized(folder)) if body]
     except yaml.YAMLError as error:
         raise ManifestError(f"{_shown(folder)}: {' '.join(str(error).split())}") from error
     objects = [Object(body, _take_origin(body, folder)) for body in bodies]
     _set_parameters(objects, folder, parameters or {})
     order = {kind: position for position, kind in enumerate(APPLY_ORDER)}
     return sorted(objects, key=lambda item: order.get(item.kind, len(order)))
+
+
+def _kustomized(folder: Path) -> str:
+    """What `kubectl kustomize` makes of a folder."""
+    done = subprocess.run(
+        [_kubectl(), "kustomize", str(folder)], capture_output=True, text=True, check=False
+    )
+    if done.returncode != 0:
+        reason = " ".join(done.stderr.replace("error: ", "", 1).split())
+        raise ManifestError(f"{_shown(folder)}: kustomize: {reason[:400]}")
+    return done.stdout
 
 
 def _shown(path: Path) -> str:
@@ -202,7 +219,12 @@ def _read_parameters(folder: Path) -> dict[str, Parameter]:
         return {}
     try:
         entries = yaml.safe_load(file.read_text()) or {}
-        return {name: _parameter(name, entry) for name, entry in entries.items()}
+        more = entries.pop("extends", None)  # the parameters of another component, and then these
+        known = _read_parameters(folder.parent / more) if more else {}
+        dropped = [name for name in known if name in entries and entries[name] is None]
+        own = {name: entry for name, entry in entries.items() if name not in dropped}
+        known |= {name: _parameter(name, entry) for name, entry in own.items()}
+        return {name: each for name, each in known.items() if name not in dropped}
     except yaml.YAMLError as error:
         raise ManifestError(f"{_shown(file)}: no YAML: {' '.join(str(error).split())}") from error
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -216,11 +238,18 @@ def _parameter(name: str, entry: Mapping[str, Any]) -> Parameter:
     for field_name in ("paths", "model_folders", "allowed"):
         if not isinstance(entry.get(field_name, []), list):
             raise ValueError(f"{name}.{field_name} (a list)")
+    fields = entry.get("fields", {})
+    entries = yaml.safe_load(data_path(entry["catalogue"]).read_text()) if fields else {}
+    for value in entry["allowed"] if fields else ():
+        if missing := set(fields) - set(entries.get(value) or {}):
+            raise ValueError(f"{name}: {sorted(missing)} of {value} in {entry['catalogue']}")
     return Parameter(
         name=name,
         type=entry["type"],
         paths=tuple(entry["paths"]),
         model_folders=tuple(entry.get("model_folders", ())),
+        fields={key: tuple(places) for key, places in fields.items()},
+        entries=entries,
         allowed=tuple(entry.get("allowed", ())),
         minimum=entry.get("minimum"),
         help=entry.get("help", ""),
@@ -241,6 +270,9 @@ def _set_parameters(objects: list[Object], folder: Path, values: Mapping[str, An
             _set_at(objects, place, value, folder)
         for place in parameter.model_folders:
             _set_at(objects, place, f"{MODELS_MOUNT}/{str(value).replace('/', '--')}", folder)
+        for key, places in parameter.fields.items():
+            for place in places:
+                _set_at(objects, place, parameter.entries[value][key], folder)
 
 
 def _check_value(parameter: Parameter, value: Any, folder: Path) -> None:
@@ -306,6 +338,11 @@ def _put(node: Any, pointer: str, value: Any) -> None:
     for part in way:
         node = _step(node, part)
     key: Any = _index(node, last) if isinstance(node, list) else last
+    if isinstance(value, Mapping):  # environment variables, in a list of others
+        named = {entry["name"]: entry for entry in node[key]}
+        named |= {name: {"name": name, "value": str(each)} for name, each in value.items()}
+        node[key] = list(named.values())
+        return
     if isinstance(node[key], str) and not isinstance(value, str):
         value = str(value).lower() if isinstance(value, bool) else str(value)
     node[key] = value

@@ -13,14 +13,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from workshop_lib.cluster import Cluster, LogLine, Observation
-from workshop_lib.errors import ClusterError, WaitTimeoutError
+from workshop_lib.cluster import WORKLOAD_KINDS, Cluster, LogLine, Observation
+from workshop_lib.errors import ClusterError, NotFoundError, WaitTimeoutError
 from workshop_lib.progress import Progress
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Workload", "failure", "pod_state", "readiness", "seconds_since"]
+__all__ = [
+    "Workload", "failure", "found_handle", "handle", "pod_state", "readiness", "seconds_since",
+]  # fmt: skip
 
 Json = Mapping[str, Any]
 
@@ -152,6 +154,52 @@ def seconds_since(stamp: str) -> float:
     """Seconds from a Kubernetes timestamp until now."""
     then = datetime.strptime(stamp[:19], "%Y-%m-%dT%H:%M:%S").replace(tzinfo=UTC)
     return (datetime.now(UTC) - then).total_seconds()
+
+
+def handle(
+    cluster: Cluster,
+    component: str,
+    bodies: Sequence[Json],
+    *,
+    actions: Mapping[str, str] | None = None,
+    notes: Mapping[str, str] | None = None,
+) -> Workload:
+    """The handle of a component: it watches the last object that has pods.
+
+    Without one it is for the last by kind and name, the same for every kernel.
+
+    Args:
+        cluster: Where it is applied.
+        component: Its name.
+        bodies: Its objects, at least one, in the order in which they were applied.
+        actions: What apply did with them.
+        notes: Fields without effect in this cluster, and why.
+    """
+    workloads = [body for body in bodies if body["kind"] in WORKLOAD_KINDS]
+    by_name = sorted(bodies, key=lambda body: (body["kind"], body["metadata"]["name"]))
+    watched = (workloads or by_name)[-1]
+    kind, name = watched["kind"], watched["metadata"]["name"]
+    return Workload(cluster, component, kind, name, actions=actions, notes=notes)
+
+
+def found_handle(cluster: Cluster, component: str, bodies: Sequence[Json]) -> Workload:
+    """The handle of a component that was applied before.
+
+    Args:
+        cluster: Where it should be applied.
+        component: Its name.
+        bodies: Its objects there, volume claims apart: they stay when it is deleted.
+
+    Raises:
+        NotFoundError: There are none; the line says which components are applied.
+    """
+    if not bodies:
+        there = ", ".join(cluster.components()) or "nothing"
+        raise NotFoundError(
+            f"component {component!r} is not applied ({there} is); "
+            f"start it with cluster.apply({component!r})"
+        )
+    return handle(cluster, component, bodies)
 
 
 class Workload:
@@ -286,6 +334,9 @@ class Workload:
             ClusterError: It failed for good.
             WaitTimeoutError: It was not ready in time; the line says what is missing and why.
         """
+        if self.kind not in WORKLOAD_KINDS:  # nothing runs: to be there is to be ready
+            self.observe()
+            return self
         return self._wait("ready", lambda seen: readiness(seen.body), timeout_s)
 
     def wait_complete(self, *, timeout_s: float = 600.0) -> Workload:

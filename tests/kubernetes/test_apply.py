@@ -178,7 +178,9 @@ def test_a_namespace_that_is_not_there(emulator, cluster):
     cluster.namespace = "nowhere"
     line = refused(NotFoundError, cluster, config_map())
     assert line.startswith(
-        "the namespace 'nowhere' is not there; make it with: kubectl create namespace nowhere"
+        "the namespace 'nowhere' is not there; an administrator makes it with "
+        "cluster.apply('namespace'), which also limits and guards it, or with: "
+        "kubectl create namespace nowhere"
     )
 
 

@@ -8,7 +8,7 @@ import time
 
 import pytest
 import yaml
-from conftest import kubeconfig
+from emulated import kubeconfig
 
 from workshop_lib import connect
 from workshop_lib.errors import ConnectError

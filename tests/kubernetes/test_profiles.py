@@ -56,12 +56,14 @@ def test_no_container_has_privileges(profile, component):
             assert spec["automountServiceAccountToken"] is asks
             assert spec["securityContext"]["runAsNonRoot"] is True
             assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
-            assert not spec.get("hostNetwork")
+            assert bool(spec.get("hostNetwork")) is component.endswith("-efa")
             for container in [*spec["containers"], *spec.get("initContainers", [])]:
                 assert ":" in container["image"] and not container["image"].endswith(":latest")
                 assert set(container["resources"]) == {"requests", "limits"}
                 context = dict(container["securityContext"])
-                if (profile, component, container["name"]) == ("eks", "grpo", "ray"):
+                if component.endswith("-efa") and container["name"] == "ray":
+                    assert context["capabilities"].pop("add") == ["IPC_LOCK"]
+                if (profile, container["name"]) == ("eks", "ray") and component.startswith("grpo"):
                     # NeMo RL's image has its Python under /root; without a capability, though.
                     assert context.pop("runAsUser") == 0 and context.pop("runAsNonRoot") is False
                 if container["name"] == "permissions":  # the one exception, explained there
@@ -77,12 +79,44 @@ def test_every_parameter_reaches_its_places(profile, component):
     plain = [item.body for item in manifests.render(profile, component)]
     for parameter in manifests.parameters_of(profile, component).values():
         assert parameter.help.endswith(".")
-        value = parameter.allowed[0] if parameter.allowed else A_VALUE[parameter.type]
+        value = parameter.allowed[-1] if parameter.allowed else A_VALUE[parameter.type]
         changed = [i.body for i in manifests.render(profile, component, {parameter.name: value})]
         assert changed != plain, f"{parameter.name} changes nothing"
 
 
-def test_a_value_cannot_inject_yaml():
+def leaves(node, path=""):
+    """Every value of an object by its path; a text that holds YAML is looked into."""
+    if path.endswith("/serveConfigV2"):
+        node = yaml.safe_load(node)
+    if isinstance(node, dict):
+        return {
+            k: v for key, each in node.items() for k, v in leaves(each, f"{path}/{key}").items()
+        }
+    if isinstance(node, list):
+        return {k: v for n, each in enumerate(node) for k, v in leaves(each, f"{path}/{n}").items()}
+    return {path: node}
+
+
+@pytest.mark.parametrize(("profile", "component"), COMPONENTS)
+def test_no_value_can_inject_yaml(profile, component):
+    """What is set is a text at the parameter's places, whatever it looks like."""
+    plain = [leaves(item.body) for item in manifests.render(profile, component)]
+    for parameter in manifests.parameters_of(profile, component).values():
+        assert parameter.name not in ("component", "force"), "apply has these itself"
+        if parameter.type != "str" or parameter.allowed:
+            continue
+        value = 'x"\n  securityContext: {privileged: true}\n---\nkind: Pod\n# '
+        changed = [i.body for i in manifests.render(profile, component, {parameter.name: value})]
+        assert len(changed) == len(plain)
+        for before, body in zip(plain, changed, strict=True):
+            after = leaves(body)
+            assert before.keys() == after.keys()
+            for path in before:
+                if after[path] != before[path]:
+                    assert after[path] in (value, f"/models/{value.replace('/', '--')}")
+
+
+def test_a_value_inside_of_a_text_is_data_too():
     value = "x\n  securityContext:\n    privileged: true\n# "
     found = manifests.render("eks", "ray-service", {"model": value})
     text = found[0].body["spec"]["serveConfigV2"]
@@ -92,7 +126,10 @@ def test_a_value_cannot_inject_yaml():
         manifests.render("eks", "ray-service", {"accelerator": "B200"})
 
 
-@pytest.mark.parametrize("component", [name for profile, name in COMPONENTS if profile == "eks"])
+@pytest.mark.parametrize(
+    "component",
+    [name for profile, name in COMPONENTS if profile == "eks" and not name.endswith("-efa")],
+)
 def test_eks_is_the_base_but_for_what_a_patch_explains(component):
     """What differs: the container that gives a volume to its user, and the storage class."""
     base = {o.key: o.body for o in manifests.render_folder(ROOT / "base" / component)}

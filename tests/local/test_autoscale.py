@@ -51,7 +51,7 @@ def test_a_service_that_scales(new_cluster):
 def more_than_fits(cluster, app):
     """The node has four CPUs: a fifth replica waits, and the run says that it did not come."""
     head = cluster.get("autoscale").pods[0]
-    cluster.apply("autoscale", {"max_replicas": 6, "target_ongoing_requests": 1})
+    cluster.apply("autoscale", max_replicas=6, target_ongoing_requests=1)
     seen = app.wait_settings(max_replicas=6, target_ongoing_requests=1, timeout_s=SETTLE_S)
     assert len(seen.running) >= 1, "a changed setting stops no replica"
     assert cluster.get("autoscale").pods == [head], "nor does it start a new head"
@@ -63,7 +63,7 @@ def more_than_fits(cluster, app):
 
 def one_of_one(cluster, app):
     """The only replica dies: nobody answers until the next one runs."""
-    service = cluster.apply("autoscale", {"max_replicas": 1})
+    service = cluster.apply("autoscale", max_replicas=1)
     app.wait_settings(max_replicas=1, timeout_s=SETTLE_S)
     app.wait_settled(1, timeout_s=SETTLE_S)
     recovery = run_recovery(

@@ -27,7 +27,7 @@ def cluster(new_cluster: Callable[..., LocalCluster]) -> LocalCluster:
 
 @pytest.mark.slow
 def test_two_ranks_train_and_the_checkpoint_outlives_them(cluster: LocalCluster) -> None:
-    job = cluster.apply("grpo", SMALL | {"steps": 2, "nodes": 2, "output": "/shared/two"})
+    job = cluster.apply("grpo", **SMALL, steps=2, nodes=2, output="/shared/two")
     run = watch_training(job, timeout_s=LIMIT_S)
     assert (run.steps, run.done, run.frame.step.tolist()) == (2, 2, [1, 2])
     assert run.frame.reward.between(0, 1).all() and (run.frame.step_s > 0).all()
@@ -47,7 +47,7 @@ def test_two_ranks_train_and_the_checkpoint_outlives_them(cluster: LocalCluster)
 
 def test_a_trainer_that_fails_fails_the_job_with_its_last_line(cluster: LocalCluster) -> None:
     wrong = {"overrides": "grpo.num_generation_per_prompt=4"}
-    job = cluster.apply("grpo", SMALL | {"steps": 2} | wrong)
+    job = cluster.apply("grpo", **SMALL | {"steps": 2} | wrong)
     with pytest.raises(ClusterError) as error:
         watch_training(job, timeout_s=LIMIT_S)
     said = str(error.value)
@@ -59,7 +59,7 @@ def test_a_trainer_that_fails_fails_the_job_with_its_last_line(cluster: LocalClu
 
 @pytest.mark.slow
 def test_deleted_in_mid_training_nothing_is_left(cluster: LocalCluster) -> None:
-    job = cluster.apply("grpo", SMALL | {"steps": 500})
+    job = cluster.apply("grpo", **SMALL, steps=500)
     until(lambda: read_training(job).done, timeout_s=LIMIT_S, every_s=0.5)
     ours = processes.descendants(cluster.supervisor.identity()[0])
     assert any(

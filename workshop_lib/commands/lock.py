@@ -1,4 +1,4 @@
-"""Regenerates requirements.txt from requirements.in: `make lock`.
+"""Regenerates requirements.txt and requirements-checks.txt from their .in: `make lock`.
 
 A script for the system's Python and its standard library, like `environment`, so
 that a lock which cannot be installed can still be mended. It works in build/lock:
@@ -115,21 +115,23 @@ def main() -> int:
             [python, "-m", "pip", "config", "list"], check=True, stdout=subprocess.PIPE, text=True
         ).stdout
         index = pip_index(configuration)
-        run(
-            *[python, "-m", "uv", "pip", "compile", "-q", "requirements.in"],
-            *["--output-file", "requirements.txt", "--custom-compile-command", "make lock"],
-            *["--python-version", dotted(PYTHON_VERSION)],
-            *["--python-platform", f"x86_64-manylinux_{'_'.join(map(str, GLIBC_VERSION))}"],
-            *["--generate-hashes", "--only-binary", ":all:"],
-            *["--no-emit-package", "torch", "--excludes", str(excluded)],
-            *["--find-links", str(work / "wheels")],
-            *(["--upgrade"] if os.environ.get("UPGRADE") else []),
-            **({"UV_DEFAULT_INDEX": index} if index else {}),
-        )
+        ours = ["--no-emit-package", "torch", "--excludes", str(excluded)]
+        ours += ["--find-links", str(work / "wheels")]
+        for name, options in (("requirements", ours), ("requirements-checks", [])):
+            run(
+                *[python, "-m", "uv", "pip", "compile", "-q", f"{name}.in"],
+                *["--output-file", f"{name}.txt", "--custom-compile-command", "make lock"],
+                *["--python-version", dotted(PYTHON_VERSION)],
+                *["--python-platform", f"x86_64-manylinux_{'_'.join(map(str, GLIBC_VERSION))}"],
+                *["--generate-hashes", "--only-binary", ":all:"],
+                *options,
+                *(["--upgrade"] if os.environ.get("UPGRADE") else []),
+                **({"UV_DEFAULT_INDEX": index} if index else {}),
+            )
     except subprocess.CalledProcessError as error:
         print(f"make lock failed at: {' '.join(error.cmd[1:])[:150]}", file=sys.stderr)
         return 1
-    print("requirements.txt is regenerated; the next make command installs what changed.")
+    print("requirements*.txt are regenerated; the next make command installs what changed.")
     return 0
 
 

@@ -37,9 +37,15 @@ GENERATE = "workshop.techpulse/generate"
 
 CLAIM = "PersistentVolumeClaim"
 
+MADE_BY_KUBERNETES = "ServiceAccount/default"
+"""In every namespace from its first moment: to set its fields takes it from nobody."""
+
 
 def prepared(component: str, objects: Sequence[Object], namespace: str) -> list[dict[str, Any]]:
     """The objects as they are sent: with the workshop's labels, in the namespace.
+
+    Pods carry the labels too, so that `kubectl logs -l` and a NetworkPolicy find them. A
+    Namespace among the objects is this one.
 
     Args:
         component: The component that brings them.
@@ -57,9 +63,25 @@ def prepared(component: str, objects: Sequence[Object], namespace: str) -> list[
         metadata = body["metadata"]
         if resource.namespaced and metadata.setdefault("namespace", namespace) != namespace:
             raise item.error(f"it names the namespace {metadata['namespace']!r}, not yours")
-        metadata["labels"] = {**(metadata.get("labels") or {}), **LABELS, COMPONENT: component}
+        if resource.kind == "Namespace":
+            metadata["name"] = namespace
+        for each in (body, *_pod_templates(body)):
+            metadata = each["metadata"] = each.get("metadata") or {}
+            own = metadata.get("labels") or {}
+            metadata["labels"] = {**own, **LABELS, COMPONENT: component}
         bodies.append(body)
     return bodies
+
+
+def _pod_templates(body: dict[str, Any]) -> list[dict[str, Any]]:
+    """An object's pod templates, whichever kind it is; one that is missing is refused later."""
+    spec = body.get("spec") or {}
+    groups = [spec]
+    if body["kind"] in ("RayCluster", "RayService"):
+        cluster = spec.get("rayClusterConfig") or spec
+        groups = [cluster.get("headGroupSpec"), *(cluster.get("workerGroupSpecs") or [])]
+    templates = [(group or {}).get("template") for group in groups]
+    return [template for template in templates if isinstance(template, dict)]
 
 
 def action(before: Json | None, after: Json, body: Json) -> str:
@@ -169,6 +191,8 @@ class Applier:
 
     def _check_owner(self, step: _Step, before: Json) -> None:
         labels = before["metadata"].get("labels") or {}
+        if step.key == MADE_BY_KUBERNETES and not labels:
+            return
         if any(labels.get(key) != value for key, value in LABELS.items()):
             raise ConflictError(
                 f"{step.key} is there already in namespace {self.namespace!r}, and it is not the "
@@ -274,7 +298,8 @@ class Applier:
             )
         if answer.status == 404 and f'namespaces "{self.namespace}" not found' in answer.message:
             return NotFoundError(
-                f"the namespace {self.namespace!r} is not there; make it with: "
+                f"the namespace {self.namespace!r} is not there; an administrator makes it "
+                "with cluster.apply('namespace'), which also limits and guards it, or with: "
                 f"kubectl create namespace {self.namespace}"
             )
         if isinstance(error, ManifestError):

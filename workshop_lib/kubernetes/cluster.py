@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from workshop_lib.kubernetes.forwarding import forwarded
 from workshop_lib.kubernetes.resources import COMPONENT, DELETE_ORDER, resource_of_kind
 from workshop_lib.manifests import Object
 from workshop_lib.progress import Progress
-from workshop_lib.workload import Workload
+from workshop_lib.workload import Workload, found_handle, handle
 
 __all__ = ["KubernetesCluster"]
 
@@ -89,21 +89,15 @@ class KubernetesCluster:
 
     # -- changing -----------------------------------------------------------------------------
 
-    def apply(
-        self,
-        component: str,
-        parameters: Mapping[str, Any] | None = None,
-        *,
-        force: bool = False,
-    ) -> Workload:
+    def apply(self, component: str, /, *, force: bool = False, **parameters: Any) -> Workload:
         """Render a component's manifests and make the cluster match them.
 
         The server checks every object (dry run, strict fields) before the first is changed.
 
         Args:
             component: A folder's name under `manifests/overlays/<profile>`.
-            parameters: Values for what its `parameters.yaml` names.
             force: Take over fields that another manager has set.
+            **parameters: Values for what its `parameters.yaml` names; None leaves one as it is.
 
         Returns:
             Its handle; what was done is shown by it.
@@ -114,6 +108,9 @@ class KubernetesCluster:
             ForbiddenError: The line names the rule that is missing.
             OperatorError: The line names the operator that is missing.
             ClusterError: Something would change that cannot while it exists.
+
+        Example:
+            >>> cluster.apply("vllm", replicas=2, instance_type="p5.48xlarge")   # doctest: +SKIP
         """
         objects = manifests.render(self.profile, component, parameters)
         return self.apply_objects(component, objects, force=force)
@@ -135,16 +132,14 @@ class KubernetesCluster:
                 actions = Applier(self._api, self.namespace, component, force).apply(bodies)
             finally:
                 self._api.on_pause = None
-        workloads = [body for body in bodies if body["kind"] in WORKLOAD_KINDS]
-        watched = workloads[-1] if workloads else bodies[-1]
-        return Workload(
-            self, component, watched["kind"], watched["metadata"]["name"], actions=actions
-        )
+        return handle(self, component, bodies, actions=actions)
 
     def delete(
         self, component: str, *, claims: Sequence[str] = (), timeout_s: float = 300.0
     ) -> None:
         """Delete what a component made, by the workshop's labels, and wait until it is gone.
+
+        A namespace itself stays, since data would go with it.
 
         Args:
             component: The component's name; one that is not there is no error.
@@ -158,7 +153,9 @@ class KubernetesCluster:
         deleting.delete(self._api, self.namespace, component, claims=claims, timeout_s=timeout_s)
 
     def clean(self, *, claims: Sequence[str] = (), timeout_s: float = 600.0) -> None:
-        """Delete everything that the workshop made in this namespace, but for volume claims.
+        """Delete every component in this namespace, but for volume claims.
+
+        What an administrator applied for it (quota, rights, network policies) stays.
 
         Args:
             claims: Names of the persistent volume claims whose data goes too.
@@ -175,8 +172,9 @@ class KubernetesCluster:
     # -- reading ------------------------------------------------------------------------------
 
     def components(self) -> list[str]:
-        """The names of the components that are applied; kept claims alone do not count."""
-        found = deleting.find(self._api, self.namespace, DELETE_ORDER)
+        """The names of the components in this namespace; kept claims alone do not count."""
+        kinds = [kind for kind in DELETE_ORDER if resource_of_kind(kind).namespaced]
+        found = deleting.find(self._api, self.namespace, kinds)
         labels = [body["metadata"]["labels"] for body in found]
         return sorted({each[COMPONENT] for each in labels if COMPONENT in each})
 
@@ -189,16 +187,10 @@ class KubernetesCluster:
         Raises:
             NotFoundError: It is not applied.
         """
-        kinds = [*WORKLOAD_KINDS, *(kind for kind in DELETE_ORDER if kind not in WORKLOAD_KINDS)]
-        found = deleting.find(self._api, self.namespace, kinds, component)
-        if not found:
-            there = ", ".join(self.components()) or "nothing"
-            raise NotFoundError(
-                f"component {component!r} is not applied ({there} is); "
-                f"start it with cluster.apply({component!r})"
-            )
-        watched = ([b for b in found if b["kind"] in WORKLOAD_KINDS] or found)[-1]
-        return Workload(self, component, watched["kind"], watched["metadata"]["name"])
+        found = deleting.find(self._api, self.namespace, WORKLOAD_KINDS, component)
+        return found_handle(
+            self, component, found or deleting.find_component(self._api, self.namespace, component)
+        )
 
     def observe(self, kind: str, name: str) -> Observation:
         """A workload as it is now: its object, pods and events.

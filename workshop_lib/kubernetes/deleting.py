@@ -10,6 +10,7 @@ from workshop_lib.errors import ForbiddenError, NotFoundError, OperatorError, Wa
 from workshop_lib.kubernetes.api import Api
 from workshop_lib.kubernetes.observe import own_pods, pod_selector
 from workshop_lib.kubernetes.resources import (
+    ADMINISTRATION,
     COMPONENT,
     DELETE_ORDER,
     LABELS,
@@ -20,11 +21,10 @@ from workshop_lib.kubernetes.resources import (
 from workshop_lib.progress import Progress
 from workshop_lib.workload import pod_state
 
-__all__ = ["delete", "find"]
+__all__ = ["delete", "find", "find_component"]
 
 CLAIM = "PersistentVolumeClaim"
-RARE_KINDS = ("ServiceMonitor", "PodMonitor", "NetworkPolicy", "RoleBinding", "Role",
-              "ServiceAccount", "LimitRange", "ResourceQuota", "StorageClass")  # fmt: skip
+RARE_KINDS = ("ServiceMonitor", "PodMonitor", *ADMINISTRATION)
 """Kinds that a learner may not be allowed to list, and then cannot have made."""
 
 POLL_S = 0.5
@@ -54,6 +54,22 @@ def find(api: Api, namespace: str, kinds: Sequence[str], component: str | None =
     return [body for body in found if not body["metadata"].get("ownerReferences")]
 
 
+def find_component(api: Api, namespace: str, component: str) -> list[Any]:
+    """A component's objects, volume claims apart, in the order in which they are deleted.
+
+    What the whole cluster shares is a component of its own: it is asked for only when there
+    is nothing else, since a learner may not ask.
+
+    Args:
+        api: The server.
+        namespace: Where.
+        component: Its name.
+    """
+    own = [kind for kind in DELETE_ORDER if resource_of_kind(kind).namespaced]
+    shared = [kind for kind in DELETE_ORDER if kind not in own]
+    return find(api, namespace, own, component) or find(api, namespace, shared, component)
+
+
 def delete(
     api: Api,
     namespace: str,
@@ -62,7 +78,9 @@ def delete(
     claims: Sequence[str] = (),
     timeout_s: float = 300.0,
 ) -> list[str]:
-    """Delete a component, or everything that is the workshop's, and wait until it is gone.
+    """Delete a component, or everything that is a learner's, and wait until it is gone.
+
+    A Namespace is never deleted: with it would go the data.
 
     Args:
         api: The server.
@@ -86,13 +104,11 @@ def delete(
             f"{whose} has no claim {unknown[0]!r}; it has {', '.join(names) or 'none'}"
         )
     doomed = [claim for claim in known if claim["metadata"]["name"] in claims]
-    kinds = [
-        kind
-        for kind in DELETE_ORDER
-        # What all namespaces share goes with its component, not with one learner's cleaning up.
-        if component or resource_of_kind(kind).namespaced
-    ]
-    objects = find(api, namespace, kinds, component)
+    if component is None:
+        learners = [kind for kind in DELETE_ORDER if kind not in ADMINISTRATION]
+        objects = find(api, namespace, learners)
+    else:
+        objects = find_component(api, namespace, component)
     workloads = [body for body in objects if pod_selector(body)]
     rest = [body for body in objects if not pod_selector(body)]
     kept = [name for name in names if name not in claims]

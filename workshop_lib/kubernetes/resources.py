@@ -9,6 +9,7 @@ from typing import Any
 from workshop_lib.errors import ManifestError
 
 __all__ = [
+    "ADMINISTRATION",
     "COMPONENT",
     "DELETE_ORDER",
     "LABELS",
@@ -95,6 +96,12 @@ DELETE_ORDER = (
     "RoleBinding", "Role", "ServiceAccount", "LimitRange", "ResourceQuota", "StorageClass",
 )  # fmt: skip
 """The kinds that `delete` looks for, in its order: what uses something goes before it."""
+
+ADMINISTRATION = (
+    "NetworkPolicy", "RoleBinding", "Role", "ServiceAccount", "LimitRange", "ResourceQuota",
+    "StorageClass",
+)  # fmt: skip
+"""What an administrator applies for learners: it goes with its component, never with `clean`."""
 
 _OPERATORS = {
     "ray.io": (

@@ -24,7 +24,7 @@ from workshop_lib.local.ray_templates import HEAD_PORTS, port_list
 from workshop_lib.local.reaching import address_of, execute, find_pod
 from workshop_lib.local.supervisor import Supervisor
 from workshop_lib.manifests import Object
-from workshop_lib.workload import Workload
+from workshop_lib.workload import Workload, found_handle, handle
 
 __all__ = ["LocalCluster"]
 
@@ -95,7 +95,7 @@ class LocalCluster:
             name = error.filename or folder
             raise ClusterError(f"{name}: {error.strerror}; the state is in {folder}") from error
 
-    def apply(self, component: str, parameters: Mapping[str, Any] | None = None) -> Workload:
+    def apply(self, component: str, /, **parameters: Any) -> Workload:
         """Render a component's manifests and make this machine match them.
 
         Everything is checked before anything is started: a wrong manifest changes nothing.
@@ -103,7 +103,7 @@ class LocalCluster:
 
         Args:
             component: A folder's name under `manifests/overlays/local`.
-            parameters: Values for what its `parameters.yaml` names.
+            **parameters: Values for what its `parameters.yaml` names; None leaves one as it is.
 
         Returns:
             Its handle; what was done is shown by it.
@@ -111,6 +111,9 @@ class LocalCluster:
         Raises:
             ManifestError: The manifest or a parameter is wrong, or not played here.
             ClusterError: Something would change that cannot while it exists.
+
+        Example:
+            >>> LocalCluster(state="demo").apply("vllm", max_model_len=512)   # doctest: +SKIP
         """
         return self.apply_objects(component, manifests.render(self.profile, component, parameters))
 
@@ -143,11 +146,7 @@ class LocalCluster:
                 if actions[key_of(body)] != "unchanged":
                     store_object(self.paths, component, body, old.get(key_of(body)))
             self._run(bodies, workloads, services=services)
-        watched = [body for body in bodies if body["kind"] in WORKLOAD_KINDS] or bodies
-        return Workload(
-            self, component, watched[-1]["kind"], watched[-1]["metadata"]["name"],
-            actions=actions, notes=notes,
-        )  # fmt: skip
+        return handle(self, component, bodies, actions=actions, notes=notes)
 
     def _unfinished(self, bodies: Sequence[Mapping[str, Any]]) -> list[str]:
         """The workloads that have to run; a finished Job stays finished."""
@@ -269,7 +268,7 @@ class LocalCluster:
 
     def components(self) -> list[str]:
         """The names of the components that are applied; kept claims alone do not count."""
-        return _components(self._objects())
+        return sorted({component_of(body) for body in self._objects() if body["kind"] != KEPT})
 
     def get(self, component: str) -> Workload:
         """The handle of a component that was applied before, by this kernel or another.
@@ -280,16 +279,8 @@ class LocalCluster:
         Raises:
             NotFoundError: It is not applied.
         """
-        objects = self._objects()
-        bodies = [body for body in objects if component_of(body) == component]
-        if not any(body["kind"] != KEPT for body in bodies):
-            there = ", ".join(_components(objects)) or "nothing"
-            raise NotFoundError(
-                f"component {component!r} is not applied ({there} is); "
-                f"start it with cluster.apply({component!r})"
-            )
-        watched = [body for body in bodies if body["kind"] in WORKLOAD_KINDS] or bodies
-        return Workload(self, component, watched[-1]["kind"], watched[-1]["metadata"]["name"])
+        bodies = [body for body in self._objects() if component_of(body) == component]
+        return found_handle(self, component, [body for body in bodies if body["kind"] != KEPT])
 
     def observe(self, kind: str, name: str) -> Observation:
         """A workload as it is now.
@@ -409,10 +400,6 @@ class LocalCluster:
             NotFoundError: No such target, port or ready pod.
         """
         yield f"http://{address_of(self.paths, self.book, target, port)}"
-
-
-def _components(objects: Sequence[Mapping[str, Any]]) -> list[str]:
-    return sorted({component_of(body) for body in objects if body["kind"] != KEPT})
 
 
 def _program(key: str) -> str:

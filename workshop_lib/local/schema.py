@@ -255,8 +255,9 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "RayCluster": ("ray.io/v1", {"spec": RAYCLUSTER}),
     "RayService": ("ray.io/v1", {"spec": RAYSERVICE}),
     # Right on a cluster; here one user owns the machine, and nothing enforces them.
-    "Namespace": ("v1", {"spec": CLUSTER_ONLY}),
+    "Namespace": ("v1", {}),
     "ResourceQuota": ("v1", {"spec": CLUSTER_ONLY}),
+    "LimitRange": ("v1", {"spec": CLUSTER_ONLY}),
     "ServiceAccount": ("v1", {"automountServiceAccountToken": CLUSTER_ONLY}),
     "Role": ("rbac.authorization.k8s.io/v1", {"rules": CLUSTER_ONLY}),
     "RoleBinding": (

@@ -114,7 +114,7 @@ def _shape(model: str) -> ModelShape:
         return ModelShape.named(KNOWN_SHAPES[model])
     raise ManifestError(
         f"the shape of {model} is not known before it is here; "
-        "run cluster.apply('model', {'model': ...}) first"
+        "run cluster.apply('model', model=...) first"
     )
 
 

@@ -131,11 +131,7 @@ class Kubelet:
                       "reason": "InternalError", "details": {"causes": [{"message": cause}]},
                       "code": 500}  # fmt: skip
         else:
-            try:
-                stdout, stderr = process.communicate(timeout=20)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                stdout, stderr = process.communicate()
+            stdout, stderr = self._finished(process, handler.server)
             for channel, data in ((1, stdout), (2, stderr)):
                 if data:
                     frames.write(out, bytes([channel]) + data)
@@ -152,6 +148,16 @@ class Kubelet:
             return
         frames.write(out, b"\x03" + json.dumps(status, separators=(",", ":")).encode())
         frames.write(out, b"\x03\xe8", frames.CLOSE)
+
+    @staticmethod
+    def _finished(process, server):
+        """A command's output when it has ended, or when the cluster has."""
+        while True:
+            try:
+                return process.communicate(timeout=0.1)
+            except subprocess.TimeoutExpired:
+                if server.stopping:
+                    process.kill()
 
     def forward(self, handler, pod, query):
         """GET …/portforward: to a port of this machine that the test has named."""

@@ -64,6 +64,9 @@ class Emulator:
         self.crds = crds
         self.namespaces = {"workshop"}
         self.forbidden = set()
+        self.rules = None
+        self.asked = set()
+        self.refused = set()
         self.faults = []
         self.requests = []
         self.exec_breaks = False
@@ -108,6 +111,24 @@ class Emulator:
 
     def names(self, kind):
         return [b["metadata"]["name"] for b in self.store.list(self.kind(kind), "workshop")]
+
+    def add_namespace(self, name):
+        """As its controllers do: a namespace has a service account from the start."""
+        with self.store.lock:
+            self.namespaces.add(name)
+            account = self.kind("ServiceAccount")
+            if self.store.get(account, name, "default") is None:
+                body = {"apiVersion": "v1", "kind": "ServiceAccount",
+                        "metadata": {"name": "default", "managedFields": []}}  # fmt: skip
+                self.store.new(body, name, account)
+                self.store.put(account, name, body)
+
+    def rule_allows(self, verb, group, plural):
+        """Whether the Role whose rules are in force, if any, has this."""
+        return self.rules is None or any(
+            verb in rule["verbs"] and group in rule["apiGroups"] and plural in rule["resources"]
+            for rule in self.rules
+        )
 
     def put(self, body):
         """Store an object as it is, as a controller or an administrator would."""
@@ -343,10 +364,15 @@ class _Handler(BaseHTTPRequestHandler):
             return
         found = PATH.match(unquote(url.path))
         resource = found and emulator._resources.get((found["version"], found["plural"]))
+        if found:  # what is not there may be forbidden too
+            group = found["version"].rpartition("/")[0]
+            self.allowed(
+                resource or Resource("", found["plural"], found["version"], group, True),
+                found, query,
+            )  # fmt: skip
         if resource is None or (resource.group == "ray.io" and not emulator.crds):
             self.answer(404, "404 page not found\n")
             return
-        self.allowed(resource, found, query)
         namespace, name = found["ns"] or "", found["name"]
         makes = self.command in ("PATCH", "POST") and resource.namespaced
         if makes and namespace not in emulator.namespaces:
@@ -366,18 +392,34 @@ class _Handler(BaseHTTPRequestHandler):
             self.change(resource, namespace, name, query, body)
 
     def allowed(self, resource, found, query):
+        """Refuse what may not be asked, as RBAC does: a request may need more than one verb."""
+        emulator = self.server.emulator
         verb = VERBS[self.command]
         if verb == "get" and not found["name"]:
             verb = "watch" if query.get("watch") else "list"
         plural = resource.plural + (f"/{found['sub']}" if found["sub"] else "")
-        if (verb, plural) not in self.server.emulator.forbidden:
+        verbs = [verb]
+        if found["sub"] in ("exec", "portforward"):
+            verbs.append("create")  # AuthorizePodWebsocketUpgradeCreatePermission, from 1.35 on
+        there = found["name"] and emulator.store.get(resource, found["ns"] or "", found["name"])
+        if verb == "patch" and not there:
+            verbs.append("create")  # server-side apply of what is not there
+        for verb in verbs:
+            emulator.asked.add((resource.group, plural, verb))
+            if (verb, plural) in emulator.forbidden or not emulator.rule_allows(
+                verb, resource.group, plural
+            ):
+                emulator.refused.add((resource.group, plural, verb))
+                break
+        else:
             return
         what = f'{full_name(resource)} "{found["name"]}"' if found["name"] else full_name(resource)
         details = {"name": found["name"], "group": resource.group, "kind": resource.plural}
         user = "system:serviceaccount:workshop:learner"
+        where = f'in the namespace "{found["ns"]}"' if found["ns"] else "at the cluster scope"
         raise Problem(
             403, f'{what} is forbidden: User "{user}" cannot {verb} '
-            f'resource "{plural}" in API group "{resource.group}" in the namespace "{found["ns"]}"',
+            f'resource "{plural}" in API group "{resource.group}" {where}',
             "Forbidden", {key: value for key, value in details.items() if value},
         )  # fmt: skip
 
@@ -420,6 +462,8 @@ class _Handler(BaseHTTPRequestHandler):
                 resource, namespace, body, manager=query["fieldManager"], dry_run=dry_run,
                 force=query.get("force") == "true",
             )  # fmt: skip
+            if resource.kind == "Namespace" and not dry_run:
+                self.server.emulator.add_namespace(name)
             self.answer(status, result)
         elif self.command == "POST":
             status, result = store.create(
