@@ -36,7 +36,7 @@ def sweep(stub: StreamingServer) -> BenchmarkResult:
 
 def record(**changes: Any) -> RequestRecord:
     values: dict[str, Any] = {
-        "concurrency": 1,
+        "load": 1,
         "scheduled_s": 0.0,
         "start_s": 0.0,
         "ttft_ms": 100.0,
@@ -57,14 +57,14 @@ def failed(**changes: Any) -> RequestRecord:
 
 
 def result_of(*records: RequestRecord, duration_s: float = 2.0) -> BenchmarkResult:
-    levels = sorted({r.concurrency for r in records})
+    levels = sorted({r.load for r in records})
     return BenchmarkResult(
         url="http://127.0.0.1:1",
         model=MODEL,
         created="2026-11-21T10:00:00+00:00",
         settings={"loop": "closed"},
         level_records=[
-            LevelRecord(concurrency=n, duration_s=duration_s, server_ms={}) for n in levels
+            LevelRecord(load=n, duration_s=duration_s, server_ms={}) for n in levels
         ],
         request_records=list(records),
     )

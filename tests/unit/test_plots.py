@@ -36,7 +36,7 @@ def sweep(*, errors: int = 0) -> BenchmarkResult:
             bad = number < errors
             records.append(
                 RequestRecord(
-                    concurrency=level,
+                    load=level,
                     scheduled_s=0.0,
                     start_s=0.0,
                     ttft_ms=None if bad else 60.0 * level + number,
@@ -50,7 +50,7 @@ def sweep(*, errors: int = 0) -> BenchmarkResult:
                 )
             )
     levels = [
-        LevelRecord(concurrency=n, duration_s=0.6 * 3, server_ms={"ttft": 60.0 * n})
+        LevelRecord(load=n, duration_s=0.6 * 3, server_ms={"ttft": 60.0 * n})
         for n in (1, 4, 8)
     ]
     return BenchmarkResult("http://a", "m", "now", {}, levels, records)
