@@ -63,9 +63,7 @@ def result_of(*records: RequestRecord, duration_s: float = 2.0) -> BenchmarkResu
         model=MODEL,
         created="2026-11-21T10:00:00+00:00",
         settings={"loop": "closed"},
-        level_records=[
-            LevelRecord(load=n, duration_s=duration_s, server_ms={}) for n in levels
-        ],
+        level_records=[LevelRecord(load=n, duration_s=duration_s, server_ms={}) for n in levels],
         request_records=list(records),
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import threading
 import time
@@ -31,7 +32,7 @@ def stub() -> Iterator[StreamingServer]:
 
 def test_arrivals_are_a_poisson_process() -> None:
     moments = poisson_arrivals(50, requests=5000, duration_s=None, seed=1)
-    gaps = [later - earlier for earlier, later in zip(moments, moments[1:], strict=False)]
+    gaps = [later - earlier for earlier, later in itertools.pairwise(moments)]
     assert len(moments) == 5000 and moments[0] == 0
     # Of an exponential distribution mean and standard deviation are the same.
     assert statistics.mean(gaps) == pytest.approx(1 / 50, rel=0.05)
@@ -166,7 +167,8 @@ def test_an_open_loop_ends_where_the_server_cannot_follow() -> None:
     with Limited(1, ttft_ms=25, itl_ms=1) as server:  # about 35 a second
         result = run_sweep(
             server.url, PROMPTS, rates_per_s=(4, 150, 300),
-            requests_per_level={4: 8, 150: 60, 300: 60}, max_tokens=2, warmup=0, stop_when_saturated=True,
+            requests_per_level={4: 8, 150: 60, 300: 60}, max_tokens=2, warmup=0,
+            stop_when_saturated=True,
         )  # fmt: skip
     assert result.levels.rate_per_s.tolist() == [4, 150]
     assert result.ended.startswith("saturated: 150 a second are more than the server answers")

@@ -48,7 +48,8 @@ class EngineObservation:
     @property
     def prompt_tokens(self) -> dict[str, int]:
         """Tokens of each request's prompt, as `simulate_engine` wants them."""
-        return {row.request: int(row.prompt_tokens) for row in self.requests.itertuples()}
+        rows = self.requests.to_dict("records")
+        return {row["request"]: int(row["prompt_tokens"]) for row in rows}
 
     def overtaken(self) -> list[tuple[str, str]]:
         """Pairs of requests of which the second was sent later and answered earlier.
@@ -57,12 +58,12 @@ class EngineObservation:
             >>> seen.overtaken()  # doctest: +SKIP
             [('long', 'short')]
         """
-        rows = list(self.requests.itertuples())
+        rows = self.requests.to_dict("records")
         return [
-            (one.request, other.request)
+            (one["request"], other["request"])
             for one in rows
             for other in rows
-            if other.sent_s > one.sent_s and other.end_s < one.end_s
+            if other["sent_s"] > one["sent_s"] and other["end_s"] < one["end_s"]
         ]
 
 

@@ -134,8 +134,9 @@ class BenchmarkResult:
         `requests`, `errors` and `timeouts` count requests, `errors` those that failed
         otherwise than by a timeout; throughput counts successful ones. `in_flight` is the
         mean number of unanswered requests, `sent_late_ms` how much after its moment an open
-        loop sent a request at most: the client's own lag. `<latency>_p50_ms`, `_p90_ms`, `_p99_ms` and `_mean_ms` are over
-        successful requests (`itl`: over all gaps; its mean over all tokens),
+        loop sent a request at most: the client's own lag. `<latency>_p50_ms`, `_p90_ms`,
+        `_p99_ms` and `_mean_ms` are over successful requests (`itl`: over all gaps; its mean
+        over all tokens),
         `server_<latency>_mean_ms` is the server's own.
         """
         import pandas as pd

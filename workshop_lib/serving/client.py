@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -413,7 +413,7 @@ class ChatStream:
         """The answer so far."""
         return "".join(delta.text for delta in self.deltas)
 
-    def __iter__(self) -> Iterator[TextDelta]:
+    def __iter__(self) -> Generator[TextDelta, None, None]:
         self.deltas.clear()
         client = self.server._openai
         start = time.perf_counter()

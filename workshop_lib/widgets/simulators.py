@@ -155,9 +155,7 @@ def paging_explorer(
     return PagingExplorer(block_size, requests, max_model_len)
 
 
-def batching_explorer(
-    *, slots: int = 3, requests: int = 7, longest: int = 14
-) -> BatchingExplorer:
+def batching_explorer(*, slots: int = 3, requests: int = 7, longest: int = 14) -> BatchingExplorer:
     """Make a widget that schedules requests with static and with continuous batching.
 
     Args:
