@@ -168,7 +168,7 @@ class BenchmarkResult:
         """
         import pandas as pd
 
-        rows = [
+        rows: list[dict[str, Any]] = [
             self._load(level)
             | {
                 "latency": latency,

@@ -62,7 +62,7 @@ def simulate_engine(
     Example:
         >>> run = simulate_engine([Job("long", 0, 40), Job("short", 2, 4)],
         ...                       prompt_tokens=20, blocks=181, block_size=16)
-        >>> run.gauges.running.max(), run.gauges.blocks.iloc[[0, 2, 39]].tolist()
+        >>> int(run.gauges.running.max()), run.gauges.blocks.iloc[[0, 2, 39]].tolist()
         (2, [2, 4, 4])
     """
     import pandas as pd

@@ -2,8 +2,7 @@
 
 A widget lives as long as its kernel. Each carries a static picture or text of itself, which
 is what a page without a kernel shows: the web, `make run`'s report, a committed notebook.
-`explorer` is what the sliders share; `memory`, `simulators`, `chat` and `watch` are one
-widget each.
+`explorer` is what the sliders share; `memory`, `simulators`, `chat` and `stop` are the widgets.
 """
 
 from __future__ import annotations
@@ -16,13 +15,14 @@ from workshop_lib.widgets.simulators import (
     batching_explorer,
     paging_explorer,
 )
-from workshop_lib.widgets.watch import watch
+from workshop_lib.widgets.stop import StopButton, watch
 
 __all__ = [
     "BatchingExplorer",
     "ChatBox",
     "MemoryExplorer",
     "PagingExplorer",
+    "StopButton",
     "batching_explorer",
     "chat_box",
     "memory_explorer",
