@@ -148,7 +148,7 @@ class BenchmarkResult:
 
         A percentile of a few requests is a guess: of ten requests nobody knows the p99. The
         interval holds the true percentile of the same load with the given probability. An
-        end that so few requests cannot bound is None.
+        end that so few requests cannot bound is NaN.
 
         Args:
             confidence: That probability, more than 0 and less than 1.
@@ -183,7 +183,9 @@ class BenchmarkResult:
             for percent in _PERCENTILES
             for interval in [percentile_interval(values, percent, confidence)]
         ]
-        return pd.DataFrame(rows)
+        times = {"ms": float, "low_ms": float, "high_ms": float}  # None becomes NaN
+        names = [self.load_column, "latency", "percentile", *times, "requests"]
+        return pd.DataFrame(rows, columns=names).astype(times)
 
     def goodput(self, *, ttft_ms: float, itl_ms: float) -> pd.DataFrame:
         """Requests a second that were fast enough.

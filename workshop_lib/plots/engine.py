@@ -38,6 +38,7 @@ def plot_engine(predicted: EngineRun, observed: EngineObservation) -> Figure:
         >>> plot_engine(simulate_engine(jobs, ...), observe_engine(url, jobs))  # doctest: +SKIP
     """
     import pandas as pd
+    from matplotlib.ticker import MaxNLocator
 
     names = [run.job.name for run in predicted.schedule.runs]
     if names != observed.requests["request"].tolist():
@@ -56,12 +57,19 @@ def plot_engine(predicted: EngineRun, observed: EngineObservation) -> Figure:
     # The last step ends where the gauges fall to nothing, as the last sample shows.
     steps = predicted.gauges
     last = steps.iloc[-1:].assign(step=steps["step"].iloc[-1] + 1, running=0, waiting=0, blocks=0)
+    most = {
+        name: float(max(steps[name].max(), observed.samples[name].max()))
+        for name in ("running", "blocks")
+    }
     for column, times, gauges in (
         (0, "step", pd.concat([steps, last])),
         (1, "time_s", observed.samples),
     ):
-        _draw_requests_in(axes[1, column], gauges, times)
+        _draw_numbers(axes[1, column], gauges, times)
         _draw_blocks(axes[2, column], gauges, times, observed.block_size)
+    for row, name in ((1, "running"), (2, "blocks")):
+        axes[row, 0].set_ylim(-0.05 * most[name], 1.45 * most[name] + 0.5)  # room for words
+        axes[row, 0].yaxis.set_major_locator(MaxNLocator(integer=True, nbins=4))
     axes[0, 0].set_title("Simulator", loc="left")
     axes[0, 1].set_title("The running vLLM (pale: until the first token)", loc="left")
     axes[1, 0].set_ylabel("requests")
@@ -86,17 +94,13 @@ def _draw_requests(
     axes.set_ylim(len(names) - 0.5, -0.5)
 
 
-def _draw_requests_in(axes: Axes, gauges: pd.DataFrame, times: str) -> None:
-    from matplotlib.ticker import MaxNLocator
-
+def _draw_numbers(axes: Axes, gauges: pd.DataFrame, times: str) -> None:
+    """How many requests run, and how many wait."""
     axes.fill_between(gauges[times], gauges["running"], step="post", color=PALE)
     axes.step(gauges[times], gauges["running"], where="post", color=OKABE_ITO["blue"])
     axes.step(
         gauges[times], gauges["waiting"], where="post", color=OKABE_ITO["vermillion"], ls="--"
     )
-    most = gauges["running"].max()
-    axes.set_ylim(-0.05 * most, 1.45 * most + 0.5)
-    axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=4))
     for x, name, colour in ((0.02, "running", "blue"), (0.3, "waiting (dashed)", "vermillion")):
         axes.text(
             x, 0.97, name, transform=axes.transAxes, va="top", color=OKABE_ITO[colour], fontsize=9
@@ -104,13 +108,9 @@ def _draw_requests_in(axes: Axes, gauges: pd.DataFrame, times: str) -> None:
 
 
 def _draw_blocks(axes: Axes, gauges: pd.DataFrame, times: str, block_size: int) -> None:
-    from matplotlib.ticker import MaxNLocator
-
     axes.fill_between(gauges[times], gauges["blocks"], step="post", color=PALE)
     axes.step(gauges[times], gauges["blocks"], where="post", color=OKABE_ITO["green"])
     most = gauges["blocks"].max()
-    axes.set_ylim(-0.05 * most, 1.45 * most + 0.5)
-    axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=4))
     axes.text(
         0.02, 0.97, f"at most {most:.0f}, of {block_size} tokens each",
         transform=axes.transAxes, va="top", color="#4D4D4D", fontsize=9,

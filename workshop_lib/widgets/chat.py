@@ -121,7 +121,7 @@ class ChatBox(ipywidgets.VBox):  # type: ignore[misc]
             with self._reach() as url, ModelServer(url) as server:
                 stream = server.stream_chat(self.messages[:-1], max_tokens=self._max_tokens)
                 # Closed, so that the server stops working on an answer nobody waits for.
-                with closing(stream.__iter__()) as pieces:
+                with closing(iter(stream)) as pieces:
                     for piece in pieces:
                         answer["content"] += piece.text
                         if self._stopping.is_set():
