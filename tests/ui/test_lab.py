@@ -318,7 +318,7 @@ chat
     """
 from workshop_lib.benchmark import start_sweep
 from workshop_lib.widgets import watch
-result = watch(start_sweep({url!r}, ["Hi"], levels=(1,), requests_per_level=90000, max_tokens=2))
+result = await watch(start_sweep({url!r}, ["Hi"], levels=(1,), requests_per_level=90000, max_tokens=2))
 print("kept", len(result.request_records), "stopped", result.stopped)
 """,
 ]
@@ -326,7 +326,7 @@ print("kept", len(result.request_records), "stopped", result.stopped)
 
 @needs_browser
 def test_chat_and_stop_button(lab, page):
-    """Both work while a cell keeps the kernel busy; the server is real, and no vLLM is needed."""
+    """Both work while the cell of the load still runs; no vLLM is needed for that."""
     from playwright.sync_api import expect
 
     expect.set_options(timeout=UI_TIMEOUT_S * 1000)
@@ -341,9 +341,7 @@ def test_chat_and_stop_button(lab, page):
         address = urlsplit(lab.url())
         page.goto(f"http://{address.netloc}/lab/tree/widgets.ipynb?{address.query}")
         panel = page.locator(".jp-NotebookPanel:not(.lm-mod-hidden)")
-        expect(
-            panel.locator('.jp-Notebook-ExecutionIndicator[data-status="idle"]')
-        ).to_be_visible()
+        expect(panel.locator('.jp-Notebook-ExecutionIndicator[data-status="idle"]')).to_be_visible()
         run_all_cells(page)
         chat = panel.locator(".widget-vbox", has=page.get_by_placeholder("ask the model"))
         question = chat.get_by_placeholder("ask the model")

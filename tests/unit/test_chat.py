@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _thread
+import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -127,9 +128,23 @@ def test_outside_notebooks_there_is_no_button(
 ) -> None:
     with StopButton(lambda: None) as button:
         assert button.widget is None
-    result = watch(start_sweep(stub.url, ["Hi"], levels=(1,), requests_per_level=2, max_tokens=1))
+    run = start_sweep(stub.url, ["Hi"], levels=(1,), requests_per_level=2, max_tokens=1)
+    result = asyncio.run(watch(run))
     assert len(result.request_records) == 2 and not result.stopped
     assert "✓ load: 2/2" in capsys.readouterr().err
+
+
+def test_an_interrupt_of_an_awaiting_cell_keeps_what_has_finished(stub: StreamingServer) -> None:
+    async def cell() -> None:
+        run = start_sweep(stub.url, ["Hi"], levels=(1,), requests_per_level=5000, max_tokens=1)
+        task = asyncio.create_task(watch(run))
+        while run._load._done < 3:
+            await asyncio.sleep(0.01)
+        task.cancel()  # what the kernel does with SIGINT
+        result = await task
+        assert result.stopped and 3 <= len(result.request_records) < 5000
+
+    asyncio.run(cell())
 
 
 CELL = """
@@ -148,7 +163,7 @@ def press():
     made[-1].widget.click()
 
 threading.Thread(target=press).start()
-result = watch(run)
+result = await watch(run)
 print(result.stopped, 3 <= len(result.request_records) < 2000, made[-1].widget.comm is None)
 """
 
@@ -157,7 +172,9 @@ def test_in_a_kernel_the_button_stops_it_and_says_so(stub: StreamingServer) -> N
     """What the front end does with a click is tested in a browser (tests/ui)."""
     from nbclient import NotebookClient
 
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(CELL.format(url=stub.url))])
+    notebook = nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_code_cell(CELL.format(url=stub.url))]
+    )
     NotebookClient(notebook, timeout=300, kernel_name="python3").execute()
     outputs = notebook.cells[0].outputs
     text = "".join(each["text"] for each in outputs if each["output_type"] == "stream")

@@ -139,9 +139,10 @@ def test_paging_says_who_waits():
     assert widget.paging().waiting and "✗" in widget.answer.value
     assert "✓" in paging_explorer(requests=2).answer.value
     # One more request changes none of the others.
-    assert list(paging_explorer(requests=3).paging().tokens.items()) == list(
-        paging_explorer(requests=4).paging().tokens.items()
-    )[:3]
+    assert (
+        list(paging_explorer(requests=3).paging().tokens.items())
+        == list(paging_explorer(requests=4).paging().tokens.items())[:3]
+    )
 
 
 @pytest.mark.parametrize(("control", "value"), [("slots", 1), ("requests", 12), ("longest", 30)])

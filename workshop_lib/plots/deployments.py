@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from workshop_lib.errors import WorkshopError
-from workshop_lib.plots.style import new_figure, series_colours, tidy
+from workshop_lib.plots.style import new_figure, plain_log_ticks, series_colours, tidy
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -78,7 +78,8 @@ def _draw_trips(
         )  # fmt: skip
     axes.set_yticks([])
     axes.set_ylim(len(trips_ms) - 0.6, -0.7)
-    axes.set_xlim(left=0)
+    axes.set_xscale("log")  # a stray slow one must not hide the others
+    plain_log_ticks(axes.xaxis)
     axes.set_title("The way alone (no engine)", loc="left")
     axes.set_xlabel("round trip, ms (line: median)")
     tidy(axes)

@@ -53,7 +53,9 @@ def plot_engine(predicted: EngineRun, observed: EngineObservation) -> Figure:
     runs = [(run.job.arrival, run.start, run.end) for run in predicted.schedule.runs]
     seen = observed.requests.to_dict("records")
     _draw_requests(axes[0, 0], names, runs)
-    _draw_requests(axes[0, 1], names, [(row["sent_s"], row["first_s"], row["end_s"]) for row in seen])
+    _draw_requests(
+        axes[0, 1], names, [(row["sent_s"], row["first_s"], row["end_s"]) for row in seen]
+    )
     # The last step ends where the gauges fall to nothing, as the last sample shows.
     steps = predicted.gauges
     last = steps.iloc[-1:].assign(step=steps["step"].iloc[-1] + 1, running=0, waiting=0, blocks=0)

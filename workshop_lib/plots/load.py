@@ -15,6 +15,7 @@ from workshop_lib.plots.style import (
     PALE,
     label_ends,
     new_figure,
+    plain_log_ticks,
     series_colours,
     tidy,
 )
@@ -22,7 +23,6 @@ from workshop_lib.plots.style import (
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
-    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
     from workshop_lib.serving import TextDelta
@@ -103,7 +103,7 @@ def plot_latencies(requests: pd.DataFrame) -> Figure:
         axes.set_xlabel("ms")
         axes.set_ylim(0, 101)
         axes.set_xscale("log")
-        _plain_log_ticks(axes.xaxis)
+        plain_log_ticks(axes.xaxis)
         tidy(axes)
     right.legend(title=_LOAD_SHORT[load], frameon=False, loc="lower right")
     return figure
@@ -257,7 +257,7 @@ def _plot_percentiles(axes: Axes, series: dict[str, pd.DataFrame], latency: str)
             axes.plot(load, values, "o" + style, color=colour, markersize=4)
             labels.append((float(values.dropna().iloc[-1]), f"{name} p{percent}".strip(), colour))
             seen.extend(values.dropna())
-    if seen and max(seen) > 20 * min(seen):
+    if seen and 0 < 20 * min(seen) < max(seen):
         axes.set_yscale("log")
     else:
         axes.set_ylim(bottom=0)
@@ -283,18 +283,9 @@ def _load_axis(axes: Axes, series: dict[str, pd.DataFrame]) -> None:
     axes.set_xticks(levels, [f"{level:g}" for level in levels])
     axes.minorticks_off()
     if axes.get_yscale() == "log":
-        _plain_log_ticks(axes.yaxis)
+        plain_log_ticks(axes.yaxis)
     axes.set_xlabel(_LOADS[column])
     tidy(axes)
-
-
-def _plain_log_ticks(axis: Axis) -> None:
-    """Ticks at 1, 2, 5, 10, 20, ..., written out."""
-    from matplotlib.ticker import LogLocator, NullLocator
-
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(lambda value, _: f"{value:,g}")
 
 
 def _ecdf(axes: Axes, values: list[float], colour: str, label: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -20,11 +21,11 @@ __all__ = ["StopButton", "watch"]
 class StopButton:
     """A button that is there while its block runs; outside notebooks there is none.
 
-    JupyterLab sends clicks to a second shell of the kernel, so the button works while the
-    cell is still busy. Elsewhere the kernel's own interrupt does the same.
+    The kernel hears a click only while its cell awaits something: a cell that blocks hears it
+    when it has ended. The kernel's own interrupt works in both.
 
     Args:
-        stop: What a click calls, in a thread of the kernel's; it should return at once.
+        stop: What a click calls; it should return at once.
 
     Attributes:
         widget: The button; None outside notebooks.
@@ -70,10 +71,12 @@ class StopButton:
         self._stop()
 
 
-def watch(run: SweepRun, label: str = "load") -> BenchmarkResult:
+async def watch(run: SweepRun, label: str = "load") -> BenchmarkResult:
     """Wait for a sweep with a progress line and a button that stops it.
 
-    Stopped by the button or by an interrupt, it returns what has finished.
+    To be awaited in a notebook's cell, so that the kernel hears the button meanwhile. Stopped
+    by the button or by an interrupt, it returns what has finished. Elsewhere, and where
+    nothing is to be clicked, `run.wait()` does the same without `await`.
 
     Args:
         run: What `start_sweep` returned.
@@ -83,12 +86,17 @@ def watch(run: SweepRun, label: str = "load") -> BenchmarkResult:
         ServerError: Every warm-up request of the first level failed.
 
     Example:
-        >>> result = watch(start_sweep(url, prompts, levels=(1, 4)))  # doctest: +SKIP
+        >>> result = await watch(start_sweep(url, prompts, levels=(1, 4)))  # doctest: +SKIP
         >>> result.stopped  # doctest: +SKIP
         False
     """
     with StopButton(run.stop) as button, Progress(label=label) as progress:
-        result = run.wait(progress.update)
+        waiting = asyncio.create_task(asyncio.to_thread(run.wait, progress.update))
+        try:
+            result = await asyncio.shield(waiting)
+        except asyncio.CancelledError:  # the kernel's interrupt, in a cell that awaits
+            run.stop()
+            result = await waiting
         done = f"{len(result.request_records)} finished requests are kept"
         if result.stopped:
             button.says = f"stopped: {done}"
