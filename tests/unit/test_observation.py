@@ -102,8 +102,8 @@ def test_what_does_not_fit_the_cache_is_said() -> None:
 
 @pytest.fixture(scope="module")
 def two(stub: StreamingServer) -> dict[str, BenchmarkResult]:
-    """The same engine, and one behind something that takes 60 ms more to the first token."""
-    with StreamingServer(ttft_ms=80, itl_ms=20) as slower:
+    """The same engine, and one behind something that takes 300 ms more to the first token."""
+    with StreamingServer(ttft_ms=320, itl_ms=20) as slower:
         return {
             name: run_sweep(server.url, PROMPTS, levels=levels, requests_per_level=10, max_tokens=3)
             for name, server, levels in (("near", stub, (1, 2, 4)), ("far", slower, (2, 4, 8)))
@@ -115,7 +115,7 @@ def test_the_cost_of_the_way_is_measured(two: dict[str, BenchmarkResult]) -> Non
     assert list(table.columns) == ["concurrency", "latency", "near", "far", "cost_ms", "sure"]
     assert sorted(set(table.concurrency)) == [2, 4]  # the levels that both have
     ttft = table[table.latency == "ttft"]
-    assert ttft.cost_ms.tolist() == pytest.approx([60, 60], abs=20)
+    assert (ttft.cost_ms > 100).all()
     assert ttft.sure.all()
     assert (table.far - table.near).tolist() == pytest.approx(table.cost_ms.tolist())
 
