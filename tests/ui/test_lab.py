@@ -318,7 +318,8 @@ chat
     """
 from workshop_lib.benchmark import start_sweep
 from workshop_lib.widgets import watch
-result = await watch(start_sweep({url!r}, ["Hi"], levels=(1,), requests_per_level=90000, max_tokens=2))
+run = start_sweep({url!r}, ["Hi"], levels=(1,), requests_per_level=90000, max_tokens=2)
+result = await watch(run)
 print("kept", len(result.request_records), "stopped", result.stopped)
 """,
 ]

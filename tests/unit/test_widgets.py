@@ -130,7 +130,7 @@ def test_paging_is_redrawn_with_the_simulators_numbers(control, value):
     assert f"{pieces['requests']} stored" in widget.says.split(";")[1]
     assert bytes(widget.picture.value).startswith(b"\x89PNG")
     assert len(plot_paging(paging).axes) == 2
-    setattr(getattr(widget, control), "value", getattr(paging_explorer(), control).value)
+    getattr(widget, control).value = getattr(paging_explorer(), control).value
     assert (widget.says, widget.picture.value) == (before, picture)
 
 
