@@ -55,6 +55,7 @@ def plot_deployments(
             _draw_medians(axes, rows, colours[name], number - (len(tables) - 1) / 2)
         axes.set_xticks(range(len(levels)), [f"{level:g}" for level in sorted(levels)])
         axes.set_xlim(-0.5, len(levels) - 0.5)
+        axes.margins(y=0.12)  # no point lies on the edge
         axes.set_ylim(bottom=0)
         axes.set_title(title, loc="left")
         axes.set_xlabel("requests in flight" if load == "concurrency" else "requests a second")
