@@ -143,7 +143,8 @@ def start_sweep(
     if isinstance(server, str):
         server = ModelServer(server)
     if rates_per_s is None:
-        plan_levels = plan_closed(levels or (1, 4, 8), requests_per_level, duration_s)
+        levels = (1, 4, 8) if levels is None else levels
+        plan_levels = plan_closed(levels, requests_per_level, duration_s)
     elif levels is not None:
         raise WorkshopError("give levels (closed loop) or rates_per_s (open loop), not both")
     else:

@@ -147,7 +147,7 @@ def paging_explorer(
 
     Example:
         >>> paging_explorer(requests=12).says.split(";")[1]
-        ' one piece of 1,024: 4 stored, 74% of their slots empty'
+        ' one piece of 1,024: 4 stored, 79% of their slots empty'
     """
     _on_slider("block_size", block_size, BLOCK_SIZES)
     _on_slider("requests", requests, range(1, MAX_REQUESTS + 1))
@@ -171,7 +171,7 @@ def batching_explorer(*, slots: int = 3, requests: int = 7, longest: int = 14) -
 
     Example:
         >>> batching_explorer(slots=2, requests=2, longest=5).says.split(";")[1]
-        ' continuous: a request waits 0.0 steps on average, all are done after 7'
+        ' continuous: a request waits 0.0 steps on average, all are done after 5'
     """
     _on_slider("slots", slots, range(1, 7))
     _on_slider("requests", requests, range(2, 13))
