@@ -186,7 +186,7 @@ def test_failures_are_counted_and_enter_no_latency(
     level = result.levels.iloc[0]
     failures = (0, 3) if kind == "timeout" else (3, 0)
     assert (level.requests, level.errors, level.timeouts) == (6, *failures)
-    assert level.ttft_p50_ms == pytest.approx(TTFT_MS, abs=10)
+    assert level.ttft_p50_ms >= TTFT_MS - 1  # three failures as 0 ms would halve it
     assert result.goodput(ttft_ms=1000, itl_ms=1000).good_share[0] == 0.5
 
 
