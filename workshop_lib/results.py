@@ -17,7 +17,7 @@ from typing import Any
 
 from workshop_lib.errors import WorkshopError
 
-__all__ = ["RECORD_MIME", "read_records", "record"]
+__all__ = ["RECORD_MIME", "in_notebook", "read_records", "record"]
 
 RECORD_MIME = "application/vnd.workshop.record+json"
 """The MIME type of a recorded value in a cell's output: `{"name": …, "value": …}`."""
@@ -53,7 +53,7 @@ def record(name: str, value: Any) -> None:
         raise WorkshopError(f"record({name!r}, …): {reason}")
     plain = json.loads(json.dumps(value, allow_nan=False))  # a copy; numpy's float is a float
     shown = f"{name} = {_readable(plain)}"
-    if _in_notebook():
+    if in_notebook():
         from IPython.display import display
 
         bundle = {RECORD_MIME: {"name": name, "value": plain}, "text/plain": shown}
@@ -122,7 +122,7 @@ def _readable(value: Any) -> str:
     return text if len(text) <= TEXT_LENGTH else text[: TEXT_LENGTH - 1] + "…"
 
 
-def _in_notebook() -> bool:
+def in_notebook() -> bool:
     """Whether this runs in a notebook's kernel; IPython is not imported to find out."""
     if "IPython" not in sys.modules:
         return False

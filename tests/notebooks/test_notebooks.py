@@ -51,6 +51,19 @@ def load(records):
     assert records["throughput_gain"] > 0  # a number; how large is for make bench to say
 
 
+def engine_was_seen(records):
+    """Continuous batching: what is short and comes later is answered before what is long."""
+    assert "C" in records["overtook_long"]
+    predicted, seen = records["blocks_peak"]
+    assert predicted >= 5 and 1 <= seen <= 6  # a block each, and the long one's second
+
+
+def deployments_compared(records):
+    assert records["open_loop_errors"] == records["proxied_errors"] == 0
+    assert set(records["way_ms"]) == {"vLLM alone", "Ray Serve"}
+    assert all(way_ms > 0 for way_ms in records["way_ms"].values())
+
+
 def checks_passed(records):
     assert records["checks_passed"] is True
 
@@ -111,7 +124,13 @@ def production_answers(records):
 EXPECTATIONS = {
     "01_ray_cluster": [ray_cluster, stale_address, checks_passed],
     "01_ray_cluster_solutions": [told_nothing, checks_passed],
-    "02_vllm_serving": [kv_prediction, load, checks_passed],
+    "02_vllm_serving": [
+        kv_prediction,
+        engine_was_seen,
+        load,
+        deployments_compared,
+        checks_passed,
+    ],
     "02_vllm_serving_solutions": [half_the_context],
     "03_grpo_training": [by_hand, a_short_training],
     "03_grpo_training_solutions": [ten_times_the_rate],

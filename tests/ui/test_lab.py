@@ -19,13 +19,14 @@ import nbformat
 import psutil
 import pytest
 import yaml
+from streaming_server import StreamingServer
 
 from workshop_lib.commands.execute import find_notebooks
 from workshop_lib.commands.kernels import CHECKOUT
 from workshop_lib.commands.stopping import stop_everything
 from workshop_lib.errors import WorkshopError
 from workshop_lib.results import read_records
-from workshop_lib.widgets import memory_explorer
+from workshop_lib.widgets import batching_explorer, memory_explorer, paging_explorer
 
 STATE = "test-ui"
 NOTEBOOK = "02_vllm_serving"
@@ -249,12 +250,35 @@ def test_a_learner_runs_02(lab, page):
     assert all(complete and width >= 600 for complete, width in sizes), sizes
     keep(page, "load")
 
-    # The widget's slider redraws its figure, with the numbers of the budget.
-    tp = panel.locator(".widget-slider", has_text="TP (GPUs)").get_by_role("slider")
+    # The conversation of the chat is there; its server is gone by now, and it says so.
+    chat = panel.locator(".widget-vbox", has=page.get_by_placeholder("ask the model"))
+    expect(chat).to_contain_text("the first after")
+    chat.get_by_placeholder("ask the model").fill("Are you there?")
+    chat.get_by_role("button", name="Send").click()
+    expect(chat).to_contain_text("vllm")
+    expect(chat.get_by_role("button", name="Send")).to_be_enabled()
+    keep(page, "chat")
+
+    # The simulators' sliders redraw their figures.
+    for slider, press, says in (
+        ("block size (tokens)", "ArrowRight", paging_explorer(block_size=32).says),
+        ("slots (max_num_seqs)", "ArrowLeft", batching_explorer(slots=2).says),
+    ):
+        widget = panel.locator(".widget-vbox", has_text=slider)
+        moved = widget.locator(".widget-slider", has_text=slider).get_by_role("slider")
+        moved.scroll_into_view_if_needed()
+        before = bytes(widget.locator("img.widget-image").evaluate(PNG_JS))
+        moved.press(press)
+        expect(widget).to_contain_text(says)
+        assert bytes(widget.locator("img.widget-image").evaluate(PNG_JS)) != before
+
+    # The memory's slider redraws its figure, with the numbers of the budget.
+    budgets = panel.locator(".widget-vbox", has_text="TP (GPUs)")
+    tp = budgets.locator(".widget-slider", has_text="TP (GPUs)").get_by_role("slider")
     tp.scroll_into_view_if_needed()
-    picture = panel.locator("img.widget-image")
+    picture = budgets.locator("img.widget-image")
     expect(picture).to_be_visible()
-    answer = panel.locator(".widget-html-content").last
+    answer = budgets.locator(".widget-html-content").last
 
     def shows(explorer):
         expect(answer).to_contain_text(explorer.says)
@@ -282,6 +306,64 @@ def test_a_learner_runs_02(lab, page):
     elsewhere = {urlsplit(url).netloc for url in page.asked if url.startswith("http")}
     assert elsewhere == {urlsplit(page.url).netloc}
     assert not [url for url in page.asked if re.search(r"/lab/api/(news|update|extensions)", url)]
+
+
+WIDGETS = [
+    """
+from contextlib import nullcontext
+from workshop_lib.widgets import ChatBox
+chat = ChatBox(lambda: nullcontext({url!r}), max_tokens=60)
+chat
+""",
+    """
+from workshop_lib.benchmark import start_sweep
+from workshop_lib.widgets import watch
+run = start_sweep({url!r}, ["Hi"], levels=(1,), requests_per_level=90000, max_tokens=2)
+result = await watch(run)
+print("kept", len(result.request_records), "stopped", result.stopped)
+""",
+]
+
+
+@needs_browser
+def test_chat_and_stop_button(lab, page):
+    """Both work while the cell of the load still runs; no vLLM is needed for that."""
+    from playwright.sync_api import expect
+
+    expect.set_options(timeout=UI_TIMEOUT_S * 1000)
+    with StreamingServer(ttft_ms=20, itl_ms=50) as server:
+        cells = [nbformat.v4.new_code_cell(text.strip().format(url=server.url)) for text in WIDGETS]
+        nbformat.write(
+            nbformat.v4.new_notebook(
+                cells=cells, metadata=nbformat.read(lab.notebook, as_version=4).metadata
+            ),
+            lab.notebook.parent / "widgets.ipynb",
+        )
+        address = urlsplit(lab.url())
+        page.goto(f"http://{address.netloc}/lab/tree/widgets.ipynb?{address.query}")
+        panel = page.locator(".jp-NotebookPanel:not(.lm-mod-hidden)")
+        expect(panel.locator('.jp-Notebook-ExecutionIndicator[data-status="idle"]')).to_be_visible()
+        run_all_cells(page)
+        chat = panel.locator(".widget-vbox", has=page.get_by_placeholder("ask the model"))
+        question = chat.get_by_placeholder("ask the model")
+        load_stop = panel.get_by_role("button", name="Stop").last
+        expect(load_stop).to_be_enabled()
+        expect(panel).to_contain_text("1 concurrent:")  # the load runs, the kernel is busy
+
+        # An answer grows, and Stop ends it.
+        question.fill("What is a GPU?")
+        question.press("Enter")
+        expect(chat).to_contain_text("word word word")
+        chat.get_by_role("button", name="Stop").click()
+        expect(chat).to_contain_text("stopped after")
+        keep(page, "chat-stopped")
+
+        # The load's button ends the load; what has finished is kept.
+        load_stop.click()
+        expect(panel).to_contain_text(re.compile(r"kept \d+ stopped True"))
+        expect(panel).to_contain_text("finished requests are kept")
+        wait_until_run(page)
+        keep(page, "load-stopped")
 
 
 def saved_records(path):

@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from workshop_lib.benchmark import EngineObservation
 from workshop_lib.benchmark.result import BenchmarkResult, LevelRecord, RequestRecord
 from workshop_lib.data import data_path
 from workshop_lib.errors import WorkshopError
@@ -18,15 +19,21 @@ from workshop_lib.memory import EngineKV, ModelShape, cpu_budget, gpu_budget, kv
 from workshop_lib.plots import (
     load_recorded_levels,
     new_figure,
+    plot_batching,
     plot_block_waste,
+    plot_deployments,
+    plot_engine,
     plot_kv_prediction,
     plot_latencies,
     plot_load_sweep,
     plot_memory_budgets,
+    plot_paging,
     plot_recorded,
     plot_token_timeline,
 )
 from workshop_lib.serving import TextDelta
+from workshop_lib.simulators import Job, simulate_engine
+from workshop_lib.widgets import batching_explorer, paging_explorer
 
 
 def sweep(*, errors: int = 0) -> BenchmarkResult:
@@ -36,7 +43,7 @@ def sweep(*, errors: int = 0) -> BenchmarkResult:
             bad = number < errors
             records.append(
                 RequestRecord(
-                    concurrency=level,
+                    load=level,
                     scheduled_s=0.0,
                     start_s=0.0,
                     ttft_ms=None if bad else 60.0 * level + number,
@@ -45,13 +52,12 @@ def sweep(*, errors: int = 0) -> BenchmarkResult:
                     prompt_tokens=40,
                     completion_tokens=None if bad else 21,
                     finish_reason="length",
-                    error="timeout" if bad else "",
+                    error=("closed", "timeout")[number % 2] if bad else "",
                     detail="",
                 )
             )
     levels = [
-        LevelRecord(concurrency=n, duration_s=0.6 * 3, server_ms={"ttft": 60.0 * n})
-        for n in (1, 4, 8)
+        LevelRecord(load=n, duration_s=0.6 * 3, server_ms={"ttft": 60.0 * n}) for n in (1, 4, 8)
     ]
     return BenchmarkResult("http://a", "m", "now", {}, levels, records)
 
@@ -80,6 +86,40 @@ def prediction() -> Any:
     return plot_kv_prediction(capacity, EngineKV("CPU", 23_168, 1024, 22.63))
 
 
+def open_loop() -> Any:
+    records = [
+        RequestRecord(
+            load=rate, scheduled_s=n / rate, start_s=n / rate, ttft_ms=50.0 * rate + n,
+            itl_ms=(20.0, 30.0), e2e_ms=200.0 * rate, prompt_tokens=9, completion_tokens=3,
+            finish_reason="length", error="", detail="",
+        )
+        for rate in (2.5, 7.9) for n in range(20)
+    ]  # fmt: skip
+    levels = [LevelRecord(load=rate, duration_s=20 / rate, server_ms={}) for rate in (2.5, 7.9)]
+    result = BenchmarkResult("http://a", "m", "now", {"loop": "open"}, levels, records)
+    return plot_load_sweep(result.levels)
+
+
+def engine() -> Any:
+    jobs = [Job("long", 0, 130), Job("A", 8, 12), Job("B", 12, 24), Job("C", 16, 8)]
+    predicted = simulate_engine(jobs, prompt_tokens=24, blocks=181, block_size=128)
+    rows = [
+        {"request": job.name, "tokens": job.tokens, "prompt_tokens": 24,
+         "sent_s": 0.03 * job.arrival, "first_s": 0.03 * job.arrival + 0.1,
+         "end_s": 0.03 * (job.arrival + job.tokens) + 0.1}
+        for job in jobs
+    ]  # fmt: skip
+    steps = predicted.gauges.iloc[::3]
+    samples = steps.assign(time_s=steps.step * 0.03).drop(columns="step")
+    seen = EngineObservation(pd.DataFrame(rows), samples, 181, 128)
+    return plot_engine(predicted, seen)
+
+
+def deployments() -> Any:
+    results = {"vLLM alone": sweep(), "Ray Serve": sweep()}
+    return plot_deployments(results, {"vLLM alone": [1.0, 1.2, 2.0], "Ray Serve": [6.0, 7.0, 9.0]})
+
+
 FIGURES: dict[str, Callable[[], Any]] = {
     "budgets": budgets,
     "laptop budget": laptop_budget,
@@ -89,6 +129,11 @@ FIGURES: dict[str, Callable[[], Any]] = {
     "sweep with failures": lambda: plot_load_sweep(sweep(errors=2).levels, title="Laptop"),
     "latencies": lambda: plot_latencies(sweep(errors=1).requests),
     "timeline": lambda: plot_token_timeline([TextDelta("a", 90.0 + 25 * n) for n in range(30)]),
+    "open loop": open_loop,
+    "engine": engine,
+    "deployments": deployments,
+    "paging": lambda: plot_paging(paging_explorer().paging(), columns=32),
+    "batching": lambda: plot_batching(batching_explorer().schedules()),
     "one piece": lambda: plot_token_timeline([TextDelta("a", 90.0)]),
     "recorded TP": plot_recorded,
     "recorded graphs": lambda: plot_recorded(
@@ -162,9 +207,8 @@ def test_prediction_names_the_difference() -> None:
 
 def test_failures_are_named_in_the_sweep() -> None:
     figure = plot_load_sweep(sweep(errors=2).levels)
-    assert [t.get_text() for t in figure.axes[0].texts if "failed" in t.get_text()] == [
-        "2 failed"
-    ] * 3
+    words = [t.get_text() for t in figure.axes[0].texts if "failed" in t.get_text()]
+    assert words == ["1 failed\n1 timed out"] * 3
 
 
 def test_recorded_levels_have_the_sweeps_columns() -> None:

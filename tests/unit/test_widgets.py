@@ -1,4 +1,4 @@
-"""The memory explorer: what its sliders show is what `gpu_budget` says."""
+"""The explorers: what their sliders show is what the memory model and the simulators say."""
 
 import doctest
 import subprocess
@@ -6,10 +6,20 @@ import sys
 
 import pytest
 
-from workshop_lib import widgets
 from workshop_lib.errors import WorkshopError
 from workshop_lib.memory import ModelShape, gpu_budget
-from workshop_lib.widgets import memory_explorer
+from workshop_lib.plots import plot_batching, plot_paging
+from workshop_lib.simulators import simulate_batching
+from workshop_lib.widgets import (
+    batching_explorer,
+    chat,
+    explorer,
+    memory,
+    memory_explorer,
+    paging_explorer,
+    simulators,
+    stop,
+)
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
@@ -19,10 +29,10 @@ def expected(model, gpu, **settings):
 
 
 @pytest.fixture
-def explorer():
-    explorer = memory_explorer("mistral-7b", gpu="a100-40", gpu_memory_utilization=0.9)
-    yield explorer
-    explorer.close()
+def budgets():
+    budgets = memory_explorer("mistral-7b", gpu="a100-40", gpu_memory_utilization=0.9)
+    yield budgets
+    budgets.close()
 
 
 @pytest.mark.parametrize(
@@ -35,21 +45,21 @@ def explorer():
         ("model", "llama-2-7b", {"model": "llama-2-7b"}),
     ],
 )
-def test_moving_a_control_redraws_with_the_budgets_numbers(explorer, control, value, change):
-    before, picture = explorer.says, bytes(explorer.picture.value)
-    getattr(explorer, control).value = value
+def test_moving_a_control_redraws_with_the_budgets_numbers(budgets, control, value, change):
+    before, picture = budgets.says, bytes(budgets.picture.value)
+    getattr(budgets, control).value = value
 
     settings = {"model": "mistral-7b", "gpu": "a100-40", "gpu_memory_utilization": 0.9, **change}
     budget = expected(**settings)
-    assert explorer.budget() == budget
-    assert explorer.says != before
-    assert f"{budget.kv_gib:.1f} GiB" in explorer.says
-    assert f"{budget.kv.tokens:,} tokens" in explorer.says
-    assert f"{budget.kv.concurrency:,.1f} requests of {budget.kv.max_model_len:,}" in explorer.says
-    assert explorer.says in explorer.answer.value
-    assert bytes(explorer.picture.value).startswith(b"\x89PNG")
+    assert budgets.budget() == budget
+    assert budgets.says != before
+    assert f"{budget.kv_gib:.1f} GiB" in budgets.says
+    assert f"{budget.kv.tokens:,} tokens" in budgets.says
+    assert f"{budget.kv.concurrency:,.1f} requests of {budget.kv.max_model_len:,}" in budgets.says
+    assert budgets.says in budgets.answer.value
+    assert bytes(budgets.picture.value).startswith(b"\x89PNG")
     if control != "max_model_len":  # which changes no part of the memory
-        assert explorer.picture.value != picture
+        assert budgets.picture.value != picture
 
 
 @pytest.mark.parametrize(
@@ -62,29 +72,29 @@ def test_moving_a_control_redraws_with_the_budgets_numbers(explorer, control, va
     ],
 )
 def test_what_cannot_work_is_answered_by_its_reason(control, value, reason, has_picture, capfd):
-    explorer = memory_explorer("mistral-7b", gpu="a100-40")
+    budgets = memory_explorer("mistral-7b", gpu="a100-40")
     if control == "max_model_len":
-        explorer = memory_explorer("mistral-7b", gpu="a100-40", max_model_len=value)
+        budgets = memory_explorer("mistral-7b", gpu="a100-40", max_model_len=value)
     else:
-        getattr(explorer, control).value = value
-    assert reason in explorer.says
-    assert "\n" not in explorer.says
-    assert "✗" in explorer.answer.value
-    assert (explorer.picture.layout.visibility == "visible") is has_picture
-    assert ("image/png" in explorer._repr_mimebundle_()) is has_picture
+        getattr(budgets, control).value = value
+    assert reason in budgets.says
+    assert "\n" not in budgets.says
+    assert "✗" in budgets.answer.value
+    assert (budgets.picture.layout.visibility == "visible") is has_picture
+    assert ("image/png" in budgets._repr_mimebundle_()) is has_picture
     assert capfd.readouterr().err == ""
 
     for name in ("tp", "max_model_len", "model", "utilization"):  # and it comes back
-        getattr(explorer, name).value = getattr(memory_explorer("mistral-7b"), name).value
-    assert "✓" in explorer.answer.value
-    assert explorer.picture.layout.visibility == "visible"
+        getattr(budgets, name).value = getattr(memory_explorer("mistral-7b"), name).value
+    assert "✓" in budgets.answer.value
+    assert budgets.picture.layout.visibility == "visible"
 
 
-def test_its_static_picture_is_the_default_state(explorer):
-    bundle = explorer._repr_mimebundle_()
+def test_its_static_picture_is_the_default_state(budgets):
+    bundle = budgets._repr_mimebundle_()
     assert WIDGET in bundle
-    assert bundle["image/png"] == explorer.picture.value
-    assert bundle["text/plain"] == explorer.says
+    assert bundle["image/png"] == budgets.picture.value
+    assert bundle["text/plain"] == budgets.says
     assert memory_explorer("mistral-7b", gpu="a100-40").picture.value == bundle["image/png"]
 
 
@@ -103,12 +113,84 @@ def test_bad_defaults_are_refused(arguments, reason):
         memory_explorer(**arguments)
 
 
+# -- the simulators ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("control", "value"), [("block_size", 128), ("requests", 20), ("max_model_len", 4096)]
+)
+def test_paging_is_redrawn_with_the_simulators_numbers(control, value):
+    widget = paging_explorer()
+    before, picture = widget.says, bytes(widget.picture.value)
+    getattr(widget, control).value = value
+    paging = widget.paging()
+    blocks, pieces = paging.summary()
+    assert widget.says != before and widget.picture.value != picture
+    assert f"{blocks['requests']} stored" in widget.says.split(";")[0]
+    assert f"{pieces['requests']} stored" in widget.says.split(";")[1]
+    assert bytes(widget.picture.value).startswith(b"\x89PNG")
+    assert len(plot_paging(paging).axes) == 2
+    getattr(widget, control).value = getattr(paging_explorer(), control).value
+    assert (widget.says, widget.picture.value) == (before, picture)
+
+
+def test_paging_says_who_waits():
+    widget = paging_explorer(requests=26)
+    assert widget.paging().waiting and "✗" in widget.answer.value
+    assert "✓" in paging_explorer(requests=2).answer.value
+    # One more request changes none of the others.
+    assert (
+        list(paging_explorer(requests=3).paging().tokens.items())
+        == list(paging_explorer(requests=4).paging().tokens.items())[:3]
+    )
+
+
+@pytest.mark.parametrize(("control", "value"), [("slots", 1), ("requests", 12), ("longest", 30)])
+def test_batching_is_redrawn_with_the_simulators_numbers(control, value):
+    widget = batching_explorer()
+    before, picture = widget.says, bytes(widget.picture.value)
+    getattr(widget, control).value = value
+    static, continuous = widget.schedules()
+    jobs = [run.job for run in static.runs]
+    again = simulate_batching(jobs, slots=widget.slots.value, policy="continuous")
+    assert again == continuous and static.policy == "static"
+    assert len(jobs) == widget.requests.value and jobs[0].tokens == widget.longest.value
+    assert f"static: a request waits {static.mean_wait:.1f} steps" in widget.says
+    assert f"all are done after {continuous.steps}" in widget.says
+    assert widget.says != before and widget.picture.value != picture
+    assert len(plot_batching([static, continuous]).axes) == 2
+
+
+@pytest.mark.parametrize(
+    ("make", "arguments", "reason"),
+    [
+        (paging_explorer, {"block_size": 48}, "block_size 48 is not on its slider; use 16, 32"),
+        (paging_explorer, {"requests": 27}, "requests 27 is not on its slider; use 1 to 26"),
+        (paging_explorer, {"max_model_len": 1}, "max_model_len 1 is not on its slider"),
+        (batching_explorer, {"slots": 0}, "slots 0 is not on its slider; use 1 to 6"),
+        (batching_explorer, {"requests": 1}, "requests 1 is not on its slider; use 2 to 12"),
+        (batching_explorer, {"longest": 31}, "longest 31 is not on its slider; use 1 to 30"),
+    ],
+)
+def test_values_off_the_sliders_are_refused(make, arguments, reason):
+    with pytest.raises(WorkshopError, match=reason):
+        make(**arguments)
+
+
+@pytest.mark.parametrize("make", [paging_explorer, batching_explorer])
+def test_simulators_carry_their_static_picture(make):
+    widget = make()
+    bundle = widget._repr_mimebundle_()
+    assert WIDGET in bundle and bundle["text/plain"] == widget.says
+    assert bundle["image/png"] == widget.picture.value
+
+
 def test_nothing_runs_beside_the_kernel():
     """No thread, no child, no window: the process ends by itself."""
     code = (
         "import threading, psutil, sys\n"
-        "from workshop_lib.widgets import memory_explorer\n"
-        "explorer = memory_explorer(); explorer.tp.value = 2\n"
+        "from workshop_lib.widgets import batching_explorer, memory_explorer, paging_explorer\n"
+        "memory_explorer().tp.value = 2; paging_explorer(); batching_explorer()\n"
         "print(threading.active_count(), len(psutil.Process().children()),"
         " 'matplotlib.pyplot' in sys.modules)"
     )
@@ -118,5 +200,6 @@ def test_nothing_runs_beside_the_kernel():
     assert done.stdout.split() == ["1", "0", "False"]
 
 
-def test_examples():
-    assert doctest.testmod(widgets).failed == 0
+@pytest.mark.parametrize("module", [chat, explorer, memory, simulators, stop])
+def test_examples(module):
+    assert doctest.testmod(module).failed == 0

@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from workshop_lib.benchmark.statistics import percentile_interval
 from workshop_lib.errors import WorkshopError
 
 if TYPE_CHECKING:
@@ -26,19 +27,21 @@ class RequestRecord:
     """One request.
 
     Attributes:
-        concurrency: The level it belongs to.
-        start_s: When it was sent, counted from the level's start.
-        scheduled_s: When it was due; in a closed loop, when it was sent.
-        ttft_ms: To the first text; None for a failed request, as all latencies.
+        load: The level it belongs to: requests in flight, or in an open loop requests a second.
+        scheduled_s: When it was due, counted from the level's start; in a closed loop, when it
+            was sent.
+        start_s: When it was sent.
+        ttft_ms: From when it was due to the first text; None for a failed request, as all
+            latencies.
         itl_ms: Gaps between messages with text; several tokens may share a message.
-        e2e_ms: To the end of the answer.
+        e2e_ms: From when it was due to the end of the answer.
         prompt_tokens, completion_tokens: As the server counted them.
         finish_reason: `stop` or `length`.
         error: Empty, or the kind of failure (see `StreamTimes.error`).
         detail: The failure in the server's words.
     """
 
-    concurrency: int
+    load: float
     scheduled_s: float
     start_s: float
     ttft_ms: float | None
@@ -67,13 +70,13 @@ class LevelRecord:
     """One level of a sweep.
 
     Attributes:
-        concurrency: Requests in flight.
+        load: Requests in flight, or in an open loop requests a second.
         duration_s: From the first request sent to the last answer finished.
         server_ms: Means over the same requests from the server's own histograms
             (`ttft`, `itl`, `e2e`), empty where the server has no metrics.
     """
 
-    concurrency: int
+    load: float
     duration_s: float
     server_ms: dict[str, float]
 
@@ -87,7 +90,11 @@ class BenchmarkResult:
         created: When, in UTC.
         settings: How.
         level_records, request_records: The measurements.
-        stopped: Whether it was stopped before its end.
+        stopped: Whether somebody stopped it before its end.
+        ended: Why it ended by itself before its last level: the server is saturated, or gone.
+
+    Tables name the load by `load_column`: `concurrency` for a closed loop (requests in
+    flight), `rate_per_s` for an open one.
 
     Example:
         >>> result = run_sweep(server, prompts, levels=(1, 4, 8))  # doctest: +SKIP
@@ -101,27 +108,84 @@ class BenchmarkResult:
     level_records: list[LevelRecord]
     request_records: list[RequestRecord]
     stopped: bool = False
+    ended: str = ""
+
+    @property
+    def load_column(self) -> str:
+        """The tables' name for the load: `concurrency` or `rate_per_s`."""
+        return "rate_per_s" if self.settings.get("loop") == "open" else "concurrency"
 
     @cached_property
     def requests(self) -> pd.DataFrame:
-        """One row a request: the fields of `RequestRecord` and `mean_itl_ms`."""
+        """One row a request: the load, the fields of `RequestRecord` and `mean_itl_ms`."""
         import pandas as pd
 
-        rows = [asdict(r) | {"mean_itl_ms": r.mean_itl_ms} for r in self.request_records]
+        rows = []
+        for record in self.request_records:
+            fields = asdict(record)
+            del fields["load"]
+            rows.append(self._load(record) | fields | {"mean_itl_ms": record.mean_itl_ms})
         return pd.DataFrame(rows)
 
     @cached_property
     def levels(self) -> pd.DataFrame:
         """One row a level: counts, throughput, percentiles and means of the latencies.
 
-        `requests` and `errors` count requests; throughput counts successful
-        ones. `<latency>_p50_ms`, `_p90_ms`, `_p99_ms` and `_mean_ms` are over
-        successful requests (`itl`: over all gaps; its mean over all tokens),
+        `requests`, `errors` and `timeouts` count requests, `errors` those that failed
+        otherwise than by a timeout; throughput counts successful ones. `in_flight` is the
+        mean number of unanswered requests, `sent_late_ms` how much after its moment an open
+        loop sent a request at most: the client's own lag. `<latency>_p50_ms`, `_p90_ms`,
+        `_p99_ms` and `_mean_ms` are over successful requests (`itl`: over all gaps; its mean
+        over all tokens),
         `server_<latency>_mean_ms` is the server's own.
         """
         import pandas as pd
 
         return pd.DataFrame([self._level_row(level) for level in self.level_records])
+
+    def percentiles(self, confidence: float = 0.95) -> pd.DataFrame:
+        """The latencies' percentiles with what is sure about them.
+
+        A percentile of a few requests is a guess: of ten requests nobody knows the p99. The
+        interval holds the true percentile of the same load with the given probability. An
+        end that so few requests cannot bound is NaN.
+
+        Args:
+            confidence: That probability, more than 0 and less than 1.
+
+        Returns:
+            One row a level, latency (`ttft`, `itl`, `e2e`) and percentile (50, 90, 99): its
+            load, `latency`, `percentile`, `ms`, `low_ms`, `high_ms`, `requests`.
+
+        Raises:
+            WorkshopError: A probability out of range.
+
+        Source: order statistics for TTFT and end to end; gaps within a request resemble
+        each other, so whole requests are drawn again for them (see `statistics`).
+
+        Example:
+            >>> result.percentiles().query("latency == 'ttft'")  # doctest: +SKIP
+        """
+        import pandas as pd
+
+        rows: list[dict[str, Any]] = [
+            self._load(level)
+            | {
+                "latency": latency,
+                "percentile": percent,
+                "ms": interval.value,
+                "low_ms": interval.low,
+                "high_ms": interval.high,
+                "requests": interval.samples,
+            }
+            for level in self.level_records
+            for latency, values in self._latencies(level).items()
+            for percent in _PERCENTILES
+            for interval in [percentile_interval(values, percent, confidence)]
+        ]
+        times = {"ms": float, "low_ms": float, "high_ms": float}  # None becomes NaN
+        names = [self.load_column, "latency", "percentile", *times, "requests"]
+        return pd.DataFrame(rows, columns=names).astype(times)
 
     def goodput(self, *, ttft_ms: float, itl_ms: float) -> pd.DataFrame:
         """Requests a second that were fast enough.
@@ -131,7 +195,7 @@ class BenchmarkResult:
             itl_ms: and its further tokens take at most this long each on average.
 
         Returns:
-            One row a level: `concurrency`, `good` (requests), `good_share` of all
+            One row a level: its load, `good` (requests), `good_share` of all
             requests, failed ones included, and `goodput_per_s`.
 
         Raises:
@@ -149,8 +213,8 @@ class BenchmarkResult:
             records = self._records(level)
             good = sum(_within(record, ttft_ms, itl_ms) for record in records)
             rows.append(
-                {
-                    "concurrency": level.concurrency,
+                self._load(level)
+                | {
                     "good": good,
                     "good_share": good / len(records) if records else 0.0,
                     "goodput_per_s": good / level.duration_s if level.duration_s else 0.0,
@@ -162,7 +226,7 @@ class BenchmarkResult:
         """Mean latencies as this client saw them and as the server's histograms have them.
 
         Returns:
-            One row a level and latency: `concurrency`, `latency`, `client_ms`,
+            One row a level and latency: its load, `latency`, `client_ms`,
             `server_ms`, `difference_ms`, `difference_percent`. Empty for a
             server without metrics.
 
@@ -171,9 +235,9 @@ class BenchmarkResult:
         """
         import pandas as pd
 
-        columns = ["concurrency", "latency", "client_ms", "server_ms"]
+        columns = [self.load_column, "latency", "client_ms", "server_ms"]
         rows = [
-            (level.concurrency, name, self._mean_ms(level, name), server_ms)
+            (self._load(level)[self.load_column], name, self._mean_ms(level, name), server_ms)
             for level in self.level_records
             for name, server_ms in level.server_ms.items()
         ]
@@ -193,7 +257,7 @@ class BenchmarkResult:
         """
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        data = {"format": 1} | asdict(self)
+        data = {"format": 2} | asdict(self)
         path.write_text(json.dumps(data) + "\n", encoding="utf-8")
         return path
 
@@ -212,7 +276,7 @@ class BenchmarkResult:
         """
         try:
             data = json.loads(Path(path).read_text(encoding="utf-8"))
-            if data.pop("format") != 1:
+            if data.pop("format") != 2:
                 raise ValueError("another format")
             levels = [LevelRecord(**level) for level in data.pop("level_records")]
             requests = [
@@ -226,7 +290,12 @@ class BenchmarkResult:
             raise WorkshopError(f"{path} is not a saved benchmark: {exc}") from exc
 
     def _records(self, level: LevelRecord) -> list[RequestRecord]:
-        return [r for r in self.request_records if r.concurrency == level.concurrency]
+        return [r for r in self.request_records if r.load == level.load]
+
+    def _load(self, record: LevelRecord | RequestRecord) -> dict[str, float]:
+        """The load under its name in tables; requests in flight are whole numbers."""
+        whole = self.load_column == "concurrency"
+        return {self.load_column: int(record.load) if whole else record.load}
 
     def _mean_ms(self, level: LevelRecord, latency: str) -> float | None:
         good = [r for r in self._records(level) if not r.error]
@@ -238,27 +307,37 @@ class BenchmarkResult:
         known = [value for value in values if value is not None]
         return sum(known) / len(known) if known else None
 
+    def _latencies(self, level: LevelRecord) -> dict[str, list[tuple[float, ...]]]:
+        """Each latency's values, grouped by the request that they come from."""
+        good = [r for r in self._records(level) if not r.error]
+        return {
+            "ttft": [(r.ttft_ms,) for r in good if r.ttft_ms is not None],
+            "itl": [r.itl_ms for r in good if r.itl_ms],
+            "e2e": [(r.e2e_ms,) for r in good if r.e2e_ms is not None],
+        }
+
     def _level_row(self, level: LevelRecord) -> dict[str, Any]:
         import numpy as np
 
         records = self._records(level)
         good = [r for r in records if not r.error]
+        timeouts = sum(r.error == "timeout" for r in records)
         tokens = sum(r.completion_tokens or 0 for r in good)
-        row: dict[str, Any] = {
-            "concurrency": level.concurrency,
+        seconds = level.duration_s or float("inf")
+        row: dict[str, Any] = self._load(level) | {
             "requests": len(records),
-            "errors": len(records) - len(good),
+            "errors": len(records) - len(good) - timeouts,
+            "timeouts": timeouts,
             "duration_s": level.duration_s,
-            "requests_per_s": len(good) / level.duration_s if level.duration_s else 0.0,
-            "output_tokens_per_s": tokens / level.duration_s if level.duration_s else 0.0,
+            "requests_per_s": len(good) / seconds,
+            "output_tokens_per_s": tokens / seconds,
+            # Little's law: the mean number in flight is the time spent there over all time.
+            "in_flight": sum(r.e2e_ms or 0.0 for r in good) / 1000 / seconds,
+            "sent_late_ms": max(((r.start_s - r.scheduled_s) * 1000 for r in records), default=0),
         }
-        latencies: dict[str, list[float | None]] = {
-            "ttft": [r.ttft_ms for r in good],
-            "itl": [gap for r in good for gap in r.itl_ms],
-            "e2e": [r.e2e_ms for r in good],
-        }
-        for name, values in latencies.items():
-            known = [value for value in values if value is not None]
+        latencies = self._latencies(level)
+        for name, groups in latencies.items():
+            known = [value for group in groups for value in group]
             for percent in _PERCENTILES:
                 value = float(np.percentile(known, percent)) if known else None
                 row[f"{name}_p{percent}_ms"] = value

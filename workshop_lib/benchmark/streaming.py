@@ -31,6 +31,8 @@ class StreamTimes:
 
     Attributes:
         start_s: The request was handed to the connection.
+        due_s: When it should have been; latencies count from here, so that a client or a
+            server that holds requests back cannot make them look fast.
         text_s: Arrival of each message that carried text.
         end_s: The answer was complete, or the request failed.
         prompt_tokens, completion_tokens: From the server's usage message.
@@ -41,6 +43,7 @@ class StreamTimes:
     """
 
     start_s: float
+    due_s: float
     text_s: list[float] = field(default_factory=list)
     end_s: float = 0.0
     prompt_tokens: int | None = None
@@ -77,18 +80,20 @@ class StreamClient:
         )
         self._idle: list[_Connection] = []
 
-    async def send(self, body: dict[str, Any]) -> StreamTimes:
+    async def send(self, body: dict[str, Any], due_s: float | None = None) -> StreamTimes:
         """Send one request and follow its stream to the end. Failures are in the result.
 
         Args:
             body: The request's JSON body; it should ask for `stream` and `include_usage`.
+            due_s: When it should have been sent, by `time.perf_counter()`; now by default.
 
         Example:
             >>> (await client.send(body)).text_s[0]  # doctest: +SKIP
         """
         payload = json.dumps(body).encode()
         request = f"{self._head}{len(payload)}\r\n\r\n".encode() + payload
-        times = StreamTimes(start_s=time.perf_counter())
+        start_s = time.perf_counter()
+        times = StreamTimes(start_s=start_s, due_s=start_s if due_s is None else due_s)
         try:
             async with asyncio.timeout(self._timeout_s):
                 await self._exchange(request, times)

@@ -1,20 +1,23 @@
 """Measures a server under load: latencies, throughput, errors, goodput.
 
-Closed loop: a level keeps a fixed number of requests in flight. Three habits
-keep the numbers honest. Time to first token ends at the first message with
-text, not at the empty one that only carries the role. A failed request is
-counted as failed and enters no latency. Tokens are what the server counted,
-not messages.
+Closed loop: a level keeps a fixed number of requests in flight. Open loop: a level sends
+requests at moments that were drawn before, whatever has become of the earlier ones. Four
+habits keep the numbers honest. Time to first token ends at the first message with text, not
+at the empty one that only carries the role. A failed request is counted as failed and enters
+no latency. Tokens are what the server counted, not messages. And in an open loop a latency
+counts from the moment when the request was due, not from when it could be sent: otherwise a
+server that stalls is asked less and looks fast ("coordinated omission").
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from workshop_lib.benchmark.load import LevelRun, LoadPlan, LoadRun, OnProgress
+from workshop_lib.benchmark.plan import Requests, plan_closed, plan_open, saturated
 from workshop_lib.benchmark.result import BenchmarkResult, LevelRecord, RequestRecord
 from workshop_lib.benchmark.streaming import StreamTimes
 from workshop_lib.errors import ServerError, WorkshopError
@@ -33,7 +36,7 @@ _SERVER_HISTOGRAMS = {
 class SweepRun:
     """A sweep that is running: `wait` for its result, or `stop` it from any thread.
 
-    Made by `start_sweep`.
+    Made by `start_sweep`; `workshop_lib.widgets.watch` waits with a button that stops it.
     """
 
     def __init__(
@@ -58,10 +61,11 @@ class SweepRun:
         """Wait for the end and return the result; an interrupt returns what has finished.
 
         Args:
-            on_progress: Called as (done, total, text) in this thread.
+            on_progress: Called as (done, total, text) in this thread; the total is 0 while it
+                is not known.
 
         Raises:
-            ServerError: Every warm-up request failed.
+            ServerError: Every warm-up request of the first level failed.
 
         Example:
             >>> result = start_sweep(server, prompts).wait()  # doctest: +SKIP
@@ -80,6 +84,7 @@ class SweepRun:
                 _request_record(level, times) for level in levels for times in level.finished
             ],
             stopped=self._load.stopped,
+            ended=self._load.ended,
         )
 
 
@@ -87,23 +92,35 @@ def start_sweep(
     server: ModelServer | str,
     prompts: Sequence[Prompt],
     *,
-    levels: Sequence[int] = (1, 4, 8),
-    requests_per_level: int | Mapping[int, int] | None = None,
+    levels: Sequence[int] | None = None,
+    rates_per_s: Sequence[float] | None = None,
+    requests_per_level: Requests = None,
+    duration_s: float | None = None,
+    stop_when_saturated: bool = False,
     max_tokens: int = 32,
     warmup: int = 2,
     unique_prompts: bool = True,
     ignore_eos: bool = True,
     timeout_s: float = 120.0,
     model: str | None = None,
+    seed: int = 0,
 ) -> SweepRun:
     """Start a sweep over load levels and return at once.
 
     Args:
         server: The server, or its address.
         prompts: Sent in turn, over and over.
-        levels: Numbers of requests in flight, one level each.
-        requests_per_level: Requests at a level, or one number for each level;
-            by default four times the level, at least eight.
+        levels: Closed loop: numbers of requests in flight, one level each; by default
+            1, 4 and 8. `ramp` makes levels that grow.
+        rates_per_s: Open loop, in place of `levels`: requests a second, at the random moments
+            of a Poisson process.
+        requests_per_level: Requests at a level, or one number for each level. Without it and
+            without a duration: four times the level, at least eight; in an open loop those of
+            ten seconds.
+        duration_s: Requests are sent for so long at each level; those then in flight are
+            still waited for. With `requests_per_level` whichever comes first.
+        stop_when_saturated: End after the level that shows that more load brings nothing.
+            Levels must rise.
         max_tokens: Length of each answer, tokens.
         warmup: Requests before each level that are not counted.
         unique_prompts: Put a running number before each prompt. Without it a
@@ -111,8 +128,9 @@ def start_sweep(
             time to first token looks better than a user's.
         ignore_eos: Ask vLLM for exactly `max_tokens` tokens, so that all
             requests are equally long; not part of the OpenAI API.
-        timeout_s: Longest time for one request; then it counts as failed.
+        timeout_s: Longest time for one request; then it counts as timed out.
         model: Name of the model; by default the first that the server lists.
+        seed: Draws the moments of an open loop.
 
     Raises:
         WorkshopError: A parameter that makes no sense.
@@ -124,7 +142,16 @@ def start_sweep(
     """
     if isinstance(server, str):
         server = ModelServer(server)
-    plan_levels = _plan_levels(levels, requests_per_level)
+    if rates_per_s is None:
+        levels = (1, 4, 8) if levels is None else levels
+        plan_levels = plan_closed(levels, requests_per_level, duration_s)
+    elif levels is not None:
+        raise WorkshopError("give levels (closed loop) or rates_per_s (open loop), not both")
+    else:
+        plan_levels = plan_open(rates_per_s, requests_per_level, duration_s, seed)
+    loads = [level.load for level in plan_levels]
+    if stop_when_saturated and loads != sorted(loads):
+        raise WorkshopError(f"stop_when_saturated needs levels that rise, got {loads}")
     _check(prompts, max_tokens=max_tokens, warmup=warmup, timeout_s=timeout_s)
     server.health()
     served = server.models()
@@ -150,10 +177,11 @@ def start_sweep(
             warmup=warmup,
             timeout_s=timeout_s,
             read_metrics=server.metrics,
+            verdict=saturated if stop_when_saturated else lambda levels: "",
         )
     )
     settings = {
-        "loop": "closed",
+        "loop": "closed" if rates_per_s is None else "open",
         "max_tokens": max_tokens,
         "warmup": warmup,
         "unique_prompts": unique_prompts,
@@ -179,7 +207,7 @@ def run_sweep(
         server: The server, or its address.
         prompts: Sent in turn, over and over.
         on_progress: Called as (done, total, text).
-        **options: As for `start_sweep`: `levels`, `requests_per_level`, `max_tokens`, ...
+        **options: As for `start_sweep`: `levels` or `rates_per_s`, `max_tokens`, ...
 
     Raises:
         WorkshopError: A parameter that makes no sense.
@@ -189,23 +217,6 @@ def run_sweep(
         >>> result = run_sweep(server, ["What is a GPU?"], levels=(1, 4))  # doctest: +SKIP
     """
     return start_sweep(server, prompts, **options).wait(on_progress)
-
-
-def _plan_levels(
-    levels: Sequence[int], requests: int | Mapping[int, int] | None
-) -> tuple[tuple[int, int], ...]:
-    if not levels or any(not 1 <= level <= 4096 for level in levels):
-        raise WorkshopError(f"levels must be numbers from 1 to 4096, got {list(levels)}")
-    if len(set(levels)) != len(levels):
-        raise WorkshopError(f"each level may appear once, got {list(levels)}")
-    planned = []
-    for level in levels:
-        count = requests.get(level) if isinstance(requests, Mapping) else requests
-        count = max(8, 4 * level) if count is None else count
-        if count < level:
-            raise WorkshopError(f"{count} requests cannot keep {level} in flight; ask for more")
-        planned.append((level, count))
-    return tuple(planned)
 
 
 def _check(prompts: Sequence[Prompt], *, max_tokens: int, warmup: int, timeout_s: float) -> None:
@@ -241,7 +252,7 @@ def _body_maker(
 def _level_record(level: LevelRun) -> LevelRecord:
     end_s = max(times.end_s for times in level.finished)
     return LevelRecord(
-        concurrency=level.concurrency,
+        load=level.plan.load,
         duration_s=end_s - min(times.start_s for times in level.finished),
         server_ms=_server_means(level),
     )
@@ -263,16 +274,15 @@ def _server_means(level: LevelRun) -> dict[str, float]:
 
 
 def _request_record(level: LevelRun, times: StreamTimes) -> RequestRecord:
-    start_s = times.start_s - level.start_s
     text_s = [] if times.error else times.text_s
     gaps = zip(text_s[1:], text_s, strict=False)
     return RequestRecord(
-        concurrency=level.concurrency,
-        scheduled_s=start_s,
-        start_s=start_s,
-        ttft_ms=(text_s[0] - times.start_s) * 1000 if text_s else None,
+        load=level.plan.load,
+        scheduled_s=times.due_s - level.start_s,
+        start_s=times.start_s - level.start_s,
+        ttft_ms=(text_s[0] - times.due_s) * 1000 if text_s else None,
         itl_ms=tuple((later - earlier) * 1000 for later, earlier in gaps),
-        e2e_ms=None if times.error else (times.end_s - times.start_s) * 1000,
+        e2e_ms=None if times.error else (times.end_s - times.due_s) * 1000,
         prompt_tokens=times.prompt_tokens,
         completion_tokens=times.completion_tokens,
         finish_reason=times.finish_reason,

@@ -8,6 +8,8 @@ in a legend, wherever there is room.
 from __future__ import annotations
 
 from workshop_lib.plots.cluster import plot_allocation, plot_ray_cluster, plot_startup
+from workshop_lib.plots.deployments import plot_deployments
+from workshop_lib.plots.engine import plot_engine
 from workshop_lib.plots.load import (
     load_recorded_levels,
     plot_latencies,
@@ -45,6 +47,8 @@ __all__ = [
     "plot_autoscaler",
     "plot_batching",
     "plot_block_waste",
+    "plot_deployments",
+    "plot_engine",
     "plot_groups",
     "plot_kv_prediction",
     "plot_latencies",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,7 @@ from workshop_lib.plots.style import (
     PALE,
     label_ends,
     new_figure,
+    plain_log_ticks,
     series_colours,
     tidy,
 )
@@ -22,7 +23,6 @@ from workshop_lib.plots.style import (
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
-    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
     from workshop_lib.serving import TextDelta
@@ -34,6 +34,11 @@ __all__ = [
     "plot_recorded",
     "plot_token_timeline",
 ]
+
+
+# How the tables of `BenchmarkResult` name the load, and what figures call it.
+_LOADS = {"concurrency": "requests in flight", "rate_per_s": "requests a second, offered"}
+_LOAD_SHORT = {"concurrency": "in flight", "rate_per_s": "a second"}
 
 
 def plot_load_sweep(levels: pd.DataFrame | dict[str, pd.DataFrame], *, title: str = "") -> Figure:
@@ -85,11 +90,12 @@ def plot_latencies(requests: pd.DataFrame) -> Figure:
         raise WorkshopError("no request was answered, so there are no latencies to draw")
     figure = new_figure(8, 3.6)
     left, right = figure.subplots(1, 2, sharey=True)
-    levels = sorted(good.concurrency.unique())
+    load = _load_column([good])
+    levels = sorted(good[load].unique())
     for colour, level in zip(series_colours(len(levels)), levels, strict=True):
-        rows = good[good.concurrency == level]
-        _ecdf(left, rows.ttft_ms.tolist(), colour, f"{level}")
-        _ecdf(right, [gap for gaps in rows.itl_ms for gap in gaps], colour, f"{level}")
+        rows = good[good[load] == level]
+        _ecdf(left, rows.ttft_ms.tolist(), colour, f"{level:g}")
+        _ecdf(right, [gap for gaps in rows.itl_ms for gap in gaps], colour, f"{level:g}")
     left.set_title("Time to first token", loc="left")
     right.set_title("Between tokens", loc="left")
     left.set_ylabel("requests or gaps, %")
@@ -97,9 +103,9 @@ def plot_latencies(requests: pd.DataFrame) -> Figure:
         axes.set_xlabel("ms")
         axes.set_ylim(0, 101)
         axes.set_xscale("log")
-        _plain_log_ticks(axes.xaxis)
+        plain_log_ticks(axes.xaxis)
         tidy(axes)
-    right.legend(title="in flight", frameon=False, loc="lower right")
+    right.legend(title=_LOAD_SHORT[load], frameon=False, loc="lower right")
     return figure
 
 
@@ -202,10 +208,11 @@ def plot_recorded(
 def _plot_throughput(axes: Axes, series: dict[str, pd.DataFrame]) -> None:
     labels = []
     for colour, (name, frame) in zip(series_colours(len(series)), series.items(), strict=True):
-        axes.plot(frame.concurrency, frame.output_tokens_per_s, "o-", color=colour)
+        load = frame[_load_column(series.values())]
+        axes.plot(load, frame.output_tokens_per_s, "o-", color=colour)
         labels.append((float(frame.output_tokens_per_s.iloc[-1]), name, colour))
         if "errors" in frame:
-            _name_failures(axes, frame[frame.errors > 0])
+            _name_failures(axes, load, frame)
     axes.set_ylim(bottom=0)
     axes.set_ylabel("output tokens a second")
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
@@ -213,14 +220,19 @@ def _plot_throughput(axes: Axes, series: dict[str, pd.DataFrame]) -> None:
     label_ends(axes, labels)
 
 
-def _name_failures(axes: Axes, frame: pd.DataFrame) -> None:
-    if len(frame):
+def _name_failures(axes: Axes, load: pd.Series, frame: pd.DataFrame) -> None:
+    """Write what failed beside each level, timeouts apart."""
+    timeouts = frame["timeouts"] if "timeouts" in frame else 0 * frame.errors
+    if (frame.errors + timeouts).any():
         axes.margins(x=0.15, y=0.1)  # room for the words beside the outermost points
-    for level, tokens, errors in zip(
-        frame.concurrency, frame.output_tokens_per_s, frame.errors, strict=True
+    for level, tokens, errors, late in zip(
+        load, frame.output_tokens_per_s, frame.errors, timeouts, strict=True
     ):
+        words = [f"{errors} failed"] * bool(errors) + [f"{late} timed out"] * bool(late)
+        if not words:
+            continue
         axes.annotate(
-            f"{errors} failed",
+            "\n".join(words),
             (level, tokens),
             textcoords="offset points",
             xytext=(0, 8),
@@ -241,10 +253,11 @@ def _plot_percentiles(axes: Axes, series: dict[str, pd.DataFrame], latency: str)
             if column not in frame or frame[column].isna().all():
                 continue
             values = frame[column].astype(float)
-            axes.plot(frame.concurrency, values, "o" + style, color=colour, markersize=4)
+            load = frame[_load_column(series.values())]
+            axes.plot(load, values, "o" + style, color=colour, markersize=4)
             labels.append((float(values.dropna().iloc[-1]), f"{name} p{percent}".strip(), colour))
             seen.extend(values.dropna())
-    if seen and max(seen) > 20 * min(seen):
+    if seen and 0 < 20 * min(seen) < max(seen):
         axes.set_yscale("log")
     else:
         axes.set_ylim(bottom=0)
@@ -253,24 +266,26 @@ def _plot_percentiles(axes: Axes, series: dict[str, pd.DataFrame], latency: str)
     label_ends(axes, labels)
 
 
+def _load_column(frames: Iterable[pd.DataFrame]) -> str:
+    """The one way in which these tables name their load."""
+    names = {name for frame in frames for name in _LOADS if name in frame}
+    if len(names) != 1:
+        raise WorkshopError(
+            "levels of a closed and of an open loop do not share an axis; draw them apart"
+        )
+    return names.pop()
+
+
 def _load_axis(axes: Axes, series: dict[str, pd.DataFrame]) -> None:
-    levels = sorted({int(level) for frame in series.values() for level in frame.concurrency})
+    column = _load_column(series.values())
+    levels = sorted({float(level) for frame in series.values() for level in frame[column]})
     axes.set_xscale("log", base=2)
-    axes.set_xticks(levels, [str(level) for level in levels])
+    axes.set_xticks(levels, [f"{level:g}" for level in levels])
     axes.minorticks_off()
     if axes.get_yscale() == "log":
-        _plain_log_ticks(axes.yaxis)
-    axes.set_xlabel("requests in flight")
+        plain_log_ticks(axes.yaxis)
+    axes.set_xlabel(_LOADS[column])
     tidy(axes)
-
-
-def _plain_log_ticks(axis: Axis) -> None:
-    """Ticks at 1, 2, 5, 10, 20, ..., written out."""
-    from matplotlib.ticker import LogLocator, NullLocator
-
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(lambda value, _: f"{value:,g}")
 
 
 def _ecdf(axes: Axes, values: list[float], colour: str, label: str) -> None:

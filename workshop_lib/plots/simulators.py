@@ -109,7 +109,7 @@ def _draw_blocks(axes: Axes, paging: Paging, colours: dict[str, str], columns: i
             text = _text_colour(colour) if share > 0.75 else "black"
             box = None if share > 0.75 else {"facecolor": "white", "pad": 0.6, "linewidth": 0}
             axes.text(
-                x + 0.46, y, request, ha="center", va="center", color=text, fontsize=8, bbox=box
+                x + 0.46, y, request, ha="center", va="center", color=text, fontsize=9, bbox=box
             )
     rows = -(-paging.blocks // columns)
     axes.set_xlim(-0.1, columns)

@@ -12,9 +12,19 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
-__all__ = ["GREY", "OKABE_ITO", "PALE", "label_ends", "new_figure", "series_colours", "tidy"]
+__all__ = [
+    "GREY",
+    "OKABE_ITO",
+    "PALE",
+    "label_ends",
+    "new_figure",
+    "plain_log_ticks",
+    "series_colours",
+    "tidy",
+]
 
 # Okabe and Ito, "Color Universal Design" (2008).
 OKABE_ITO = {
@@ -119,3 +129,19 @@ def label_ends(
         axes.annotate(
             text, (1.02, height), xycoords="axes fraction", color=colour, va="center", fontsize=9
         )
+
+
+def plain_log_ticks(axis: Axis) -> None:
+    """Ticks at 1, 2, 5, 10, 20, ..., written out.
+
+    Args:
+        axis: One with a logarithmic scale.
+
+    Example:
+        >>> plain_log_ticks(new_figure().subplots().xaxis)
+    """
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(lambda value, _: f"{value:,g}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -413,22 +413,25 @@ class ChatStream:
         """The answer so far."""
         return "".join(delta.text for delta in self.deltas)
 
-    def __iter__(self) -> Iterator[TextDelta]:
+    def __iter__(self) -> Generator[TextDelta, None, None]:
         self.deltas.clear()
         client = self.server._openai
         start = time.perf_counter()
         with self.server._explained(self.body["model"]):
-            for chunk in client.chat.completions.create(**self.body):
-                at_ms = (time.perf_counter() - start) * 1000
-                if chunk.usage is not None:
-                    self.prompt_tokens = chunk.usage.prompt_tokens
-                    self.completion_tokens = chunk.usage.completion_tokens
-                for choice in chunk.choices:
-                    self.finish_reason = choice.finish_reason or self.finish_reason
-                    if choice.delta.content:
-                        delta = TextDelta(choice.delta.content, at_ms)
-                        self.deltas.append(delta)
-                        yield delta
+            chunks = client.chat.completions.create(**self.body)
+            # Left early, the stream closes its connection: the server then stops generating.
+            with chunks:
+                for chunk in chunks:
+                    at_ms = (time.perf_counter() - start) * 1000
+                    if chunk.usage is not None:
+                        self.prompt_tokens = chunk.usage.prompt_tokens
+                        self.completion_tokens = chunk.usage.completion_tokens
+                    for choice in chunk.choices:
+                        self.finish_reason = choice.finish_reason or self.finish_reason
+                        if choice.delta.content:
+                            delta = TextDelta(choice.delta.content, at_ms)
+                            self.deltas.append(delta)
+                            yield delta
         if not self.finish_reason:
             raise ServerError(
                 f"{self.server.base_url} sent a malformed stream: it ended after "

@@ -1,20 +1,18 @@
-"""Sliders that redraw a figure: what a learner drives instead of reading a table.
-
-A widget lives as long as its kernel and starts nothing: no thread, no process, no file.
-Each carries a static picture of itself, which is what a page without a kernel shows: the
-web, `make run`'s report, a committed notebook.
-"""
+"""Sliders over the memory budget of a model on a GPU."""
 
 from __future__ import annotations
 
-import html
-from typing import Any
+from typing import TYPE_CHECKING
 
 import ipywidgets
 
 from workshop_lib.errors import WorkshopError
 from workshop_lib.memory import DEVICES, Budget, ModelShape, find_device, gpu_budget
-from workshop_lib.plots import OKABE_ITO, plot_memory_budgets
+from workshop_lib.plots import plot_memory_budgets
+from workshop_lib.widgets.explorer import Explorer, slider_options
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["MemoryExplorer", "memory_explorer"]
 
@@ -23,10 +21,8 @@ MAX_MODEL_LENGTHS = tuple(2**power for power in range(9, 18))  # 512 to 131,072 
 MAX_TP = 8
 """GPUs of one node: tensor parallelism across nodes is too slow to be chosen by a slider."""
 
-WIDE = {"description_width": "14em"}
 
-
-class MemoryExplorer(ipywidgets.VBox):  # type: ignore[misc]
+class MemoryExplorer(Explorer):
     """Where a GPU's memory goes, redrawn whenever a slider or a list is changed.
 
     Made by `memory_explorer`. A setting that cannot work (a tensor-parallel size that does
@@ -38,9 +34,6 @@ class MemoryExplorer(ipywidgets.VBox):  # type: ignore[misc]
         utilization: The slider of `gpu_memory_utilization`.
         max_model_len: The slider of the longest request, tokens.
         tp: The slider of the tensor-parallel size.
-        picture: The figure.
-        answer: The line above it, as HTML.
-        says: The same line as plain text.
     """
 
     def __init__(
@@ -51,9 +44,7 @@ class MemoryExplorer(ipywidgets.VBox):  # type: ignore[misc]
         max_model_len: int,
         tp: int,
     ) -> None:
-        layout = ipywidgets.Layout(width="40em", max_width="99%")
-        common: dict[str, Any] = {"style": WIDE, "layout": layout}
-        slider = {**common, "continuous_update": False}  # a figure for each stop, not each pixel
+        common, slider = slider_options(moving=False), slider_options()
         models = list(dict.fromkeys([*MODELS, model]))
         lengths = sorted({*MAX_MODEL_LENGTHS, max_model_len})
         self.model = ipywidgets.Dropdown(options=models, value=model, description="model", **common)
@@ -72,16 +63,7 @@ class MemoryExplorer(ipywidgets.VBox):  # type: ignore[misc]
         self.tp = ipywidgets.IntSlider(
             value=tp, min=1, max=MAX_TP, description="TP (GPUs)", **slider
         )
-        # As large as the figures beside it, not stretched to the notebook's width.
-        size = ipywidgets.Layout(max_width="100%", align_self="flex-start")
-        self.picture = ipywidgets.Image(format="png", layout=size)
-        self.answer = ipywidgets.HTML()
-        self.says = ""
-        controls = [self.model, self.gpu, self.utilization, self.max_model_len, self.tp]
-        super().__init__([*controls, self.answer, self.picture])
-        for control in controls:
-            control.observe(self._redraw, names="value")
-        self._redraw()
+        super().__init__([self.model, self.gpu, self.utilization, self.max_model_len, self.tp])
 
     def budget(self) -> Budget:
         """The budget of what is chosen now.
@@ -101,32 +83,10 @@ class MemoryExplorer(ipywidgets.VBox):  # type: ignore[misc]
             tp=self.tp.value,
         )
 
-    def _redraw(self, change: object = None) -> None:
-        """Show the figure and its answer, or only the reason why there is none."""
-        try:
-            budget = self.budget()
-        except WorkshopError as error:
-            self._show(None, str(error), works=False)
-            return
-        figure: Any = plot_memory_budgets([budget])
-        self._show(figure._repr_png_(), _answer(budget), works=budget.fits)
-
-    def _show(self, png: bytes | None, says: str, *, works: bool) -> None:
-        self.says = says
-        mark, colour = ("✓", OKABE_ITO["green"]) if works else ("✗", OKABE_ITO["vermillion"])
-        self.answer.value = f'<b style="color:{colour}">{mark}</b> {html.escape(says)}'
-        # Hidden, not removed: what is below does not jump while a slider is moved.
-        self.picture.layout.visibility = "visible" if png else "hidden"
-        if png:
-            self.picture.value = png
-
-    def _repr_mimebundle_(self, **options: Any) -> dict[str, Any]:
-        """The widget, and for pages that have no kernel its picture and its words."""
-        bundle: dict[str, Any] = dict(super()._repr_mimebundle_(**options) or {})
-        bundle["text/plain"] = self.says
-        if self.picture.layout.visibility != "hidden":
-            bundle["image/png"] = bytes(self.picture.value)
-        return bundle
+    def look(self) -> tuple[Figure, str, bool]:
+        """The budget's figure, what it means for requests, and whether it fits."""
+        budget = self.budget()
+        return plot_memory_budgets([budget]), _answer(budget), budget.fits
 
 
 def _answer(budget: Budget) -> str:

@@ -17,6 +17,8 @@ from typing import Any
 
 MODEL = "techpulse/test-model"
 MAX_CONTEXT = 100
+BLOCKS = 182  # one of which nobody gets, as in vLLM
+BLOCK_SIZE = 8
 
 
 @dataclass
@@ -53,6 +55,8 @@ class StreamingServer:
         self.sent: list[Sent] = []
         self.bodies: list[dict[str, Any]] = []
         self.running = 0
+        self.left = 0  # answers that the client did not wait for
+        self.working: list[Sent] = []
         self.most_running = 0
         self.connections = 0
         self.port = 0
@@ -165,13 +169,18 @@ class StreamingServer:
         self.running += 1
         self.most_running = max(self.most_running, self.running)
         self.sent.append(sent)
+        self.working.append(sent)
         try:
             if body.get("stream"):
                 await self._stream(writer, body, sent)
             else:
                 await self._whole(writer, body, sent)
+        except ConnectionError:
+            self.left += 1
+            raise
         finally:
             self.running -= 1
+            self.working.remove(sent)
 
     async def _whole(self, writer: asyncio.StreamWriter, body: dict[str, Any], sent: Sent) -> None:
         total_ms = self.ttft_ms + self.itl_ms * (body["max_tokens"] - 1)
@@ -211,6 +220,8 @@ class StreamingServer:
             count = min(left, self.tokens_per_message)
             left -= count
             self._event(writer, self._delta({"content": "word " * count}))
+            if writer.transport.is_closing():
+                raise ConnectionResetError("the client has gone")
             sent.text_s.append(time.perf_counter())
             due_s += count * self.itl_ms / 1000
         if fault not in ("malformed", "error", "cut"):
@@ -265,15 +276,20 @@ class StreamingServer:
             "inter_token_latency_seconds": gaps,
             "e2e_request_latency_seconds": [s.end_s - s.received_s for s in finished],
         }
+        used = sum(-(-(len(s.prompt.split()) + len(s.text_s)) // BLOCK_SIZE) for s in self.working)
         lines = [
             "# HELP vllm:num_requests_running Requests running.",
             "# TYPE vllm:num_requests_running gauge",
             f'vllm:num_requests_running{{engine="0",model_name="{MODEL}"}} {float(self.running)}',
+            "# TYPE vllm:num_requests_waiting gauge",
+            f'vllm:num_requests_waiting{{engine="0",model_name="{MODEL}"}} 0.0',
+            "# TYPE vllm:kv_cache_usage_perc gauge",
+            f'vllm:kv_cache_usage_perc{{engine="0"}} {used / (BLOCKS - 1)}',
             "# TYPE vllm:request_success_total counter",
             f'vllm:request_success_total{{engine="0",finished_reason="length"}} {len(finished)}',
             'vllm:request_success_total{engine="0",finished_reason="stop"} 0',
             "# TYPE vllm:cache_config_info gauge",
-            'vllm:cache_config_info{block_size="128",num_gpu_blocks="182"} 1.0',
+            f'vllm:cache_config_info{{block_size="{BLOCK_SIZE}",num_gpu_blocks="{BLOCKS}"}} 1.0',
         ]
         for name, values in series.items():
             lines.append(f"# TYPE vllm:{name} histogram")

@@ -1,0 +1,184 @@
+"""The chat and the stop button, against a real server and in a real kernel."""
+
+from __future__ import annotations
+
+import _thread
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+
+import nbformat
+import pytest
+from streaming_server import StreamingServer
+
+from workshop_lib.benchmark import start_sweep
+from workshop_lib.errors import WorkshopError
+from workshop_lib.widgets import ChatBox, StopButton, chat_box, watch
+
+WIDGET = "application/vnd.jupyter.widget-view+json"
+
+
+@pytest.fixture(scope="module")
+def stub() -> Iterator[StreamingServer]:
+    with StreamingServer(ttft_ms=10, itl_ms=5) as server:
+        yield server
+
+
+def until(holds: Callable[[], bool], what: str, timeout_s: float = 60) -> None:
+    end_s = time.monotonic() + timeout_s
+    while not holds():
+        assert time.monotonic() < end_s, what
+        time.sleep(0.01)
+
+
+def box(stub: StreamingServer, max_tokens: int = 6) -> ChatBox:
+    return ChatBox(lambda: nullcontext(stub.url), max_tokens=max_tokens)
+
+
+def test_a_question_is_answered_and_the_next_one_knows_it(stub: StreamingServer) -> None:
+    chat = box(stub)
+    assert chat.ask("What is a GPU?").split() == ["word"] * 6
+    stub.bodies.clear()
+    chat.ask("And <b>why</b>?")
+    assert [each["role"] for each in stub.bodies[0]["messages"]] == ["user", "assistant", "user"]
+    assert stub.bodies[0]["messages"][1]["content"].split() == ["word"] * 6
+    assert "&lt;b&gt;why" in chat.conversation.value and "<b>why" not in chat.conversation.value
+    assert "6 tokens, the first after" in chat.says and "max_tokens=6" in chat.says
+    bundle = chat._repr_mimebundle_()
+    assert WIDGET in bundle
+    assert "you: What is a GPU?" in bundle["text/plain"] and "word" in bundle["text/html"]
+
+
+def test_the_send_button_answers_from_a_thread(stub: StreamingServer) -> None:
+    chat = box(stub, max_tokens=40)
+    chat.question.value = "What is a GPU?"
+    chat.send.click()
+    until(lambda: "word" in chat.conversation.value, "the answer does not grow")
+    assert chat.question.value == ""
+    assert chat.send.disabled and not chat.stop.disabled
+    chat.question.value = "too early"
+    chat.send.click()  # while it answers: nothing happens
+    until(lambda: not chat.send.disabled, "the answer does not end")
+    assert len(chat.messages) == 2 and chat.question.value == "too early"
+    chat.question._handle_custom_msg({"event": "submit"}, [])  # Enter
+    until(lambda: len(chat.messages) == 4 and not chat.send.disabled, "Enter sends nothing")
+    until(lambda: "chat" not in [t.name for t in threading.enumerate()], "a thread is left")
+
+
+def test_stop_keeps_what_came_and_frees_the_server(stub: StreamingServer) -> None:
+    chat = box(stub, max_tokens=90)
+    left = stub.left
+    chat.question.value = "Hi"
+    chat.send.click()
+    until(lambda: "word word" in chat.messages[-1]["content"], "no answer")
+    chat.stop.click()
+    until(lambda: not chat.send.disabled, "it does not stop")
+    assert 2 <= len(chat.messages[-1]["content"].split()) < 90
+    assert "stopped after" in chat.says
+    until(lambda: stub.left == left + 1, "the server works on for nobody")
+    assert chat.ask("Hi again").split()  # and it goes on
+
+
+def test_an_interrupt_keeps_what_came(stub: StreamingServer) -> None:
+    chat = box(stub, max_tokens=90)
+
+    def interrupt() -> None:
+        until(lambda: bool(chat.messages and chat.messages[-1]["content"]), "no answer")
+        _thread.interrupt_main()
+
+    threading.Thread(target=interrupt).start()
+    chat.ask("Hi")
+    assert "interrupted" in chat.says and not chat.send.disabled
+
+
+@pytest.mark.parametrize(
+    ("question", "words"),
+    [
+        ("FAULT:die x", "broke off the answer"),
+        ("FAULT:malformed x", "malformed stream"),
+        ("FAULT:500 x", "engine is dead"),
+        ("word " * 99, "context of 100 tokens"),
+    ],
+)
+def test_a_failure_is_one_line_and_forgotten(
+    stub: StreamingServer, question: str, words: str
+) -> None:
+    chat = box(stub)
+    said = chat.ask(question)
+    assert words in said and "\n" not in said
+    assert words in chat.says and chat.messages == []
+    assert chat.ask("Hi").split() == ["word"] * 6
+
+
+def test_a_server_that_is_gone_is_said() -> None:
+    chat = ChatBox(lambda: nullcontext("http://127.0.0.1:9"), max_tokens=4)
+    assert "no server at http://127.0.0.1:9" in chat.ask("Hi")
+    assert chat.ask("  ") == ""
+    with pytest.raises(WorkshopError, match="max_tokens must be at least 1"):
+        chat_box(None, "vllm", 8000, max_tokens=0)  # type: ignore[arg-type]
+
+
+# -- the stop button ---------------------------------------------------------------------------
+
+
+def test_outside_notebooks_there_is_no_button(
+    stub: StreamingServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with StopButton(lambda: None) as button:
+        assert button.widget is None
+    run = start_sweep(stub.url, ["Hi"], levels=(1,), requests_per_level=2, max_tokens=1)
+    result = asyncio.run(watch(run))
+    assert len(result.request_records) == 2 and not result.stopped
+    assert "✓ load: 2/2" in capsys.readouterr().err
+
+
+def test_an_interrupt_of_an_awaiting_cell_keeps_what_has_finished(stub: StreamingServer) -> None:
+    async def cell() -> None:
+        run = start_sweep(stub.url, ["Hi"], levels=(1,), requests_per_level=5000, max_tokens=1)
+        task = asyncio.create_task(watch(run))
+        while run._load._done < 3:
+            await asyncio.sleep(0.01)
+        task.cancel()  # what the kernel does with SIGINT
+        result = await task
+        assert result.stopped and 3 <= len(result.request_records) < 5000
+
+    asyncio.run(cell())
+
+
+CELL = """
+import threading, time
+from workshop_lib.benchmark import start_sweep
+from workshop_lib.widgets import stop, watch
+
+made = []
+enter = stop.StopButton.__enter__
+stop.StopButton.__enter__ = lambda self: made.append(enter(self)) or made[-1]
+run = start_sweep({url!r}, ["Hi"], levels=(1, 2), requests_per_level=2000, max_tokens=2)
+
+def press():
+    while not made or not made[-1].widget or run._load._done < 3:
+        time.sleep(0.01)
+    made[-1].widget.click()
+
+threading.Thread(target=press).start()
+result = await watch(run)
+print(result.stopped, 3 <= len(result.request_records) < 2000, made[-1].widget.comm is None)
+"""
+
+
+def test_in_a_kernel_the_button_stops_it_and_says_so(stub: StreamingServer) -> None:
+    """What the front end does with a click is tested in a browser (tests/ui)."""
+    from nbclient import NotebookClient
+
+    notebook = nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_code_cell(CELL.format(url=stub.url))]
+    )
+    NotebookClient(notebook, timeout=300, kernel_name="python3").execute()
+    outputs = notebook.cells[0].outputs
+    text = "".join(each["text"] for each in outputs if each["output_type"] == "stream")
+    assert "True True True" in text
+    shown = [each["data"] for each in outputs if "data" in each]
+    assert shown[0]["text/plain"].startswith("stopped: ")  # in the button's place
+    assert WIDGET not in shown[0]

@@ -1,0 +1,145 @@
+"""A simulated engine beside an observed one, and two deployments beside each other."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+from streaming_server import BLOCK_SIZE, BLOCKS, StreamingServer
+
+from workshop_lib.benchmark import (
+    BenchmarkResult,
+    compare_deployments,
+    observe_engine,
+    round_trips_ms,
+    run_sweep,
+)
+from workshop_lib.errors import ServerError, WorkshopError
+from workshop_lib.plots import plot_deployments, plot_engine
+from workshop_lib.simulators import Job, simulate_engine
+
+JOBS = [Job("long", 0, 40), Job("short", 2, 4), Job("late", 4, 6)]
+PROMPTS = ["What is a GPU?", "What is a token?"]
+
+
+@pytest.fixture(scope="module")
+def stub() -> Iterator[StreamingServer]:
+    with StreamingServer(ttft_ms=20, itl_ms=20) as server:
+        yield server
+
+
+def test_gauges_are_those_of_the_server_while_it_works(stub: StreamingServer) -> None:
+    seen = observe_engine(stub.url, JOBS, step_ms=20, prompt="a b c d e f g", sample_every_s=0.02)
+    assert (seen.blocks, seen.block_size) == (BLOCKS - 1, BLOCK_SIZE)
+    assert seen.requests.request.tolist() == ["long", "short", "late"]
+    assert seen.requests.tokens.tolist() == [40, 4, 6]
+    assert seen.prompt_tokens == {"long": 8, "short": 8, "late": 8}
+    assert (seen.requests.sent_s < seen.requests.first_s).all()
+    assert (seen.requests.first_s < seen.requests.end_s).all()
+    # Sent later and answered earlier: nobody waits for the longest.
+    assert ("long", "short") in seen.overtaken()
+    # The longest alone holds 6 blocks of 8 at its end, and it took long enough to be seen.
+    assert seen.samples.running.max() >= 1 and seen.samples.blocks.max() >= 5
+    assert seen.samples.time_s.is_monotonic_increasing
+    assert seen.samples.running.iloc[-1] == 0
+
+    predicted = simulate_engine(
+        JOBS, prompt_tokens=seen.prompt_tokens, blocks=seen.blocks, block_size=seen.block_size
+    )
+    axes = plot_engine(predicted, seen).axes
+    assert [text.get_text() for text in axes[0].get_yticklabels()] == ["long", "short", "late"]
+    with pytest.raises(WorkshopError, match="give both the same"):
+        plot_engine(simulate_engine(JOBS[:1], prompt_tokens=1, blocks=9, block_size=9), seen)
+
+
+def test_each_prompt_is_new_to_the_cache(stub: StreamingServer) -> None:
+    stub.bodies.clear()
+    for _ in range(2):
+        observe_engine(stub.url, [Job("a", 0, 1), Job("b", 0, 1)], prompt="x")
+    prompts = [body["prompt"] for body in stub.bodies]
+    assert len(set(prompts)) == 4 and all(prompt.endswith("] x") for prompt in prompts)
+
+
+def test_a_request_that_fails_is_one_line(stub: StreamingServer) -> None:
+    with pytest.raises(ServerError, match=r"failed request long: http 400: .*100 tokens"):
+        observe_engine(stub.url, [Job("long", 0, 500)])
+    with pytest.raises(ServerError, match="failed request a: closed"):
+        observe_engine(stub.url, [Job("a", 0, 8), Job("b", 0, 8)], prompt="FAULT:die x")
+    with pytest.raises(ServerError, match="no server at"):
+        observe_engine("http://127.0.0.1:9", JOBS)
+    for arguments in ({"step_ms": 0}, {"sample_every_s": -1}):
+        with pytest.raises(WorkshopError, match="must be more than 0"):
+            observe_engine(stub.url, JOBS, **arguments)
+    with pytest.raises(WorkshopError, match="its own name"):
+        observe_engine(stub.url, [Job("a", 0, 1), Job("a", 0, 1)])
+    assert not [thread for thread in threading.enumerate() if thread.name == "observe"]
+
+
+# -- the engine's simulator --------------------------------------------------------------------
+
+
+def test_gauges_by_hand() -> None:
+    """Prompts of 3 tokens, blocks of 4, two slots."""
+    jobs = [Job("a", 0, 4), Job("b", 0, 1), Job("c", 1, 2), Job("d", 1, 1)]
+    run = simulate_engine(jobs, prompt_tokens=3, blocks=9, block_size=4, slots=2)
+    # step 0: a, b; 1: a, c (d waits); 2: a, c (d waits); 3: a, d.
+    assert run.gauges.running.tolist() == [2, 2, 2, 2]
+    assert run.gauges.waiting.tolist() == [0, 1, 1, 0]
+    # a holds 3, 4, 5, 6 tokens: 1, 1, 2, 2 blocks; the others one each.
+    assert run.gauges.blocks.tolist() == [2, 2, 3, 3]
+
+
+def test_what_does_not_fit_the_cache_is_said() -> None:
+    with pytest.raises(WorkshopError, match="b finds no free block in step 0: 2 blocks of 4"):
+        simulate_engine([Job("a", 0, 1), Job("b", 0, 1)], prompt_tokens=8, blocks=2, block_size=4)
+    with pytest.raises(WorkshopError, match="a name of its own"):
+        simulate_engine([Job("a", 0, 1)] * 2, prompt_tokens=1, blocks=9, block_size=4)
+
+
+# -- two deployments ---------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def two(stub: StreamingServer) -> dict[str, BenchmarkResult]:
+    """The same engine, and one behind something that takes 300 ms more to the first token."""
+    with StreamingServer(ttft_ms=320, itl_ms=20) as slower:
+        return {
+            name: run_sweep(server.url, PROMPTS, levels=levels, requests_per_level=10, max_tokens=3)
+            for name, server, levels in (("near", stub, (1, 2, 4)), ("far", slower, (2, 4, 8)))
+        }
+
+
+def test_the_cost_of_the_way_is_measured(two: dict[str, BenchmarkResult]) -> None:
+    table = compare_deployments(two)
+    assert list(table.columns) == ["concurrency", "latency", "near", "far", "cost_ms", "sure"]
+    assert sorted(set(table.concurrency)) == [2, 4]  # the levels that both have
+    ttft = table[table.latency == "ttft"]
+    assert (ttft.cost_ms > 100).all()
+    assert ttft.sure.all()
+    assert (table.far - table.near).tolist() == pytest.approx(table.cost_ms.tolist())
+
+
+def test_only_the_same_load_is_compared(two: dict[str, BenchmarkResult]) -> None:
+    other = BenchmarkResult(**{**vars(two["far"]), "settings": {"loop": "closed", "max_tokens": 9}})
+    with pytest.raises(WorkshopError, match="max_tokens=3 and far with 9"):
+        compare_deployments({"near": two["near"], "far": other})
+    with pytest.raises(WorkshopError, match="two benchmarks"):
+        compare_deployments({"near": two["near"]})
+    levels = [level for level in two["far"].level_records if level.load == 8]
+    apart = BenchmarkResult(**{**vars(two["far"]), "level_records": levels})
+    with pytest.raises(WorkshopError, match="no level in common"):
+        compare_deployments({"near": two["near"], "far": apart})
+
+
+def test_round_trips_ask_no_engine(stub: StreamingServer, two: dict[str, BenchmarkResult]) -> None:
+    before = len(stub.bodies)
+    trips = round_trips_ms(stub.url, requests=5)
+    assert len(trips) == 5 and all(0 < trip < 1000 for trip in trips)
+    assert len(stub.bodies) == before
+    with pytest.raises(WorkshopError, match="at least one request"):
+        round_trips_ms(stub.url, requests=0)
+    figure = plot_deployments(two, {"near": trips, "far": trips})
+    assert [text.get_text() for text in figure.axes[1].get_xticklabels()] == ["2", "4"]
+    with pytest.raises(WorkshopError, match="do not fit"):
+        plot_deployments(two, {"near": trips})
