@@ -22,7 +22,7 @@ from workshop_lib.errors import WorkshopError
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
-__all__ = ["Read", "kubectl_client", "receiving_client", "write_kubeconfig", "workshop_client"]
+__all__ = ["Read", "kubectl_client", "receiving_client", "workshop_client", "write_kubeconfig"]
 
 KUBECTL_TIMEOUT_S = 600.0
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import itertools
 import json
 import selectors
 import socket
@@ -98,15 +99,14 @@ def _block() -> bytes:
     body = "".join(lines).encode()
     stamped = len(lines[0])
     # Whole lines and 60 bytes: a chunk ends in a line's text, never in the stamp, which changes.
-    step = _CHUNK_BYTES // stamped * stamped
+    step = (_CHUNK_BYTES - 60) // stamped * stamped
     edges = [0, *range(step + 60, len(body), step), len(body)]
-    pieces = (body[start:end] for start, end in zip(edges, edges[1:], strict=False))
+    pieces = (body[start:end] for start, end in itertools.pairwise(edges))
     return b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces)
 
 
-def _blocks(count: int) -> Iterator[bytes]:
+def _blocks(block: bytes, count: int) -> Iterator[bytes]:
     """A log's chunks, ten seconds at a time, each at its own time."""
-    block = _block()
     first = f"{_BEGAN:%Y-%m-%dT%H:%M:%S}"[:_TENS].encode()
     for number in range(count):
         at = _BEGAN + datetime.timedelta(seconds=number * _BLOCK_S)
@@ -198,6 +198,7 @@ class LogServer:
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         self._selector = selectors.DefaultSelector()
         self._received: dict[socket.socket, bytes] = {}
+        self._block = _block()
         self._blocks = 0
         self._served: list[Served] = []
 
@@ -262,7 +263,7 @@ class LogServer:
     def _send_log(self, client: socket.socket, query: dict[str, list[str]]) -> None:
         began_s, cpu_s = time.monotonic(), time.process_time()
         client.sendall(_CHUNKED)
-        for block in _blocks(self._blocks):
+        for block in _blocks(self._block, self._blocks):
             client.sendall(block)
         client.sendall(b"0\r\n\r\n")
         client.shutdown(socket.SHUT_WR)

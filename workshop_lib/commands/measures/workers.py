@@ -103,7 +103,7 @@ def answer(connection: Connection, handler: Callable[[Any], Any]) -> None:
 def _begin(
     target: Callable[[Connection], None], core: int | None, log: str, link: Connection
 ) -> None:
-    """The new process: on its core, if it has one, with a log of its own, deaf to the terminal's Ctrl-C."""
+    """The new process: on its core, with a log of its own, deaf to the terminal's Ctrl-C."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if core is not None:
         os.sched_setaffinity(0, {core})
