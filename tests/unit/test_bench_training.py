@@ -26,16 +26,14 @@ class ToyTrainer:
         self.args = SimpleNamespace(gradient_accumulation_steps=pieces)
         self.reward_funcs: list[Callable[..., list[float]]] = [self.reward]
         self.steps = 0
-
-    def add_callback(self, callback: Any) -> None:
-        self.callback = callback
+        self.before_each_step: Callable[[], None]
 
     def reward(self, *, completion_ids: Any, trainer_state: Any) -> list[float]:
         return [0.0, 1.0] * (len(completion_ids) // 2)
 
     def train(self) -> None:
         while True:
-            self.callback.on_step_begin(self.args, None, None)
+            self.before_each_step()
             self.steps += 1
             if self.steps == 4:
                 raise ValueError("the fourth step\nis too much")
@@ -43,25 +41,30 @@ class ToyTrainer:
                 reward(completion_ids=self.answers, trainer_state=None)
 
 
+def take_toy_steps(connection: Connection, build: Callable[[Training], ToyTrainer]) -> None:
+    """Without transformers, whose import takes seconds."""
+    take_steps(connection, build, lambda trainer, wait: vars(trainer).update(before_each_step=wait))
+
+
 def toy(connection: Connection) -> None:
     def build(training: Training) -> ToyTrainer:
         assert Path(training.output).is_dir() and training.overrides == {"grpo.seed": 1}
         return ToyTrainer(ANSWERS)
 
-    take_steps(connection, build)
+    take_toy_steps(connection, build)
 
 
 def shorter(connection: Connection) -> None:
     """One answer of twenty differs: rounding, or so."""
-    take_steps(connection, lambda training: ToyTrainer([[0], *ANSWERS[1:]]))
+    take_toy_steps(connection, lambda training: ToyTrainer([[0], *ANSWERS[1:]]))
 
 
 def other(connection: Connection) -> None:
-    take_steps(connection, lambda training: ToyTrainer([[7], [7], [7], *ANSWERS[3:]]))
+    take_toy_steps(connection, lambda training: ToyTrainer([[7], [7], [7], *ANSWERS[3:]]))
 
 
 def in_pieces(connection: Connection) -> None:
-    take_steps(connection, lambda training: ToyTrainer(ANSWERS, pieces=2))
+    take_toy_steps(connection, lambda training: ToyTrainer(ANSWERS, pieces=2))
 
 
 def entry(tmp_path: Path, second: Callable[[Connection], None]) -> GrpoStep:

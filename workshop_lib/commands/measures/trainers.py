@@ -128,19 +128,40 @@ def _trl(training: Training) -> Any:
     )
 
 
-def take_steps(connection: Connection, build: Callable[[Training], Any]) -> None:
+def _before_each_step(trainer: Any, action: Callable[[], None]) -> None:
+    """Have a trainer of transformers call something before each step."""
+    from transformers import TrainerCallback
+
+    class Callback(TrainerCallback):  # type: ignore[misc]
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            action()
+
+    trainer.add_callback(Callback())
+
+
+def take_steps(
+    connection: Connection,
+    build: Callable[[Training], Any],
+    before_each_step: Callable[[Any, Callable[[], None]], None] = _before_each_step,
+) -> None:
     """Build a trainer, then let it go one step at a time, until the other end is closed.
 
     Args:
         connection: Where `Training` and then the word for each step come from.
-        build: Makes a trainer of transformers that has `reward_funcs`.
+        build: Makes a trainer that has `reward_funcs`.
+        before_each_step: Has the trainer call a function before each step.
     """
     connection.send(None)  # ready
     try:
         trainer = build(connection.recv())
         gate = _Gate(connection)
         trainer.reward_funcs = [gate.noting(reward) for reward in trainer.reward_funcs]
-        trainer.add_callback(gate.callback(trainer.args.gradient_accumulation_steps))
+        before_each_step(trainer, gate.wait)
+        if (pieces := trainer.args.gradient_accumulation_steps) != 1:
+            raise WorkshopError(
+                f"a step of {pieces} pieces cannot be compared;"
+                " let policy.train_micro_batch_size be policy.train_global_batch_size"
+            )
         connection.send(None)
         trainer.train()
     except EOFError:
@@ -174,23 +195,6 @@ class _Gate:
             return values
 
         return noted
-
-    def callback(self, updates_per_step: int) -> Any:
-        """What the trainer calls."""
-        from transformers import TrainerCallback
-
-        gate = self
-
-        class Callback(TrainerCallback):  # type: ignore[misc]
-            def on_step_begin(self, *_: Any, **__: Any) -> None:
-                gate.wait()
-
-        if updates_per_step != 1:
-            raise WorkshopError(
-                f"a step of {updates_per_step} pieces cannot be compared;"
-                " let policy.train_micro_batch_size be policy.train_global_batch_size"
-            )
-        return Callback()
 
     def wait(self) -> None:
         """Answer for the step that is done, and wait for the next to be asked for.
