@@ -83,7 +83,9 @@ def _plan(training: Training) -> Plan:
     from workshop_lib.training.engine import plan_training
     from workshop_lib.training.recipe import read_recipe
 
-    recipe = read_recipe(training.recipe, training.overrides)
+    # Saving is no part of a step.
+    overrides = {"checkpointing.enabled": False, **training.overrides}
+    recipe = read_recipe(training.recipe, overrides)
     return plan_training(recipe, output=training.output, model=training.model, steps=STEPS)
 
 
@@ -117,7 +119,6 @@ def _trl(training: Training) -> Any:
         args=GRPOConfig(
             output_dir=training.output,
             logging_steps=plan.translation.updates_per_step,
-            save_strategy="no",
             report_to="none",
             disable_tqdm=True,
             use_cpu=True,
