@@ -12,7 +12,7 @@ import os
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from workshop_lib.errors import ClusterError
 
@@ -25,9 +25,8 @@ WORKLOAD_KINDS = ("Job", "Deployment", "RayCluster", "RayService")
 """The kinds that have pods; a component's handle watches the last of them it holds."""
 
 
-@dataclass(frozen=True)
-class LogLine:
-    """One line that a container wrote.
+class LogLine(NamedTuple):
+    """One line that a container wrote; a tuple, because logs have millions of them.
 
     Attributes:
         pod: The pod's name.

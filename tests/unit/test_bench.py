@@ -181,8 +181,26 @@ def test_a_quantity_that_one_side_lacks() -> None:
 
 def test_what_is_measured_by_default() -> None:
     known = bench.entries(Path("build"))
-    assert list(known) == ["client-cpu", "apply"]
-    assert known["client-cpu"].rounds >= 5
+    assert list(known) == ["client-cpu", "apply", "log-lines", "grpo-step"]
+    assert known["client-cpu"].rounds >= 5 and known["grpo-step"].rounds >= 5
+
+
+@pytest.mark.parametrize(
+    ("bar", "good", "bad", "text"),
+    [
+        (Bar("ratio", "1 ±", 0.1), [([9.5], [10]), ([10.5], [10])],
+         [([8], [10]), ([12], [10]), ([1], [])], "ratio 1 ± 0.1"),
+        (Bar("each median", "at least", 2), [([2], [3])], [([1], [3]), ([3], [1]), ([3], [])],
+         "each median at least 2 s"),
+        (Bar("median", "at most", 2), [([2], [3]), ([2], [])], [([3], [1]), ([], [1])],
+         "median at most 2 s"),
+    ],
+)  # fmt: skip
+def test_bars(bar: Bar, good: Any, bad: Any, text: str) -> None:
+    quantity = Quantity("x", "x", "s", bar)
+    assert [compare(quantity, *sides).met for sides in good] == [True] * len(good)
+    assert [compare(quantity, *sides).met for sides in bad] == [False] * len(bad)
+    assert bar.text("s") == text
 
 
 # The processes.
@@ -222,6 +240,12 @@ def test_workers_run_on_their_core_and_end_with_their_block(tmp_path: Path) -> N
     assert time.monotonic() - began < 30  # not the minute that it sleeps
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
+
+
+def test_a_worker_without_a_core_has_all(tmp_path: Path) -> None:
+    with Worker("free", obedient, None, tmp_path) as worker:
+        worker.wait_ready(30)
+        assert worker.ask("where", timeout_s=5) == os.sched_getaffinity(0)
 
 
 def test_a_worker_that_dies_is_one_line(tmp_path: Path) -> None:

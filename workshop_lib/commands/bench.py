@@ -25,6 +25,8 @@ from workshop_lib.commands.kernels import CHECKOUT
 from workshop_lib.commands.measures.apply import Apply
 from workshop_lib.commands.measures.client_cpu import ClientCpu
 from workshop_lib.commands.measures.frame import Report, measure, table
+from workshop_lib.commands.measures.grpo_step import GrpoStep
+from workshop_lib.commands.measures.log_lines import LogLines
 from workshop_lib.commands.run import describe_commit, describe_machine, describe_versions
 from workshop_lib.commands.stopping import Interrupted, say, signals_interrupt
 from workshop_lib.errors import WorkshopError
@@ -47,7 +49,13 @@ def entries(build: Path) -> dict[str, Entry]:
     Args:
         build: Where logs go.
     """
-    known: list[Entry] = [ClientCpu(logs=build / "bench"), Apply()]
+    logs = build / "bench"
+    known: list[Entry] = [
+        ClientCpu(logs=logs),
+        Apply(),
+        LogLines(logs=logs),
+        GrpoStep(logs=logs),
+    ]
     return {entry.name: entry for entry in known}
 
 

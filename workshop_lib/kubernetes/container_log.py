@@ -7,7 +7,8 @@ that has ended is read once more, so that its last lines are not lost either.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
 from workshop_lib.cluster import LogLine
@@ -187,7 +188,6 @@ class ContainerLog:
 
     def _lines(self, response: BaseHTTPResponse, *, whole: bool) -> Iterator[list[LogLine]]:
         """Batches of a stream's new lines; `whole`: half a line at its clean end is a line."""
-        pod, rank, container = self._who
         rest = b""
         for chunk in chunks(response):
             self._heard = True
@@ -195,9 +195,9 @@ class ContainerLog:
             end = data.rfind(b"\n") + 1
             rest = data[end:]
             if end and (texts := self._position.new(_split(data[:end]))):
-                yield [LogLine(pod, rank, container, text) for text in texts]
+                yield _log_lines(*self._who, texts)
         if whole and rest and (texts := self._position.new(_split(rest))):
-            yield [LogLine(pod, rank, container, text) for text in texts]
+            yield _log_lines(*self._who, texts)
 
     def _refused(self, response: BaseHTTPResponse) -> None:
         """Nothing to read is no error; trouble that passes is a lost stream."""
@@ -220,6 +220,12 @@ def _has_ended(pod: Json, container: str) -> bool:
     ended = container_statuses(pod)[container]["state"]["terminated"]
     init = any(each["name"] == container for each in status.get("initContainerStatuses") or [])
     return policy == "Never" or (ended.get("exitCode") == 0 and (init or policy == "OnFailure"))
+
+
+def _log_lines(pod: str, rank: int | None, container: str, texts: Iterable[str]) -> list[LogLine]:
+    """Texts as lines of a log; made by map(), which takes half the time of calls of LogLine."""
+    fields = zip(repeat(pod), repeat(rank), repeat(container), texts, strict=False)
+    return list(map(tuple.__new__, repeat(LogLine), fields))
 
 
 def _split(data: bytes) -> list[str]:

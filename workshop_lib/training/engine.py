@@ -34,7 +34,15 @@ from workshop_lib.training.run_folder import (
 )
 from workshop_lib.training.translate import Translation, translate
 
-__all__ = ["Plan", "Result", "TrainingError", "latest_checkpoint", "plan_training", "train"]
+__all__ = [
+    "Plan",
+    "Result",
+    "TrainingError",
+    "build_trainer",
+    "latest_checkpoint",
+    "plan_training",
+    "train",
+]
 
 
 @dataclass(frozen=True)
@@ -176,15 +184,7 @@ def train(
         >>> train(plan).checkpoint.name  # doctest: +SKIP
         'step_12'
     """
-    _quiet()
-    from transformers import AutoTokenizer
-
-    say(f"Loading {plan.model.name}")
-    tokenizer = AutoTokenizer.from_pretrained(str(plan.model), padding_side="left")
-    _set_chat_template(tokenizer, plan.recipe)
-    _check_lengths(plan, tokenizer)
-    elapsed_s = claim(plan)
-    trainer = _trainer(plan, tokenizer, say, report, elapsed_s)
+    trainer = build_trainer(plan, say=say, report=report)
     if plan.resume_from is not None:
         say(f"Going on from {plan.resume_from}")
     say(f"Training: {plan.describe()}")
@@ -198,11 +198,44 @@ def train(
         # In float32: a step of 1e-5 is smaller than what bfloat16 can tell apart.
         with plan.checkpoints.writing(plan.translation.steps) as folder:
             trainer.model.save_pretrained(str(folder))
-            tokenizer.save_pretrained(str(folder))
+            trainer.processing_class.save_pretrained(str(folder))
     say(f"Trained {plan.translation.steps} steps in {seconds:.0f} s; saved {checkpoint}")
     if report is not None:
         report(marked_line("saved", checkpoint=str(checkpoint.relative_to(plan.output))))
     return Result(checkpoint, plan.translation.steps, seconds)
+
+
+def build_trainer(
+    plan: Plan,
+    *,
+    say: Callable[[str], None] = print,
+    report: Callable[[str], None] | None = None,
+) -> Any:
+    """Load the model, claim the output folder and make the trainer; its `train()` runs the steps.
+
+    Args:
+        plan: What to train.
+        say: Called with each line of progress.
+        report: Called with each marked line (`metrics.read_log` reads them).
+
+    Returns:
+        A `trl.GRPOTrainer`, see `trainer.trainer_class`.
+
+    Raises:
+        WorkshopError: A prompt is too long for the recipe.
+
+    Example:
+        >>> build_trainer(plan).train()  # doctest: +SKIP
+    """
+    _quiet()
+    from transformers import AutoTokenizer
+
+    say(f"Loading {plan.model.name}")
+    tokenizer = AutoTokenizer.from_pretrained(str(plan.model), padding_side="left")
+    _set_chat_template(tokenizer, plan.recipe)
+    _check_lengths(plan, tokenizer)
+    elapsed_s = claim(plan)
+    return _trainer(plan, tokenizer, say, report, elapsed_s)
 
 
 def _model_folder(recipe: Recipe, model: str | Path | None) -> Path:

@@ -1,6 +1,6 @@
 """What `make bench` measures.
 
-`frame` runs the sides of a comparison in turn and makes the tables; `client_cpu` and
-`apply` are entries; `workers` holds the processes, each on its core, that `clients` and
-`mock_server` describe.
+`frame` runs the sides of a comparison in turn and makes the tables; `client_cpu`, `apply`,
+`log_lines` and `grpo_step` are entries; `workers` holds the processes that `clients` and
+`mock_server`, `log_clients` and `log_server`, and `trainers` describe.
 """

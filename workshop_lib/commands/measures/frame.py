@@ -45,22 +45,29 @@ class Bar:
     """What a quantity must reach.
 
     Attributes:
-        of: The ratio of the medians, or the first side's median.
-        direction: Which way is good.
+        of: The ratio of the medians, the first side's median, or each side's.
+        direction: Which way is good; `1 ±`: a ratio that is no further from 1.
         limit: In the quantity's unit, or a plain ratio.
         proves: Without it the measurement itself means nothing, whatever it says.
     """
 
-    of: Literal["ratio", "median"]
-    direction: Literal["at most", "at least"]
+    of: Literal["ratio", "median", "each median"]
+    direction: Literal["at most", "at least", "1 ±"]
     limit: float
     proves: bool = False
 
     def met(self, row: Row) -> bool:
-        """Whether a row reaches it; a ratio that is not known does not."""
-        value = row.ratio if self.of == "ratio" else row.first
-        if value is None:
-            return False
+        """Whether a row reaches it; what is not known does not."""
+        values = {
+            "ratio": [row.ratio],
+            "median": [row.first],
+            "each median": [row.first, row.second],
+        }
+        return all(value is not None and self._good(value) for value in values[self.of])
+
+    def _good(self, value: float) -> bool:
+        if self.direction == "1 ±":
+            return abs(value - 1) <= self.limit
         return value <= self.limit if self.direction == "at most" else value >= self.limit
 
     def text(self, unit: str) -> str:
@@ -71,7 +78,7 @@ class Bar:
             'ratio at most 0.5'
         """
         return f"{self.of} {self.direction} {self.limit:g}" + (
-            f" {unit}" if self.of == "median" else ""
+            "" if self.of == "ratio" else f" {unit}"
         )
 
 

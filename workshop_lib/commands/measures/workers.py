@@ -1,4 +1,4 @@
-"""Processes that a measurement needs, each pinned to a core, asked one thing at a time."""
+"""Processes that a measurement needs, pinned to a core or not, asked one thing at a time."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workshop_lib.errors import WorkshopError
@@ -13,11 +14,10 @@ from workshop_lib.errors import WorkshopError
 if TYPE_CHECKING:
     from collections.abc import Callable
     from multiprocessing.connection import Connection
-    from pathlib import Path
     from types import TracebackType
     from typing import Self
 
-__all__ = ["Worker", "answer", "two_cores"]
+__all__ = ["Worker", "answer", "peak_memory_bytes", "reset_peak_memory", "two_cores"]
 
 STOP_TIMEOUT_S = 5.0
 
@@ -40,6 +40,46 @@ def two_cores() -> tuple[int, int]:
     return allowed[0], allowed[-1]
 
 
+def peak_memory_bytes(pid: int) -> int:
+    """The most memory that a process has held at once, as Linux counts it (VmHWM).
+
+    Args:
+        pid: The process.
+
+    Raises:
+        OSError: There is no such process, or this is not Linux.
+
+    Example:
+        >>> peak_memory_bytes(os.getpid()) > 2**20
+        True
+    """
+    for line in Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines():
+        name, _, value = line.partition(":")
+        if name == "VmHWM":
+            return int(value.split()[0]) * 1024
+    raise ProcessLookupError(f"process {pid} has ended")
+
+
+def reset_peak_memory(pid: int) -> int:
+    """Have a process's peak counted from now on.
+
+    Args:
+        pid: The process.
+
+    Returns:
+        What it holds now, bytes.
+
+    Raises:
+        OSError: There is no such process, or it is not ours.
+
+    Example:
+        >>> reset_peak_memory(os.getpid()) > 2**20
+        True
+    """
+    Path(f"/proc/{pid}/clear_refs").write_text("5", encoding="ascii")  # proc(5)
+    return peak_memory_bytes(pid)
+
+
 def answer(connection: Connection, handler: Callable[[Any], Any]) -> None:
     """Answer questions until the other end is closed; an error is an answer too.
 
@@ -60,10 +100,13 @@ def answer(connection: Connection, handler: Callable[[Any], Any]) -> None:
             connection.send(WorkshopError(text))
 
 
-def _begin(target: Callable[[Connection], None], core: int, log: str, link: Connection) -> None:
+def _begin(
+    target: Callable[[Connection], None], core: int | None, log: str, link: Connection
+) -> None:
     """The new process: on its core, with a log of its own, deaf to the terminal's Ctrl-C."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.sched_setaffinity(0, {core})
+    if core is not None:
+        os.sched_setaffinity(0, {core})
     to = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     os.dup2(to, 1)
     os.dup2(to, 2)
@@ -73,13 +116,13 @@ def _begin(target: Callable[[Connection], None], core: int, log: str, link: Conn
 
 
 class Worker:
-    """A fresh Python process on one core; it ends with the `with` block, or with this process.
+    """A fresh Python process; it ends with the `with` block, or with this process.
 
     Args:
         name: What it is, for messages and its log `<logs>/<name>.log`.
         target: A module's function that gets its end of a connection, sends None on it
             when it is ready, and then one message for each that it gets.
-        core: Where it runs.
+        core: Where it runs; None: on all that this process may use.
         logs: The folder of its log.
 
     Example:
@@ -88,7 +131,7 @@ class Worker:
     """
 
     def __init__(
-        self, name: str, target: Callable[[Connection], None], core: int, logs: Path
+        self, name: str, target: Callable[[Connection], None], core: int | None, logs: Path
     ) -> None:
         self.name = name
         logs.mkdir(parents=True, exist_ok=True)
