@@ -59,8 +59,8 @@ def read_run(path: str | Path) -> Run:
     Example:
         >>> from workshop_lib.data import data_path
         >>> run = read_run(data_path("recorded/nemo-rl/honest"))
-        >>> run.source, len(run.frame), round(run.frame["reward"].iloc[-1], 2)
-        ('NeMo RL event files', 60, 0.89)
+        >>> run.source, len(run.frame), run.planned
+        ('NeMo RL event files', 60, 60)
     """
     path = Path(path)
     try:

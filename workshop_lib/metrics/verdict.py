@@ -288,7 +288,8 @@ def learning(frame: pd.DataFrame) -> Finding | None:
 
     Example:
         >>> import pandas as pd
-        >>> learning(pd.DataFrame({"step": range(6), "reward": [0.1, 0.2, 0.3, 0.5, 0.7, 0.8]})).kind
+        >>> rewards = [0.1, 0.2, 0.3, 0.5, 0.7, 0.8]
+        >>> learning(pd.DataFrame({"step": range(6), "reward": rewards})).kind
         'learning'
     """
     if len(frame) < FEWEST_STEPS:
