@@ -107,6 +107,9 @@ def test_an_event_file_that_is_still_written(runs: dict[str, Run], tmp_path: Pat
     data = event_file("honest").read_bytes()
     live = tmp_path / "events.out.tfevents.1.here"
     lengths = []
+    whole = runs["honest"].frame
+    # What the folder knows besides comes from its rollouts and its judge.
+    besides = ["reward_std", "group_means", "zero_std_share", "right_share"]
     for end in (0, 7, 1_000, 100_001, 250_003, len(data)):
         live.write_bytes(data[:end])
         if end < 12:
@@ -115,14 +118,14 @@ def test_an_event_file_that_is_still_written(runs: dict[str, Run], tmp_path: Pat
             continue
         frame = read_run(live).frame
         lengths.append(len(frame))
-        whole = read_run(event_file("honest")).frame
-        pd.testing.assert_frame_equal(frame, whole[: len(frame)])
+        same = whole[: len(frame)].drop(columns=besides)
+        pd.testing.assert_frame_equal(frame.drop(columns=besides), same)
     assert lengths == sorted(lengths) and lengths[0] == 0 and lengths[-1] == 60
     assert 0 < lengths[1] < lengths[2] < 60
 
 
 def test_a_damaged_event_file(tmp_path: Path) -> None:
-    data = bytearray(event_file("honest").read_bytes())
+    data = event_file("honest").read_bytes()[:60_000]
     path = tmp_path / "events.out.tfevents.1.here"
     for at in (50_000, 50_001, 50_013):
         bad = bytearray(data)

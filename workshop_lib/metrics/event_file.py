@@ -120,7 +120,11 @@ def _number(value: Any) -> float | None:
 @cache
 def _event_class() -> Any:
     """TensorFlow's `Event`, as far as scalars need it; other fields are skipped."""
-    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+    from google.protobuf import (  # type: ignore[import-untyped]
+        descriptor_pb2,
+        descriptor_pool,
+        message_factory,
+    )
 
     file = descriptor_pb2.FileDescriptorProto(
         name="workshop/event.proto", package="workshop", syntax="proto2"

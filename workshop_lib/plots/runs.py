@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING
 
 from workshop_lib.plots.style import GREY, OKABE_ITO, PALE, label_ends, new_figure, tidy
@@ -54,9 +55,9 @@ def plot_run(run: Run, *, title: str = "") -> Figure:
     """
     frame = run.frame
     panels: list[Callable[[Axes], None]] = [lambda axes: _plot_reward(axes, run)]
-    for column in _LINES:
-        if frame[column].notna().any():
-            panels.append(lambda axes, column=column: _plot_column(axes, frame, column))  # type: ignore[misc]
+    for name in _LINES:
+        if frame[name].notna().any():
+            panels.append(partial(_plot_column, frame=frame, column=name))
     if frame["step_s"].notna().any():
         panels.append(lambda axes: _plot_stages(axes, frame))
     columns = min(3, len(panels))
@@ -146,11 +147,11 @@ def _plot_reward(axes: Axes, run: Run) -> None:
 
 
 def _least(frame: pd.DataFrame) -> float:
-    return min([0.0, *frame["reward"], *(min(means) for means in frame["group_means"].dropna())])
+    return float(min([0.0, *frame["reward"], *(min(means) for means in frame["group_means"].dropna())]))
 
 
 def _most(frame: pd.DataFrame) -> float:
-    return max([0.0, *frame["reward"], *(max(means) for means in frame["group_means"].dropna())])
+    return float(max([0.0, *frame["reward"], *(max(means) for means in frame["group_means"].dropna())]))
 
 
 def _plot_column(axes: Axes, frame: pd.DataFrame, column: str) -> None:
