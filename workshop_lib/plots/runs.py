@@ -147,11 +147,15 @@ def _plot_reward(axes: Axes, run: Run) -> None:
 
 
 def _least(frame: pd.DataFrame) -> float:
-    return float(min([0.0, *frame["reward"], *(min(means) for means in frame["group_means"].dropna())]))
+    return float(
+        min([0.0, *frame["reward"], *(min(means) for means in frame["group_means"].dropna())])
+    )
 
 
 def _most(frame: pd.DataFrame) -> float:
-    return float(max([0.0, *frame["reward"], *(max(means) for means in frame["group_means"].dropna())]))
+    return float(
+        max([0.0, *frame["reward"], *(max(means) for means in frame["group_means"].dropna())])
+    )
 
 
 def _plot_column(axes: Axes, frame: pd.DataFrame, column: str) -> None:
