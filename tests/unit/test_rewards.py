@@ -13,11 +13,15 @@ from workshop_lib.data import data_path
 from workshop_lib.errors import WorkshopError
 from workshop_lib.training.recipe import read_recipe
 from workshop_lib.training.rewards import (
+    TECHPULSE_WEIGHTS,
     first_integer_reward,
     for_trl,
+    format_reward,
     math_verify_reward,
     reward_for,
     stock_math_reward,
+    techpulse_parts,
+    techpulse_reward,
 )
 from workshop_lib.training.verifier import Verifier
 
@@ -202,3 +206,110 @@ def test_the_recipe_names_the_reward() -> None:
 def test_a_reward_that_is_not_here(overrides: dict[str, object], said: str) -> None:
     with pytest.raises(WorkshopError, match=said):
         reward_for(read_recipe(ARITHMETIC, overrides))
+
+
+@pytest.mark.parametrize(
+    ("completion", "answer", "reward"),
+    [
+        ("It takes 640 GiB", "640 GiB", 1.0),
+        ("\\boxed{640\\text{ GiB}}", "640", 1.0),
+        ("\\boxed{64 GiB}", "640 GiB", 0.0),
+        ("between 3 and 4, so \\boxed{3.5}", "7/2", 1.0),
+        ("3 or 4", "3", 0.0),
+        ("$\\dfrac{3}{4}$ of them", "75%", 1.0),
+        ("3:4", "3/4", 0.0),
+    ],
+)
+def test_math_verify_units_and_several_numbers(
+    verifier: Verifier, completion: str, answer: str, reward: float
+) -> None:
+    assert math_verify_reward(completion, answer, verifier=verifier) == reward
+
+
+@pytest.mark.parametrize(
+    ("completion", "reward"),
+    [
+        ("Answer: 7", 1.0),
+        ("3 + 4 = 7\nAnswer: 7\n\n", 1.0),
+        ("  Answer:7", 1.0),
+        ("Answer:", 0.0),
+        ("Answer: 7\nor so", 0.0),
+        ("Answer: 7\nAnswer: 8", 0.0),
+        ("The Answer: 7", 0.0),
+        ("7", 0.0),
+        ("", 0.0),
+        ("x" * 1_000_000 + "\nAnswer: 7", 1.0),
+        ("\nAnswer: 7" * 100_000, 0.0),
+    ],
+)
+def test_format(completion: str, reward: float) -> None:
+    assert format_reward(completion) == reward
+
+
+GOOD = "8 GPUs * 80 GiB = 640 GiB\nAnswer: 640"
+
+
+@pytest.mark.parametrize(
+    ("completion", "parts"),
+    [
+        (GOOD, (1, 1, 1, 1)),
+        ("Answer: 640", (1, 0, 1, 1)),
+        ("640", (1, 0, 1, 0)),
+        ("8 * 80 = 630\nAnswer: 640", (1, 0, 1, 1)),
+        ("8 * 80 = 640, 2 + 2 = 5\nAnswer: 640", (1, 0, 1, 1)),
+        ("8 * 80 = 640\nAnswer: 64", (0, 1, 1, 1)),
+        ("because 8 times 80 is it\nAnswer: 640", (1, 0, 1, 1)),
+        ("word " * 58 + "\n" + "Answer: 640", (1, 0, 0.5, 1)),
+        ("word " * 500 + "\n" + "Answer: 640", (1, 0, 0, 1)),
+        ("", (0, 0, 0, 0)),
+        (" \n$$ {}", (0, 0, 0, 0)),
+    ],
+)
+def test_techpulse(completion: str, parts: tuple[float, ...]) -> None:
+    assert tuple(techpulse_parts(completion, "640").values()) == parts
+    weighted = sum(w * p for w, p in zip((0.5, 0.25, 0.15, 0.10), parts, strict=True))
+    assert techpulse_reward(completion, "640") == pytest.approx(weighted)
+
+
+def test_techpulses_weights_are_a_whole() -> None:
+    assert sum(TECHPULSE_WEIGHTS.values()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("calculation", "true"),
+    [
+        ("2 + 3 * 4 = 14", 1),
+        ("2 + 3 * 4 = 20", 0),
+        ("7 - 10 = -3", 1),
+        ("10 / 4 = 2.5", 1),
+        ("10 / 3 = 3.33", 1),
+        ("10 / 3 = 3.3", 1),
+        ("10 / 3 = 3.4", 0),
+        ("10 / 3 = 3", 0),
+        ("1 / 0 = 7", 0),
+        ("12 \u00d7 1,000 = 12,000", 1),
+        ("0.5 \u00b7 4 = 2", 1),
+        ("9 \u00f7 3 = 3", 1),
+        ("640 = 640", 0),
+    ],
+)
+def test_a_calculation_is_checked(calculation: str, true: float) -> None:
+    assert techpulse_parts(f"{calculation}\nAnswer: 1", "1")["reasoning"] == true
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    ["1+" * 500_000, "1 " * 500_000 + "=", "Answer:" * 100_000, "9" * 100_000, "=" * 4000, "\x00"],
+)
+def test_techpulse_of_garbage(garbage: str) -> None:
+    started = time.monotonic()
+    assert 0 <= techpulse_reward(garbage, "640") <= 0.5
+    assert time.monotonic() - started < 10
+
+
+def test_recipes_can_name_the_new_rewards() -> None:
+    for name, reward in (("format", format_reward), ("techpulse", techpulse_reward)):
+        named = {"data.default.env_name": name, f"env.{name}": {"num_workers": 1}}
+        assert reward_for(read_recipe(ARITHMETIC, named)) == (name, reward)
+    batch = for_trl(techpulse_reward, "techpulse")
+    assert batch(completions=[GOOD, "no"], answer=["640", "640"]) == [1.0, 0.15]

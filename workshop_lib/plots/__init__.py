@@ -23,6 +23,7 @@ from workshop_lib.plots.memory import (
     plot_memory_budgets,
     plot_training_budgets,
 )
+from workshop_lib.plots.runs import plot_run, plot_runs
 from workshop_lib.plots.scaling import (
     plot_autoscaler,
     plot_recovery,
@@ -58,6 +59,8 @@ __all__ = [
     "plot_ray_cluster",
     "plot_recorded",
     "plot_recovery",
+    "plot_run",
+    "plot_runs",
     "plot_scaling",
     "plot_startup",
     "plot_startup_timeline",

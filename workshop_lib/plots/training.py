@@ -27,7 +27,7 @@ def plot_training(frame: pd.DataFrame, *, steps: int | None = None, title: str =
         title: Drawn above.
 
     Example:
-        >>> from workshop_lib.training.metrics import read_metrics
+        >>> from workshop_lib.metrics import read_metrics
         >>> figure = plot_training(read_metrics("build/no-run-yet"), steps=12)
     """
     figure = new_figure(9, 5)

@@ -12,9 +12,12 @@ from workshop_lib.training.problems import Problem, load_problems
 from workshop_lib.training.recipe import Recipe, RecipeError, read_recipe
 from workshop_lib.training.rewards import (
     first_integer_reward,
+    format_reward,
     math_verify_reward,
     reward_for,
     stock_math_reward,
+    techpulse_parts,
+    techpulse_reward,
 )
 
 __all__ = [
@@ -22,11 +25,14 @@ __all__ = [
     "Recipe",
     "RecipeError",
     "first_integer_reward",
+    "format_reward",
     "load_problems",
     "math_verify_reward",
     "nemo_rl_advantages",
     "read_recipe",
     "reward_for",
     "stock_math_reward",
+    "techpulse_parts",
+    "techpulse_reward",
     "trl_advantages",
 ]

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from workshop_lib.checks import Check, CheckList
 
 if TYPE_CHECKING:
+    from workshop_lib.metrics import TrainingLog
     from workshop_lib.training.evaluate import Accuracy
-    from workshop_lib.training.metrics import TrainingLog
 
 __all__ = ["check_training"]
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from workshop_lib.errors import WorkshopError
@@ -18,12 +19,16 @@ if TYPE_CHECKING:
     from workshop_lib.training.recipe import Recipe
 
 __all__ = [
+    "TECHPULSE_WEIGHTS",
     "Reward",
     "first_integer_reward",
     "for_trl",
+    "format_reward",
     "math_verify_reward",
     "reward_for",
     "stock_math_reward",
+    "techpulse_parts",
+    "techpulse_reward",
 ]
 
 Reward: TypeAlias = Callable[[str, str], float]
@@ -31,6 +36,8 @@ Reward: TypeAlias = Callable[[str, str], float]
 # The first number: digits with thousands separators or none, and perhaps decimals.
 _NUMBER = re.compile(r"([-+]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+))(\.\d+)?")
 _READ_CHARACTERS = 4000
+# `640 GiB` would be read as a product of 640 and three variables. A constant is no unit.
+_UNIT_OF_ANSWER = re.compile(r"^(\s*[-+]?[\d.,/]+) +(?!pi$)[A-Za-z]{2,12}\s*$")
 
 
 def first_integer_reward(completion: str, answer: str) -> float:
@@ -81,7 +88,7 @@ def math_verify_reward(
 
     Args:
         completion: What the model wrote.
-        answer: The right value, plain or LaTeX.
+        answer: The right value, plain or LaTeX. A unit after it ("640 GiB") is not compared.
         accept_unevaluated: Whether `7 + 14` is a right answer where 21 is. The library
             itself says yes, which rewards a model that repeats the question.
         time_limit_s: Longest time for one answer, seconds; then the reward is 0.
@@ -98,7 +105,7 @@ def math_verify_reward(
     """
     verdict = (verifier or shared_verifier()).check(
         completion[-_READ_CHARACTERS:],
-        answer,
+        _UNIT_OF_ANSWER.sub(r"\1", answer),
         accept_unevaluated=accept_unevaluated,
         time_limit_s=time_limit_s,
     )
@@ -122,10 +129,134 @@ def stock_math_reward(completion: str, answer: str) -> float:
     return math_verify_reward(completion, answer, accept_unevaluated=True)
 
 
+_ANSWER_LINE = re.compile(r"^[ \t]*Answer:[ \t]*(\S[^\n]*)$", re.MULTILINE)
+
+
+def format_reward(completion: str, answer: str = "") -> float:
+    r"""1 if an answer ends in the one line `Answer: <value>`, else 0.
+
+    It says nothing about the value: paid alone, it teaches form and nothing else.
+
+    Args:
+        completion: What the model wrote.
+        answer: Not looked at; every reward has it.
+
+    Example:
+        >>> format_reward("3 + 4 = 7\nAnswer: 7")
+        1.0
+        >>> format_reward("Answer: 7\nor is it?")
+        0.0
+    """
+    tail = completion[-_READ_CHARACTERS:].rstrip()
+    lines = list(_ANSWER_LINE.finditer(tail))
+    return float(len(lines) == 1 and lines[0].end() == len(tail))
+
+
+TECHPULSE_WEIGHTS = {"facts": 0.5, "reasoning": 0.25, "brevity": 0.15, "formatting": 0.10}
+"""What TechPulse's editors want of an answer, and how much."""
+
+_WORDS_FULL, _WORDS_NONE = 40, 80
+_DECIMAL = r"[-+]?\d{1,15}(?:\.\d{1,9})?"
+_UNIT = r"(?: ?[A-Za-z]{1,12})?"
+_OPERATOR = r"[-+*/\u00d7\u00b7\u00f7]"  # also the signs for times, a raised dot, and divided by
+# At most twenty terms: what a model writes may be a sum of thousands.
+_EQUATION = re.compile(
+    rf"(?<![\d.])({_DECIMAL}){_UNIT}((?:\s*{_OPERATOR}\s*{_DECIMAL}{_UNIT}){{1,20}})"
+    rf"\s*=\s*({_DECIMAL})"
+)
+_TERM = re.compile(rf"({_OPERATOR})\s*({_DECIMAL})")
+_SEPARATOR = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
+
+
+def techpulse_parts(completion: str, answer: str) -> dict[str, float]:
+    r"""The four scores of TechPulse's reward, each from 0 to 1.
+
+    - `facts`: the value after `Answer:`, or else the text's last one, is right;
+    - `reasoning`: a calculation is written out, and every one that is written out is
+      true (numbers may carry units; "because" earns nothing);
+    - `brevity`: full to 40 words, none from 80 on, linear between;
+    - `formatting`: `format_reward`.
+
+    An answer without any word or number gets nothing, however short.
+
+    Args:
+        completion: What the model wrote.
+        answer: The right value.
+
+    Raises:
+        WorkshopError: `answer` cannot be read as a value.
+
+    Example:
+        >>> techpulse_parts("8 * 80 = 640\nAnswer: 640", "640")
+        {'facts': 1.0, 'reasoning': 1.0, 'brevity': 1.0, 'formatting': 1.0}
+    """
+    text = completion[-_READ_CHARACTERS:]
+    given = _ANSWER_LINE.findall(text)
+    facts = math_verify_reward(given[-1] if given else text, answer)
+    true = [_is_true(match) for match in _EQUATION.finditer(_SEPARATOR.sub("", text))]
+    # Counted in the whole answer: length is what this part is about.
+    words = len(completion.split())
+    short = max(0.0, min(1.0, (_WORDS_NONE - words) / (_WORDS_NONE - _WORDS_FULL)))
+    says = any(character.isalnum() for character in text)
+    return {
+        "facts": facts,
+        "reasoning": float(bool(true) and all(true)),
+        "brevity": short if says else 0.0,
+        "formatting": format_reward(completion),
+    }
+
+
+def techpulse_reward(completion: str, answer: str) -> float:
+    r"""TechPulse's composite: facts 0.5, reasoning 0.25, brevity 0.15, formatting 0.10.
+
+    A sum of parts can be raised by the easy parts alone: a short, tidy and wrong answer
+    gets 0.25, and with a true calculation of something else 0.5. Watch the parts
+    (`techpulse_parts`), not only the sum.
+
+    Args:
+        completion: What the model wrote.
+        answer: The right value.
+
+    Raises:
+        WorkshopError: `answer` cannot be read as a value.
+
+    Example:
+        >>> techpulse_reward("8 * 80 = 640\nAnswer: 640", "640")
+        1.0
+        >>> techpulse_reward("Answer: 1", "640")
+        0.25
+    """
+    parts = techpulse_parts(completion, answer)
+    return round(sum(TECHPULSE_WEIGHTS[name] * score for name, score in parts.items()), 6)
+
+
+def _is_true(equation: re.Match[str]) -> bool:
+    """Whether `a op b op c = d` holds, products before sums, exactly; rounding is allowed.
+
+    A result is right when it is the value rounded to the result's own decimals.
+    """
+    first, rest, said = equation.groups()
+    terms = [Fraction(first)]
+    for operator, number in _TERM.findall(rest):
+        value = Fraction(number)
+        if operator in "*\u00d7\u00b7":
+            terms[-1] *= value
+        elif operator in "/\u00f7":
+            if value == 0:
+                return False
+            terms[-1] /= value
+        else:
+            terms.append(value if operator == "+" else -value)
+    decimals = len(said.partition(".")[2])
+    return abs(sum(terms) - Fraction(said)) <= Fraction(1, 2 * 10**decimals) * (decimals > 0)
+
+
 # By the name of the recipe's environment. `math` is NeMo RL's own, taken as it is.
 _REWARDS: dict[str, Reward] = {
     "first_integer": first_integer_reward,
     "math_verify": math_verify_reward,
+    "format": format_reward,
+    "techpulse": techpulse_reward,
     "math": stock_math_reward,
     "math_default": stock_math_reward,
 }

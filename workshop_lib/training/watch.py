@@ -8,9 +8,9 @@ from typing import Any
 
 from workshop_lib.cluster import Observation
 from workshop_lib.errors import ClusterError, WaitTimeoutError
+from workshop_lib.metrics import TrainingLog, read_log
 from workshop_lib.progress import Progress, format_duration
 from workshop_lib.training.component import pod_environment
-from workshop_lib.training.metrics import TrainingLog, read_log
 from workshop_lib.workload import Workload, failure, is_true, pod_state
 
 __all__ = ["read_training", "watch_training"]

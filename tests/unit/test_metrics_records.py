@@ -12,8 +12,7 @@ import pandas as pd
 import pytest
 
 from workshop_lib.errors import WorkshopError
-from workshop_lib.plots.training import plot_training
-from workshop_lib.training.metrics import (
+from workshop_lib.metrics import (
     COLUMNS,
     COMPLETIONS_FILE,
     METRICS_FILE,
@@ -21,6 +20,7 @@ from workshop_lib.training.metrics import (
     read_metrics,
     steps_to_reward,
 )
+from workshop_lib.plots.training import plot_training
 
 
 def record(step: int, **changes: Any) -> dict[str, Any]:

@@ -1,0 +1,163 @@
+"""Verdicts on real runs, at every step of theirs, and rules at their limits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from workshop_lib.data import data_path
+from workshop_lib.metrics import RUN_COLUMNS, judge, read_run
+from workshop_lib.metrics.verdict import (
+    hacking_by_judge,
+    hacking_by_signs,
+    learning,
+    no_signal,
+    stalled,
+    unstable,
+)
+
+NOTHING = float("nan")
+
+
+def recorded(path: str) -> pd.DataFrame:
+    return read_run(data_path(f"recorded/{path}")).frame
+
+
+def unjudged(path: str) -> pd.DataFrame:
+    return recorded(path).assign(right_share=NOTHING)
+
+
+def kinds(frame: pd.DataFrame) -> list[str]:
+    """The verdict after each step."""
+    return [judge(frame[:count]).kind for count in range(len(frame) + 1)]
+
+
+@pytest.mark.parametrize("source", ["nemo-rl/honest", "nemo-rl/honest/console.log"])
+def test_the_honest_run_is_learning_and_never_suspected(source: str) -> None:
+    said = kinds(unjudged(source))
+    assert said[:8] == ["too early"] * 8 and set(said[8:]) == {"learning"}
+
+
+def test_the_hacked_run_with_a_judge() -> None:
+    frame = recorded("nemo-rl/reward-hacking")
+    said = kinds(frame)
+    # The flip is at steps 36 to 40; before it the run was learning, and rightly so called.
+    assert set(said[8:38]) == {"learning"} and said[38:] == ["hacking"] * 3
+    verdict = judge(frame)
+    assert verdict.reason == (
+        "the reward is 0.98, but only 0.33 of the answers are right (last 3 steps)"
+    )
+    assert [finding.kind for finding in verdict.findings] == [
+        "hacking", "hacking", "unstable", "learning",
+    ]  # fmt: skip
+
+
+def test_the_hacked_run_by_its_signs_alone() -> None:
+    said = kinds(unjudged("nemo-rl/reward-hacking"))
+    assert set(said[8:39]) == {"learning"} and said[39:] == ["hacking"] * 2
+    # A console has no KL: it takes a step more to be as sure.
+    said = kinds(unjudged("nemo-rl/reward-hacking/console.log"))
+    assert set(said[8:40]) == {"learning"} and said[40:] == ["hacking"]
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_the_laptops_runs_are_learning(seed: int) -> None:
+    said = kinds(recorded(f"trl/learning-{seed}"))
+    assert set(said[:6]) == {"too early"} and said[6:] == ["learning"] * 7
+
+
+def test_a_model_that_knows_nothing_has_no_signal() -> None:
+    verdict = judge(recorded("trl/no-signal"))
+    assert verdict.kind == "no signal"
+    assert "100% of the completions are in groups without spread" in verdict.reason
+
+
+def test_a_real_run_of_which_the_rise_is_left_out() -> None:
+    """Steps 42 to 60 of the honest run, as if it had begun there: it does not rise."""
+    assert judge(unjudged("nemo-rl/honest")[41:]).kind == "stalled"
+
+
+# From here on frames are made up: no run was recorded that broke.
+
+
+def made(**columns: Any) -> pd.DataFrame:
+    length = next(len(values) for values in columns.values() if isinstance(values, list))
+    empty = dict.fromkeys(RUN_COLUMNS, NOTHING)
+    return pd.DataFrame(empty | {"step": range(1, length + 1)} | columns)
+
+
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [
+        ({"kl": [0.1] * 7 + [0.6] * 3}, "KL is 0.60"),
+        ({"grad_norm": [2.0] * 5 + [30.0] * 5}, "the gradient's norm is 30.0"),
+        ({"loss": [0.1] * 9 + [NOTHING]}, "the loss is no number any more"),
+        ({"loss": [0.1] * 9 + [float("inf")]}, "the loss is no number any more"),
+        ({"reward": [0.2, 0.4, 0.6, 0.8, 0.8, 0.8, 0.5, 0.2, 0.1, 0.1]}, "fell from 0.80 to 0.13"),
+    ],
+)
+def test_unstable(columns: dict[str, list[float]], said: str) -> None:
+    frame = made(**({"reward": [0.5] * 10} | columns))
+    verdict = judge(frame)
+    assert verdict.kind == "unstable" and said in verdict.reason
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"kl": [0.1] * 8 + [0.6, 0.3]},
+        {"grad_norm": [2.0, 30.0] * 2 + [2.0] * 6},
+        {"loss": [NOTHING] * 10},
+        {"reward": [0.02, 0.08, 0.05, 0.1, 0.0, 0.0, 0.03, 0.0, 0.0, 0.0]},
+        {},
+    ],
+)
+def test_not_unstable(columns: dict[str, list[float]]) -> None:
+    assert unstable(made(**({"reward": [0.5] * 10} | columns))) is None
+
+
+def test_mastered_is_not_without_signal() -> None:
+    frame = made(reward=[1.0] * 10, zero_std_share=1.0)
+    assert no_signal(frame) is None and stalled(frame) is None
+    assert no_signal(frame.assign(reward=0.5)) is not None
+    assert no_signal(frame.assign(reward=0.5, zero_std_share=0.9)) is None
+
+
+def test_no_signal_without_the_groups() -> None:
+    assert no_signal(made(reward=[0.0] * 5)) is not None
+    assert no_signal(made(reward=[0.0, 0.0, 0.0, 0.1, 0.0])) is None
+    assert no_signal(made(reward=[0.0] * 2)) is None
+
+
+def test_noise_is_no_learning() -> None:
+    frame = made(reward=[0.3, 0.5, 0.2, 0.4, 0.1, 0.5, 0.3, 0.6, 0.2, 0.5])
+    assert learning(frame) is None and judge(frame).kind == "stalled"
+    assert judge(frame[:8]).kind == "too early"
+    assert learning(made(reward=[0.30, 0.31, 0.32, 0.32, 0.33, 0.34])) is None
+
+
+def test_hacking_needs_a_high_reward_that_rises() -> None:
+    sign = {"mean_length": [10.0] * 10 + [7.0] * 3, "kl": [0.1] * 10 + [0.3] * 3}
+    assert hacking_by_signs(made(reward=[0.85] * 10 + [0.95] * 3, **sign)) is not None
+    assert hacking_by_signs(made(reward=[0.85] * 10 + [0.80] * 3, **sign)) is None
+    assert hacking_by_signs(made(reward=[0.60] * 10 + [0.95] * 3, **sign)) is None
+    assert hacking_by_signs(made(reward=[0.85] * 10 + [0.95] * 3, **sign)[1:]) is None
+    longer = sign | {"mean_length": [10.0] * 10 + [13.0] * 3}
+    assert hacking_by_signs(made(reward=[0.85] * 10 + [0.95] * 3, **longer)) is not None
+    calm = sign | {"kl": 0.1}
+    assert hacking_by_signs(made(reward=[0.85] * 10 + [0.95] * 3, **calm)) is None
+
+
+def test_a_judge_that_is_as_strict_finds_nothing() -> None:
+    frame = made(reward=[0.9] * 6, right_share=[0.8] * 6)
+    assert hacking_by_judge(frame) is None
+    assert hacking_by_judge(frame.drop(columns="right_share")) is None
+    assert hacking_by_judge(frame[:2].assign(right_share=0.0)) is None
+
+
+def test_no_step_at_all() -> None:
+    verdict = judge(made(reward=[0.5])[:0])
+    assert verdict.kind == "too early" and verdict.reason == "no step is done yet"
+    assert str(verdict).startswith("too early: ")

@@ -1,0 +1,81 @@
+"""Figures of whole runs: what a source tells is drawn, as it is, and can be read."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import combinations
+from typing import Any
+
+import pytest
+from matplotlib.text import Text
+
+from workshop_lib.data import data_path
+from workshop_lib.metrics import Run, read_run
+from workshop_lib.plots import plot_run, plot_runs
+
+PATHS = ["nemo-rl/honest", "nemo-rl/reward-hacking", "nemo-rl/honest/console.log", "trl/learning-1"]
+
+
+@pytest.fixture(scope="module")
+def runs() -> dict[str, Run]:
+    return {path: read_run(data_path(f"recorded/{path}")) for path in PATHS}
+
+
+def titles(figure: Any) -> list[str]:
+    return [axes.get_title(loc="left") for axes in figure.axes]
+
+
+def readable(figure: Any) -> None:
+    assert figure._repr_png_().startswith(b"\x89PNG")
+    figure.canvas.draw()
+    edges, texts = figure.bbox.padded(1), []
+    for axes in figure.axes:
+        texts += [axes.xaxis.label, axes.yaxis.label, axes.title, axes._left_title, *axes.texts]
+        legend = axes.get_legend()
+        texts += legend.get_texts() if legend else []
+    texts = [text for text in texts if isinstance(text, Text) and text.get_text()]
+    for text in texts:
+        box = text.get_window_extent()
+        assert text.get_fontsize() >= 9, text
+        assert edges.x0 <= box.x0 and box.x1 <= edges.x1, f"cut off: {text}"
+        assert edges.y0 <= box.y0 and box.y1 <= edges.y1, f"cut off: {text}"
+    for one, other in combinations(texts, 2):
+        a, b = one.get_window_extent().padded(-1.5), other.get_window_extent().padded(-1.5)
+        assert not a.overlaps(b), f"{one} covers {other}"
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("steps", [0, 1, 2, 12, 60])
+def test_a_run_is_readable_at_any_length(runs: dict[str, Run], path: str, steps: int) -> None:
+    run = runs[path]
+    readable(plot_run(replace(run, frame=run.frame[:steps]), title="A run"))
+
+
+def test_a_panel_for_what_is_known(runs: dict[str, Run]) -> None:
+    whole = [
+        "Reward", "KL from the reference", "Gradient, before clipping", "Entropy",
+        "Length of a completion", "Silent groups", "Time of a step, by stage",
+    ]  # fmt: skip
+    assert titles(plot_run(runs["nemo-rl/honest"])) == whole
+    console = plot_run(runs["nemo-rl/honest/console.log"])
+    assert titles(console) == [whole[0], whole[4], whole[6]]
+    laptop = titles(plot_run(runs["trl/learning-1"]))
+    assert laptop == ["Reward, worst to best group", *whole[2:]]
+
+
+def test_the_runs_beside_each_other(runs: dict[str, Run]) -> None:
+    pair = {name: runs[f"nemo-rl/{name}"] for name in ("honest", "reward-hacking")}
+    figure = plot_runs(pair)
+    readable(figure)
+    for column, run in enumerate(pair.values()):
+        reward, kl, length = figure.axes[column::2]
+        assert list(reward.lines[0].get_ydata()) == run.frame.reward.tolist()
+        assert list(reward.lines[1].get_ydata()) == run.frame.right_share.tolist()
+        assert list(length.lines[0].get_ydata()) == run.frame.mean_length.tolist()
+        # One scale for both, and nothing of either outside it.
+        assert kl.get_ylim() == figure.axes[2].get_ylim()
+        assert kl.get_ylim()[1] >= run.frame.kl.max()
+        assert [text.get_text() for text in reward.texts] in (
+            ["rewarded", "right"],
+            ["right", "rewarded"],
+        )

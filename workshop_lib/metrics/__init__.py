@@ -1,0 +1,46 @@
+"""What a training run writes, in one table, and what to think of it.
+
+`records` reads the laptop's own records and marked logs; `event_file` and `console`
+read what NeMo RL writes; `read_run` takes any of them, `judge` gives a verdict with
+its reasons. `python -m workshop_lib.metrics PATH --json` does both.
+"""
+
+from __future__ import annotations
+
+from workshop_lib.metrics.columns import RUN_COLUMNS
+from workshop_lib.metrics.records import (
+    COLUMNS,
+    COMPLETIONS_FILE,
+    MARK,
+    METRICS_FILE,
+    TrainingLog,
+    marked_line,
+    read_completions,
+    read_log,
+    read_metrics,
+    steps_to_reward,
+)
+from workshop_lib.metrics.rollouts import read_rollouts, right_share
+from workshop_lib.metrics.run import Run, read_run
+from workshop_lib.metrics.verdict import Finding, Verdict, judge
+
+__all__ = [
+    "COLUMNS",
+    "COMPLETIONS_FILE",
+    "MARK",
+    "METRICS_FILE",
+    "RUN_COLUMNS",
+    "Finding",
+    "Run",
+    "TrainingLog",
+    "Verdict",
+    "judge",
+    "marked_line",
+    "read_completions",
+    "read_log",
+    "read_metrics",
+    "read_rollouts",
+    "read_run",
+    "right_share",
+    "steps_to_reward",
+]

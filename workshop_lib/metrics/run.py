@@ -1,0 +1,157 @@
+"""A training run from whatever it left: one table of its steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from workshop_lib.errors import WorkshopError
+from workshop_lib.metrics.columns import RUN_COLUMNS, VALIDATION_COLUMNS, from_steps
+from workshop_lib.metrics.console import read_console
+from workshop_lib.metrics.event_file import is_event_file
+from workshop_lib.metrics.nemo_rl import read_event_files
+from workshop_lib.metrics.records import MARK, METRICS_FILE, read_log, read_metrics
+from workshop_lib.metrics.rollouts import group_spread, read_rollouts
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["JUDGED_FILE", "Run", "read_run"]
+
+JUDGED_FILE = "steps.csv"
+"""What another judge said of a run's answers: columns `step` and `gold_in_text`."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training run.
+
+    Attributes:
+        path: Where it was read from.
+        source: What wrote it: `TRL records`, `marked log`, `NeMo RL event files` or
+            `NeMo RL console`.
+        frame: One row a finished step, the columns of `RUN_COLUMNS`. What the source does
+            not say is NaN.
+        validation: One row a validation, the columns of `VALIDATION_COLUMNS`.
+        planned: Steps that it will have, where it says so.
+        notes: What to know of single columns.
+    """
+
+    path: Path
+    source: str
+    frame: pd.DataFrame = field(repr=False)
+    validation: pd.DataFrame = field(repr=False)
+    planned: int | None = None
+    notes: tuple[str, ...] = ()
+
+
+def read_run(path: str | Path) -> Run:
+    """Read a run, also while it is being written.
+
+    Args:
+        path: A run's folder (the laptop's, or NeMo RL's log folder), a TensorBoard event
+            file, `metrics.jsonl`, or a log: NeMo RL's console, or what pods printed.
+
+    Raises:
+        WorkshopError: There is nothing there that is a run.
+
+    Example:
+        >>> from workshop_lib.data import data_path
+        >>> run = read_run(data_path("recorded/nemo-rl/honest"))
+        >>> run.source, len(run.frame), run.planned
+        ('NeMo RL event files', 60, 60)
+    """
+    path = Path(path)
+    try:
+        if path.is_dir():
+            return _read_folder(path)
+        if is_event_file(path):
+            return _of_event_files(path, [path])
+    except OSError as error:
+        raise WorkshopError(f"{path} cannot be read: {error.strerror}") from error
+    if path.name == METRICS_FILE:
+        return _of_records(path, path.parent)
+    return _of_log(path)
+
+
+def _read_folder(folder: Path) -> Run:
+    if (folder / METRICS_FILE).exists():
+        return _of_records(folder, folder)
+    # NeMo RL: <log_dir>/exp_001/tensorboard/events.out.tfevents.*
+    files = sorted(folder.rglob("events.out.tfevents.*"))
+    logs = sorted(folder.glob("*.log"))
+    if files:
+        run = _of_event_files(folder, files)
+        if logs:
+            run = replace(run, planned=read_console(_lines(logs[0])).planned)
+        return _with_judged(_with_rollouts(run, folder), folder)
+    if logs:
+        return _with_judged(_of_log(logs[0]), folder)
+    raise WorkshopError(
+        f"{folder} holds no run: no {METRICS_FILE}, no event file (events.out.tfevents.*) and"
+        " no *.log"
+    )
+
+
+def _of_records(path: Path, folder: Path) -> Run:
+    frame = read_metrics(folder).reindex(columns=list(RUN_COLUMNS))
+    return Run(path, "TRL records", frame, from_steps({}, VALIDATION_COLUMNS))
+
+
+def _of_event_files(path: Path, files: list[Path]) -> Run:
+    frame, validation, notes = read_event_files(files)
+    return Run(path, "NeMo RL event files", frame, validation, notes=notes)
+
+
+def _of_log(path: Path) -> Run:
+    lines = _lines(path)
+    if any(MARK in line for line in lines):
+        log = read_log(lines)
+        frame = log.frame.reindex(columns=list(RUN_COLUMNS))
+        empty = from_steps({}, VALIDATION_COLUMNS)
+        return Run(path, "marked log", frame, empty, planned=log.steps)
+    console = read_console(lines)
+    if console.planned is None and not console.starts:
+        raise WorkshopError(f"{path} is no run: no event file, no record and no step of NeMo RL")
+    notes = ["a console tells no KL, gradient or entropy: read the event file for them"]
+    if console.starts > 1:
+        notes.append(f"the run was started {console.starts} times; repeated steps are the last's")
+    return Run(
+        path, "NeMo RL console", console.frame, console.validation, console.planned, tuple(notes)
+    )
+
+
+def _lines(path: Path) -> list[str]:
+    """The whole lines of a log; the last one may still be being written."""
+    text = path.read_text(encoding="utf-8", errors="replace")
+    return text[: text.rfind("\n") + 1].split("\n")
+
+
+def _with_rollouts(run: Run, folder: Path) -> Run:
+    """The exact spread of the groups, of the steps whose answers are there."""
+    rows = run.frame.set_index("step", drop=False)
+    found = {
+        int(path.stem.removeprefix("train_data_step")): path
+        for path in folder.rglob("train_data_step*.jsonl")
+        if path.stem.removeprefix("train_data_step").isdigit()
+    }
+    for step in sorted(set(found) & set(rows.index)):
+        for name, value in group_spread(read_rollouts(found[step])).items():
+            rows.at[step, name] = value
+    return replace(run, frame=rows.reset_index(drop=True))
+
+
+def _with_judged(run: Run, folder: Path) -> Run:
+    import pandas as pd
+
+    path = folder / JUDGED_FILE
+    if not path.exists():
+        return run
+    try:
+        judged = pd.read_csv(path).set_index("step")["gold_in_text"]
+    except (KeyError, ValueError) as error:
+        raise WorkshopError(f"{path} lacks the columns step and gold_in_text") from error
+    frame = run.frame.assign(right_share=run.frame["step"].map(judged).astype(float))
+    note = f"right_share is {JUDGED_FILE}'s gold_in_text: the right answer stands in the text"
+    return replace(run, frame=frame, notes=(*run.notes, note))
