@@ -96,6 +96,11 @@ def a_short_training(records):
     assert len(checks) == 3 and all(checks.values())
 
 
+def hacking_was_seen(records):
+    assert records["verdicts"] == {"honest": "learning", "reward-hacking": "hacking"}
+    assert records["hacked"] == {"reward": 0.996, "right": 0.242}
+
+
 def ten_times_the_rate(records):
     assert records["factors"] == [1.1429]
     assert records["silent_share"] == {"2": 0.68, "4": 0.411, "8": 0.168, "16": 0.028}
@@ -132,7 +137,7 @@ EXPECTATIONS = {
         checks_passed,
     ],
     "02_vllm_serving_solutions": [half_the_context],
-    "03_grpo_training": [by_hand, a_short_training],
+    "03_grpo_training": [by_hand, a_short_training, hacking_was_seen],
     "03_grpo_training_solutions": [ten_times_the_rate],
     "04_production": [replicas_followed, service_survived],
     "04_production_solutions": [production_answers],

@@ -15,13 +15,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import IO, Any
 
-from workshop_lib.training.checkpoints import Checkpoints
-from workshop_lib.training.metrics import (
+from workshop_lib.metrics import (
     COLUMNS,
     COMPLETIONS_FILE,
     METRICS_FILE,
     marked_line,
 )
+from workshop_lib.training.checkpoints import Checkpoints
 from workshop_lib.training.rewards import completion_text
 from workshop_lib.training.shared_prompts import (
     can_share_prompts,

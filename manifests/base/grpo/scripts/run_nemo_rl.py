@@ -4,7 +4,7 @@
 
 - `env.first_integer`, a reward that NeMo RL does not know;
 - one marked line of JSON a step, as the laptop's trainer prints it, so that one reader
-  draws both (`workshop_lib.training.metrics`);
+  draws both (`workshop_lib.metrics`);
 - at the end the checkpoint in Hugging Face's format, where the laptop's trainer leaves
   its own: `<run>/checkpoints/step_<N>`.
 
