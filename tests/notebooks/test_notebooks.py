@@ -55,7 +55,8 @@ def engine_was_seen(records):
     """Continuous batching: what is short and comes later is answered before what is long."""
     assert "C" in records["overtook_long"]
     predicted, seen = records["blocks_peak"]
-    assert predicted >= 5 and 1 <= seen <= 6  # a block each, and the long one's second
+    # A block each, four at once; the engine's steps are slower when shared, so more may overlap.
+    assert predicted == 4 and 2 <= seen <= 6
 
 
 def deployments_compared(records):
