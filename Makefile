@@ -22,11 +22,11 @@ environment = $(PYTHON) workshop_lib/commands/environment.py
 .PHONY: help run test test-all bench lab notebooks check checks checks-environment lock clean distclean
 
 help:
-	echo "make run         run the four notebooks on this machine's own Ray and vLLM; a report in build/ (17 minutes)"
+	echo "make run         run the four notebooks on this machine's own Ray and vLLM; a report in build/ (13 minutes)"
 	echo "make lab         open JupyterLab on its start page; Ctrl-C ends it"
-	echo "make test        run the tests (30 minutes)"
+	echo "make test        run the tests (25 minutes)"
 	echo "make test-all    run the tests and those that take minutes each"
-	echo "make bench       measure the benchmark client against vLLM's own (2 minutes)"
+	echo "make bench       measure the benchmark client, the trainer and log reading, each against another (10 minutes)"
 	echo "make notebooks   run the notebooks and keep their outputs in notebooks/"
 	echo "make check       lint, format and types (1 minute)"
 	echo "make checks      look at the manifests with kubernetes-validate and checkov (1 minute; 3 the first time)"
@@ -36,19 +36,19 @@ help:
 	echo "make distclean   make clean, and remove .venv"
 
 run:
-	$(environment) --say "Running the four notebooks on this machine: usually 15 to 20 minutes." \
+	$(environment) --say "Running the four notebooks on this machine: usually 12 to 15 minutes." \
 		-- -m workshop_lib.commands.run
 
 test:
-	$(environment) --say "Running the tests: usually 25 to 35 minutes." \
+	$(environment) --say "Running the tests: usually 20 to 30 minutes." \
 		-- -m pytest -m "not slow"
 
 test-all:
-	$(environment) --say "Running all the tests, the slow ones too: usually 60 to 90 minutes." \
+	$(environment) --say "Running all the tests, the slow ones too: usually 45 to 60 minutes." \
 		-- -m pytest
 
 bench:
-	$(environment) --say "Measuring the benchmark client against vLLM's own: usually 2 minutes." \
+	$(environment) --say "Measuring the client, the trainer and log reading: usually 10 minutes." \
 		-- -m workshop_lib.commands.bench
 
 lab:
@@ -56,7 +56,7 @@ lab:
 		-- -m workshop_lib.commands.lab
 
 notebooks:
-	$(environment) --say "Regenerating the notebooks' committed outputs: usually 30 minutes." \
+	$(environment) --say "Regenerating the notebooks' committed outputs: usually 20 minutes." \
 		-- -m workshop_lib.commands.notebooks
 
 check:
