@@ -110,7 +110,8 @@ def test_a_seed_reproduces_a_run(tiny_model: Path, tmp_path: Path) -> None:
     assert runs[0] == runs[1] != runs[2]
 
 
-@pytest.mark.parametrize("updates", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("updates", [1, 2], ids=["one update a step", "two updates a step"])
 def test_a_killed_run_goes_on_as_if_nothing_had_been(
     tiny_model: Path, tmp_path: Path, updates: int
 ) -> None:
