@@ -22,7 +22,7 @@ environment = $(PYTHON) workshop_lib/commands/environment.py
 .PHONY: help run test test-all bench lab notebooks check checks checks-environment lock clean distclean
 
 help:
-	echo "make run         run the four notebooks on this machine's own Ray and vLLM; a report in build/ (13 minutes)"
+	echo "make run         run the four notebooks on this machine's own Ray and vLLM; a report in build/ (12 minutes)"
 	echo "make lab         open JupyterLab on its start page; Ctrl-C ends it"
 	echo "make test        run the tests (25 minutes)"
 	echo "make test-all    run the tests and those that take minutes each"
