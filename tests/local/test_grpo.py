@@ -181,12 +181,14 @@ def test_penalty_chat_and_two_updates_a_step(tiny_model: Path, tmp_path: Path) -
         "grpo.skip_reference_policy_logprobs_calculation": False,
         "grpo.normalize_rewards": False,
         "loss_fn.token_level_loss": False,
+        "checkpointing.enabled": False,
     }
     plan = plan_training(
         read_recipe(ARITHMETIC, overrides), output=tmp_path, model=tiny_model, steps=2
     )
     said: list[str] = []
     train(plan, say=said.append)
+    assert latest_checkpoint(tmp_path).name == "step_2", "the last step is always saved"
     frame = read_metrics(tmp_path)
     assert frame.step.tolist() == [1, 2]
     assert frame.kl.notna().all() and frame.kl.iloc[0] >= 0

@@ -72,6 +72,7 @@ def trainer_class() -> type[Any]:
         seconds: dict[str, float]
         checkpoints: Checkpoints
         updates_per_step: int
+        _staging: Path | None = None  # where a checkpoint is being written
 
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
@@ -118,9 +119,11 @@ def trainer_class() -> type[Any]:
                 for file in inner.iterdir():
                     file.rename(folder / file.name)
                 inner.rmdir()
+            self._staging = None
 
         def _get_output_dir(self, trial: Any) -> str:
-            return str(self._staging)
+            # `Trainer` asks at the end too, whether or not anything was saved before.
+            return str(self._staging or super()._get_output_dir(trial))
 
         def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
             with self._timed("generation"):
