@@ -15,9 +15,9 @@ from workshop_lib.commands.measures.grpo_step import GrpoStep
 from workshop_lib.data import data_path
 from workshop_lib.metrics import read_completions, read_metrics, steps_to_reward
 from workshop_lib.models import prepare
+from workshop_lib.recipe import read_recipe
 from workshop_lib.training.engine import latest_checkpoint, plan_training, train
 from workshop_lib.training.evaluate import evaluate_folder
-from workshop_lib.training.recipe import read_recipe
 
 ARITHMETIC = data_path("recipes/arithmetic.yaml")
 # 8 completions a step in place of 64: what is written is the same, what is learned is not.

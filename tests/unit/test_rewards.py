@@ -11,7 +11,7 @@ import pytest
 
 from workshop_lib.data import data_path
 from workshop_lib.errors import WorkshopError
-from workshop_lib.training.recipe import read_recipe
+from workshop_lib.recipe import read_recipe
 from workshop_lib.training.rewards import (
     TECHPULSE_WEIGHTS,
     first_integer_reward,

@@ -15,8 +15,8 @@ import yaml
 from workshop_lib.errors import ManifestError, WorkshopError
 from workshop_lib.manifests import manifests_dir, render, render_folder
 from workshop_lib.metrics import COLUMNS, MARK, marked_line, read_log
+from workshop_lib.recipe import RecipeError
 from workshop_lib.training.component import pod_environment, training_recipe
-from workshop_lib.training.recipe import RecipeError
 from workshop_lib.training.rewards import first_integer_reward
 
 SCRIPTS = manifests_dir() / "base/grpo/scripts"

@@ -16,8 +16,8 @@ from workshop_lib.errors import ClusterError, ServerError, WaitTimeoutError, Wor
 from workshop_lib.memory import ModelShape
 from workshop_lib.metrics import TrainingLog, marked_line
 from workshop_lib.plots import plot_accuracy, plot_groups, plot_training_models
+from workshop_lib.recipe import read_recipe
 from workshop_lib.serving import ModelServer
-from workshop_lib.training import read_recipe
 from workshop_lib.training.checks import check_training
 from workshop_lib.training.evaluate import Accuracy, accuracy_table
 from workshop_lib.training.groups import sample_groups

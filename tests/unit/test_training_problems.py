@@ -9,6 +9,7 @@ import pytest
 
 from workshop_lib.data import data_path
 from workshop_lib.errors import WorkshopError
+from workshop_lib.recipe import read_recipe
 from workshop_lib.training.problems import (
     HELD_OUT,
     PROMPT,
@@ -17,7 +18,6 @@ from workshop_lib.training.problems import (
     single_digit_sums,
     write_problems,
 )
-from workshop_lib.training.recipe import read_recipe
 
 ARITHMETIC = data_path("recipes/arithmetic.yaml")
 

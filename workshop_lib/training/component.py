@@ -12,7 +12,7 @@ import yaml
 from workshop_lib import manifests
 from workshop_lib.data import data_dir
 from workshop_lib.errors import ManifestError
-from workshop_lib.training.recipe import Recipe, RecipeError, read_recipe
+from workshop_lib.recipe import Recipe, RecipeError, read_recipe
 
 __all__ = ["override", "pod_environment", "training_recipe"]
 

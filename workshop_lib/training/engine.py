@@ -20,9 +20,9 @@ from typing import Any
 from workshop_lib.metrics import marked_line
 from workshop_lib.models import is_ready, model_path
 from workshop_lib.models.files import problem_of
+from workshop_lib.recipe import Recipe
 from workshop_lib.training.checkpoints import Checkpoints
 from workshop_lib.training.problems import Problem, load_problems
-from workshop_lib.training.recipe import Recipe
 from workshop_lib.training.rewards import Reward, for_trl, reward_for
 from workshop_lib.training.run_folder import (
     TrainingError,

@@ -16,7 +16,7 @@ from workshop_lib.errors import WorkshopError
 from workshop_lib.training.verifier import Verifier, shared_verifier
 
 if TYPE_CHECKING:
-    from workshop_lib.training.recipe import Recipe
+    from workshop_lib.recipe import Recipe
 
 __all__ = [
     "TECHPULSE_WEIGHTS",
@@ -276,7 +276,7 @@ def reward_for(recipe: Recipe) -> tuple[str, Reward]:
 
     Example:
         >>> from workshop_lib.data import data_path
-        >>> from workshop_lib.training import read_recipe
+        >>> from workshop_lib.recipe import read_recipe
         >>> reward_for(read_recipe(data_path("recipes/arithmetic.yaml")))[0]
         'first_integer'
     """

@@ -15,13 +15,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from workshop_lib.training.recipe_yaml import leaves
+from workshop_lib.recipe.files import leaves
 from workshop_lib.training.translate_notes import DROPPED, READ_HERE, SWITCHES, different_defaults
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from workshop_lib.training.recipe import Recipe
+    from workshop_lib.recipe import Recipe
 
 __all__ = ["Mapped", "Translation", "different_defaults", "translate"]
 
@@ -69,7 +69,7 @@ class Translation:
 
         Example:
             >>> from workshop_lib.data import data_path
-            >>> from workshop_lib.training import read_recipe
+            >>> from workshop_lib.recipe import read_recipe
             >>> recipe = read_recipe(data_path("recipes/arithmetic.yaml"))
             >>> list(translate(recipe, problems=70).table().columns)
             ['key', 'value', 'status', 'trl', 'reason']
@@ -100,7 +100,7 @@ def translate(
 
     Example:
         >>> from workshop_lib.data import data_path
-        >>> from workshop_lib.training import read_recipe
+        >>> from workshop_lib.recipe import read_recipe
         >>> recipe = read_recipe(data_path("recipes/arithmetic.yaml"))
         >>> translation = translate(recipe, problems=70)
         >>> translation.arguments["loss_type"], translation.arguments["scale_rewards"]

@@ -80,8 +80,8 @@ def _import() -> None:
 
 
 def _plan(training: Training) -> Plan:
+    from workshop_lib.recipe import read_recipe
     from workshop_lib.training.engine import plan_training
-    from workshop_lib.training.recipe import read_recipe
 
     # Saving is no part of a step.
     overrides = {"checkpointing.enabled": False, **training.overrides}

@@ -1,78 +1,15 @@
-"""Checks that a learner passes: what was looked at, what was seen, what to do if it fails."""
+"""What a learner checks at the end of a lesson: the Ray cluster, the model server."""
 
 from __future__ import annotations
 
-import html
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from workshop_lib.errors import WorkshopError
+from workshop_lib.checks.checklist import Check, CheckList
 from workshop_lib.ray_api import RayDashboard
 from workshop_lib.serving import ModelServer
 
-__all__ = ["Check", "CheckList", "check_ray_cluster", "check_server", "expected_gpus"]
-
-
-@dataclass(frozen=True)
-class Check:
-    """One check.
-
-    Attributes:
-        name: What should hold.
-        passed: Whether it does.
-        evidence: What was seen.
-        fix: What to do when it does not.
-    """
-
-    name: str
-    passed: bool
-    evidence: str
-    fix: str = ""
-
-
-class CheckList(list[Check]):
-    """Several checks, shown as a table.
-
-    Example:
-        >>> checks = CheckList([Check("two nodes", True, "2 alive")])
-        >>> checks.passed
-        True
-        >>> checks.require()
-    """
-
-    @property
-    def passed(self) -> bool:
-        """Whether every check passed."""
-        return all(check.passed for check in self)
-
-    def require(self) -> None:
-        """Raise when a check failed.
-
-        Raises:
-            WorkshopError: The first check that failed, with its evidence and fix.
-        """
-        for check in self:
-            if not check.passed:
-                raise WorkshopError(f"{check.name}: no ({check.evidence}); {check.fix}")
-
-    def __str__(self) -> str:
-        return "\n".join(
-            f"{'✓' if c.passed else '✗'} {c.name}: {c.evidence}"
-            + ("" if c.passed else f"; {c.fix}")
-            for c in self
-        )
-
-    def _repr_html_(self) -> str:
-        rows = "".join(
-            "<tr>"
-            f"<td>{'✓' if c.passed else '✗'}</td>"
-            f"<td style='text-align:left'>{html.escape(c.name)}</td>"
-            f"<td style='text-align:left'>{html.escape(c.evidence)}"
-            f"{'' if c.passed else '<br><b>' + html.escape(c.fix) + '</b>'}</td></tr>"
-            for c in self
-        )
-        return f"<table>{rows}</table>"
+__all__ = ["check_ray_cluster", "check_server", "expected_gpus"]
 
 
 def expected_gpus(pods: Iterable[Mapping[str, Any]]) -> int:

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from workshop_lib.data import data_dir
-from workshop_lib.training.recipe_checks import contradictions
-from workshop_lib.training.recipe_schema import (
+from workshop_lib.recipe.files import RecipeError, load_settings
+from workshop_lib.recipe.rules import contradictions
+from workshop_lib.recipe.schema import (
     REWARD_ENVIRONMENTS,
     Checkpointing,
     Cluster,
@@ -31,7 +32,6 @@ from workshop_lib.training.recipe_schema import (
     RecipeConfig,
     Section,
 )
-from workshop_lib.training.recipe_yaml import RecipeError, load_settings
 
 __all__ = ["Recipe", "RecipeError", "read_recipe"]
 

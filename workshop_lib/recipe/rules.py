@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from workshop_lib.training.recipe import Recipe
+    from workshop_lib.recipe import Recipe
 
 __all__ = ["contradictions"]
 
@@ -29,7 +29,7 @@ def contradictions(recipe: Recipe) -> Iterator[str]:
 
     Example:
         >>> from workshop_lib.data import data_path
-        >>> from workshop_lib.training.recipe import read_recipe
+        >>> from workshop_lib.recipe import read_recipe
         >>> list(contradictions(read_recipe(data_path("recipes/arithmetic.yaml"))))
         []
     """
