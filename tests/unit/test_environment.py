@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -149,6 +150,17 @@ def test_lock_leaves_out_what_it_must_and_names_no_machine():
     assert text.count("--hash=sha256:") >= len(names)
     assert "make lock" in text.splitlines()[1]
     assert not re.search(r"file:|https?://|--index|--find-links|\s/\w+/", text)
+
+
+def test_boto3_reads_times_with_the_dateutil_that_kubernetes_asks_for():
+    """The lock holds a dateutil that boto3 says is too new (`lock.OVERRIDDEN`)."""
+    from botocore.utils import parse_timestamp
+
+    assert lock.OVERRIDDEN == ("python-dateutil>=3",)
+    for written in ("Sat, 21 Nov 2026 20:40:00 GMT", "2026-11-21T20:40:00Z", 1795293600):
+        assert parse_timestamp(written).astimezone(UTC) == datetime(
+            2026, 11, 21, 20, 40, tzinfo=UTC
+        )
 
 
 def test_this_environment_holds_the_lock():

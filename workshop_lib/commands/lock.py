@@ -45,6 +45,13 @@ NOT_INSTALLED = (
 This is why the lock is installed with `--no-deps`, and why `pip check` complains.
 """
 
+OVERRIDDEN = (
+    # kubernetes asks for python-dateutil 3, boto3 for less than 3; boto3 uses of it only
+    # the parser and `tz`, which work as before (a test in tests/unit/test_environment.py calls them).
+    "python-dateutil>=3",
+)
+"""What is installed although one of the packages asks for another version."""
+
 
 def torch_requirement(requirements: str) -> str:
     """Find torch's pin.
@@ -111,11 +118,14 @@ def main() -> int:
         fetch_torch(python, torch_requirement(Path("requirements.in").read_text()), work / "wheels")
         excluded = work / "not-installed.txt"
         excluded.write_text("\n".join(NOT_INSTALLED) + "\n")
+        overridden = work / "overridden.txt"
+        overridden.write_text("\n".join(OVERRIDDEN) + "\n")
         configuration = subprocess.run(
             [python, "-m", "pip", "config", "list"], check=True, stdout=subprocess.PIPE, text=True
         ).stdout
         index = pip_index(configuration)
         ours = ["--no-emit-package", "torch", "--excludes", str(excluded)]
+        ours += ["--overrides", str(overridden)]
         ours += ["--find-links", str(work / "wheels")]
         for name, options in (("requirements", ours), ("requirements-checks", [])):
             run(
