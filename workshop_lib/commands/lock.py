@@ -47,7 +47,7 @@ This is why the lock is installed with `--no-deps`, and why `pip check` complain
 
 OVERRIDDEN = (
     # kubernetes asks for python-dateutil 3, boto3 for less than 3; boto3 uses of it only
-    # the parser and `tz`, which work as before (a test in tests/unit/test_environment.py calls them).
+    # the parser and `tz`, which work as before (tests/unit/test_environment.py calls them).
     "python-dateutil>=3",
 )
 """What is installed although one of the packages asks for another version."""
