@@ -19,6 +19,9 @@ PYTHON ?= $(or $(found),$(error Python 3.11 is needed, and neither python3.11 no
 
 environment = $(PYTHON) workshop_lib/commands/environment.py
 
+# Two processes for tests, one of them for those that start Ray or vLLM (tests/conftest.py).
+together = -n 2 --dist loadgroup --no-loadscope-reorder
+
 .PHONY: help run test test-all bench lab notebooks check checks checks-environment lock clean distclean
 
 help:
@@ -41,11 +44,11 @@ run:
 
 test:
 	$(environment) --say "Running the tests: usually 20 to 30 minutes." \
-		-- -m pytest -m "not slow"
+		-- -m pytest $(together) -m "not slow"
 
 test-all:
 	$(environment) --say "Running all the tests, the slow ones too: usually 45 to 60 minutes." \
-		-- -m pytest
+		-- -m pytest $(together)
 
 bench:
 	$(environment) --say "Measuring the client, the trainer and log reading: usually 10 minutes." \

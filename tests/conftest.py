@@ -1,12 +1,31 @@
-"""What every test can use."""
+"""What every test can use, and which tests run beside which.
+
+`make test` has two processes (pytest-xdist). One runs what keeps both cores busy, a test
+after the other: whatever starts Ray, vLLM, a training or a notebook. The other runs the
+files of all the rest beside it, while those wait for a server to start.
+"""
 
 import functools
 import os
 import signal
+from pathlib import Path
 
 import pytest
 
 from workshop_lib import manifests
+
+TESTS = Path(__file__).parent
+HEAVY = (
+    "local/test_autoscale.py",
+    "local/test_grpo.py",
+    "local/test_grpo_component.py",
+    "local/test_memory_vllm.py",
+    "local/test_ray.py",
+    "local/test_shared_prompts.py",
+    "notebooks/test_interrupted.py",
+    "notebooks/test_notebooks.py",
+    "ui/test_lab.py",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -30,6 +49,22 @@ def rendered_once():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(manifests, "_kustomized", kustomized)
         yield
+
+
+def is_heavy(item):
+    return (
+        item.path.relative_to(TESTS).as_posix() in HEAVY
+        or item.get_closest_marker("slow") is not None
+    )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Heavy tests first: they take longest, and end last even so."""
+    items.sort(key=lambda item: not is_heavy(item))
+    for item in items:
+        group = "heavy" if is_heavy(item) else item.path.relative_to(TESTS).as_posix()
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 def pytest_configure():
