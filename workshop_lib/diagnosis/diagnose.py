@@ -7,10 +7,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from workshop_lib.diagnosis.admission import admission_causes
+from workshop_lib.diagnosis.cause import Cause, Depth
+from workshop_lib.diagnosis.controllers import controller_causes
 from workshop_lib.diagnosis.finding import Diagnosis
+from workshop_lib.diagnosis.nodes import node_causes
 from workshop_lib.diagnosis.pods import PodRules
-from workshop_lib.diagnosis.ranking import findings_of
-from workshop_lib.diagnosis.view import View
+from workshop_lib.diagnosis.ranking import finding_of, root_causes
+from workshop_lib.diagnosis.ray import ray_causes
+from workshop_lib.diagnosis.services import service_causes
+from workshop_lib.diagnosis.storage import storage_causes
+from workshop_lib.diagnosis.view import Json, View, conditions
 from workshop_lib.errors import WorkshopError
 
 __all__ = ["diagnose", "load_snapshot", "save_snapshot"]
@@ -35,9 +42,48 @@ def diagnose(snapshot: Mapping[str, Any]) -> Diagnosis:
     view = View(snapshot)
     rules = PodRules(view)
     causes = [cause for pod in view.pods for cause in rules.causes(pod)]
+    notes = rules.notes
+    causes += [
+        *node_causes(view),
+        *storage_causes(view, notes),
+        *admission_causes(view),
+        *controller_causes(view, notes),
+        *ray_causes(view, notes),
+        *service_causes(view, notes),
+    ]
     said = snapshot.get("notes") or []
-    notes = [str(each) for each in said] if isinstance(said, list) else []
-    return Diagnosis(findings_of(causes), [*rules.notes, *notes])
+    notes += [str(each) for each in said] if isinstance(said, list) else []
+    roots = root_causes(causes)
+    _add_owners(view, [cause for cause, _ in roots])
+    return Diagnosis([finding_of(*root) for root in roots], list(dict.fromkeys(notes)))
+
+
+def _add_owners(view: View, causes: list[Cause]) -> None:
+    """A pod's trouble is its controller's, too; what Kubernetes made of it is quoted last."""
+    for cause in causes:
+        pods = [view.by_ref[each] for each in cause.objects if each in view.by_ref]
+        for pod in pods:
+            top = view.top(pod)
+            if top not in cause.objects:
+                cause.objects.append(top)
+            kind, _, name = top.partition("/")
+            failed = conditions(view.find(kind, name) or {}).get("Failed", {})
+            if failed.get("status") == "True":
+                _quote(cause, str(failed.get("message") or ""))
+        for pod in pods[:1] if cause.depth == Depth.CRASH else ():
+            for event in view.events(pod, "BackOff")[-1:]:
+                if any(map(_restarts, (pod.get("status") or {}).get("containerStatuses") or [])):
+                    _quote(cause, str(event.get("message") or ""))
+
+
+def _restarts(status: Json) -> bool:
+    """Whether a container has been started again."""
+    return bool(status.get("restartCount"))
+
+
+def _quote(cause: Cause, text: str) -> None:
+    if text and text not in cause.evidence:
+        cause.evidence.append(text)
 
 
 def load_snapshot(path: str | Path) -> dict[str, Any]:

@@ -2,28 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from workshop_lib.diagnosis.cause import Cause
 from workshop_lib.diagnosis.finding import Finding
 
-__all__ = ["findings_of"]
+__all__ = ["finding_of", "root_causes"]
 
 _QUOTES = 3
 
 
-def findings_of(causes: Iterable[Cause]) -> list[Finding]:
-    """Merge what is the same, take away what another cause explains, and put the root first."""
-    merged = _merged(causes)
-    roots, explained = _roots(merged)
+def root_causes(causes: Iterable[Cause]) -> list[tuple[Cause, list[str]]]:
+    """Merge what is the same, take away what another cause explains, and put the root first.
+
+    Args:
+        causes: What the rules found.
+
+    Returns:
+        The causes that are left, each with the objects that only wait for it.
+    """
+    roots, explained = _roots(_merged(causes))
     roots.sort(key=lambda cause: (cause.depth, cause.vague, -len(cause.objects)))
-    return [
-        Finding(
-            cause.rule, cause.cause, tuple(cause.objects), tuple(cause.evidence[:_QUOTES]),
-            cause.fix, cause.taught_in, tuple(explained.get(id(cause), ())),
-        )
-        for cause in roots
-    ]  # fmt: skip
+    return [(cause, explained.get(id(cause), [])) for cause in roots]
+
+
+def finding_of(cause: Cause, explains: Sequence[str]) -> Finding:
+    """A cause as it is shown.
+
+    Args:
+        cause: The cause.
+        explains: The objects that only wait for it.
+    """
+    return Finding(
+        cause.rule, cause.cause, tuple(cause.objects), tuple(cause.evidence), cause.fix,
+        cause.taught_in, tuple(explains),
+    )  # fmt: skip
 
 
 def _merged(causes: Iterable[Cause]) -> list[Cause]:

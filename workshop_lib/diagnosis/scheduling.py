@@ -183,10 +183,11 @@ def _claim_trouble(view: View, pod: Json, message: str) -> Cause | None:
     ):
         return None
     claims = {f"PersistentVolumeClaim/{name}" for name in claim_names(pod)}
+    unseen = sorted(claims - set(view.by_ref))
     return Cause(
         "pvc-unbound", ",".join(sorted(claims)), "The pod mounts a claim that has no volume yet.",
         [message], "kubectl describe pvc says what the claim waits for", Lesson.WHEN,
-        [*sorted(claims), ref(pod)], Depth.SCHEDULING, waits_for=claims, vague=True,
+        [*unseen, ref(pod)], Depth.SCHEDULING, waits_for=claims, vague=True,
     )  # fmt: skip
 
 
