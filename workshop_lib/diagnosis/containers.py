@@ -58,6 +58,7 @@ def log_cause(view: View, pod: Json, name: str, match: Match, depth: Depth, *,
         waits_for |= companions(view, pod)
     words = {"who": who_is(pod, name, init=init)}
     cause = match.text(sign.cause, **{**words, "host": shown})
+    cause = cause[0].upper() + cause[1:]
     fix = match.text(sign.fix, **{**words, "host": shown})
     found = Cause(
         sign.rule, f"{view.top(pod)}/{host}", cause, [match.line], fix, sign.taught_in,

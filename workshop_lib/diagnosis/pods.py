@@ -467,7 +467,7 @@ def _evicted(pod: Json, text: str, node: str) -> Cause:
             Depth.CRASH,
         )  # fmt: skip
     found = re.search(r"low on resource: ?\[?([\w.-]+)|had condition: ?\[?(\w+)", text)
-    resource = (found[1] or found[2]) if found else "a resource"
+    resource = (found[1] or found[2]).strip(".") if found else "a resource"
     what = {"DiskPressure": "disk space", "MemoryPressure": "memory", "PIDPressure": "process ids",
             "ephemeral-storage": "disk space"}.get(resource, resource)  # fmt: skip
     return Cause(

@@ -34,7 +34,7 @@ _SOON_S = 30.0
 
 # Which words stand for which rule, the most telling first.
 _RULES: list[tuple[str, str]] = [
-    (r"untolerated taint|had taints? that the pod didn't tolerate", "taint-not-tolerated"),
+    (r"untolerated taint|had taints? .*that the pod didn't tolerate", "taint-not-tolerated"),
     (r"didn't match Pod's node affinity/selector|node\(s\) didn't match node selector"
      r"|didn't match the requested node name", "node-selector"),
     (r"anti-affinity", "pod-anti-affinity"),
@@ -231,6 +231,8 @@ def _primary(view: View, pod: Json, reasons: list[tuple[int, str]]) -> tuple[str
 
 def _by_nodes(view: View, pod: Json, candidates: set[str]) -> str | None:
     """Which single change would open the most nodes, or None when nodes cannot tell."""
+    if not view.nodes:
+        return None
     alone: Counter[str] = Counter()
     open_nodes = 0
     for node in view.nodes:
@@ -419,7 +421,7 @@ def _node_taint(view: View, pod: Json, message: str, key: str, nodes: list[str])
         "kubectl uncordon <node> when the work on it is done" if what == "unschedulable" else
         "kubectl describe node says why; on EKS: look at the instance, its kubelet and the CNI "
         "pods (kubectl get pods -n kube-system -o wide), or replace the node",
-        message, Lesson.WHEN, first=nodes, waits_for=set(nodes),
+        message, Lesson.WHEN,  waits_for=set(nodes),
     )  # fmt: skip
 
 
