@@ -402,6 +402,7 @@ class PodRules:
                 [str(ready.get("message") or ready.get("reason") or "Ready")],
                 f"kubectl describe pod {pod['metadata']['name']}; kubectl logs "
                 f"{pod['metadata']['name']}", Lesson.HEALTH, [ref(pod)], Depth.UNKNOWN,
+                waits_for=containers.companions(self.view, pod),
             )  # fmt: skip
 
     def _creating(self, pod: Json) -> Iterator[Cause]:

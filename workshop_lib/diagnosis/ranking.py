@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from workshop_lib.diagnosis.cause import Cause
-from workshop_lib.diagnosis.finding import Finding
+from workshop_lib.diagnosis.finding import UNKNOWN, Finding
 
 __all__ = ["finding_of", "root_causes"]
 
@@ -53,6 +53,7 @@ def _merged(causes: Iterable[Cause]) -> list[Cause]:
                 same.evidence.append(quote)
     for cause in found.values():
         cause.waits_for -= set(cause.objects)
+        cause.vague = cause.vague or cause.rule == UNKNOWN
     return list(found.values())
 
 

@@ -94,7 +94,7 @@ CONNECTION_SIGNS: tuple[Sign, ...] = (
           "unknown host", "unable to resolve", "getaddrinfo"),
          r"Name or service not known|Temporary failure in name resolution|no such host|"
          r"(?:could not|failed to|unable to) resolve|nodename nor servname|can't resolve|"
-         r"server can't find|bad address|NXDOMAIN|Name does not resolve|ENOTFOUND|unknown host|"
+         r"server can't find|bad address|NXDOMAIN|Name does not resolve|\bENOTFOUND\b|unknown host|"
          r"getaddrinfo (?:failed|EAI)",
          "{who} dials a name that the cluster's DNS does not know: {host}.",
          "kubectl get services shows the names there are; a single pod is reached as "

@@ -74,7 +74,7 @@ NETWORK_SIGNS: tuple[Sign, ...] = (
     Sign("shm-too-small", ("bus error", "shared memory", "/dev/shm"),
          r"Bus error|insufficient shared memory|(?:creating|extend|open|attach\w*).{0,40}shared "
          r"memory.*(?:No space|size|error)|/dev/shm/\S+.*No space left|No space left.*?/dev/shm",
-         "/dev/shm of {who} is full: a container has 64 MiB of shared memory unless it is given "
+         "The shared memory (/dev/shm) of {who} is full: a container has 64 MiB of shared memory unless it is given "
          "more, and NCCL, PyTorch's loaders and Ray's object store all live there.",
          "mount an emptyDir with medium: Memory (and a sizeLimit) at /dev/shm", Lesson.RAY_JOB),
     Sign("nccl-plugin", ("net/plugin", "libnccl-net", "libnccl-tuner"),
