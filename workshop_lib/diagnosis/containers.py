@@ -189,7 +189,7 @@ def crash(view: View, pod: Json, status: Json, *, init: bool = False) -> Cause |
         return Cause(
             rule, f"{view.top(pod)}/{name}", f"The {who} ends with exit code {code}: "
             f"{text_of_code}.", [words or reason or str(code)], fix, lesson, [ref(pod)],
-            Depth.CRASH, waits_for=companions(view, pod) if code == 143 else set(),
+            Depth.CRASH, waits_for={*view.owners(pod), *(companions(view, pod) if code == 143 else ())},
             vague=code in (137, 143),
         )  # fmt: skip
     words = last_words(text)
@@ -199,8 +199,8 @@ def crash(view: View, pod: Json, status: Json, *, init: bool = False) -> Cause |
         "container-exit", key, f"The {who} ends with exit code {code}; {said}",
         [words or reason or "Error"],
         f"kubectl logs {pod['metadata']['name']} -c {name} --previous; the first error in it is "
-        "the cause", Lesson.WHEN, [ref(pod)], Depth.CRASH, waits_for=companions(view, pod),
-        vague=True,
+        "the cause", Lesson.WHEN, [ref(pod)], Depth.CRASH,
+        waits_for={*companions(view, pod), *view.owners(pod)}, vague=True,
     )  # fmt: skip
 
 

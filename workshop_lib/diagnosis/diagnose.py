@@ -55,7 +55,9 @@ def diagnose(snapshot: Mapping[str, Any]) -> Diagnosis:
     notes += [str(each) for each in said] if isinstance(said, list) else []
     roots = root_causes(causes)
     _add_owners(view, [cause for cause, _ in roots])
-    return Diagnosis([finding_of(*root) for root in roots], list(dict.fromkeys(notes)))
+    return Diagnosis(
+        [finding_of(cause, explains) for cause, explains in roots], list(dict.fromkeys(notes))
+    )
 
 
 def _add_owners(view: View, causes: list[Cause]) -> None:

@@ -35,7 +35,7 @@ def finding_of(cause: Cause, explains: Sequence[str]) -> Finding:
     """
     return Finding(
         cause.rule, cause.cause, tuple(cause.objects), tuple(cause.evidence), cause.fix,
-        cause.taught_in, tuple(explains),
+        cause.taught_in, tuple(each for each in explains if each not in cause.objects),
     )  # fmt: skip
 
 
@@ -79,6 +79,13 @@ def _roots(causes: list[Cause]) -> tuple[list[Cause], dict[int, list[str]]]:
             for other in by_object.get(each, ())
             if other != index and not _leads_to(parent, other, index)
         }
+        if cause.vague:  # what only says how something ended gives way to what says why
+            candidates |= {
+                other
+                for each in cause.objects
+                for other in by_object[each]
+                if not causes[other].vague and not _leads_to(parent, other, index)
+            }
         # A cause that waits for another is explained by it, whatever its depth, unless that
         # one only says how something ended while this one says why.
         better = [o for o in candidates if not causes[o].vague or cause.vague]

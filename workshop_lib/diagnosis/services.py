@@ -74,7 +74,7 @@ def _nobody(view: View, service: Json) -> Iterator[Cause]:
             Lesson.SCALING, [ref(service), ref(zero)], Depth.SERVICE,
         )  # fmt: skip
         return
-    near = _nearest(view, selector)
+    near = None if ended else _nearest(view, selector)
     have = f" The nearest, {ref(near[0])}, has {near[1]}." if near else ""
     quote = [f'"{key}": "{value}"' for key, value in selector.items()]
     yield Cause(
