@@ -313,3 +313,30 @@ def test_a_worker_that_ended_and_the_rank_that_only_noticed():
                              "ncclRemoteError: A call failed possibly due to a network error or a "
                              "remote process exiting prematurely.\n", owner="Job/grpo")  # fmt: skip
     check(snapshot(lost, noticed, logs=logs), "oom-killed")
+
+
+def test_a_dead_engine_behind_a_front_that_runs():
+    body = pod(ready=True, statuses=[running(ready=True)])
+    log = {"vllm-0/main": "INFO ready\nvllm.v1.engine.exceptions.EngineDeadError: EngineCore "
+           "encountered an issue. See stack trace (above) for the root cause.\n"}  # fmt: skip
+    check(snapshot(body, logs=log), "engine-dead")
+
+
+def ranks(zero_ip="10.0.0.5"):
+    """Two ranks of an Indexed Job."""
+    index = "batch.kubernetes.io/job-completion-index"
+    found = [pod(f"ray-{i}-abcd{i}", owner="Job/ray", annotations={index: str(i)}, ready=True,
+                 statuses=[running(ready=True)]) for i in (0, 1)]  # fmt: skip
+    found[0]["status"]["podIP"], found[1]["status"]["podIP"] = zero_ip, "10.0.0.6"
+    return found
+
+
+def test_a_worker_that_dials_the_head_of_a_former_run():
+    for line in ("rank 1 dials ray-0-zzzzz", f"{GCS}10.0.0.77:6379 within 5 seconds.",
+                 "Master IP: 10.0.0.77"):  # fmt: skip
+        log = {"ray-1-abcd1/main": line + "\n"}
+        check(snapshot(*ranks(), logs=log), "stale-head-address", evidence=line,
+              objects=["Pod/ray-1-abcd1", "Job/ray"])  # fmt: skip
+    for line in ("rank 1 dials ray-0-abcd0", "Master IP: 10.0.0.5", "rank 1 dials ray-0.ray:6379"):
+        log = {"ray-1-abcd1/main": line + "\n"}
+        assert check(snapshot(*ranks(), logs=log)).verdict == "healthy"

@@ -55,7 +55,7 @@ def log_cause(view: View, pod: Json, name: str, match: Match, depth: Depth, *,
     waits_for = targets(view, host) if host else set()
     waits_for.discard(ref(pod))
     if sign.rule in ("ray-head-unreachable", "ray-token") or sign.vague:
-        waits_for |= companions(view, pod)
+        waits_for |= {*companions(view, pod), *view.owners(pod)}
     words = {"who": who_is(pod, name, init=init)}
     cause = match.text(sign.cause, **{**words, "host": shown})
     cause = cause[0].upper() + cause[1:]

@@ -15,6 +15,7 @@ from workshop_lib.diagnosis.nodes import node_causes
 from workshop_lib.diagnosis.pods import PodRules
 from workshop_lib.diagnosis.ranking import finding_of, root_causes
 from workshop_lib.diagnosis.ray import ray_causes
+from workshop_lib.diagnosis.rendezvous import rendezvous_causes
 from workshop_lib.diagnosis.services import service_causes
 from workshop_lib.diagnosis.storage import storage_causes
 from workshop_lib.diagnosis.view import Json, View, conditions
@@ -48,6 +49,7 @@ def diagnose(snapshot: Mapping[str, Any]) -> Diagnosis:
         *storage_causes(view, notes),
         *admission_causes(view),
         *controller_causes(view, notes),
+        *rendezvous_causes(view),
         *ray_causes(view, notes),
         *service_causes(view, notes),
     ]

@@ -96,11 +96,11 @@ VLLM_SIGNS: tuple[Sign, ...] = (
                              "repositorynotfounderror", "404 client error", "incorrect path_or_model",
                              "hfvalidationerror", "repo id must", "invalid repository id",
                              "revisionnotfound", "nosuchkey", "does not appear to have a file named",
-                             "invalid model path"),
+                             "invalid model path", "put it there with"),
          r"Repository Not Found|RepositoryNotFoundError|not a valid model identifier|Incorrect "
          r"path_or_model_id|HFValidationError|Repo id must|Invalid repository ID|RevisionNotFound|"
          r"404 Client Error.*huggingface|NoSuchKey|does not appear to have a file named|"
-         r"Invalid model path",
+         r"Invalid model path|^model \S+ is not at|put it there with cluster\.apply",
          "{who} cannot find its model: there is none of that name on Hugging Face, and no such "
          "folder in the pod.",
          "correct --model (organisation/name, or a folder that is mounted), or apply the component "
@@ -135,10 +135,13 @@ VLLM_SIGNS: tuple[Sign, ...] = (
 
 MODEL_SIGNS: tuple[Sign, ...] = (
     Sign("engine-dead", ("engine core initialization failed", "enginedeaderror", "enginecore",
-                         "engine core proc", "engine process failed"),
+                         "engine core proc", "engine process failed", "engine is dead",
+                         "engine loop"),
          r"Engine core initialization failed|EngineDeadError|EngineCore (?:encountered|died|failed)|"
-         r"Engine core proc\w* .*died|Engine process failed",
-         "vLLM's engine process died; the server in {who} only reports it.",
-         "look further up in the log for the engine's first error: kubectl logs <pod> --previous | "
-         "grep -m1 -B2 -A20 Traceback", Lesson.VLLM_WHEN, vague=True),
+         r"Engine core proc\w* .*died|Engine process failed|the engine is dead|Engine loop (?:is not "
+         r"running|has died)",
+         "The model server's engine process died; the front in {who} can only say so.",
+         "look further up in the log for the engine's first error (kubectl logs <pod> --previous | "
+         "grep -m1 -B2 -A20 Traceback); a liveness probe on /health lets Kubernetes restart it",
+         Lesson.VLLM_WHEN, running=True, vague=True),
 )  # fmt: skip

@@ -63,12 +63,12 @@ def _logs(api: Api, namespace: str, pods: list[dict[str, Any]]) -> Iterator[tupl
     for pod in pods:
         statuses = container_statuses(pod)
         ready = all(each.get("ready") for each in statuses.values())
-        well += ready
+        well += ready or (pod.get("status") or {}).get("phase") == "Succeeded"
         for name, status in statuses.items():
             state = status.get("state") or {}
-            over = ((state.get("terminated") or {}).get("exitCode")) == 0
             restarted = bool(status.get("restartCount"))
-            if ("waiting" in state and not restarted) or (over and not restarted):
+            done = ((state.get("terminated") or {}).get("exitCode")) == 0
+            if ("waiting" in state and not restarted) or (done and well > WELL_LOGS):
                 continue
             if ready and well > WELL_LOGS and not restarted:
                 continue
