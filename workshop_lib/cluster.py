@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from workshop_lib.errors import ClusterError
 
 if TYPE_CHECKING:
+    from workshop_lib.diagnosis import Diagnosis
     from workshop_lib.workload import Workload
 
 __all__ = ["Cluster", "ExecResult", "LogLine", "Observation", "connect"]
@@ -123,6 +124,12 @@ class Cluster(Protocol):
 
     def forward(self, target: str, port: int) -> AbstractContextManager[str]:
         """A URL on this machine for a port of a Service or pod."""
+
+    def snapshot(self, component: str | None = None) -> dict[str, Any]:
+        """Everything that the diagnosis reads, as one JSON object; no Secret is in it."""
+
+    def diagnose(self, component: str | None = None) -> Diagnosis:
+        """What is wrong, the root cause first: cause, evidence, fix, and where it is taught."""
 
     def secret(self, name: str, key: str) -> str:
         """A Secret's value, for use and not for show."""

@@ -4,9 +4,10 @@ import typing
 
 KINDS = {
     "v1": ["ConfigMap", "Secret", "Service", "Pod", "Event", "Namespace", "PersistentVolumeClaim",
-           "ResourceQuota", "LimitRange", "ServiceAccount"],
+           "ResourceQuota", "LimitRange", "ServiceAccount", "Node"],
     "batch/v1": ["Job"],
     "apps/v1": ["Deployment", "ReplicaSet"],
+    "discovery.k8s.io/v1": ["EndpointSlice"],
     "networking.k8s.io/v1": ["NetworkPolicy"],
     "rbac.authorization.k8s.io/v1": ["Role", "RoleBinding"],
     "storage.k8s.io/v1": ["StorageClass"],
