@@ -7,8 +7,9 @@ import pkgutil
 import pytest
 
 import workshop_lib.checks
+import workshop_lib.cost
 
-PACKAGES = (workshop_lib.checks,)
+PACKAGES = (workshop_lib.checks, workshop_lib.cost)
 NAMES = [
     f"{package.__name__}.{module.name}"
     for package in PACKAGES

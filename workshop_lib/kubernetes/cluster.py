@@ -10,6 +10,7 @@ from typing import Any
 
 from workshop_lib import manifests
 from workshop_lib.cluster import WORKLOAD_KINDS, ExecResult, LogLine, Observation
+from workshop_lib.cost import announce
 from workshop_lib.errors import NotFoundError, WorkshopError
 from workshop_lib.kubernetes import deleting, executing, logs, observe, watch
 from workshop_lib.kubernetes.answers import problem
@@ -92,7 +93,8 @@ class KubernetesCluster:
     def apply(self, component: str, /, *, force: bool = False, **parameters: Any) -> Workload:
         """Render a component's manifests and make the cluster match them.
 
-        The server checks every object (dry run, strict fields) before the first is changed.
+        First it says what they cost an hour. The server checks every object (dry run, strict
+        fields) before the first is changed.
 
         Args:
             component: A folder's name under `manifests/overlays/<profile>`.
@@ -126,6 +128,8 @@ class KubernetesCluster:
             force: Take over fields that another manager has set.
         """
         bodies = prepared(component, objects, self.namespace)
+        if price := announce(self.profile, bodies):
+            print(f"{component}: {price}")
         with Progress(label=f"applying {component}") as progress:
             self._api.on_pause = lambda why: progress.update(text=why)
             try:
