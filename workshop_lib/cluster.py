@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from workshop_lib.errors import ClusterError
 
 if TYPE_CHECKING:
+    from workshop_lib.checks.checklist import CheckList
     from workshop_lib.workload import Workload
 
 __all__ = ["Cluster", "ExecResult", "LogLine", "Observation", "connect"]
@@ -132,6 +133,9 @@ class Cluster(Protocol):
 
     def clean(self) -> None:
         """Remove everything that the workshop made here."""
+
+    def prerequisites(self) -> CheckList:
+        """Whether this cluster has what the components of its profile need; changes nothing."""
 
 
 def connect(

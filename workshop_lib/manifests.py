@@ -21,7 +21,7 @@ import yaml
 from workshop_lib.data import data_path
 from workshop_lib.errors import ManifestError
 
-__all__ = ["Object", "Parameter", "manifests_dir", "parameters_of", "render"]
+__all__ = ["Object", "Parameter", "components", "manifests_dir", "parameters_of", "render"]
 
 APPLY_ORDER = (
     "Namespace", "StorageClass", "ResourceQuota", "LimitRange", "ServiceAccount", "Role",
@@ -133,6 +133,20 @@ def _kubectl() -> str:
     if found is None:
         raise ManifestError("kubectl is not installed; run make to install the environment")
     return found
+
+
+def components(profile: str) -> list[str]:
+    """The names of a profile's components.
+
+    Args:
+        profile: `local`, `eks` or `kind`.
+
+    Example:
+        >>> "vllm" in components("local")
+        True
+    """
+    found = (manifests_dir() / "overlays" / profile).glob("*/kustomization.yaml")
+    return sorted(path.parent.name for path in found)
 
 
 def render(

@@ -356,6 +356,7 @@ def test_the_price_is_said_before_anything_is_applied(emulator, cluster, capsys)
         cluster.apply("ray-cluster")
     assert "ray-cluster: $44.15 an hour on demand: 2 x p4d.24xlarge" in capsys.readouterr().out
     assert emulator.changes() == []
+    emulator.faults.clear()
     cluster.profile = "kind"
     cluster.apply("vllm")
     assert "$" not in capsys.readouterr().out

@@ -5,12 +5,11 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from workshop_lib.cost import budget, catalogue_table, component_cost
 from workshop_lib.errors import WorkshopError
-from workshop_lib.manifests import manifests_dir
+from workshop_lib.manifests import components
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("EC2 instance types, US dollars an hour\n")
         print(_shown(catalogue_table()))
         print("\nComponents as rendered for EKS\n")
-        for component in _components():
+        for component in components("eks"):
             cost = component_cost(component)
             print(f"{component:<16}{cost.line() if cost.machines or cost.claims else 'nothing'}")
         print(f"\nThe workshop, of one learner{' on spot instances' if options.spot else ''}\n")
@@ -56,11 +55,6 @@ def _shown(table: pd.DataFrame) -> str:
     table = table.round(2).astype(object).where(table.notna(), "not verified")
     table.loc[table["gpus"] == 0, "usd_per_gpu_hour"] = ""
     return table.to_string(index=False)
-
-
-def _components() -> list[str]:
-    overlays: Path = manifests_dir() / "overlays" / "eks"
-    return sorted(path.parent.name for path in overlays.glob("*/kustomization.yaml"))
 
 
 if __name__ == "__main__":

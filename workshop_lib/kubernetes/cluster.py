@@ -6,7 +6,7 @@ import base64
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from workshop_lib import manifests
 from workshop_lib.cluster import WORKLOAD_KINDS, ExecResult, LogLine, Observation
@@ -22,6 +22,9 @@ from workshop_lib.kubernetes.resources import COMPONENT, DELETE_ORDER, resource_
 from workshop_lib.manifests import Object
 from workshop_lib.progress import Progress
 from workshop_lib.workload import Workload, found_handle, handle
+
+if TYPE_CHECKING:
+    from workshop_lib.checks.checklist import CheckList
 
 __all__ = ["KubernetesCluster"]
 
@@ -268,6 +271,15 @@ class KubernetesCluster:
         if (value := (body.get("data") or {}).get(key)) is None:
             raise NotFoundError(f"Secret/{name} with key {key!r} is not there; apply its component")
         return base64.b64decode(value).decode()
+
+    def prerequisites(self) -> CheckList:
+        """Whether the cluster has what the components of the profile need; changes nothing.
+
+        What this user may not see is "cannot tell", with the command for who may.
+        """
+        from workshop_lib.kubernetes.prerequisites import check_prerequisites
+
+        return check_prerequisites(self._api, self.namespace, self.profile, self.version)
 
     # -- reaching in --------------------------------------------------------------------------
 
