@@ -141,12 +141,19 @@ def components(profile: str) -> list[str]:
     Args:
         profile: `local`, `eks` or `kind`.
 
+    Raises:
+        ManifestError: There is no such profile.
+
     Example:
         >>> "vllm" in components("local")
         True
     """
-    found = (manifests_dir() / "overlays" / profile).glob("*/kustomization.yaml")
-    return sorted(path.parent.name for path in found)
+    overlays = manifests_dir() / "overlays"
+    found = sorted(path.parent.name for path in overlays.glob(f"{profile}/*/kustomization.yaml"))
+    if not found:
+        known = ", ".join(sorted(path.name for path in overlays.iterdir()))
+        raise ManifestError(f"there is no profile {profile!r}; there are: {known}")
+    return found
 
 
 def render(
