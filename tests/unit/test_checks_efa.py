@@ -3,6 +3,7 @@
 import pytest
 
 from workshop_lib.checks import efa, efa_network
+from workshop_lib.data import data_path
 from workshop_lib.errors import EnvironmentError_, WorkshopError
 
 # -- what commands print --------------------------------------------------------------------------
@@ -326,3 +327,19 @@ def test_without_a_region_the_client_says_so(monkeypatch, tmp_path):
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
     with pytest.raises(EnvironmentError_, match=r"no EC2 client: .*region.*; set AWS_REGION"):
         efa_network.ec2_client()
+
+
+def test_a_lesson_has_an_ec2_api_of_its_own():
+    pytest.importorskip("moto", reason="moto is not installed")
+    with efa_network.practice_ec2() as (ec2, group, subnet):
+        checks = efa_network.check_network(ec2, group_id=group, subnet_ids=[subnet])
+        assert [check.outcome for check in checks] == ["fail", "fail", "pass", "pass"]
+        efa_network.fix_security_group(ec2, group, apply=True)
+        assert efa_network.check_network(ec2, group_id=group, subnet_ids=[subnet]).passed
+
+
+def test_what_the_lesson_reads_says_what_it_should():
+    read = lambda name: data_path(f"documented/{name}").read_text()  # noqa: E731
+    assert "nothing comes in" in efa.check_counters(
+        read("efa-counters-before.txt"), read("efa-counters-after.txt"))[0].evidence  # fmt: skip
+    assert efa.check_nccl_log(read("nccl-socket.log"))[0].passed is False

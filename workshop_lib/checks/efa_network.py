@@ -10,8 +10,9 @@ EFA does not cross Availability Zones.
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from workshop_lib.checks.checklist import Check, CheckList
@@ -20,7 +21,7 @@ from workshop_lib.errors import EnvironmentError_, WorkshopError
 
 __all__ = [
     "check_instances", "check_network", "check_security_group", "check_subnets", "ec2_client",
-    "fix_security_group",
+    "fix_security_group", "practice_ec2",
 ]  # fmt: skip
 
 Json = Mapping[str, Any]
@@ -44,6 +45,28 @@ def ec2_client(region: str | None = None) -> Any:
         return boto3.client("ec2", region_name=region)
     except BotoCoreError as error:
         raise EnvironmentError_(f"no EC2 client: {error}; set AWS_REGION") from error
+
+
+@contextlib.contextmanager
+def practice_ec2() -> Iterator[tuple[Any, str, str]]:
+    """An EC2 API to practise on: moto's, in this process, with no account behind it.
+
+    Yields:
+        A client, a security group with the rules that EC2 gives a new one, a subnet.
+
+    Raises:
+        EnvironmentError_: boto3 or moto is not installed.
+    """
+    try:
+        import moto
+    except ImportError:
+        raise EnvironmentError_("moto is not installed; run: pip install 'moto[ec2]'") from None
+    with moto.mock_aws():  # puts credentials of nobody into the environment, for as long
+        ec2 = ec2_client("us-east-1")
+        vpc = ec2.create_vpc(CidrBlock="10.0.0.0/16")["Vpc"]["VpcId"]
+        subnet = ec2.create_subnet(VpcId=vpc, CidrBlock="10.0.0.0/20")["Subnet"]["SubnetId"]
+        group = ec2.create_security_group(GroupName="efa", Description="practice", VpcId=vpc)
+        yield ec2, group["GroupId"], subnet
 
 
 def _ask(ec2: Any, operation: str, **arguments: Any) -> dict[str, Any]:

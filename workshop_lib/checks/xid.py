@@ -196,7 +196,8 @@ def _listed(xids: Sequence[Xid]) -> str:
     for number in sorted({xid.number for xid in xids}):
         same = [xid for xid in xids if xid.number == number]
         buses = ", ".join(sorted({xid.bus for xid in same}))
-        words.append(f"XID {number} ({same[0].entry['what']}), {len(same)} times on {buses}")
+        times = "once" if len(same) == 1 else f"{len(same)} times"
+        words.append(f"XID {number} ({same[0].entry['what']}), {times} on {buses}")
     return "; ".join(words)
 
 
