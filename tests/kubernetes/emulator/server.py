@@ -19,7 +19,7 @@ from .kubelet import Kubelet
 from .store import Problem, Store, full_name, not_found, now
 
 Resource = namedtuple("Resource", "kind plural api_version group namespaced")
-CLUSTER_WIDE = ("Namespace", "StorageClass", "Node", "NodePool")
+CLUSTER_WIDE = ("Namespace", "Node", "NodePool", "StorageClass")
 VERSION = {"major": "1", "minor": "36", "gitVersion": "v1.36.0", "platform": "linux/amd64"}
 PATH = re.compile(
     r"^/(?:api|apis)/(?P<version>v1|[^/]+/[^/]+)(?:/namespaces/(?P<ns>[^/]+))?"
