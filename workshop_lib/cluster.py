@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from workshop_lib.errors import ClusterError
 
 if TYPE_CHECKING:
+    from workshop_lib.checks.checklist import CheckList
     from workshop_lib.diagnosis import Diagnosis
     from workshop_lib.workload import Workload
 
@@ -139,6 +140,9 @@ class Cluster(Protocol):
 
     def clean(self) -> None:
         """Remove everything that the workshop made here."""
+
+    def prerequisites(self) -> CheckList:
+        """Whether this cluster has what the components of its profile need; changes nothing."""
 
 
 def connect(

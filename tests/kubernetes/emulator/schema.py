@@ -12,6 +12,7 @@ KINDS = {
     "rbac.authorization.k8s.io/v1": ["Role", "RoleBinding"],
     "storage.k8s.io/v1": ["StorageClass"],
     "ray.io/v1": ["RayCluster", "RayService", "RayJob"],
+    "karpenter.sh/v1": ["NodePool"],
 }  # fmt: skip
 SPECIAL = {"NetworkPolicy": "networkpolicies", "StorageClass": "storageclasses"}
 
