@@ -87,12 +87,13 @@ _RESOURCES = [
     Resource("ray.io/v1", "RayJob", "rayjobs"),
     Resource("monitoring.coreos.com/v1", "ServiceMonitor", "servicemonitors"),
     Resource("monitoring.coreos.com/v1", "PodMonitor", "podmonitors"),
+    Resource("monitoring.coreos.com/v1", "PrometheusRule", "prometheusrules"),
 ]
 _BY_KIND = {resource.kind: resource for resource in _RESOURCES}
 
 DELETE_ORDER = (
     "RayService", "RayJob", "RayCluster", "Deployment", "Job",
-    "ServiceMonitor", "PodMonitor", "Service", "ConfigMap", "Secret", "NetworkPolicy",
+    "ServiceMonitor", "PodMonitor", "PrometheusRule", "Service", "ConfigMap", "Secret", "NetworkPolicy",
     "RoleBinding", "Role", "ServiceAccount", "LimitRange", "ResourceQuota", "StorageClass",
 )  # fmt: skip
 """The kinds that `delete` looks for, in its order: what uses something goes before it."""
@@ -111,7 +112,7 @@ _OPERATORS = {
     ),
     "monitoring.coreos.com": (
         "the Prometheus operator",
-        "helm install monitoring kube-prometheus-stack "
+        "helm install monitoring kube-prometheus-stack --namespace monitoring --create-namespace "
         "--repo https://prometheus-community.github.io/helm-charts",
     ),
 }

@@ -11,6 +11,7 @@ KINDS = {
     "rbac.authorization.k8s.io/v1": ["Role", "RoleBinding"],
     "storage.k8s.io/v1": ["StorageClass"],
     "ray.io/v1": ["RayCluster", "RayService", "RayJob"],
+    "monitoring.coreos.com/v1": ["ServiceMonitor", "PodMonitor", "PrometheusRule"],
 }  # fmt: skip
 SPECIAL = {"NetworkPolicy": "networkpolicies", "StorageClass": "storageclasses"}
 

@@ -20,6 +20,7 @@ from .store import Problem, Store, full_name, not_found, now
 
 Resource = namedtuple("Resource", "kind plural api_version group namespaced")
 CLUSTER_WIDE = ("Namespace", "StorageClass")
+CRDS = ("ray.io", "monitoring.coreos.com")
 VERSION = {"major": "1", "minor": "36", "gitVersion": "v1.36.0", "platform": "linux/amd64"}
 PATH = re.compile(
     r"^/(?:api|apis)/(?P<version>v1|[^/]+/[^/]+)(?:/namespaces/(?P<ns>[^/]+))?"
@@ -370,7 +371,7 @@ class _Handler(BaseHTTPRequestHandler):
                 resource or Resource("", found["plural"], found["version"], group, True),
                 found, query,
             )  # fmt: skip
-        if resource is None or (resource.group == "ray.io" and not emulator.crds):
+        if resource is None or (resource.group in CRDS and not emulator.crds):
             self.answer(404, "404 page not found\n")
             return
         namespace, name = found["ns"] or "", found["name"]
