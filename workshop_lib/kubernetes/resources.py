@@ -73,6 +73,13 @@ _RESOURCES = [
     Resource("v1", "ServiceAccount", "serviceaccounts"),
     Resource("rbac.authorization.k8s.io/v1", "Role", "roles"),
     Resource("rbac.authorization.k8s.io/v1", "RoleBinding", "rolebindings"),
+    Resource("rbac.authorization.k8s.io/v1", "ClusterRole", "clusterroles", namespaced=False),
+    Resource(
+        "rbac.authorization.k8s.io/v1",
+        "ClusterRoleBinding",
+        "clusterrolebindings",
+        namespaced=False,
+    ),
     Resource("networking.k8s.io/v1", "NetworkPolicy", "networkpolicies"),
     Resource("v1", "Secret", "secrets"),
     Resource("v1", "ConfigMap", "configmaps"),
@@ -94,13 +101,14 @@ _BY_KIND = {resource.kind: resource for resource in _RESOURCES}
 DELETE_ORDER = (
     "RayService", "RayJob", "RayCluster", "Deployment", "Job",
     "ServiceMonitor", "PodMonitor", "PrometheusRule", "Service", "ConfigMap", "Secret", "NetworkPolicy",
-    "RoleBinding", "Role", "ServiceAccount", "LimitRange", "ResourceQuota", "StorageClass",
+    "RoleBinding", "Role", "ServiceAccount", "LimitRange", "ResourceQuota", "ClusterRoleBinding",
+    "ClusterRole", "StorageClass",
 )  # fmt: skip
 """The kinds that `delete` looks for, in its order: what uses something goes before it."""
 
 ADMINISTRATION = (
     "NetworkPolicy", "RoleBinding", "Role", "ServiceAccount", "LimitRange", "ResourceQuota",
-    "StorageClass",
+    "ClusterRoleBinding", "ClusterRole", "StorageClass",
 )  # fmt: skip
 """What an administrator applies for learners: it goes with its component, never with `clean`."""
 

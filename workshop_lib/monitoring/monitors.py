@@ -241,7 +241,7 @@ def _target(
     monitor: Monitor, pod: Json, port: int, labels: Mapping[str, str], source: Json
 ) -> Target:
     given = {
-        "namespace": pod["metadata"].get("namespace", "workshop"),
+        "namespace": pod["metadata"].get("namespace", "default"),
         "pod": pod["metadata"]["name"],
         "endpoint": monitor.port,
         **labels,

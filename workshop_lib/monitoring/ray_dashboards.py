@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from workshop_lib.errors import ClusterError, NotFoundError
+from workshop_lib.kubernetes.observe import INDEX
 from workshop_lib.kubernetes.resources import LABELS
 from workshop_lib.manifests import Object
 from workshop_lib.workload import Workload
@@ -78,8 +79,8 @@ def ray_dashboards(workload: Workload, *, timeout_s: float = 120.0) -> Object:
 
 def _is_head(pod: Mapping[str, Any]) -> bool:
     labels = pod["metadata"].get("labels") or {}
-    rank = labels.get("batch.kubernetes.io/job-completion-index")
-    return labels.get("ray.io/node-type") == "head" or rank == "0"
+    annotations = pod["metadata"].get("annotations") or {}
+    return labels.get("ray.io/node-type") == "head" or annotations.get(INDEX) == "0"
 
 
 def dashboards_object(files: Mapping[str, str]) -> Object:

@@ -178,7 +178,7 @@ def watch_serving(
         )
     readings: list[_Reading] = []
     with ExitStack() as stack:
-        urls = [stack.enter_context(workload.cluster.forward(pod, port)) for pod in workload.pods()]
+        urls = [stack.enter_context(workload.cluster.forward(pod, port)) for pod in workload.pods]
         pool = stack.enter_context(ThreadPoolExecutor(1))
         work = pool.submit(during) if during else None
         progress = stack.enter_context(Progress(label="reading metrics"))

@@ -19,7 +19,7 @@ from .kubelet import Kubelet
 from .store import Problem, Store, full_name, not_found, now
 
 Resource = namedtuple("Resource", "kind plural api_version group namespaced")
-CLUSTER_WIDE = ("Namespace", "StorageClass")
+CLUSTER_WIDE = ("Namespace", "StorageClass", "ClusterRole", "ClusterRoleBinding")
 CRDS = ("ray.io", "monitoring.coreos.com")
 VERSION = {"major": "1", "minor": "36", "gitVersion": "v1.36.0", "platform": "linux/amd64"}
 PATH = re.compile(
