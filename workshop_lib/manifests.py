@@ -25,7 +25,8 @@ __all__ = ["Object", "Parameter", "manifests_dir", "parameters_of", "render"]
 
 APPLY_ORDER = (
     "Namespace", "StorageClass", "ResourceQuota", "LimitRange", "ServiceAccount", "ClusterRole",
-    "ClusterRoleBinding", "Role", "RoleBinding", "NetworkPolicy", "Secret", "ConfigMap", "PersistentVolumeClaim", "Service",
+    "ClusterRoleBinding", "Role", "RoleBinding", "NetworkPolicy", "Secret", "ConfigMap",
+    "PersistentVolumeClaim", "Service",
 )  # fmt: skip
 """What others refer to comes first; workloads, not named here, come last."""
 

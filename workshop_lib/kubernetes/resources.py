@@ -100,9 +100,9 @@ _BY_KIND = {resource.kind: resource for resource in _RESOURCES}
 
 DELETE_ORDER = (
     "RayService", "RayJob", "RayCluster", "Deployment", "Job",
-    "ServiceMonitor", "PodMonitor", "PrometheusRule", "Service", "ConfigMap", "Secret", "NetworkPolicy",
-    "RoleBinding", "Role", "ServiceAccount", "LimitRange", "ResourceQuota", "ClusterRoleBinding",
-    "ClusterRole", "StorageClass",
+    "ServiceMonitor", "PodMonitor", "PrometheusRule", "Service", "ConfigMap", "Secret",
+    "NetworkPolicy", "RoleBinding", "Role", "ServiceAccount", "LimitRange", "ResourceQuota",
+    "ClusterRoleBinding", "ClusterRole", "StorageClass",
 )  # fmt: skip
 """The kinds that `delete` looks for, in its order: what uses something goes before it."""
 

@@ -8,7 +8,14 @@ pages itself, for as long as somebody watches.
 
 from workshop_lib.monitoring.client import PrometheusClient
 from workshop_lib.monitoring.local import LocalPrometheus, start_prometheus
-from workshop_lib.monitoring.monitors import Monitor, Target, find_targets, monitors, rule_groups
+from workshop_lib.monitoring.monitors import (
+    Monitor,
+    Target,
+    alerts_table,
+    find_targets,
+    monitors,
+    rule_groups,
+)
 from workshop_lib.monitoring.ray_dashboards import ray_dashboards
 from workshop_lib.monitoring.serving import SOURCES, Source, serving_history, watch_serving
 
@@ -19,6 +26,7 @@ __all__ = [
     "PrometheusClient",
     "Source",
     "Target",
+    "alerts_table",
     "find_targets",
     "monitors",
     "ray_dashboards",

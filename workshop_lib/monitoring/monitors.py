@@ -11,13 +11,24 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from workshop_lib import manifests
 from workshop_lib.errors import ManifestError
 from workshop_lib.manifests import Object
 
-__all__ = ["Monitor", "Target", "find_targets", "monitors", "rule_groups", "selects"]
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = [
+    "Monitor",
+    "Target",
+    "alerts_table",
+    "find_targets",
+    "monitors",
+    "rule_groups",
+    "selects",
+]
 
 Json = Mapping[str, Any]
 
@@ -100,6 +111,34 @@ def rule_groups(profile: str = "eks") -> dict[str, Any]:
     objects = manifests.render(profile, COMPONENT)
     rules = [item.body["spec"]["groups"] for item in objects if item.kind == "PrometheusRule"]
     return {"groups": [group for groups in rules for group in groups]}
+
+
+def alerts_table(profile: str = "eks") -> pd.DataFrame:
+    """The alerts of the manifests: `alert`, `severity`, `for`, `what it says`, `what to do`.
+
+    Args:
+        profile: The profile whose overlay is read.
+
+    Example:
+        >>> alerts_table().iloc[0]["alert"]
+        'TimeToFirstTokenSlow'
+    """
+    import pandas as pd
+
+    rules = [rule for group in rule_groups(profile)["groups"] for rule in group["rules"]]
+    rows = [
+        {
+            "alert": rule["alert"],
+            "severity": rule["labels"]["severity"],
+            "for": rule.get("for", "at once"),
+            "what it says": re.sub(r"{{ \$(?:labels\.)?(\w+)[^}]*}}", r"<\1>",
+                                   rule["annotations"]["summary"]),
+            "what to do": rule["annotations"]["action"],
+        }
+        for rule in rules
+        if "alert" in rule
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
 
 
 def _monitor(item: Object) -> Monitor:

@@ -124,6 +124,14 @@ class Emulator:
                 self.store.new(body, name, account)
                 self.store.put(account, name, body)
 
+    def empty_namespace(self, name):
+        """As its controller does: everything in a namespace goes with it."""
+        with self.store.lock:
+            self.namespaces.discard(name)
+            for resource in self._resources.values():
+                for body in self.store.list(resource, name) if resource.namespaced else []:
+                    self.store.drop(resource, name, body["metadata"]["name"])
+
     def rule_allows(self, verb, group, plural):
         """Whether the Role whose rules are in force, if any, has this."""
         return self.rules is None or any(
@@ -383,6 +391,11 @@ class _Handler(BaseHTTPRequestHandler):
             pod = emulator.store.get(resource, namespace, name)
             if pod is None:
                 raise not_found(resource, name)
+            if found["sub"] == "token":  # TokenRequest: a token that then counts
+                token = f"token-{namespace}-{len(emulator.tokens)}"
+                emulator.tokens.add(token)
+                self.answer(201, {**body, "status": {"token": token}})
+                return
             kubelet = emulator.kubelet
             {"log": kubelet.stream_log, "exec": kubelet.exec, "portforward": kubelet.forward}[
                 found["sub"]
@@ -472,7 +485,10 @@ class _Handler(BaseHTTPRequestHandler):
             )
             self.answer(status, result)
         elif name:
-            self.answer(200, store.delete(resource, namespace, name, body))
+            answer = store.delete(resource, namespace, name, body)
+            if resource.kind == "Namespace":
+                self.server.emulator.empty_namespace(name)
+            self.answer(200, answer)
         else:
             gone = [b for b in store.list(resource, namespace) if fits(b, query)]
             answer = self.page(resource, namespace, query)
