@@ -18,7 +18,7 @@ from workshop_lib.monitoring import (
     start_prometheus,
     watch_serving,
 )
-from workshop_lib.monitoring import monitors as module
+from workshop_lib.monitoring import scraping as module
 from workshop_lib.monitoring.serving import _Reading, _table, bucket_quantile
 from workshop_lib.plots import plot_serving
 from workshop_lib.serving.metrics import parse_metrics
@@ -113,6 +113,8 @@ def test_a_local_head_is_found_as_on_a_cluster():
         (lambda spec: spec.update(sampleLimit=5), "not understood here: sampleLimit"),
         (lambda spec: spec["endpoints"].append({}), "more than one endpoint"),
         (lambda spec: spec["endpoints"][0].update(scheme="https"), "not understood here: scheme"),
+        (lambda spec: spec["endpoints"][0].update(metricRelabelings=[{"modulus": 2}]),
+         "not understood here: modulus"),
         (lambda spec: spec["endpoints"][0].update(interval="1h"), "interval '1h'"),
         (lambda spec: spec["endpoints"][0].update(relabelings=[{"action": "drop"}]),
          "may only copy one label"),
@@ -142,7 +144,8 @@ FIELDS = {
     "PodMonitor": {"namespaceSelector", "selector", "podTargetLabels", "podMetricsEndpoints"},
     "PrometheusRule": {"groups"},
 }
-ENDPOINT = {"port": str, "path": str, "interval": str, "scrapeTimeout": str, "relabelings": list}
+ENDPOINT = {"port": str, "path": str, "interval": str, "scrapeTimeout": str, "relabelings": list,
+            "metricRelabelings": list}  # fmt: skip
 RULE = {"alert": str, "record": str, "expr": str, "for": str, "labels": dict, "annotations": dict}
 
 

@@ -8,7 +8,8 @@ pages itself, for as long as somebody watches.
 
 from workshop_lib.monitoring.client import PrometheusClient
 from workshop_lib.monitoring.local import LocalPrometheus, start_prometheus
-from workshop_lib.monitoring.monitors import (
+from workshop_lib.monitoring.ray_dashboards import ray_dashboards
+from workshop_lib.monitoring.scraping import (
     Monitor,
     Target,
     alerts_table,
@@ -16,7 +17,6 @@ from workshop_lib.monitoring.monitors import (
     monitors,
     rule_groups,
 )
-from workshop_lib.monitoring.ray_dashboards import ray_dashboards
 from workshop_lib.monitoring.serving import SOURCES, Source, serving_history, watch_serving
 
 __all__ = [

@@ -10,6 +10,7 @@ import subprocess
 import time
 import urllib.request
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -20,7 +21,7 @@ from workshop_lib.local.network import AddressBook
 from workshop_lib.local.objects import all_objects
 from workshop_lib.local.paths import remove_tree
 from workshop_lib.monitoring.client import PrometheusClient
-from workshop_lib.monitoring.monitors import Target, find_targets, monitors, rule_groups
+from workshop_lib.monitoring.scraping import Monitor, Target, find_targets, monitors, rule_groups
 
 if TYPE_CHECKING:
     from workshop_lib.cluster import Cluster
@@ -108,9 +109,13 @@ class LocalPrometheus(PrometheusClient):
             "rule_files": [str(self.folder / "rules.yaml")],
             "scrape_configs": [
                 {
-                    "job_name": "manifests",
-                    "file_sd_configs": [{"files": [str(self.folder / "targets.json")]}],
+                    "job_name": monitor.name,
+                    "metrics_path": monitor.path,
+                    "scrape_interval": _duration(self._every_s or monitor.interval_s),
+                    "file_sd_configs": [{"files": [str(self._targets_file(monitor))]}],
+                    "metric_relabel_configs": [dict(rule) for rule in monitor.series_rules],
                 }
+                for monitor in monitors()
             ],
         }
         rules = rule_groups()
@@ -161,21 +166,20 @@ class LocalPrometheus(PrometheusClient):
         Prometheus watches the file that is written. On a cluster the operator and
         Prometheus' own discovery do this.
         """
-        groups = []
+        groups: dict[str, list[dict[str, Any]]] = {each.name: [] for each in monitors()}
         for target, address in local_targets(self._cluster):
-            every = _duration(self._every_s or target.monitor.interval_s)
-            labels = {
-                **target.labels,
-                "__metrics_path__": target.monitor.path,
-                "__scrape_interval__": every,
-            }
-            groups.append({"targets": [address], "labels": labels})
-        text = json.dumps(groups)
-        file = self.folder / "targets.json"
-        if not file.exists() or file.read_text() != text:
-            new = self.folder / "targets.json.new"
-            new.write_text(text)
-            new.replace(file)
+            entry = {"targets": [address], "labels": dict(target.labels)}
+            groups[target.monitor.name].append(entry)
+        for name, entries in groups.items():
+            text = json.dumps(entries)
+            file = self.folder / f"targets-{name}.json"
+            if not file.exists() or file.read_text() != text:
+                new = file.with_suffix(".new")
+                new.write_text(text)
+                new.replace(file)
+
+    def _targets_file(self, monitor: Monitor) -> Path:
+        return self.folder / f"targets-{monitor.name}.json"
 
     def get(self, path: str, **parameters: str) -> Any:
         """The `data` of an answer, after a look at which pods there are."""

@@ -35,7 +35,15 @@ Json = Mapping[str, Any]
 COMPONENT = "monitoring"
 ENDPOINTS = {"ServiceMonitor": "endpoints", "PodMonitor": "podMetricsEndpoints"}
 SPEC_FIELDS = {"namespaceSelector", "selector", "targetLabels", "podTargetLabels"}
-ENDPOINT_FIELDS = {"port", "path", "interval", "scrapeTimeout", "relabelings"}
+ENDPOINT_FIELDS = {
+    "port", "path", "interval", "scrapeTimeout", "relabelings", "metricRelabelings",
+}  # fmt: skip
+RENAMING = {
+    "action": "action", "sourceLabels": "source_labels", "regex": "regex",
+    "targetLabel": "target_label", "replacement": "replacement",
+}  # fmt: skip
+"""A rule's fields in a monitor, and in Prometheus' own configuration."""
+
 _POD_LABEL = "__meta_kubernetes_pod_label_"
 
 
@@ -52,6 +60,7 @@ class Monitor:
         interval_s: Seconds between two readings.
         copied: Labels of the Service or pod that every series gets.
         renamed: Name of a label that every series gets, to the pod's label with its value.
+        series_rules: What is done with each series, in Prometheus' own words.
     """
 
     kind: str
@@ -62,6 +71,7 @@ class Monitor:
     interval_s: int
     copied: tuple[str, ...] = ()
     renamed: Mapping[str, str] = field(default_factory=dict)
+    series_rules: tuple[Mapping[str, Any], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -159,6 +169,9 @@ def _monitor(item: Object) -> Monitor:
         interval_s=_seconds(endpoint.get("interval", "30s"), item),
         copied=tuple(spec.get("targetLabels") or spec.get("podTargetLabels") or ()),
         renamed=dict(_renamed(each, item) for each in endpoint.get("relabelings") or ()),
+        series_rules=tuple(
+            _series_rule(each, item) for each in endpoint.get("metricRelabelings") or ()
+        ),
     )
 
 
@@ -176,6 +189,13 @@ def _renamed(rule: Json, item: Object) -> tuple[str, str]:
     if not plain or len(sources) != 1 or not sources[0].startswith(_POD_LABEL):
         raise item.error("a relabeling may only copy one label of the pod here")
     return rule["targetLabel"], sources[0].removeprefix(_POD_LABEL)
+
+
+def _series_rule(rule: Json, item: Object) -> dict[str, Any]:
+    """A metric relabeling as Prometheus' configuration writes it."""
+    if unknown := sorted(set(rule) - set(RENAMING)):
+        raise item.error(f"not understood here: {', '.join(unknown)}")
+    return {RENAMING[key]: value for key, value in rule.items()}
 
 
 def _sanitized(label: str) -> str:
