@@ -46,14 +46,12 @@ def test_prometheus_reads_what_the_monitors_say(served):
         assert (running[0]["value"], running[0]["model_name"]) == (4, "m")
 
         until(lambda: len(prometheus.query_range("up", last_s=60, step_s=0.5)) > 10)
-        history = until(
-            lambda: (
-                h if (h := serving_history(prometheus, last_s=30, step_s=0.5, window_s=10))[
-                    "latency_p95_s"
-                ].notna().sum() > 3 else None
-            )
-        )  # fmt: skip
-        last = history.dropna().iloc[-1]
+
+        def history():
+            found = serving_history(prometheus, last_s=30, step_s=0.5, window_s=10)
+            return [found] if found["latency_p95_s"].notna().sum() > 3 else []
+
+        last = until(history)[0].dropna().iloc[-1]
         assert last[["running", "waiting", "level"]].tolist() == pytest.approx([4, 2, 97])
         # Of ten requests nine are between 0.1 and 0.5 s, one between 2.5 and 5 s.
         assert 0.1 < last["latency_p50_s"] < 0.5 and 2.5 < last["latency_p95_s"] < 5

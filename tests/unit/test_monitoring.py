@@ -248,9 +248,9 @@ def test_rays_dashboards_become_a_config_map():
         "serve_grafana_dashboard.json": json.dumps({"title": "Serve", "panels": []}, indent=9)
     }
     answer = f"a line of somebody\n{json.dumps(boards)}\n"
-    item = ray_dashboards(Handle(Head(answer), [WORKER, HEAD]))
-    metadata = item.body["metadata"]
-    assert metadata["labels"]["grafana_dashboard"] == "1" and item.key == "ConfigMap/ray-dashboards"
+    (item,) = ray_dashboards(Handle(Head(answer), [WORKER, HEAD]))
+    assert item.body["metadata"]["labels"]["grafana_dashboard"] == "1"
+    assert item.key == "ConfigMap/ray-dashboard-serve"
     (text,) = item.body["data"].values()
     assert json.loads(text)["title"] == "Serve" and "\n" not in text
 

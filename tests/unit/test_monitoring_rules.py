@@ -4,12 +4,13 @@ import json
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 import yaml
 
 from workshop_lib import manifests
-from workshop_lib.monitoring import rule_groups
+from workshop_lib.monitoring import SOURCES, rule_groups
 
 PROMTOOL = shutil.which("promtool")
 needs_promtool = pytest.mark.skipif(
@@ -250,3 +251,85 @@ def test_dashboards_are_what_grafana_imports():
         assert len(set(places)) == len(places) == len({p["id"] for p in board["panels"]})
         for panel in board["panels"]:
             assert panel["description"].endswith(".") and panel["fieldConfig"]["defaults"]["unit"]
+
+
+# -- names ----------------------------------------------------------------------------------------
+
+SEEN = json.loads((Path(__file__).parents[1] / "data/monitoring/names.json").read_text())
+TARGET = {"namespace", "pod", "job", "ray_io_cluster", "le"}
+"""Labels that the operator gives every series (`ray_io_cluster`: the monitors), and a bucket's."""
+
+ELSEWHERE = {
+    # https://github.com/NVIDIA/dcgm-exporter, etc/default-counters.csv
+    "DCGM_FI_DEV_XID_ERRORS", "DCGM_FI_DEV_UNCORRECTABLE_REMAPPED_ROWS",
+    "DCGM_FI_DEV_ROW_REMAP_FAILURE",
+    # https://github.com/kubernetes/kube-state-metrics, docs/metrics/workload
+    "kube_pod_container_status_restarts_total", "kube_pod_container_status_terminated_reason",
+    "kube_pod_container_status_last_terminated_reason", "kube_pod_status_unschedulable",
+    "kube_pod_container_resource_requests", "kube_deployment_status_replicas_unavailable",
+    "up",
+}  # fmt: skip
+"""What neither Ray nor vLLM exports: by its exporter's own list."""
+
+
+def labels_of(name):
+    """A metric's labels as they were seen on a real page; None when nobody is known to have it."""
+    if name in ELSEWHERE or name.startswith("workshop:"):
+        return TARGET | {"model_name"}
+    found = SEEN["vllm"].get(name) or SEEN["ray"].get(name)
+    if found is None and name.startswith("ray_vllm_"):
+        # Ray makes a counter when it first counts; vLLM has it from the start.
+        found = SEEN["vllm"].get(name.replace("ray_vllm_", "vllm:"))
+    if found is None and name in SEEN["rays_own_dashboards"]:
+        return None if name.startswith("ray_vllm_") else {"application", *TARGET}
+    return TARGET | set(found["labels"]) if found else None
+
+
+def metric_names(expression):
+    plain = re.sub(r"\b(by|on|ignoring|group_left)\s*\([^)]*\)", " ", expression)
+    plain = re.sub(r'"[^"]*"', '""', plain) + " "
+    names = set(re.findall(r"(?<![\w:])((?:ray_|vllm:|workshop:|kube_|DCGM_)[\w:]+)", plain))
+    for text in re.findall(r'__name__=~"([^"]+)"', expression):
+        names |= set(text.split("|"))
+    return names
+
+
+EXPRESSIONS = [rule["expr"] for group in rule_groups()["groups"] for rule in group["rules"]]
+
+
+def test_every_metric_is_one_that_was_seen():
+    asked = EXPRESSIONS + [text for board in boards().values() for text in expressions(board)]
+    records = {r["record"] for g in rule_groups()["groups"] for r in g["rules"] if "record" in r}
+    names = set().union(*map(metric_names, asked))
+    assert len(names) > 45
+    assert [name for name in names if labels_of(name) is None] == []
+    assert {name for name in names if name.startswith("workshop:")} <= records
+    for source in SOURCES.values():
+        for name in (source.running, source.waiting, source.level, f"{source.latency}_bucket"):
+            assert name in SEEN["vllm"] or name in SEEN["ray"], name
+
+
+def test_every_label_is_one_that_its_metric_has():
+    for board in boards().values():
+        for text in expressions(board):
+            known = set().union(*(labels_of(name) for name in metric_names(text)))
+            grouped = re.findall(r"by \(([^)]*)\)", text)
+            used = {part.strip() for each in grouped for part in each.split(",")}
+            used |= set(re.findall(r"(\w+)=~", text)) - {"__name__"}
+            missing = used - known - {"ReplicaId", "GpuIndex"}
+            assert not missing, (text, missing)
+
+
+def test_latency_alerts_ask_for_bounds_that_the_histograms_have():
+    """A bound that is no bucket's is a series that is not there: the alert would never fire."""
+    found = 0
+    for alert in ("TimeToFirstTokenSlow", "TokensSlow"):
+        record = re.search(r"workshop:\w+:rate5m", ALERTS[alert]["expr"])[0]
+        (rule,) = (r for g in rule_groups()["groups"] for r in g["rules"]
+                   if r.get("record") == record)  # fmt: skip
+        for bound in re.findall(r'le="([^"]+)"', ALERTS[alert]["expr"]):
+            for name in metric_names(rule["expr"]):
+                place = "vllm" if name.startswith("vllm:") else "ray"
+                assert bound in SEEN[place][name]["le"]
+                found += 1
+    assert found == 8

@@ -81,7 +81,12 @@ class PrometheusClient:
         return pd.DataFrame(rows, columns=None if rows else ["value"])
 
     def query_range(
-        self, expression: str, *, last_s: float = 300.0, step_s: float = 5.0
+        self,
+        expression: str,
+        *,
+        last_s: float = 300.0,
+        step_s: float = 5.0,
+        end_s: float | None = None,
     ) -> pd.DataFrame:
         """An expression over the last time: a row for each series and moment.
 
@@ -89,6 +94,8 @@ class PrometheusClient:
             expression: In PromQL.
             last_s: How far back, seconds.
             step_s: Time between two values, seconds.
+            end_s: Until when, Unix time; default: now. The same for several expressions gives
+                values at the same moments.
 
         Returns:
             The labels, `time` (Unix time, seconds) and `value`; values that are no number are
@@ -101,7 +108,7 @@ class PrometheusClient:
 
         import pandas as pd
 
-        end = time.time()
+        end = time.time() if end_s is None else end_s
         found = self.get(
             "query_range", query=expression, start=f"{end - last_s:.3f}", end=f"{end:.3f}",
             step=f"{step_s:g}",

@@ -45,11 +45,12 @@ def prometheus_program() -> str:
     return found
 
 
-def local_targets(cluster: LocalCluster) -> list[tuple[Target, str]]:
+def local_targets(cluster: LocalCluster, found: Sequence[Monitor]) -> list[tuple[Target, str]]:
     """What the manifests' monitors find on this machine, and each page's address.
 
     Args:
         cluster: The local cluster.
+        found: The monitors.
     """
     objects = all_objects(cluster.paths)
     pods = []
@@ -63,12 +64,12 @@ def local_targets(cluster: LocalCluster) -> list[tuple[Target, str]]:
     # Which address is a pod's: the book keeps it beside the ports that it really has.
     by_ip = AddressBook(cluster.paths).by_ip()
     ips = {pod["metadata"]["name"]: pod["status"].get("podIP", "") for pod in pods}
-    found = []
-    for target in find_targets(monitors(), services, pods):
+    targets = []
+    for target in find_targets(found, services, pods):
         endpoint = by_ip.get(ips[target.pod])
         if endpoint is not None and target.port in endpoint.ports:
-            found.append((target, f"{endpoint.ip}:{endpoint.ports[target.port]}"))
-    return found
+            targets.append((target, f"{endpoint.ip}:{endpoint.ports[target.port]}"))
+    return targets
 
 
 class LocalPrometheus(PrometheusClient):
@@ -84,6 +85,7 @@ class LocalPrometheus(PrometheusClient):
     def __init__(self, cluster: LocalCluster, *, scrape_every_s: float | None = None) -> None:
         self._cluster = cluster
         self._every_s = scrape_every_s
+        self._monitors = monitors()
         self.folder = cluster.paths.folder / "prometheus"
         program = prometheus_program()
         if self.folder.exists():
@@ -115,7 +117,7 @@ class LocalPrometheus(PrometheusClient):
                     "file_sd_configs": [{"files": [str(self._targets_file(monitor))]}],
                     "metric_relabel_configs": [dict(rule) for rule in monitor.series_rules],
                 }
-                for monitor in monitors()
+                for monitor in self._monitors
             ],
         }
         rules = rule_groups()
@@ -166,8 +168,8 @@ class LocalPrometheus(PrometheusClient):
         Prometheus watches the file that is written. On a cluster the operator and
         Prometheus' own discovery do this.
         """
-        groups: dict[str, list[dict[str, Any]]] = {each.name: [] for each in monitors()}
-        for target, address in local_targets(self._cluster):
+        groups: dict[str, list[dict[str, Any]]] = {each.name: [] for each in self._monitors}
+        for target, address in local_targets(self._cluster, self._monitors):
             entry = {"targets": [address], "labels": dict(target.labels)}
             groups[target.monitor.name].append(entry)
         for name, entries in groups.items():

@@ -8,6 +8,7 @@ that Grafana's sidecar imports.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,9 +18,8 @@ from workshop_lib.kubernetes.resources import LABELS
 from workshop_lib.manifests import Object
 from workshop_lib.workload import Workload
 
-__all__ = ["dashboards_object", "ray_dashboards"]
+__all__ = ["dashboard_object", "ray_dashboards"]
 
-CONFIG_MAP = "ray-dashboards"
 LIMIT_BYTES = 1_000_000
 """A ConfigMap holds 1 MiB at most."""
 
@@ -38,8 +38,8 @@ print(json.dumps({os.path.basename(file): open(file).read() for file in files}))
 """
 
 
-def ray_dashboards(workload: Workload, *, timeout_s: float = 120.0) -> Object:
-    """Ray's own dashboards of a running head, as a ConfigMap for Grafana's sidecar.
+def ray_dashboards(workload: Workload, *, timeout_s: float = 120.0) -> list[Object]:
+    """Ray's own dashboards of a running head, as ConfigMaps for Grafana's sidecar.
 
     Args:
         workload: The handle of a component with a Ray head: `ray-cluster`, `raycluster`,
@@ -47,8 +47,9 @@ def ray_dashboards(workload: Workload, *, timeout_s: float = 120.0) -> Object:
         timeout_s: The longest that the head may take to answer.
 
     Returns:
-        The object; `admin.apply_objects("ray-dashboards", [found])` applies it, in the
-        namespace of Grafana or any other that the sidecar searches.
+        An object for each dashboard: together they are more than one ConfigMap holds.
+        `admin.apply_objects("ray-dashboards", found)` applies them, in the namespace of Grafana
+        or any other that its sidecar searches.
 
     Raises:
         NotFoundError: No pod of it is a head, or the head has written none.
@@ -57,7 +58,7 @@ def ray_dashboards(workload: Workload, *, timeout_s: float = 120.0) -> Object:
     Example:
         >>> found = ray_dashboards(cluster.get("raycluster"))   # doctest: +SKIP
         >>> connect("eks", namespace="monitoring").apply_objects(
-        ...     "ray-dashboards", [found])   # doctest: +SKIP
+        ...     "ray-dashboards", found)   # doctest: +SKIP
     """
     pods = workload.observe().pods
     heads = [pod["metadata"]["name"] for pod in pods if _is_head(pod)]
@@ -74,7 +75,7 @@ def ray_dashboards(workload: Workload, *, timeout_s: float = 120.0) -> Object:
             f"{heads[0]} has written no dashboards yet; its dashboard process does, seconds "
             "after the head is ready"
         )
-    return dashboards_object(files)
+    return [dashboard_object(name, text) for name, text in sorted(files.items())]
 
 
 def _is_head(pod: Mapping[str, Any]) -> bool:
@@ -83,39 +84,32 @@ def _is_head(pod: Mapping[str, Any]) -> bool:
     return labels.get("ray.io/node-type") == "head" or annotations.get(INDEX) == "0"
 
 
-def dashboards_object(files: Mapping[str, str]) -> Object:
-    """A ConfigMap with dashboards, which Grafana's sidecar imports by itself.
+def dashboard_object(file: str, text: str) -> Object:
+    """A ConfigMap with a dashboard, which Grafana's sidecar imports by itself.
 
-    They are written smaller, for a ConfigMap holds 1 MiB, and each is checked to be one.
+    It is written without spaces: a ConfigMap holds 1 MiB, and Ray's largest has half of that.
 
     Args:
-        files: File name to the dashboard's JSON.
+        file: The dashboard's file name.
+        text: Its JSON.
 
     Raises:
-        ClusterError: One is no dashboard, or all together are too large.
+        ClusterError: It is no dashboard, or too large.
 
     Example:
-        >>> dashboards_object({"a.json": '{"title": "A", "panels": []}'}).key
-        'ConfigMap/ray-dashboards'
+        >>> dashboard_object("serve_llm_grafana_dashboard.json", '{"title": "A", "panels": []}').key
+        'ConfigMap/ray-dashboard-serve-llm'
     """
-    data = {}
-    for name, text in sorted(files.items()):
-        try:
-            board = json.loads(text)
-            board["title"], board["panels"]
-        except (ValueError, KeyError, TypeError):
-            raise ClusterError(f"{name} is no Grafana dashboard") from None
-        data[name] = json.dumps(board, separators=(",", ":"))
-    size = sum(len(text.encode()) for text in data.values())
-    if size > LIMIT_BYTES:
-        raise ClusterError(f"the dashboards have {size:,} bytes; a ConfigMap holds {LIMIT_BYTES:,}")
-    labels = {**LABELS, "grafana_dashboard": "1"}
-    return Object(
-        {
-            "apiVersion": "v1",
-            "kind": "ConfigMap",
-            "metadata": {"name": CONFIG_MAP, "labels": labels},
-            "data": data,
-        },
-        "a Ray head's session folder",
-    )
+    try:
+        board = json.loads(text)
+        board["title"], board["panels"]
+    except (ValueError, KeyError, TypeError):
+        raise ClusterError(f"{file} is no Grafana dashboard") from None
+    small = json.dumps(board, separators=(",", ":"))
+    if (size := len(small.encode())) > LIMIT_BYTES:
+        raise ClusterError(f"{file} has {size:,} bytes; a ConfigMap holds {LIMIT_BYTES:,}")
+    name = file.removesuffix(".json").removesuffix("_grafana_dashboard")
+    name = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    metadata = {"name": f"ray-dashboard-{name}", "labels": {**LABELS, "grafana_dashboard": "1"}}
+    body = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": {file: small}}
+    return Object(body, "a Ray head's session folder")

@@ -283,22 +283,16 @@ def serving_history(
         "latency_p50_s": f"{names.latency_unit_s:g} * histogram_quantile(0.5, {rate})",
         "latency_p95_s": f"{names.latency_unit_s:g} * histogram_quantile(0.95, {rate})",
     }
-    columns = {
-        name: prometheus.query_range(each, last_s=last_s, step_s=step_s).groupby("time")["value"]
-        for name, each in expressions.items()
-    }
-    # Each question has its own clock: moments are compared as multiples of the step.
-    table = pd.DataFrame(
-        {
-            name: pd.Series({round(float(t) / step_s): v.iloc[0] for t, v in column})
-            for name, column in columns.items()
-        },
-        dtype=float,
-    )
+    now_s = time.time()
+    columns = {}
+    for name, each in expressions.items():
+        found = prometheus.query_range(each, last_s=last_s, step_s=step_s, end_s=now_s)
+        columns[name] = found.set_index("time")["value"]
+    table = pd.DataFrame(columns, dtype=float).sort_index()
     if table["running"].dropna().empty:
         raise NotFoundError(
             f"Prometheus has no {names.running} of the last {last_s:g} s; does it read the "
             "server's page? See targets()"
         )
-    table.insert(0, "time_s", (table.index - table.index.min()) * step_s)
+    table.insert(0, "time_s", table.index - table.index.min())
     return _framed(table.reset_index(drop=True).astype(float), names)
