@@ -293,5 +293,3 @@ def test_the_figure_says_what_it_shows(source):
     labels = " ".join(axes.get_ylabel().replace("\n", " ") for axes in figure.axes)
     assert SOURCES[source].latency_label in labels and "requests" in labels
     assert figure.axes[2].get_xlabel() == "time, s"
-    if source == "vllm":
-        figure.savefig("/tmp/monitoring-capture/figure.png")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from textwrap import fill
 from typing import TYPE_CHECKING
 
 from workshop_lib.plots.style import OKABE_ITO, PALE, new_figure, tidy
@@ -43,7 +44,7 @@ def plot_serving(history: pd.DataFrame, *, title: str = "") -> Figure:
     requests.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
     level.fill_between(times, history["level"], step="post", color=PALE)
     level.step(times, history["level"], where="post", color=OKABE_ITO["green"])
-    level.set_ylabel(source.level_label.replace(", ", ",\n"))
+    level.set_ylabel(fill(source.level_label, 16))
     if not source.level_is_share:
         level.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
     for name, style, label in (("p50", "-", "half are faster"), ("p95", ":", "95% are faster")):
@@ -51,16 +52,15 @@ def plot_serving(history: pd.DataFrame, *, title: str = "") -> Figure:
             times, history[f"latency_{name}_s"], ls=style, marker=".", ms=4,
             color=OKABE_ITO["purple"], label=label,
         )  # fmt: skip
-    latency.set_ylabel(
-        source.latency_label.replace(" of a ", " of a\n").replace(" to ", "\nto ") + ", s"
-    )
+    latency.set_ylabel(fill(f"{source.latency_label}, s", 18))
     latency.set_xlabel("time, s")
     if title:
         requests.set_title(title, loc="left")
     for axes in (requests, latency):
         axes.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     for axes in (requests, level, latency):
-        axes.set_ylim(bottom=0, top=max(1.0, axes.get_ylim()[1]) if axes is not latency else None)
+        least = 0.0 if axes is latency else 1.0
+        axes.set_ylim(0, 1.1 * max(least, float(axes.dataLim.y1)) or None)
         axes.set_xlim(left=0)
         tidy(axes)
     return figure
