@@ -135,7 +135,7 @@ def rules(tmp_path_factory):
 
 
 def promtool(*arguments):
-    return subprocess.run([PROMTOOL, *arguments], capture_output=True, text=True, timeout=120)
+    return subprocess.run([PROMTOOL, *arguments], capture_output=True, text=True, timeout=900)
 
 
 @needs_promtool
