@@ -138,7 +138,7 @@ def test_selectors_are_kubernetes():
         module.selects({"matchExpressions": [{"key": "app", "operator": "Near"}]}, labels)
 
 
-# The fields of the Prometheus operator's CRDs (monitoring.coreos.com/v1, August 2026) that are used here.
+# Fields of the operator's CRDs (monitoring.coreos.com/v1, August 2026) that are used here.
 FIELDS = {
     "ServiceMonitor": {"namespaceSelector", "selector", "targetLabels", "endpoints"},
     "PodMonitor": {"namespaceSelector", "selector", "podTargetLabels", "podMetricsEndpoints"},

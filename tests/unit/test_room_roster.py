@@ -98,3 +98,11 @@ def test_the_overlays_have_the_same_rights_in_both_profiles():
             for profile in ("eks", "kind")
         )
         assert eks == kind
+
+
+def test_the_price_is_everyones_and_each_ones():
+    pytest.importorskip("workshop_lib.cost", reason="this checkout has no prices")
+    from workshop_lib.room import room_price
+
+    one, twelve = (room_price(learners).splitlines()[0] for learners in (1, 12))
+    assert "one learner" in one and "12 learners" in twelve and "a learner)" in twelve
