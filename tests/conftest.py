@@ -20,7 +20,6 @@ HEAVY = (
     "local/test_grpo.py",
     "local/test_grpo_component.py",
     "local/test_memory_vllm.py",
-    "local/test_monitoring_live.py",
     "local/test_ray.py",
     "local/test_shared_prompts.py",
     "notebooks/test_interrupted.py",

@@ -51,7 +51,10 @@ def test_somebody_elses_namespace_refuses_the_whole_list(emulator, room):
     with pytest.raises(ConflictError, match=r"grace: not the workshop's; .* nothing was changed"):
         room.apply(LEARNERS)
     assert emulator.changes() == []
+    in_namespace(room.cluster, "ada").apply("namespace")  # by an administrator, for the workshop
+    assert room.plan(LEARNERS[:1])["would"].tolist() == ["adopt"]
     room.apply(LEARNERS[:1])
+    assert room.namespaces() == ["ada"]
     with pytest.raises(ConflictError, match="ada: of room friday"):
         Room(room.cluster, "monday").apply(LEARNERS[:1])
 

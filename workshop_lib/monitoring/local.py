@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import atexit
 import json
+import os
 import shutil
 import socket
 import subprocess
+import tempfile
 import time
 import urllib.request
 from collections.abc import Sequence
@@ -20,6 +22,7 @@ from workshop_lib.errors import ClusterError, EnvironmentError_, NotFoundError, 
 from workshop_lib.local.network import AddressBook
 from workshop_lib.local.objects import all_objects
 from workshop_lib.local.paths import remove_tree
+from workshop_lib.local.processes import is_running
 from workshop_lib.monitoring.client import PrometheusClient
 from workshop_lib.monitoring.scraping import Monitor, Target, find_targets, monitors, rule_groups
 
@@ -28,6 +31,9 @@ if TYPE_CHECKING:
     from workshop_lib.local.cluster import LocalCluster
 
 __all__ = ["LocalPrometheus", "local_targets", "prometheus_program", "start_prometheus"]
+
+FOLDER = "prometheus-"
+"""Beginning of the folder's name, in the state's; the kernel's process id follows."""
 
 
 def prometheus_program() -> str:
@@ -86,11 +92,8 @@ class LocalPrometheus(PrometheusClient):
         self._cluster = cluster
         self._every_s = scrape_every_s
         self._monitors = monitors()
-        self.folder = cluster.paths.folder / "prometheus"
         program = prometheus_program()
-        if self.folder.exists():
-            remove_tree(self.folder)  # of a kernel that was killed
-        self.folder.mkdir(parents=True)
+        self.folder = _new_folder(cluster.paths.folder)
         self._write_config()
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -233,6 +236,16 @@ class LocalPrometheus(PrometheusClient):
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+
+
+def _new_folder(state: Path) -> Path:
+    """A folder for this kernel's Prometheus; those of kernels that were killed are removed."""
+    for old in state.glob(f"{FOLDER}*"):
+        pid = old.name.removeprefix(FOLDER).partition("-")[0]
+        if pid.isdigit() and not is_running(int(pid)):
+            remove_tree(old)
+    state.mkdir(parents=True, exist_ok=True)
+    return Path(tempfile.mkdtemp(prefix=f"{FOLDER}{os.getpid()}-", dir=state))
 
 
 def _duration(seconds: float) -> str:

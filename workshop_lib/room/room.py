@@ -140,8 +140,8 @@ class Room:
             learners: The list.
 
         Returns:
-            One row a learner: `learner`, `namespace`, `gpus`, `group`, `would` (create, update,
-            or refuse: the namespace is somebody else's).
+            One row a learner: `learner`, `namespace`, `gpus`, `group`, `would`: create, update,
+            adopt (an administrator made it for the workshop), or refuse (it is not ours).
         """
         import pandas as pd
 
@@ -172,7 +172,9 @@ class Room:
         if any(labels.get(key) != value for key, value in LABELS.items()):
             return "refuse: not the workshop's"
         other = labels.get(ROOM)
-        return "update" if other in (None, self.name) else f"refuse: of room {other}"
+        if other is None:
+            return "adopt"
+        return "update" if other == self.name else f"refuse: of room {other}"
 
     # -- changing -----------------------------------------------------------------------------
 
@@ -196,8 +198,9 @@ class Room:
         import pandas as pd
 
         plan = self.plan(learners)
-        if not (refused := plan[plan["would"].str.startswith("refuse")]).empty:
-            why = "; ".join(f"{row.namespace}: {row.would[8:]}" for row in refused.itertuples())
+        rows_refused = [row for row in plan.to_dict("records") if row["would"].startswith("refuse")]
+        if rows_refused:
+            why = "; ".join(f"{row['namespace']}: {row['would'][8:]}" for row in rows_refused)
             raise ConflictError(
                 f"{why}; choose other names in the list, or another room; nothing was changed"
             )
