@@ -16,7 +16,7 @@ from workshop_lib.training.checkpoints import CheckpointError, Checkpoints
 from workshop_lib.training.engine import TrainingError, latest_checkpoint, plan_training
 from workshop_lib.training.run_folder import claim
 from workshop_lib.training.train import main
-from workshop_lib.training.trainer import Recorder
+from workshop_lib.training.recorder import Recorder
 
 ARITHMETIC = data_path("recipes/arithmetic.yaml")
 
@@ -52,7 +52,7 @@ def test_the_plan(tmp_path: Path, model: Path) -> None:
         (["grpo.num_prompt_per_step=4"], "did you mean grpo.num_prompts_per_step?"),
         (["grpo.num_prompts_per_step"], "is no KEY=VALUE"),
         (["grpo.seed=[1"], "the value is not YAML"),
-        (["grpo.use_dynamic_sampling=true"], "cannot be trained on this machine"),
+        (["grpo.overlong_filtering=true"], "cannot be trained on this machine"),
         (["data.train.data_path=gone.jsonl"], "gone.jsonl is not a file"),
         (["data.default.env_name=code", "env.code={}"], "no reward for env.code"),
         (["grpo.num_prompts_per_step=80", "policy.train_global_batch_size=640"], "70 problems"),
