@@ -14,9 +14,9 @@ from workshop_lib.metrics import METRICS_FILE, read_completions, read_metrics
 from workshop_lib.recipe import read_recipe
 from workshop_lib.training.checkpoints import CheckpointError, Checkpoints
 from workshop_lib.training.engine import TrainingError, latest_checkpoint, plan_training
+from workshop_lib.training.recorder import Recorder
 from workshop_lib.training.run_folder import claim
 from workshop_lib.training.train import main
-from workshop_lib.training.recorder import Recorder
 
 ARITHMETIC = data_path("recipes/arithmetic.yaml")
 
