@@ -72,8 +72,8 @@ def test_lora_trains_an_adapter_and_saves_a_whole_model(trained: Any, tiny_model
         with torch.no_grad():
             return model.eval()(ids).logits
 
-    before = AutoModelForCausalLM.from_pretrained(str(tiny_model))
-    merged = AutoModelForCausalLM.from_pretrained(str(saved))
+    before = AutoModelForCausalLM.from_pretrained(str(tiny_model), dtype=torch.float32)
+    merged = AutoModelForCausalLM.from_pretrained(str(saved), dtype=torch.float32)
     base = logits(before)
     assert not torch.allclose(logits(merged), base, atol=1e-4), "it learned nothing"
     apart = PeftModel.from_pretrained(before, str(saved / "adapter"))
