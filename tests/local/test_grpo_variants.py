@@ -16,6 +16,7 @@ from workshop_lib.metrics import read_completions, read_metrics
 from workshop_lib.models import prepare
 from workshop_lib.models.files import problem_of
 from workshop_lib.recipe import read_recipe
+from workshop_lib.training.advantages import nemo_rl_advantages, trl_advantages
 from workshop_lib.training.engine import TrainingError, build_trainer, plan_training, train
 
 LORA_CFG = "policy.dtensor_cfg.lora_cfg"
@@ -132,6 +133,12 @@ def test_dynamic_sampling_replaces_groups_without_spread(trained: Any) -> None:
     assert frame.reward.between(0, 1).all() and not frame.reward.equals(frame.filtered_reward)
     assert (frame.grad_norm > 0).all() and (rows.advantage != 0).all()
     assert (frame.zero_std_share > 0).any()
+    # What TRL made of these rewards, against both libraries' formulas computed by hand.
+    for _, group in rows.groupby(["step", "group"]):
+        rewards = group.reward.tolist()
+        assert group.advantage.tolist() == pytest.approx(trl_advantages(rewards), abs=1e-5)
+        ways = [advantage > 0 for advantage in nemo_rl_advantages(rewards)]
+        assert (group.advantage > 0).tolist() == ways, "how much an answer counts, not which way"
 
 
 def test_dynamic_sampling_gives_up(tiny_model: Path, tmp_path: Path) -> None:

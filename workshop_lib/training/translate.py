@@ -15,6 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from workshop_lib.training.advantages import trl_advantages
 from workshop_lib.training.translate_lora import translate_lora
 from workshop_lib.training.translate_notes import READ_HERE, different_defaults
 from workshop_lib.training.translate_table import Mapped, Status, Table
@@ -213,7 +214,12 @@ def _advantages(table: Table) -> None:
         table.exact(baseline, "TRL's baseline is the group's mean")
         table.exact(spread, "TRL adds 1e-4 to the spread, NeMo RL 1e-6", scale_rewards=scale)
     elif normalize:
-        reason = "TRL's mean and spread are the whole group's, not the others' alone"
+        # Alone among wrong ones it is 1 in NeMo RL, which does not divide by a spread of 0.
+        counts = trl_advantages([1.0] + [0.0] * (size - 1))[0]
+        reason = (
+            "TRL's mean and spread are the whole group's, not the others' alone: an only right"
+            f" answer of {size} counts {counts:.1f} times as much, others somewhat less"
+        )
         table.add(baseline, "approximated", reason)
         table.add(spread, "approximated", reason, scale_rewards=scale)
     else:
