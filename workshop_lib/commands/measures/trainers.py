@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from workshop_lib.errors import WorkshopError
+from workshop_lib.training.process import prepare_environment
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -62,6 +63,7 @@ class Step:
 
 def workshop_trainer(connection: Connection) -> None:
     """Be the laptop's engine, as `python -m workshop_lib.training.train` builds it."""
+    prepare_environment()
     _import()
     take_steps(connection, _workshop)
 
