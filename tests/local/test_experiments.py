@@ -45,7 +45,7 @@ def test_two_values_of_a_setting(tiny_model: Path) -> None:
     recipe = read_recipe(ARITHMETIC)
     comparison = compare_settings(recipe, RATE, [1e-5, 1e-2], steps=3, also=SMALL, model=tiny_model)
     frame = comparison.frame
-    assert frame.value.tolist() == ["1e-05"] * 3 + ["0.01"] * 3
+    assert frame.value.tolist() == ["1e-5"] * 3 + ["0.01"] * 3
     assert frame.step.tolist() == [1, 2, 3] * 2
     assert frame[["reward", "kl", "entropy", "grad_norm", "zero_std_share"]].notna().all().all()
     first = frame[frame.step == 1]

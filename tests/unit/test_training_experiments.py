@@ -106,10 +106,19 @@ def test_the_figure_has_a_line_a_value(jobs: list[Any], tmp_path: Path) -> None:
     for axes in figure.axes:
         assert len(axes.lines) == 3 and axes.get_title(loc="left") and axes.get_ylabel()
     (legend,) = figure.legends
-    assert [text.get_text() for text in legend.get_texts()] == ["1e-06", "1e-05", "0.0001"]
+    assert [text.get_text() for text in legend.get_texts()] == ["1e-6", "1e-5", "1e-4"]
 
 
 def test_what_is_changed_is_said() -> None:
     settings = small_settings("loss_fn.ratio_clip_max", steps=4)
     assert settings["policy.train_global_batch_size"] == ANSWERS // 4
     assert settings["grpo.max_num_steps"] == 4
+
+
+@pytest.mark.parametrize(
+    ("value", "label"),
+    [(1e-6, "1e-6"), (2.5e-5, "2.5e-5"), (0.2, "0.2"), (0.0, "0"), (8, "8"), (None, "off"),
+     (True, "true"), ("dapo", "dapo")],
+)  # fmt: skip
+def test_values_are_written_short(value: Any, label: str) -> None:
+    assert experiments._label(value) == label

@@ -245,4 +245,8 @@ def _model_folder(recipe: Recipe, model: str | Path | None) -> Path:
 def _label(value: Any) -> str:
     if value is None:
         return "off"
-    return f"{value:g}" if isinstance(value, float) else json.dumps(value).strip('"')
+    if not isinstance(value, float):
+        return json.dumps(value).strip('"')
+    text = f"{value:g}" if value == 0 or abs(value) >= 0.001 else f"{value:e}"
+    digits, small, power = text.partition("e")
+    return f"{float(digits):g}e{int(power)}" if small else text
