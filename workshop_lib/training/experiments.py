@@ -41,6 +41,7 @@ STEPS = 6
 
 _LORA = "policy.dtensor_cfg.lora_cfg"
 _GROUP_KEY = "grpo.num_generations_per_prompt"
+_RATE = "policy.optimizer.kwargs.lr"
 _CLIP_KEYS = ("loss_fn.ratio_clip_min", "loss_fn.ratio_clip_max")
 _UPDATES_TO_CLIP = 4
 
@@ -126,7 +127,7 @@ def compare_settings(
         recipe: The recipe.
         key: The key to change, for example `policy.generation.temperature`.
         values: Two or more values. None for `policy.dtensor_cfg.lora_cfg.dim` trains all
-            parameters.
+            parameters, at the recipe's own rate.
         steps: Steps of each training.
         also: Values by dotted key for all trainings.
         model: Folder of the model; by default where the workshop prepared the recipe's.
@@ -151,7 +152,7 @@ def compare_settings(
     if steps < 1:
         raise TrainingError(f"steps is {steps}; train at least one step")
     shared = small_settings(key, steps) | dict(also or {})
-    runs = [shared | overrides for overrides in _changes(key, values)]
+    runs = [shared | overrides for overrides in _changes(key, values, recipe)]
     folder = _model_folder(recipe, model)
     with tempfile.TemporaryDirectory(prefix="grpo-experiment-") as scratch:
         file = Path(scratch) / recipe.path.name
@@ -209,16 +210,17 @@ def small_settings(key: str, steps: int = STEPS) -> dict[str, Any]:
         settings |= {
             "policy.dtensor_cfg._v2": True,
             f"{_LORA}.enabled": True,
-            "policy.optimizer.kwargs.lr": 1e-3,
+            _RATE: 5e-5,
         }
     return settings
 
 
-def _changes(key: str, values: Sequence[Any]) -> Iterator[dict[str, Any]]:
+def _changes(key: str, values: Sequence[Any], recipe: Recipe) -> Iterator[dict[str, Any]]:
     """What each value means for a recipe."""
+    optimizer = recipe.policy.optimizer
     for value in values:
         if key == f"{_LORA}.dim" and value is None:
-            yield {f"{_LORA}.enabled": False, "policy.optimizer.kwargs.lr": 1e-5}
+            yield {f"{_LORA}.enabled": False, _RATE: optimizer and optimizer.kwargs.get("lr")}
         elif key == _GROUP_KEY:
             if not isinstance(value, int) or value < 2 or ANSWERS % value:
                 raise TrainingError(

@@ -36,9 +36,8 @@ def inner_model(model: Any) -> Any:
     Args:
         model: What a trainer trains.
     """
-    from accelerate.utils import is_peft_model
-
-    return model.get_base_model() if is_peft_model(model) else model
+    wrapped = getattr(model, "get_base_model", None)
+    return model if wrapped is None else wrapped()
 
 
 def lora_config(settings: Mapping[str, Any]) -> Any:
@@ -94,7 +93,9 @@ def merged_weights(model: Any) -> dict[str, torch.Tensor]:
     from peft.tuners.lora import LoraLayer
 
     inner = inner_model(model)
-    layers = {name: part for name, part in inner.named_modules() if isinstance(part, LoraLayer)}
+    layers: dict[str, Any] = {
+        name: part for name, part in inner.named_modules() if isinstance(part, LoraLayer)
+    }
     weights = {}
     for name, tensor in inner.state_dict().items():
         if ".lora_" in name:
