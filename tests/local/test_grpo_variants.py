@@ -23,7 +23,11 @@ LORA_CFG = "policy.dtensor_cfg.lora_cfg"
 LORA = {"policy.dtensor_cfg._v2": True, f"{LORA_CFG}.enabled": True, f"{LORA_CFG}.dim": 4}
 FAST = {"policy.optimizer.kwargs.lr": 1e-2}  # so that a few steps show
 REFERENCE = {"grpo.skip_reference_policy_logprobs_calculation": False}
-DYNAMIC = {"grpo.use_dynamic_sampling": True, "grpo.dynamic_sampling_max_gen_batches": 40}
+DYNAMIC = {
+    "grpo.use_dynamic_sampling": True,
+    "grpo.dynamic_sampling_max_gen_batches": 40,
+    "policy.optimizer.kwargs.lr": 1e-4,  # a model that always says the same has no groups left
+}
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +37,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def trained(tiny_model: Path, tmp_path: Path) -> Any:
-    """Train a tiny model with a reward that it can earn: answers with many even letters."""
+    """Train a tiny model with a reward that it can earn: by the length of its answers."""
 
     def run(name: str, overrides: dict[str, Any], **options: Any) -> Path:
         plan = plan_for(tiny_model, tmp_path / name, overrides, **options)
@@ -44,8 +48,13 @@ def trained(tiny_model: Path, tmp_path: Path) -> Any:
 
 
 def even(completion: str, answer: str) -> float:
-    """A reward that an untrained model earns now and then."""
+    """A reward that an untrained model earns every other time."""
     return float(len(completion) % 2 == 0)
+
+
+def rare(completion: str, answer: str) -> float:
+    """One that leaves many a group of four without spread."""
+    return float(len(completion) % 5 == 0)
 
 
 def plan_for(model: Path, output: Path, overrides: dict[str, Any], **options: Any) -> Any:
@@ -53,7 +62,8 @@ def plan_for(model: Path, output: Path, overrides: dict[str, Any], **options: An
 
     recipe = read_recipe(ARITHMETIC, SMALL | FAST | overrides)
     plan = plan_training(recipe, output=output, model=model, **{"steps": 3} | options)
-    return replace(plan, reward=even, reward_name="even")
+    reward = rare if recipe.grpo.use_dynamic_sampling else even
+    return replace(plan, reward=reward, reward_name=reward.__name__)
 
 
 def test_lora_trains_an_adapter_and_saves_a_whole_model(trained: Any, tiny_model: Path) -> None:

@@ -14,6 +14,7 @@ from workshop_lib.metrics import METRICS_FILE, read_completions, read_metrics
 from workshop_lib.recipe import read_recipe
 from workshop_lib.training.checkpoints import CheckpointError, Checkpoints
 from workshop_lib.training.engine import TrainingError, latest_checkpoint, plan_training
+from workshop_lib.training.process import prepare_environment
 from workshop_lib.training.recorder import Recorder
 from workshop_lib.training.run_folder import claim
 from workshop_lib.training.sampling import Collected, PromptStream
@@ -42,6 +43,17 @@ def test_the_plan(tmp_path: Path, model: Path) -> None:
     )
     assert plan.translation.arguments["seed"] == 7 and plan.model == model
     assert not (tmp_path / "run").exists()
+    lora = {"policy.dtensor_cfg._v2": True, "policy.dtensor_cfg.lora_cfg.enabled": True}
+    recipe = read_recipe(ARITHMETIC, lora | {"grpo.use_dynamic_sampling": True})
+    described = plan_training(recipe, output=tmp_path / "run", model=model).describe()
+    assert described.endswith("; LoRA of rank 8; groups without spread replaced")
+
+
+def test_what_is_set_in_the_environment_stays() -> None:
+    """Two trainings on two cores: threads that wait by spinning take each other's time."""
+    environment = {"HF_HUB_OFFLINE": "0"}
+    prepare_environment(environment)
+    assert environment["HF_HUB_OFFLINE"] == "0" and environment["OMP_WAIT_POLICY"] == "PASSIVE"
 
 
 @pytest.mark.parametrize(

@@ -83,12 +83,14 @@ class Plan:
             >>> plan.describe()  # doctest: +SKIP
             '12 steps of 64 completions (8 prompts x 8), up to 6 tokens each, on 70 problems …'
         """
-        grpo = self.recipe.grpo
+        grpo, lora = self.recipe.grpo, self.translation.lora
+        how = f"; LoRA of rank {lora['r']}" if lora else ""
+        how += "; groups without spread replaced" if grpo.use_dynamic_sampling else ""
         return (
             f"{self.translation.steps} steps of {self.recipe.completions_per_step} completions"
             f" ({grpo.num_prompts_per_step} prompts x {grpo.num_generations_per_prompt}), up to"
             f" {self.translation.arguments['max_completion_length']} tokens each, on"
-            f" {len(self.problems)} problems; reward {self.reward_name}"
+            f" {len(self.problems)} problems; reward {self.reward_name}{how}"
         )
 
 
