@@ -346,6 +346,9 @@ def _trainer(
         report=report,
         elapsed_s=elapsed_s,
     )
+    # Before the trainer, which sets the seed: a watched run draws what an unwatched one would.
+    keeps = translation.watch_kl and not translation.lora
+    reference = _model(plan).requires_grad_(False).eval() if keeps else None
     trainer = trainer_class()(
         model=_model(plan),
         reward_funcs=for_trl(plan.reward, plan.reward_name),
@@ -359,7 +362,7 @@ def _trainer(
     if translation.lora:
         start_adapter(trainer.model, init=translation.lora["init"], seed=seed)
     if translation.watch_kl:
-        trainer.watch_reference(None if translation.lora else _model(plan).requires_grad_(False))
+        trainer.watch_reference(reference)
     if translation.prompts_per_batch:
         shuffle = translation.arguments["shuffle_dataset"]
         size = translation.prompts_per_batch

@@ -63,7 +63,6 @@ class Step:
 
 def workshop_trainer(connection: Connection) -> None:
     """Be the laptop's engine, as `python -m workshop_lib.training.train` builds it."""
-    prepare_environment()
     _import()
     take_steps(connection, _workshop)
 
@@ -76,8 +75,9 @@ def trl_trainer(connection: Connection) -> None:
 
 def _import() -> None:
     """What takes long, before it is said that the process is ready: in both at once."""
-    # Here alone: other processes of this run may need a hub.
-    os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+    # Both sides alike, so that what differs is the trainer. Here alone: other processes of this
+    # run may need a hub.
+    prepare_environment()
     import trl.trainer.grpo_trainer  # noqa: F401
 
 
