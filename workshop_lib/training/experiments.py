@@ -210,7 +210,7 @@ def small_settings(key: str, steps: int = STEPS) -> dict[str, Any]:
         settings |= {
             "policy.dtensor_cfg._v2": True,
             f"{_LORA}.enabled": True,
-            _RATE: 5e-5,
+            _RATE: 1e-4,
         }
     return settings
 
