@@ -3,8 +3,9 @@
 import pytest
 
 from workshop_lib.checks import efa, efa_network
+from workshop_lib.cluster import ExecResult
 from workshop_lib.data import data_path
-from workshop_lib.errors import EnvironmentError_, WorkshopError
+from workshop_lib.errors import ClusterError, EnvironmentError_, NotFoundError, WorkshopError
 
 # -- what commands print --------------------------------------------------------------------------
 
@@ -191,6 +192,27 @@ def test_all_of_a_pods_outputs_together():
     open_ = efa.check_efa(outputs, instance_type="p4d.24xlarge").open
     assert [check.fix.split()[0] for check in open_] == ["ln"]
     assert len(efa.check_efa({}, instance_type="p4d.24xlarge").open) == 3
+
+
+class Pod:
+    """A pod without EFA, as `cluster.exec` shows it."""
+
+    def exec(self, pod, command):
+        if pod != "ray-0":
+            raise NotFoundError(f"{pod!r} is no pod")
+        if command[0] == "fi_info":
+            raise ClusterError("exec in ray-0: 'fi_info': No such file or directory")
+        said = {"ls": "", "env": "HOME=/root\nRDMAV_FORK_SAFE=1\n"}.get(command[0], "")
+        return ExecResult(0, said, "")
+
+
+def test_a_pod_without_efa_is_read_to_the_end():
+    outputs = efa.collect(Pod(), "ray-0")
+    assert set(outputs) == set(efa.COMMANDS)
+    checks = efa.check_efa(outputs, instance_type="p5.48xlarge")
+    assert [c.outcome for c in checks] == ["fail", "cannot tell", "fail", "fail"]
+    with pytest.raises(NotFoundError):
+        efa.collect(Pod(), "nobody")
 
 
 # -- the EC2 API ----------------------------------------------------------------------------------

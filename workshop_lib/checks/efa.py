@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from workshop_lib.checks.checklist import Check, CheckList
 from workshop_lib.cost.catalogue import catalogue, instance
+from workshop_lib.errors import ClusterError, NotFoundError
 
 if TYPE_CHECKING:
     from workshop_lib.cluster import Cluster
@@ -54,11 +55,19 @@ def collect(cluster: Cluster, pod: str) -> dict[str, str]:
     Args:
         cluster: Where the pod runs.
         pod: Its name, or the beginning of one.
+
+    Raises:
+        NotFoundError: There is no such pod.
     """
     outputs = {}
     for name, command in COMMANDS.items():
-        done = cluster.exec(pod, command)
-        outputs[name] = done.stdout + done.stderr
+        try:
+            done = cluster.exec(pod, command)
+            outputs[name] = done.stdout + done.stderr
+        except NotFoundError:  # of the pod, not of the command
+            raise
+        except ClusterError as error:
+            outputs[name] = str(error)
     return outputs
 
 

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from workshop_lib import manifests, models
@@ -23,7 +24,15 @@ KUSTOMIZE_KUBECTL = (1, 27)
 NEEDED_CPUS, NEEDED_MEMORY_GIB, NEEDED_DISK_GIB = 2, 12, 4
 """README's numbers: two cores, 12 GiB, and disk for model, logs and scratch files."""
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+OPTIONAL = (
+    ("Chromium", ("chromium", "chromium-browser", "google-chrome"),
+     "the test of the notebooks' interface uses it", "apt-get install chromium"),
+    ("aws", ("aws",), "EKS kubeconfigs and the EFA check's fixes use it",
+     "https://docs.aws.amazon.com/cli/latest/userguide/install-cliv2.html"),
+    ("terraform", ("terraform",), "manifests/terraform uses it",
+     "https://developer.hashicorp.com/terraform/install"),
+)  # fmt: skip
+"""Name, programs of which one is enough, what uses it, how to get it."""
 
 
 def check_laptop() -> CheckList:
@@ -69,7 +78,7 @@ def check_laptop() -> CheckList:
                 f"{models.DEFAULT_MODEL} at {models.model_path()}",
                 "python -m workshop_lib.models prepares it; the component model does so too",
             ),
-            _browser(),
+            *(_optional(*each) for each in OPTIONAL),
         ]
     )  # fmt: skip
 
@@ -91,10 +100,10 @@ def _kubectl() -> Check:
     return Check(name, new, f"{found[0].removeprefix('Client Version: ')} at {path}", fix)
 
 
-def _browser() -> Check:
-    found = next((path for each in BROWSERS if (path := shutil.which(each))), None)
+def _optional(name: str, programs: Sequence[str], use: str, fix: str) -> Check:
+    """A program that only some of the workshop needs: without it nothing has failed."""
+    found = next((path for each in programs if (path := shutil.which(each))), None)
     return Check(
-        "Chromium, for the tests of the notebooks' interface", True if found else None,
-        found or "not installed; only a test needs it", "apt-get install chromium",
-        applies=found is not None,
+        f"{name} (optional)", True if found else None, found or f"not installed; only {use}",
+        fix, applies=found is not None,
     )  # fmt: skip

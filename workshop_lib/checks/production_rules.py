@@ -145,16 +145,23 @@ def shared_memory(objects: Objects) -> Finding:
 
 def _shares(objects: Objects) -> list[tuple[str, float]]:
     """`gpu_memory_utilization` of every server on GPUs."""
-    found = [
-        (f"{pod.owner}: GPU_MEMORY_UTILIZATION", float(pod.env["GPU_MEMORY_UTILIZATION"]))
+    said = [
+        (f"{pod.owner}: GPU_MEMORY_UTILIZATION", pod.env.get("GPU_MEMORY_UTILIZATION"))
         for pod in objects.templates
-        if pod.gpus and "GPU_MEMORY_UTILIZATION" in pod.env
+        if pod.gpus
     ]
     for name, config in objects.llm_configs:
         share = (config.get("engine_kwargs") or {}).get("gpu_memory_utilization")
-        if share is not None:
-            found.append((f"{name}: gpu_memory_utilization", float(share)))
-    return found
+        said.append((f"{name}: gpu_memory_utilization", share))
+    return [(name, number) for name, share in said if (number := _number(share)) is not None]
+
+
+def _number(value: object) -> float | None:
+    """A number, also as text; None for anything else, such as a reference to another key."""
+    try:
+        return float(str(value))
+    except ValueError:
+        return None
 
 
 def memory_share(objects: Objects) -> Finding:
@@ -317,10 +324,10 @@ def colocated_share(objects: Objects) -> Finding:
     bad, good = _lists()
     for name, recipe in objects.recipes:
         generation = (recipe.get("policy") or {}).get("generation") or {}
-        share = (generation.get("vllm_cfg") or {}).get("gpu_memory_utilization")
+        share = _number((generation.get("vllm_cfg") or {}).get("gpu_memory_utilization"))
         if not (generation.get("colocated") or {}).get("enabled", True) or share is None:
             continue
-        (good if 0.4 <= float(share) <= 0.7 else bad).append(
+        (good if 0.4 <= share <= 0.7 else bad).append(
             f"{name}: policy.generation.vllm_cfg.gpu_memory_utilization = {share}"
         )
     return _verdict(bad, good) if bad or good else _none("recipe with colocated generation")
