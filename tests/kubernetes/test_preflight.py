@@ -9,6 +9,7 @@ from objects import claim
 from workshop_lib import manifests
 from workshop_lib.checks.needs import needs_of
 from workshop_lib.checks.preflight import main
+from workshop_lib.checks.production import check_production
 from workshop_lib.kubernetes import KubernetesCluster
 from workshop_lib.local.cluster import LocalCluster
 
@@ -81,7 +82,7 @@ def outcomes(checks):
 def test_a_cluster_with_all_of_it_passes(good, eks):
     checks = eks.prerequisites()
     assert set(outcomes(checks).values()) == {"pass"}, str(checks)
-    assert len(checks) == 14
+    assert len(checks) == 15
     changes = [path for method, path in good.changes() if "selfsubjectaccessreviews" not in path]
     assert changes == []  # it reads, and asks what it may
 
@@ -158,6 +159,8 @@ def test_no_operator_no_karpenter_and_no_rights(emulator, eks):
     assert checks["Karpenter NodePools are ready"].outcome == "not applicable"
     assert checks["the rights of a learner"].outcome == "fail"
     assert "0 of " in checks["the rights of a learner"].evidence
+    operator = checks["the Prometheus operator is installed"]
+    assert operator.outcome == "fail" and "kube-prometheus-stack" in operator.fix
 
 
 def test_a_profile_without_gpus_does_not_ask_for_them(emulator, cluster):
@@ -193,3 +196,22 @@ def test_a_cluster_that_is_not_there_is_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("workshop_lib.kubernetes.api.Pauses.next_s", lambda *_: None)
     assert main(["--profile", "eks"]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_the_checklist_reads_a_live_cluster(good, eks):
+    for kind, name in (("PersistentVolumeClaim", "shared"), ("Deployment", "kuberay-operator")):
+        good.store.drop(good.kind(kind), "workshop", name)  # not the workshop's
+    for component in ("vllm", "ray-cluster"):
+        eks.apply(component)
+    checks = {check.name.partition(": ")[2]: check for check in check_production(eks)}
+    share = checks["gpu_memory_utilization is set for inference"]
+    assert share.outcome == "pass" and "Deployment/vllm: GPU_MEMORY_UTILIZATION" in share.evidence
+    assert checks["workers find the head by a name of this Job"].outcome == "pass"
+    assert checks["GPU nodes offer their EFA devices"].outcome == "pass"
+    assert "Node/a (p4d.24xlarge)" in checks["GPU nodes offer their EFA devices"].evidence
+    assert [name for name, check in checks.items() if check.outcome == "fail"] == []
+
+
+def test_the_checklist_reads_a_laptop():
+    checks = check_production(LocalCluster(state="t-production"))
+    assert len(checks) == 20 and "fail" not in outcomes(checks).values()

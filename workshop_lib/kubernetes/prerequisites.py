@@ -35,6 +35,8 @@ INSTANCE_TYPE = "node.kubernetes.io/instance-type"
 
 NOT_PULLED = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName")
 
+MONITORING = {"ServiceMonitor", "PodMonitor", "PrometheusRule"}
+
 NODES = Resource("v1", "Node", "nodes", namespaced=False)
 NODE_POOLS = Resource("karpenter.sh/v1", "NodePool", "nodepools", namespaced=False)
 DEPLOYMENTS = Resource("apps/v1", "Deployment", "deployments", namespaced=False)
@@ -100,7 +102,7 @@ def check_prerequisites(api: Api, namespace: str, profile: str, version: str) ->
     cluster.look()
     steps: Sequence[Callable[[_Cluster], Check]] = (
         _nodes, _gpus, _device_plugin, _efa_plugin, _kuberay, _kuberay_version, _storage_class,
-        _claims, _quota, _rights, _images, _node_pools, _pool_label,
+        _claims, _quota, _rights, _images, _node_pools, _pool_label, _prometheus,
     )  # fmt: skip
     return CheckList([_version(version), *(step(cluster) for step in steps)])
 
@@ -216,6 +218,16 @@ def _kuberay_version(cluster: _Cluster) -> Check:
     new = (int(found[1]), int(found[2])) >= KUBERAY
     fix = f"helm upgrade kuberay-operator kuberay/kuberay-operator --version {wanted}.0"
     return _check(name, new, images[0], fix)
+
+
+def _prometheus(cluster: _Cluster) -> Check:
+    name, kinds = "the Prometheus operator is installed", sorted(cluster.needs.kinds & MONITORING)
+    if not kinds:
+        return _check(name, None, "no component brings monitors or rules", "", False)
+    if cluster.serves("monitoring.coreos.com/v1"):
+        return _check(name, True, "the API server serves monitoring.coreos.com/v1", "")
+    shown = f"no monitoring.coreos.com/v1; only {', '.join(kinds)} need it"
+    return _check(name, False, shown, operator_hint(resource_of_kind("ServiceMonitor")))
 
 
 def _storage_class(cluster: _Cluster) -> Check:
