@@ -230,9 +230,8 @@ def _deleting(view: View, body: Json) -> Iterator[Cause]:
         yield Cause(
             "pvc-deleting", body["metadata"]["name"],
             f"The claim {body['metadata']['name']!r} was deleted, and stays until the last pod "
-            "that mounts it is gone (kubernetes.io/pvc-protection).", ["kubernetes.io/pvc-protection"]
-            if "kubernetes.io/pvc-protection" in (body["metadata"].get("finalizers") or [])
-            else [str(stamp)],
+            "that mounts it is gone (kubernetes.io/pvc-protection).",
+            [str((body["metadata"].get("finalizers") or [stamp])[0])],
             "delete these pods (their component) if the data is to go; the deletion itself cannot "
             "be taken back", Lesson.WHEN, [ref(body), *users], Depth.STORAGE,
         )  # fmt: skip
