@@ -184,6 +184,7 @@ def test_services_of_what_is_over_or_scaled_to_zero_or_starts():
     check(snapshot(service(), deployment(replicas=0)), "scaled-to-zero",
           objects=["Service/vllm", "Deployment/vllm"])  # fmt: skip
     check(snapshot(service(selector={}), ready_pod()))
+    assert "nobody is behind it yet" in check(snapshot(service(), deployment())).notes[0]
     check(snapshot(service(type="ExternalName"), ready_pod()))
 
 

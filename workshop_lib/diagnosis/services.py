@@ -20,8 +20,11 @@ def service_causes(view: View, notes: list[str]) -> Iterator[Cause]:
         if service["metadata"].get("deletionTimestamp"):
             continue
         pods = view.selected(service)
-        if not pods:
-            yield from _nobody(view, service)
+        if not pods and "ray.io/serve" in spec["selector"]:
+            # KubeRay gives pods this label when Serve answers; why it does not is said of them.
+            notes.append(f"{ref(service)}: no Ray pod serves yet")
+        elif not pods:
+            yield from _nobody(view, service, notes)
         else:
             yield from _somebody(view, service, pods)
         yield from _load_balancer(view, service, notes)
@@ -42,7 +45,7 @@ def _templates(view: View) -> Iterator[tuple[Json, Json]]:
             yield body, {"ray.io/cluster": body["metadata"]["name"]}
 
 
-def _nobody(view: View, service: Json) -> Iterator[Cause]:
+def _nobody(view: View, service: Json, notes: list[str]) -> Iterator[Cause]:
     name, spec = service["metadata"]["name"], service.get("spec") or {}
     selector = spec["selector"]
     ended = [p for p in view.pods if fits({"matchLabels": selector}, p["metadata"].get("labels"))]
@@ -73,6 +76,9 @@ def _nobody(view: View, service: Json) -> Iterator[Cause]:
             f"kubectl scale {ref(zero).lower()} --replicas=1, or apply its component again",
             Lesson.SCALING, [ref(service), ref(zero)], Depth.SERVICE,
         )  # fmt: skip
+        return
+    if makers and not ended:  # the selector is right; its pods are still to come
+        notes.append(f"{ref(service)}: nobody is behind it yet; {ref(makers[0])} has no pods")
         return
     near = None if ended else _nearest(view, selector)
     have = f" The nearest, {ref(near[0])}, has {near[1]}." if near else ""
