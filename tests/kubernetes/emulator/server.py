@@ -68,6 +68,7 @@ class Emulator:
         self.namespaces = {"workshop"}
         self.forbidden = set()
         self.rules = None
+        self.rules_everywhere = False  # those of a ClusterRole, bound in the whole cluster
         self.asked = set()
         self.refused = set()
         self.faults = []
@@ -461,7 +462,8 @@ class _Handler(BaseHTTPRequestHandler):
         for verb in verbs:
             emulator.asked.add((resource.group, plural, verb))
             # A Role grants nothing outside its namespace, nor across all of them.
-            outside = emulator.rules is not None and not found["ns"]
+            role = emulator.rules is not None and not emulator.rules_everywhere
+            outside = role and not found["ns"]
             if (
                 (verb, plural) in emulator.forbidden
                 or outside
