@@ -8,6 +8,7 @@ data; nothing is ever pasted into YAML text.
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -83,6 +84,7 @@ class Parameter:
         entries: That catalogue.
         allowed: Its values, when they are few.
         minimum: Its least value.
+        pattern: A regular expression that the whole of a text has to match.
         help: What it means, in a line.
     """
 
@@ -94,6 +96,7 @@ class Parameter:
     entries: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     allowed: tuple[Any, ...] = ()
     minimum: float | None = None
+    pattern: str = ""
     help: str = ""
 
 
@@ -249,7 +252,7 @@ def _read_parameters(folder: Path) -> dict[str, Parameter]:
         return {name: each for name, each in known.items() if name not in dropped}
     except yaml.YAMLError as error:
         raise ManifestError(f"{_shown(file)}: no YAML: {' '.join(str(error).split())}") from error
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, re.error) as error:
         raise ManifestError(f"{_shown(file)}: {error} is missing or wrong") from error
 
 
@@ -274,6 +277,7 @@ def _parameter(name: str, entry: Mapping[str, Any]) -> Parameter:
         entries=entries,
         allowed=tuple(entry.get("allowed", ())),
         minimum=entry.get("minimum"),
+        pattern=re.compile(entry.get("pattern", "")).pattern,
         help=entry.get("help", ""),
     )
 
@@ -305,6 +309,8 @@ def _check_value(parameter: Parameter, value: Any, folder: Path) -> None:
     if parameter.allowed and value not in parameter.allowed:
         allowed = ", ".join(map(str, parameter.allowed))
         raise ManifestError(f"{where}: {value!r} is not one of {allowed}")
+    if parameter.pattern and not re.fullmatch(parameter.pattern, value):
+        raise ManifestError(f"{where}: {value!r} does not fit the pattern {parameter.pattern}")
     least = parameter.minimum
     if least is not None and isinstance(value, int | float) and value < least:
         raise ManifestError(f"{where}: {value!r} is less than {parameter.minimum}")
