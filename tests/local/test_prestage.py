@@ -6,10 +6,9 @@ import os
 import re
 import signal
 import tarfile
-import zipfile
 
 import pytest
-from local_helpers import body, config_map, shims, texts, until
+from local_helpers import body, texts, until
 from object_store import BUCKET, ROLE, Files, agent, object_store, serving
 
 from workshop_lib import manifests
@@ -114,3 +113,121 @@ def test_a_model_from_an_address_is_in_the_bucket_marker_last(cluster, store, fi
     lines = texts(work)
     assert any(f"role/{ROLE}" in line and "may write to" in line for line in lines)
     assert any("is whole: 2 files" in line for line in lines)
+
+
+def test_it_is_done_once(cluster, store, files):
+    sha256 = files.put("/file.tar", archive())
+    staged(cluster, store, files, sha256=sha256)
+    cluster.delete("prestage")
+    before = store.s3.head_object(Bucket=BUCKET, Key=f"{PLACE}w.safetensors")["LastModified"]
+    asked = len(files.asked)
+    work = staged(cluster, store, files, sha256=sha256)
+    assert any("there is nothing to download" in line for line in texts(work))
+    assert len(files.asked) == asked
+    after = store.s3.head_object(Bucket=BUCKET, Key=f"{PLACE}w.safetensors")["LastModified"]
+    assert after == before
+
+
+def test_a_killed_download_is_gone_on_with_by_the_next_pod(cluster, store, files):
+    data = archive()
+    sha256 = files.put("/file.tar", data)
+    files.moods = ["hang:2000000"]
+    work = cluster.apply("prestage", **settings(store, files, sha256=sha256))
+    assert files.sent.wait(60)
+    pod = cluster.get("prestage").table()
+    (process,) = until(lambda: downloads(cluster))
+    until(lambda: part_size(process) >= 1_000_000)
+    os.kill(process, signal.SIGKILL)
+    files.released.set()
+    work.wait_complete(timeout_s=120)
+    first, second = [start for path, start, _ in files.asked]
+    assert first == 0 and 1_000_000 <= second <= 2_000_000, "from where it was stopped"
+    assert any(re.search(r"file.tar: from byte [12],\d{3},\d{3} of", line) for line in texts(work))
+    assert marker(store)["files"]["w.safetensors"]["bytes"] == len(WEIGHTS)
+    got = store.s3.get_object(Bucket=BUCKET, Key=f"{PLACE}w.safetensors")["Body"].read()
+    assert got == WEIGHTS
+    assert len(pod) == 1
+
+
+def downloads(cluster):
+    """Process ids of the step `download` of this state."""
+    import psutil
+
+    found = []
+    for process in psutil.process_iter(["cmdline", "pid"]):
+        words = process.info["cmdline"] or []
+        if words[-1:] == ["download"] and any(
+            str(cluster.paths.short) in word or "prestage.py" in word for word in words
+        ):
+            found.append(process.info["pid"])
+    return found
+
+
+def part_size(process):
+    """Bytes that a download has written."""
+    import psutil
+
+    names = [file.path for file in psutil.Process(process).open_files()]
+    return max((os.stat(name).st_size for name in names if name.endswith(".part")), default=0)
+
+
+def test_a_wrong_sum_leaves_nothing_behind(cluster, store, files):
+    files.put("/file.tar", archive())
+    told = refused(cluster, store, files, sha256="0" * 64)
+    assert re.search(r"download gives up: file.tar is not what was published: its sum is "
+                     r"[0-9a-f]{64} and should be 0{64}; nothing of it is kept", told)  # fmt: skip
+    assert listed(store) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"credentials": "/node"}, "identity gives up: this pod is arn:aws:sts::123456789012:"
+         f"assumed-role/node/eks-pod and should be the role {ROLE}: its service account has no Pod"
+         " Identity association"),
+        ({"credentials": None}, f"this pod has no AWS identity .* should be the role {ROLE}: look "
+         "for its service account in `aws eks list-pod-identity-associations`"),
+        ({"bucket": "another"}, "cannot write to s3://another/models/org--tiny/: there is no such "
+         "bucket"),
+    ],
+)  # fmt: skip
+def test_a_wrong_identity_is_told_before_a_byte_is_downloaded(cluster, store, files, changes, told):
+    sha256 = files.put("/file.tar", archive())
+    if "credentials" in changes:
+        end = changes["credentials"]
+        changes = {"credentials": store.agent + end if end else "http://127.0.0.1:9/"}
+    assert re.search(told, refused(cluster, store, files, sha256=sha256, **changes))
+    assert files.asked == [] and listed(store) == []
+
+
+def test_a_full_disk_is_told_and_gone_on_with(cluster, store, files):
+    sha256 = files.put("/file.tar", archive())
+    wanted = settings(store, files, sha256=sha256)
+    items = manifests.render("local", "prestage", wanted)
+    step = body(items, "Job")["spec"]["template"]["spec"]["initContainers"][1]
+    # The most that a file may have, in KiB: what a disk's quota does to a process.
+    step["command"] = ["bash", "-c", 'ulimit -f 1024; exec "$@"', "bash", *step["command"]]
+    work = cluster.apply_objects("prestage", items)
+    with pytest.raises(ClusterError):
+        work.wait_complete(timeout_s=120)
+    told = "\n".join(texts(work))
+    assert "download gives up: the volume of WORK_DIR is full while writing file.tar.part" in told
+    assert "make the claim prestage larger (the parameter size)" in told
+    assert listed(store) == []
+    cluster.delete("prestage")
+    staged(cluster, store, files, sha256=sha256)
+    assert [start for _, start, _ in files.asked][-1] == 1 << 20, "what was there is not lost"
+    assert marker(store)["model"] == MODEL
+
+
+def test_a_model_that_the_component_model_made_needs_no_download(cluster, store, tmp_path):
+    folder = tmp_path / "org--tiny"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (folder / "w.safetensors").write_bytes(WEIGHTS)
+    from workshop_lib.models.files import write_manifest
+
+    write_manifest(folder, {"model": "x", "source": "a test"})
+    staged(cluster, store, source=str(folder))
+    noted = marker(store)
+    assert noted["model"] == MODEL and set(noted["files"]) == {"config.json", "w.safetensors"}
