@@ -27,6 +27,7 @@ __all__ = ["Object", "Parameter", "components", "manifests_dir", "parameters_of"
 APPLY_ORDER = (
     "Namespace", "StorageClass", "ResourceQuota", "LimitRange", "ServiceAccount", "ClusterRole",
     "ClusterRoleBinding", "Role", "RoleBinding", "NetworkPolicy", "Secret", "ConfigMap",
+    "PersistentVolume",
     "PersistentVolumeClaim", "Service",
 )  # fmt: skip
 """What others refer to comes first; workloads, not named here, come last."""
@@ -284,7 +285,9 @@ def _parameter(name: str, entry: Mapping[str, Any]) -> Parameter:
 
 def _set_parameters(objects: list[Object], folder: Path, values: Mapping[str, Any]) -> None:
     known = _read_parameters(folder)
-    for name, value in values.items():
+    # In the file's order: what renames an object comes after what looks for it by its name.
+    order = {name: position for position, name in enumerate(known)}
+    for name, value in sorted(values.items(), key=lambda item: order.get(item[0], -1)):
         if value is None:
             continue  # "as the manifest has it"
         if name not in known:

@@ -4,9 +4,10 @@ locals {
   services = {
     build    = "codebuild.amazonaws.com"
     trigger  = "events.amazonaws.com"
-    prestage = "pods.eks.amazonaws.com"
-    reader   = "pods.eks.amazonaws.com"
+    prestage = local.pods
+    reader   = local.pods
   }
+  pods   = "pods.eks.amazonaws.com"
   models = "${aws_s3_bucket.this["models"].arn}/${var.models_prefix}"
 }
 
@@ -16,18 +17,26 @@ resource "aws_iam_role" "this" {
   assume_role_policy = data.aws_iam_policy_document.trust[each.key].json
 }
 
+# A service assumes a role for this account only; the Pod Identity agent only for pods of this cluster
+# with the service account that the role is for, as it says in the session's tags.
 data "aws_iam_policy_document" "trust" {
   for_each = local.services
   statement {
-    actions = each.value == "pods.eks.amazonaws.com" ? ["sts:AssumeRole", "sts:TagSession"] : ["sts:AssumeRole"]
+    actions = each.value == local.pods ? ["sts:AssumeRole", "sts:TagSession"] : ["sts:AssumeRole"]
     principals {
       type        = "Service"
       identifiers = [each.value]
     }
-    condition {
-      test     = "StringEquals"
-      variable = "aws:SourceAccount"
-      values   = [local.account]
+    dynamic "condition" {
+      for_each = each.value == local.pods ? {
+        "aws:RequestTag/eks-cluster-name"           = var.cluster_name
+        "aws:RequestTag/kubernetes-service-account" = "model-${each.key}"
+      } : { "aws:SourceAccount" = local.account }
+      content {
+        test     = "StringEquals"
+        variable = condition.key
+        values   = [condition.value]
+      }
     }
   }
 }
@@ -103,8 +112,9 @@ resource "aws_iam_role_policy" "reader" {
 }
 
 resource "aws_eks_pod_identity_association" "prestage" {
+  for_each        = var.prestage_namespaces
   cluster_name    = var.cluster_name
-  namespace       = var.prestage_namespace
+  namespace       = each.key
   service_account = "model-prestage"
   role_arn        = aws_iam_role.this["prestage"].arn
 }

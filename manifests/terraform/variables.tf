@@ -25,10 +25,10 @@ variable "namespaces" {
   default     = ["workshop"]
 }
 
-variable "prestage_namespace" {
-  description = "The one namespace whose Job may write models."
-  type        = string
-  default     = "workshop"
+variable "prestage_namespaces" {
+  description = "The namespaces whose Job `prestage` may write models; best one, the instructor's."
+  type        = set(string)
+  default     = ["workshop"]
 }
 
 variable "models_prefix" {

@@ -150,7 +150,7 @@ def test_a_learner_may_do_what_the_library_asks_and_nothing_else(emulator, clust
             if work.kind != "PersistentVolumeClaim":
                 watch_once(emulator, work)
             cluster.delete(name)
-        cluster.clean(claims=["models", "shared"])
+        cluster.clean(claims=["models", "prestage", "shared"])
 
     work = cluster.apply_objects("demo", objects(service(), deployment(), job()))
     emulator.add_pod(emulator.get("Job", "talk"), "talk-0-abcde", index=0)
@@ -175,6 +175,7 @@ def test_a_learner_may_do_what_the_library_asks_and_nothing_else(emulator, clust
     # at the nodes: that cannot be granted in one namespace, and a refusal is an answer.
     assert emulator.refused <= {
         ("storage.k8s.io", "storageclasses", "list"), ("", "nodes", "list"),
+        ("", "persistentvolumes", "list"),
         ("rbac.authorization.k8s.io", "clusterroles", "list"),
         ("rbac.authorization.k8s.io", "clusterrolebindings", "list"),
     }  # fmt: skip

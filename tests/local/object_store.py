@@ -106,7 +106,7 @@ class Files:
         self.content[path] = data
         return hashlib.sha256(data).hexdigest()
 
-    def handler(files):  # noqa: N805 - the handler's own self is another
+    def handler(files):
         class Handler(Quiet):
             def do_GET(self):
                 path = self.path.partition("?")[0]

@@ -97,7 +97,6 @@ def identity() -> None:
         )
     s3, target = client("s3"), key(MARKER)
     try:
-        s3.head_bucket(Bucket=bucket)
         # An upload begun and dropped: it asks for the right to write and leaves nothing to see.
         begun = s3.create_multipart_upload(Bucket=bucket, Key=target)["UploadId"]
         s3.abort_multipart_upload(Bucket=bucket, Key=target, UploadId=begun)
@@ -140,12 +139,13 @@ def staged_marker() -> dict | None:
     """What the bucket's marker says, or None: there is no whole model."""
     from botocore.exceptions import BotoCoreError, ClientError
 
+    s3, bucket = client("s3"), setting("BUCKET")
     try:
-        answer = client("s3").get_object(Bucket=setting("BUCKET"), Key=key(MARKER))
-        return json.loads(answer["Body"].read())
-    except ClientError as error:
-        if error.response["Error"]["Code"] in ("NoSuchKey", "404"):
+        # Who may list only below a prefix is told 403, not 404, of an object that is not there.
+        if not s3.list_objects_v2(Bucket=bucket, Prefix=key(MARKER)).get("Contents"):
             return None
+        return json.loads(s3.get_object(Bucket=bucket, Key=key(MARKER))["Body"].read())
+    except ClientError as error:
         raise Fatal(f"{place()} cannot be read: {error}") from error
     except BotoCoreError as error:
         raise Again(f"{place()} cannot be read: {error}") from error
