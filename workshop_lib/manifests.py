@@ -86,6 +86,7 @@ class Parameter:
         allowed: Its values, when they are few.
         minimum: Its least value.
         pattern: A regular expression that the whole of a text has to match.
+        format: What the places get, the value in it at `{}`: a mount option `prefix {}/`.
         help: What it means, in a line.
     """
 
@@ -98,6 +99,7 @@ class Parameter:
     allowed: tuple[Any, ...] = ()
     minimum: float | None = None
     pattern: str = ""
+    format: str = ""
     help: str = ""
 
 
@@ -279,6 +281,7 @@ def _parameter(name: str, entry: Mapping[str, Any]) -> Parameter:
         allowed=tuple(entry.get("allowed", ())),
         minimum=entry.get("minimum"),
         pattern=re.compile(entry.get("pattern", "")).pattern,
+        format=entry.get("format", ""),
         help=entry.get("help", ""),
     )
 
@@ -296,7 +299,8 @@ def _set_parameters(objects: list[Object], folder: Path, values: Mapping[str, An
         parameter = known[name]
         _check_value(parameter, value, folder)
         for place in parameter.paths:
-            _set_at(objects, place, value, folder)
+            written = parameter.format.replace("{}", value) if parameter.format else value
+            _set_at(objects, place, written, folder)
         for place in parameter.model_folders:
             _set_at(objects, place, f"{MODELS_MOUNT}/{str(value).replace('/', '--')}", folder)
         for key, places in parameter.fields.items():
