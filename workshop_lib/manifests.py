@@ -370,7 +370,7 @@ def _set_at(objects: list[Object], place: str, value: Any, folder: Path) -> None
         if inner:
             embedded = yaml.safe_load(_get(body, outer))
             _put(embedded, inner, value)
-            _put(body, outer, yaml.safe_dump(embedded, sort_keys=False))
+            _put(body, outer, yaml.safe_dump(embedded, sort_keys=False, width=10_000))
         else:
             _put(body, outer, value)
     except (KeyError, IndexError, TypeError, ValueError) as error:

@@ -138,7 +138,11 @@ def test_a_value_inside_of_a_text_is_data_too():
 
 @pytest.mark.parametrize(
     "component",
-    [name for profile, name in COMPONENTS if profile == "eks" and not name.endswith(("-efa", "-s3"))],
+    [
+        name
+        for profile, name in COMPONENTS
+        if profile == "eks" and not name.endswith(("-efa", "-s3"))
+    ],
 )
 def test_eks_is_the_base_but_for_what_a_patch_explains(component):
     """What differs: the container that gives a volume to its user, where monitoring is, storage."""
