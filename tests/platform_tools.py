@@ -57,8 +57,8 @@ GRAPH = {
     },
 }
 
-# backstage/backstage at f6aad49, plugins/scaffolder-common/src/Template.v1beta3.schema.json, and the
-# catalog's rule for names (docs/features/software-catalog/descriptor-format.md).
+# backstage/backstage at f6aad49, plugins/scaffolder-common/src/Template.v1beta3.schema.json, and
+# the catalog's rule for names (docs/features/software-catalog/descriptor-format.md).
 TEMPLATE = {
     "type": "object",
     "required": ["apiVersion", "kind", "metadata", "spec"],

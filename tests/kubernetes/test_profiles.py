@@ -141,7 +141,7 @@ def test_a_value_inside_of_a_text_is_data_too():
     [
         name
         for profile, name in COMPONENTS
-        if profile == "eks" and not name.endswith(("-efa", "-s3"))
+        if profile == "eks" and not name.endswith(("-efa", "service-s3"))
     ],
 )
 def test_eks_is_the_base_but_for_what_a_patch_explains(component):

@@ -95,9 +95,7 @@ def test_the_form_gives_the_same_manifests():
 def test_every_size_that_is_offered_fits_and_one_gpu_less_does_not():
     from workshop_lib.memory.budget import gpu_budget
 
-    machines = yaml.safe_load(
-        (manifests.manifests_dir().parent / "data/instances.yaml").read_text()
-    )
+    machines = yaml.safe_load(data_path("instances.yaml").read_text())
     assert utilization() == 0.85 and len(OFFERED) > 40
     for size in OFFERED:
         shape = ModelShape.named(choices()["models"][size.model]["shape"])

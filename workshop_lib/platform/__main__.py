@@ -11,7 +11,7 @@ from workshop_lib.manifests import manifests_dir
 from workshop_lib.platform.backstage import instance, template
 from workshop_lib.platform.kro import graph
 
-NOTE = "# Written by `python -m workshop_lib.platform` from the overlay eks/ray-service-s3; not by hand.\n"
+NOTE = "# Written by `python -m workshop_lib.platform` from eks/ray-service-s3, not by hand.\n"
 
 
 class _Dumper(yaml.SafeDumper):
