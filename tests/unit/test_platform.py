@@ -10,6 +10,7 @@ from manifest_checks import crd_problems, needs_crds
 from platform_tools import FIELD, GRAPH, TEMPLATE, cel, copied, filled, instantiated, nunjucks
 
 from workshop_lib import manifests
+from workshop_lib.data import data_path
 from workshop_lib.memory import ModelShape
 from workshop_lib.memory.adviser import advise
 from workshop_lib.platform import __main__ as written
