@@ -64,7 +64,7 @@ def test_it_stays_when_a_learner_cleans_up_and_its_namespace_always(emulator, ad
     administrator.apply_objects("demo", objects(config_map()))
     administrator.clean()
     assert administrator.components() == ["namespace"]
-    assert administrator.get("namespace").name == "default"
+    assert administrator.get("namespace").kind == "ServiceAccount"
     administrator.delete("namespace")
     assert administrator.components() == []
     assert emulator.store.get(emulator.kind("Namespace"), "", "ada") is not None
