@@ -336,6 +336,16 @@ def test_the_operator_reaches_heads_of_its_own_clusters(profile):
 
 
 @pytest.mark.parametrize("profile", PROFILES)
+def test_prestage_reaches_the_internet_and_its_credentials(profile):
+    own, agent = pod_of(profile, "prestage"), "169.254.170.23"
+    assert reaches(profile, own, INTERNET, 443) and reaches(profile, own, agent, 80)
+    assert not reaches(profile, own, INTERNET, 80) and not reaches(profile, own, INSIDE, 443)
+    assert not reaches(profile, own, CREDENTIALS, 80), "a node's own credentials are not its"
+    for other in (pod_of(profile, "model"), pod_of(profile, "vllm")):
+        assert not reaches(profile, other, agent, 80) and not reaches(profile, own, other, 8265)
+
+
+@pytest.mark.parametrize("profile", PROFILES)
 def test_model_servers_answer_the_workshops_pods_on_one_port(profile):
     for component in ("vllm", "ray-service", "autoscale"):
         server = pod_of(profile, component)
