@@ -156,10 +156,8 @@ def test_a_new_commit_replaces_the_model_and_the_marker_goes_first(run, store, f
     assert "models/org--tiny-2/w.safetensors" in listed(store), "another model's is left alone"
 
 
-def test_a_gated_model_says_what_it_needs_and_its_token_goes_to_the_hub_alone(run, files):
+def test_a_gated_model_says_what_it_needs_and_its_token_goes_to_the_hub(run, files, tmp_path):
     wanted = on_the_hub(files)
-    files.content["/file"] = b""
-    files.moods = []
     status, said = run("download", **{**wanted, "SOURCE": "hub:org/missing"})
     assert status == 2 and "answers 404; look at SOURCE" in said
     files.content.clear()
@@ -168,7 +166,8 @@ def test_a_gated_model_says_what_it_needs_and_its_token_goes_to_the_hub_alone(ru
     status, said = run("download", SOURCE=f"{files.address}/file.tar", SHA256="0" * 64)
     assert status == 2 and "accept its licence and put a token into the Secret hub-token" in said
     on_the_hub(files)
-    status, said = run("download", **wanted, HF_TOKEN="hf_secret")
+    (tmp_path / "token").write_text("hf_secret\n")
+    status, said = run("download", **wanted, TOKEN_FILE=str(tmp_path / "token"))
     assert status == 0 and "hf_secret" not in said
     assert files.asked[-1][2] == "Bearer hf_secret"
 

@@ -110,10 +110,16 @@ def resolve(source: str) -> tuple[str, list[dict]]:
     raise Fatal(f"SOURCE={source} is none of hub:…, https://…, pypi:…, /a/folder")
 
 
+def hub_token() -> str:
+    """The hub's token, if there is one: read when it is needed, and in no environment."""
+    path = os.environ.get("TOKEN_FILE")
+    return Path(path).read_text().strip() if path and Path(path).is_file() else ""
+
+
 def from_hub(rest: str) -> tuple[str, list[dict]]:
     """The files of a model at one commit, with the sums that the hub publishes."""
     name, _, revision = rest.partition("@")
-    hub, token = setting("HF_ENDPOINT", "https://huggingface.co"), os.environ.get("HF_TOKEN", "")
+    hub, token = setting("HF_ENDPOINT", "https://huggingface.co"), hub_token()
     facts = get_json(f"{hub}/api/models/{name}/revision/{revision or 'main'}?blobs=true", token)
     files = []
     for each in facts["siblings"]:

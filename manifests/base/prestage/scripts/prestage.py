@@ -12,7 +12,7 @@ Besides Python's standard library it needs boto3. Settings come from the environ
     BUCKET, PREFIX where it goes: s3://BUCKET/PREFIX/organisation--name/
     EXPECTED_ROLE  the IAM role that this pod must have, by EKS Pod Identity
     WORK_DIR       a volume that outlives a pod: what a killed download left is gone on with
-    HF_TOKEN       for gated models only, from a Secret
+    TOKEN_FILE     the hub's token, for gated models only: a Secret that may be missing
 
 A model in the bucket is whole if it has workshop-model.json: written last, removed before any of
 its files changes, with the size and sha256 of each. Exit status: 0, 1 for what repeating may
