@@ -352,7 +352,7 @@ def _check_value(parameter: Parameter, value: Any, folder: Path) -> None:
     if parameter.allowed and value not in parameter.allowed:
         allowed = ", ".join(map(str, parameter.allowed))
         raise ManifestError(f"{where}: {value!r} is not one of {allowed}")
-    if parameter.pattern and not re.fullmatch(parameter.pattern, value):
+    if parameter.pattern and not re.fullmatch(parameter.pattern, str(value)):
         raise ManifestError(f"{where}: {value!r} does not fit the pattern {parameter.pattern}")
     least = parameter.minimum
     if least is not None and isinstance(value, int | float) and value < least:
