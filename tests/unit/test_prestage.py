@@ -8,6 +8,7 @@ import importlib
 import io
 import json
 import os
+import re
 import sys
 import zipfile
 
@@ -311,3 +312,29 @@ def test_an_upload_that_breaks_off_leaves_no_marker(run, store, files, monkeypat
     monkeypatch.setenv("BUCKET", BUCKET)
     assert listed(store) == []
     assert run("upload")[0] == 0 and f"{PLACE}workshop-model.json" in listed(store)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"AWS_CONTAINER_CREDENTIALS_FULL_URI": "http://127.0.0.1:9/"},
+         f"this pod has no AWS identity .*; it should be the role {ROLE}: look for its service "
+         "account in `aws eks list-pod-identity-associations`"),
+        ({"EXPECTED_ROLE": "another"},
+         f"this pod is arn:aws:sts::123456789012:assumed-role/{ROLE}/eks-pod and should be the "
+         "role another: its service account has no Pod Identity association"),
+        ({"BUCKET": "another"},
+         "cannot write to s3://another/models/org--tiny/: there is no such bucket; look at"),
+    ],
+)  # fmt: skip
+def test_a_wrong_identity_is_told(run, store, changes, told):
+    status, said = run("identity", **changes)
+    assert status == 2 and re.search(told, said)
+    assert len(said.strip().splitlines()) == 1
+
+
+def test_the_right_identity_leaves_nothing_in_the_bucket(run, store):
+    status, said = run("identity")
+    assert status == 0 and f"assumed-role/{ROLE}/eks-pod and may write to s3://{BUCKET}/" in said
+    assert listed(store) == []
+    assert "Uploads" not in store.s3.list_multipart_uploads(Bucket=BUCKET)
