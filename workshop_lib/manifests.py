@@ -207,7 +207,7 @@ def render_folder(folder: Path, parameters: Mapping[str, Any] | None = None) -> 
 
 
 def render_template(
-    profile: str, component: str, write: Callable[[Parameter, str], str]
+    profile: str, component: str, write: Callable[[Parameter, str], str | None]
 ) -> list[Object]:
     """The objects with another tool's expression at every place that a parameter sets.
 
@@ -215,7 +215,7 @@ def render_template(
         profile: `local`, `eks` or `kind`.
         component: A folder's name under `manifests/overlays/<profile>`.
         write: Gives the expression for a parameter: of its value (`value`), of the folder of the
-            model that it names (`folder`), or of a field of its catalogue.
+            model that it names (`folder`), or of a field of its catalogue; None leaves the place.
 
     Raises:
         ManifestError: As `render`.
@@ -230,8 +230,9 @@ def render_template(
     for parameter in _read_parameters(folder).values():
         places = {"value": parameter.paths, "folder": parameter.model_folders, **parameter.fields}
         for what, each in places.items():
-            for place in each:
-                _set_at(objects, place, write(parameter, what), folder)
+            if (text := write(parameter, what)) is not None:
+                for place in each:
+                    _set_at(objects, place, text, folder)
     return objects
 
 

@@ -16,7 +16,7 @@ from workshop_lib.local.machine import parse_quantity
 from workshop_lib.workload import Workload
 
 PROFILES = ("eks", "kind")
-ADMINISTRATORS = ("namespace", "monitoring", "learner", "instructor")
+ADMINISTRATORS = ("namespace", "monitoring", "learner", "instructor", "models-s3")
 
 
 @functools.cache

@@ -27,7 +27,8 @@ FIELDS = {
     "instance_type": "instanceType",
     "image": "image",
 }
-"""The overlay's parameters and what they are called in the graph's schema."""
+"""The overlay's parameters that a team sets, and what they are called in the graph's schema. The
+others, where monitoring is, are the same for a whole cluster and stay as in the overlay."""
 
 _DEFAULTS = {
     "max_model_len": 4096,
@@ -37,7 +38,7 @@ _DEFAULTS = {
 }
 
 
-def expression(parameter: Parameter, what: str) -> str:
+def expression(parameter: Parameter, what: str) -> str | None:
     """The CEL for a place that a parameter sets.
 
     Args:
@@ -48,6 +49,8 @@ def expression(parameter: Parameter, what: str) -> str:
         >>> expression(Parameter("model", "str", ()), "folder")
         '/models/${schema.spec.model.replace("/", "--")}'
     """
+    if parameter.name not in FIELDS:
+        return None
     field = f"schema.spec.{FIELDS[parameter.name]}"
     if what == "folder":
         return f'/models/${{{field}.replace("/", "--")}}'
