@@ -8,10 +8,11 @@ data; nothing is ever pasted into YAML text.
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,20 @@ import yaml
 from workshop_lib.data import data_path
 from workshop_lib.errors import ManifestError
 
-__all__ = ["Object", "Parameter", "components", "manifests_dir", "parameters_of", "render"]
+__all__ = [
+    "Object",
+    "Parameter",
+    "components",
+    "manifests_dir",
+    "parameters_of",
+    "render",
+    "render_template",
+]
 
 APPLY_ORDER = (
     "Namespace", "StorageClass", "ResourceQuota", "LimitRange", "ServiceAccount", "ClusterRole",
     "ClusterRoleBinding", "Role", "RoleBinding", "NetworkPolicy", "Secret", "ConfigMap",
-    "PersistentVolumeClaim", "Service",
+    "PersistentVolume", "PersistentVolumeClaim", "Service",
 )  # fmt: skip
 """What others refer to comes first; workloads, not named here, come last."""
 
@@ -83,6 +92,8 @@ class Parameter:
         entries: That catalogue.
         allowed: Its values, when they are few.
         minimum: Its least value.
+        pattern: A regular expression that the whole of a text has to match.
+        format: What the places get, the value in it at `{}`: a mount option `prefix {}/`.
         help: What it means, in a line.
     """
 
@@ -94,6 +105,8 @@ class Parameter:
     entries: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     allowed: tuple[Any, ...] = ()
     minimum: float | None = None
+    pattern: str = ""
+    format: str = ""
     help: str = ""
 
 
@@ -193,6 +206,36 @@ def render_folder(folder: Path, parameters: Mapping[str, Any] | None = None) -> 
     return sorted(objects, key=lambda item: order.get(item.kind, len(order)))
 
 
+def render_template(
+    profile: str, component: str, write: Callable[[Parameter, str], str | None]
+) -> list[Object]:
+    """The objects with another tool's expression at every place that a parameter sets.
+
+    Args:
+        profile: `local`, `eks` or `kind`.
+        component: A folder's name under `manifests/overlays/<profile>`.
+        write: Gives the expression for a parameter: of its value (`value`), of the folder of the
+            model that it names (`folder`), or of a field of its catalogue; None leaves the place.
+
+    Raises:
+        ManifestError: As `render`.
+
+    Example:
+        >>> items = render_template("eks", "vllm", lambda parameter, what: f"<{parameter.name}>")
+        >>> items[-1].body["spec"]["replicas"]
+        '<replicas>'
+    """
+    folder = Component(profile, component).folder
+    objects = render_folder(folder)
+    for parameter in _read_parameters(folder).values():
+        places = {"value": parameter.paths, "folder": parameter.model_folders, **parameter.fields}
+        for what, each in places.items():
+            if (text := write(parameter, what)) is not None:
+                for place in each:
+                    _set_at(objects, place, text, folder)
+    return objects
+
+
 def _kustomized(folder: Path) -> str:
     """What `kubectl kustomize` makes of a folder."""
     done = subprocess.run(
@@ -249,7 +292,7 @@ def _read_parameters(folder: Path) -> dict[str, Parameter]:
         return {name: each for name, each in known.items() if name not in dropped}
     except yaml.YAMLError as error:
         raise ManifestError(f"{_shown(file)}: no YAML: {' '.join(str(error).split())}") from error
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, re.error) as error:
         raise ManifestError(f"{_shown(file)}: {error} is missing or wrong") from error
 
 
@@ -274,13 +317,17 @@ def _parameter(name: str, entry: Mapping[str, Any]) -> Parameter:
         entries=entries,
         allowed=tuple(entry.get("allowed", ())),
         minimum=entry.get("minimum"),
+        pattern=re.compile(entry.get("pattern", "")).pattern,
+        format=entry.get("format", ""),
         help=entry.get("help", ""),
     )
 
 
 def _set_parameters(objects: list[Object], folder: Path, values: Mapping[str, Any]) -> None:
     known = _read_parameters(folder)
-    for name, value in values.items():
+    # In the file's order: what renames an object comes after what looks for it by its name.
+    order = {name: position for position, name in enumerate(known)}
+    for name, value in sorted(values.items(), key=lambda item: order.get(item[0], -1)):
         if value is None:
             continue  # "as the manifest has it"
         if name not in known:
@@ -289,7 +336,8 @@ def _set_parameters(objects: list[Object], folder: Path, values: Mapping[str, An
         parameter = known[name]
         _check_value(parameter, value, folder)
         for place in parameter.paths:
-            _set_at(objects, place, value, folder)
+            written = parameter.format.replace("{}", value) if parameter.format else value
+            _set_at(objects, place, written, folder)
         for place in parameter.model_folders:
             _set_at(objects, place, f"{MODELS_MOUNT}/{str(value).replace('/', '--')}", folder)
         for key, places in parameter.fields.items():
@@ -305,6 +353,8 @@ def _check_value(parameter: Parameter, value: Any, folder: Path) -> None:
     if parameter.allowed and value not in parameter.allowed:
         allowed = ", ".join(map(str, parameter.allowed))
         raise ManifestError(f"{where}: {value!r} is not one of {allowed}")
+    if parameter.pattern and not re.fullmatch(parameter.pattern, str(value)):
+        raise ManifestError(f"{where}: {value!r} does not fit the pattern {parameter.pattern}")
     least = parameter.minimum
     if least is not None and isinstance(value, int | float) and value < least:
         raise ManifestError(f"{where}: {value!r} is less than {parameter.minimum}")
@@ -321,7 +371,7 @@ def _set_at(objects: list[Object], place: str, value: Any, folder: Path) -> None
         if inner:
             embedded = yaml.safe_load(_get(body, outer))
             _put(embedded, inner, value)
-            _put(body, outer, yaml.safe_dump(embedded, sort_keys=False))
+            _put(body, outer, yaml.safe_dump(embedded, sort_keys=False, width=10_000))
         else:
             _put(body, outer, value)
     except (KeyError, IndexError, TypeError, ValueError) as error:

@@ -16,7 +16,7 @@ from workshop_lib.local.machine import parse_quantity
 from workshop_lib.workload import Workload
 
 PROFILES = ("eks", "kind")
-ADMINISTRATORS = ("namespace", "monitoring", "learner", "instructor")
+ADMINISTRATORS = ("namespace", "monitoring", "learner", "instructor", "models-s3")
 
 
 @functools.cache
@@ -64,7 +64,7 @@ def test_it_stays_when_a_learner_cleans_up_and_its_namespace_always(emulator, ad
     administrator.apply_objects("demo", objects(config_map()))
     administrator.clean()
     assert administrator.components() == ["namespace"]
-    assert administrator.get("namespace").name == "default"
+    assert administrator.get("namespace").kind == "ServiceAccount"
     administrator.delete("namespace")
     assert administrator.components() == []
     assert emulator.store.get(emulator.kind("Namespace"), "", "ada") is not None
@@ -150,7 +150,7 @@ def test_a_learner_may_do_what_the_library_asks_and_nothing_else(emulator, clust
             if work.kind != "PersistentVolumeClaim":
                 watch_once(emulator, work)
             cluster.delete(name)
-        cluster.clean(claims=["models", "shared"])
+        cluster.clean(claims=["models", "prestage", "shared"])
 
     work = cluster.apply_objects("demo", objects(service(), deployment(), job()))
     emulator.add_pod(emulator.get("Job", "talk"), "talk-0-abcde", index=0)
@@ -175,6 +175,7 @@ def test_a_learner_may_do_what_the_library_asks_and_nothing_else(emulator, clust
     # at the nodes: that cannot be granted in one namespace, and a refusal is an answer.
     assert emulator.refused <= {
         ("storage.k8s.io", "storageclasses", "list"), ("", "nodes", "list"),
+        ("", "persistentvolumes", "list"),
         ("rbac.authorization.k8s.io", "clusterroles", "list"),
         ("rbac.authorization.k8s.io", "clusterrolebindings", "list"),
     }  # fmt: skip
@@ -332,6 +333,16 @@ def test_the_operator_reaches_heads_of_its_own_clusters(profile):
         assert not reaches(profile, OPERATOR, head, 10001)
     assert not reaches(profile, OPERATOR, pod_of(profile, "ray-cluster"), 8265)
     assert not reaches("eks", OPERATOR, pod_of("eks", "raycluster", group=1), 8265)
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_prestage_reaches_the_internet_and_its_credentials(profile):
+    own, agent = pod_of(profile, "prestage"), "169.254.170.23"
+    assert reaches(profile, own, INTERNET, 443) and reaches(profile, own, agent, 80)
+    assert not reaches(profile, own, INTERNET, 80) and not reaches(profile, own, INSIDE, 443)
+    assert not reaches(profile, own, CREDENTIALS, 80), "a node's own credentials are not its"
+    for other in (pod_of(profile, "model"), pod_of(profile, "vllm")):
+        assert not reaches(profile, other, agent, 80) and not reaches(profile, own, other, 8265)
 
 
 @pytest.mark.parametrize("profile", PROFILES)

@@ -1,5 +1,7 @@
 """The overlays of the cluster profiles: rendered, checked against schemas, and not privileged."""
 
+import re
+
 import pytest
 import yaml
 from emulator import schema
@@ -16,6 +18,7 @@ COMPONENTS = sorted(
 )
 MONITORING = ("RAY_PROMETHEUS_HOST", "RAY_GRAFANA_HOST", "RAY_GRAFANA_IFRAME_HOST")
 A_VALUE = {"int": 3, "float": 0.5, "str": "org/name", "bool": True}
+TEXTS = ("org/name", "a-name", "0" * 64, "3Gi")  # one of these fits each pattern
 
 
 def test_every_local_component_has_its_overlays():
@@ -81,6 +84,8 @@ def test_every_parameter_reaches_its_places(profile, component):
     for parameter in manifests.parameters_of(profile, component).values():
         assert parameter.help.endswith(".")
         value = parameter.allowed[-1] if parameter.allowed else A_VALUE[parameter.type]
+        if parameter.pattern:
+            value = next(text for text in TEXTS if re.fullmatch(parameter.pattern, text))
         changed = [i.body for i in manifests.render(profile, component, {parameter.name: value})]
         assert changed != plain, f"{parameter.name} changes nothing"
 
@@ -107,6 +112,10 @@ def test_no_value_can_inject_yaml(profile, component):
         if parameter.type != "str" or parameter.allowed:
             continue
         value = 'x"\n  securityContext: {privileged: true}\n---\nkind: Pod\n# '
+        if parameter.pattern:
+            with pytest.raises(ManifestError, match="does not fit the pattern"):
+                manifests.render(profile, component, {parameter.name: value})
+            continue
         changed = [i.body for i in manifests.render(profile, component, {parameter.name: value})]
         assert len(changed) == len(plain)
         for before, body in zip(plain, changed, strict=True):
@@ -129,7 +138,11 @@ def test_a_value_inside_of_a_text_is_data_too():
 
 @pytest.mark.parametrize(
     "component",
-    [name for profile, name in COMPONENTS if profile == "eks" and not name.endswith("-efa")],
+    [
+        name
+        for profile, name in COMPONENTS
+        if profile == "eks" and not name.endswith(("-efa", "service-s3"))
+    ],
 )
 def test_eks_is_the_base_but_for_what_a_patch_explains(component):
     """What differs: the container that gives a volume to its user, where monitoring is, storage."""
@@ -138,12 +151,14 @@ def test_eks_is_the_base_but_for_what_a_patch_explains(component):
         if item.kind == "StorageClass":
             continue
         for spec in pod_specs(item.body):
-            spec.pop("initContainers", None)
             for container in spec["containers"]:
                 env = container.pop("env", [])
                 if env := [each for each in env if each["name"] not in MONITORING]:
                     container["env"] = env
         body = base[item.key]
+        for spec, plain in zip(pod_specs(item.body), pod_specs(body), strict=True):
+            if "initContainers" not in plain:
+                spec.pop("initContainers", None)
         if component == "storage":
             body["metadata"]["labels"] = item.body["metadata"]["labels"]
         assert item.body == body

@@ -41,6 +41,7 @@ PARAMETERS = {
         "Job/work:/spec/template/spec/containers/0/env/[name=FLAG]/value"]},
     "deep": {"type": "float", "paths": ["Service/web:/spec/text#/deep/0/list/1"]},
     "kind": {"type": "str", "allowed": ["a", "b"], "paths": ["Job/work:/metadata/name"]},
+    "label": {"type": "str", "pattern": "[a-z]+", "paths": ["Job/work:/metadata/name"]},
     "gone": {"type": "int", "paths": ["Job/work:/spec/nothing"]},
     "nobody": {"type": "int", "paths": ["Job/other:/spec/nothing"]},
 }  # fmt: skip
@@ -103,6 +104,8 @@ def test_nothing_is_pasted_into_text(folder):
         ({"count": 0}, "parameter count: 0 is less than 1"),
         ({"flag": 1}, "parameter flag: 1 is not of type bool"),
         ({"kind": "c"}, "parameter kind: 'c' is not one of a, b"),
+        ({"label": "a/b"}, "parameter label: 'a/b' does not fit the pattern"),
+        ({"label": "a\n"}, "does not fit the pattern"),
         ({"gone": 1}, r"parameters.yaml: Job/work:/spec/nothing: no such place \('nothing'\)"),
         ({"nobody": 1}, "parameters.yaml: Job/other:/spec/nothing: there is no Job/other"),
     ],
@@ -116,7 +119,8 @@ def test_wrong_parameters_are_one_line(folder, parameters, message):
 @pytest.mark.parametrize(
     "entry",
     [{"paths": []}, {"type": "int"}, {"type": "whole", "paths": []}, {"type": "int", "paths": "x"},
-     {"type": "str", "paths": [], "allowed": "ab"}, "text", None],
+     {"type": "str", "paths": [], "allowed": "ab"}, {"type": "str", "paths": [], "pattern": "("},
+     "text", None],
 )  # fmt: skip
 def test_wrong_parameters_file_is_one_line(folder, entry):
     write(folder, {"bad": entry})

@@ -1,5 +1,6 @@
 """The project's own manifests: they render, fit the CRDs, and set only places that exist."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -20,6 +21,7 @@ SCRIPTS = sorted(ROOT.rglob("*.sh"))
 NEEDS_ROOT = {"grpo": "NeMo RL's image has its Python under /root (docker/Dockerfile, v0.7.0)"}
 
 A_VALUE = {"int": 3, "float": 0.5, "str": "org/name", "bool": True}
+TEXTS = ("org/name", "a-name", "0" * 64, "3Gi")  # one of these fits each pattern
 
 
 @pytest.mark.parametrize("component", LOCAL)
@@ -41,6 +43,8 @@ def test_every_parameter_reaches_its_places(component):
     for parameter in manifests.parameters_of("local", component).values():
         assert parameter.help.endswith(".")
         value = parameter.allowed[0] if parameter.allowed else A_VALUE[parameter.type]
+        if parameter.pattern:
+            value = next(text for text in TEXTS if re.fullmatch(parameter.pattern, text))
         changed = [i.body for i in manifests.render("local", component, {parameter.name: value})]
         assert changed != plain, f"{parameter.name} changes nothing"
 

@@ -69,6 +69,7 @@ _RESOURCES = [
     Resource("v1", "Namespace", "namespaces", namespaced=False),
     Resource("storage.k8s.io/v1", "StorageClass", "storageclasses", namespaced=False),
     Resource("v1", "Node", "nodes", namespaced=False),
+    Resource("v1", "PersistentVolume", "persistentvolumes", namespaced=False),
     Resource("v1", "ResourceQuota", "resourcequotas"),
     Resource("v1", "LimitRange", "limitranges"),
     Resource("v1", "ServiceAccount", "serviceaccounts"),
@@ -105,13 +106,13 @@ DELETE_ORDER = (
     "RayService", "RayJob", "RayCluster", "Deployment", "Job",
     "ServiceMonitor", "PodMonitor", "PrometheusRule", "Service", "ConfigMap", "Secret",
     "NetworkPolicy", "RoleBinding", "Role", "ServiceAccount", "LimitRange", "ResourceQuota",
-    "ClusterRoleBinding", "ClusterRole", "StorageClass",
+    "ClusterRoleBinding", "ClusterRole", "StorageClass", "PersistentVolume",
 )  # fmt: skip
 """The kinds that `delete` looks for, in its order: what uses something goes before it."""
 
 ADMINISTRATION = (
     "NetworkPolicy", "RoleBinding", "Role", "ServiceAccount", "LimitRange", "ResourceQuota",
-    "ClusterRoleBinding", "ClusterRole", "StorageClass",
+    "ClusterRoleBinding", "ClusterRole", "StorageClass", "PersistentVolume",
 )  # fmt: skip
 """What an administrator applies for learners: it goes with its component, never with `clean`."""
 

@@ -4,7 +4,7 @@ import typing
 
 KINDS = {
     "v1": ["ConfigMap", "Secret", "Service", "Pod", "Event", "Namespace", "PersistentVolumeClaim",
-           "ResourceQuota", "LimitRange", "ServiceAccount", "Node"],
+           "PersistentVolume", "ResourceQuota", "LimitRange", "ServiceAccount", "Node"],
     "batch/v1": ["Job"],
     "apps/v1": ["Deployment", "ReplicaSet"],
     "discovery.k8s.io/v1": ["EndpointSlice"],

@@ -20,7 +20,8 @@ from .store import Problem, Store, full_name, not_found, now
 
 Resource = namedtuple("Resource", "kind plural api_version group namespaced")
 CLUSTER_WIDE = (
-    "Namespace", "Node", "NodePool", "StorageClass", "ClusterRole", "ClusterRoleBinding",
+    "Namespace", "Node", "NodePool", "PersistentVolume", "StorageClass", "ClusterRole",
+    "ClusterRoleBinding",
 )  # fmt: skip
 VERSION = {"major": "1", "minor": "36", "gitVersion": "v1.36.0", "platform": "linux/amd64"}
 PATH = re.compile(

