@@ -17,8 +17,10 @@ from workshop_lib import manifests
 TESTS = Path(__file__).parent
 HEAVY = (
     "local/test_autoscale.py",
+    "local/test_experiments.py",
     "local/test_grpo.py",
     "local/test_grpo_component.py",
+    "local/test_grpo_variants.py",
     "local/test_memory_vllm.py",
     "local/test_ray.py",
     "local/test_shared_prompts.py",
