@@ -16,7 +16,10 @@ from streaming_server import MODEL, StreamingServer
 from workshop_lib.benchmark import BenchmarkResult, RequestRecord, run_sweep, start_sweep
 from workshop_lib.benchmark.result import LevelRecord
 from workshop_lib.benchmark.streaming import StreamClient
+from workshop_lib.commands.measures.frame import measure
+from workshop_lib.commands.measures.live import LiveVllm
 from workshop_lib.errors import ServerError, WorkshopError
+from workshop_lib.serving.client import ModelServer
 
 PROMPTS = ["What is a GPU?", "What is a token?", "What is a block?"]
 TTFT_MS, ITL_MS = 40.0, 10.0
@@ -104,6 +107,19 @@ def test_client_and_server_histograms_agree(sweep: BenchmarkResult) -> None:
     assert (others.difference_ms.abs() < 15).all()
     # The client sees the server's time and the way there and back.
     assert (others.difference_ms > -0.5).all()
+
+
+def test_make_bench_compares_means_with_the_servers_own(stub: StreamingServer) -> None:
+    with ModelServer(stub.url) as server:
+        entry = LiveVllm(server=server, loads=((2, 4),), tokens=4)
+        (report,) = measure(entry, rounds=2)
+    assert report.sides == ("client", "vLLM itself")
+    ours, theirs = (report.samples[side] for side in report.sides)
+    assert min(theirs["ttft_ms"]) >= TTFT_MS - 1 and min(theirs["itl_ms"]) >= ITL_MS - 1
+    for off, one, other in zip(ours["ttft_off"], ours["ttft_ms"], theirs["ttft_ms"], strict=True):
+        assert off == pytest.approx(abs(one - other) / 15)
+    bars = ["ratio 1 ± 0.03", "ratio 1 ± 0.03", "", "median at most 1 times"]
+    assert [row.bar for row in report.rows] == bars
 
 
 def test_the_load_is_as_asked(stub: StreamingServer) -> None:

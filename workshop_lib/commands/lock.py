@@ -1,4 +1,4 @@
-"""Regenerates requirements.txt and requirements-checks.txt from their .in: `make lock`.
+"""Regenerates requirements.txt and those of the other environments from their .in: `make lock`.
 
 A script for the system's Python and its standard library, like `environment`, so
 that a lock which cannot be installed can still be mended. It works in build/lock:
@@ -127,7 +127,12 @@ def main() -> int:
         ours = ["--no-emit-package", "torch", "--excludes", str(excluded)]
         ours += ["--overrides", str(overridden)]
         ours += ["--find-links", str(work / "wheels")]
-        for name, options in (("requirements", ours), ("requirements-checks", [])):
+        locks = (
+            ("requirements", ours),
+            ("requirements-checks", []),
+            ("requirements-guidellm", ours),
+        )
+        for name, options in locks:
             run(
                 *[python, "-m", "uv", "pip", "compile", "-q", f"{name}.in"],
                 *["--output-file", f"{name}.txt", "--custom-compile-command", "make lock"],
