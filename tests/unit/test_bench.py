@@ -5,12 +5,10 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
-import multiprocessing
 import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bench_servers import control_of
 
 from workshop_lib.commands import bench
 from workshop_lib.commands.measures import client
@@ -276,14 +275,8 @@ def test_one_core_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def control() -> Iterator[Connection]:
-    here, there = multiprocessing.Pipe()
-    server = MockServer(there)
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    yield here
-    here.close()
-    thread.join(5)
-    assert not thread.is_alive()
+    with control_of(MockServer) as connection:
+        yield connection
 
 
 def started(control: Connection, load: Load) -> http.client.HTTPConnection:
