@@ -57,11 +57,17 @@ def main() -> None:
     os.dup2(2, 1)  # what guidellm prints is not an answer
     import guidellm.benchmark  # noqa: F401 - what takes long, before it is said to be ready
 
-    jobs: queue.SimpleQueue[str] = queue.SimpleQueue()
+    jobs: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+
+    # Not sys.stdin: guidellm forks, and in the child nobody would ever release its lock.
+    sys.stdin = None  # type: ignore[assignment]
 
     def read() -> None:
-        for line in sys.stdin:
-            jobs.put(line)
+        rest = b""
+        while data := os.read(0, 1 << 16):
+            *lines, rest = (rest + data).split(b"\n")
+            for line in lines:
+                jobs.put(line)
         os.killpg(0, signal.SIGKILL)
 
     threading.Thread(target=read, daemon=True).start()

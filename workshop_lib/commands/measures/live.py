@@ -8,9 +8,9 @@ the change of `_sum` by the change of `_count` at `/metrics` while a level ran.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from workshop_lib.commands.measures.frame import Bar, Comparison, Quantity, Sample
 from workshop_lib.errors import WorkshopError
@@ -117,7 +117,7 @@ def _laptops_vllm(state: str, say: Callable[[str], None]) -> Iterator[ModelServe
         cluster.clean()
 
 
-def means_of(rows: Sequence[dict[str, object]]) -> tuple[dict[str, float], dict[str, float]]:
+def means_of(rows: Sequence[Mapping[Any, Any]]) -> tuple[dict[str, float], dict[str, float]]:
     """The client's means and the server's, by `ttft_ms`, `itl_ms`, `e2e_ms`.
 
     Args:
@@ -135,7 +135,7 @@ def means_of(rows: Sequence[dict[str, object]]) -> tuple[dict[str, float], dict[
     if missing := {"ttft_ms", "itl_ms", "e2e_ms"} - set(found):
         raise WorkshopError(f"the server's /metrics say nothing of {', '.join(sorted(missing))}")
     ours, theirs = (
-        {name: float(str(row[side])) for name, row in found.items()}
+        {name: float(row[side]) for name, row in found.items()}
         for side in ("client_ms", "server_ms")
     )
     return ours, theirs

@@ -14,6 +14,9 @@ from workshop_lib.errors import WorkshopError
 
 __all__ = ["Pace", "PacedLoads", "check_load", "stamp_errors"]
 
+RUN_TIMEOUT_S = 180.0
+"""For what a client does before its first request; guidellm starts processes and imports torch."""
+
 
 @dataclass(frozen=True)
 class Pace:
@@ -68,7 +71,7 @@ class PacedLoads:
         load = Load(pace.ttft_ms, pace.itl_ms, watch_pid=client.pid)
         url = self.server.ask(load, timeout_s=5)
         job = Job(url, pace.streams, pace.requests, pace.tokens)
-        measured = client.ask(job, timeout_s=60 + 5 * waves * answer_s)
+        measured = client.ask(job, timeout_s=RUN_TIMEOUT_S + 5 * waves * answer_s)
         return measured, self.server.ask(None, timeout_s=30)
 
     def side(self, client: Worker, pace: Pace) -> Side:
