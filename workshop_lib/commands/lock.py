@@ -124,15 +124,14 @@ def main() -> int:
             [python, "-m", "pip", "config", "list"], check=True, stdout=subprocess.PIPE, text=True
         ).stdout
         index = pip_index(configuration)
-        ours = ["--no-emit-package", "torch", "--excludes", str(excluded)]
-        ours += ["--overrides", str(overridden)]
-        ours += ["--find-links", str(work / "wheels")]
-        locks = (
-            ("requirements", ours),
-            ("requirements-checks", []),
-            ("requirements-guidellm", ours),
-        )
-        for name, options in locks:
+        torch = ["--no-emit-package", "torch", "--excludes", str(excluded)]
+        torch += ["--find-links", str(work / "wheels")]
+        locks: dict[str, list[str]] = {
+            "requirements": [*torch, "--overrides", str(overridden)],
+            "requirements-checks": [],
+            "requirements-guidellm": torch,
+        }
+        for name, options in locks.items():
             run(
                 *[python, "-m", "uv", "pip", "compile", "-q", f"{name}.in"],
                 *["--output-file", f"{name}.txt", "--custom-compile-command", "make lock"],

@@ -60,7 +60,7 @@ def main() -> None:
     jobs: queue.SimpleQueue[bytes] = queue.SimpleQueue()
 
     # Not sys.stdin: guidellm forks, and in the child nobody would ever release its lock.
-    sys.stdin = None  # type: ignore[assignment]
+    sys.stdin = None
 
     def read() -> None:
         rest = b""
