@@ -21,7 +21,7 @@ from bench_servers import control_of
 
 from workshop_lib.commands import bench
 from workshop_lib.commands.measures import client
-from workshop_lib.commands.measures.client import Client, known_peers
+from workshop_lib.commands.measures.client import Client, Peer, known_peers
 from workshop_lib.commands.measures.clients import Measured, vllm_client, workshop_client
 from workshop_lib.commands.measures.cpu_times import process_cpu_s, process_family
 from workshop_lib.commands.measures.frame import (
@@ -409,9 +409,9 @@ FEW = Pace(streams=2, requests=2, tokens=5, ttft_ms=5.0, itl_ms=10.0, tolerance=
 
 
 def test_a_tiny_real_run_of_our_client(tmp_path: Path) -> None:
-    peers = [("workshop again", workshop_client)]
+    peers = [Peer("workshop again", workshop_client, TINY)]
     entry = Client(
-        logs=tmp_path, load=TINY, times=[FEW], search=None, flood_tokens=50, peers=lambda say: peers
+        logs=tmp_path, times=[FEW], search=None, flood_tokens=50, peers=lambda say: peers
     )
     reports = measure(entry, rounds=1)
     assert [report.sides for report in reports] == [("workshop", "workshop again")] * 2
@@ -445,15 +445,17 @@ def test_the_highest_level_is_found_from_below_and_above(guess: int, limit: int)
 def test_a_client_without_guidellm_is_told_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     monkeypatch.setattr(client, "guidellm_is_there", lambda: False)
-    assert known_peers(said.append) == [("vllm bench serve", vllm_client)]
+    assert known_peers(said.append) == [Peer("vllm bench serve", vllm_client)]
     assert len(said) == 1 and "`make guidellm` installs it" in said[0]
 
 
 @pytest.mark.slow
 def test_tiny_real_runs_against_the_other_clients(tmp_path: Path) -> None:
+    known = [replace(peer, load=TINY) for peer in known_peers(print)]
     search = replace(FEW, tokens=20)
-    reports = measure(Client(logs=tmp_path, load=TINY, times=[FEW], search=search), rounds=1)
-    peers = [name for name, _ in known_peers(print)]
+    entry = Client(logs=tmp_path, times=[FEW], search=search, peers=lambda say: known)
+    reports = measure(entry, rounds=1)
+    peers = [peer.name for peer in known]
     assert [report.sides[1] for report in reports] == [*peers, peers[0], *peers]
     for report in reports[: len(peers)]:
         theirs = {key: value for key, (value,) in report.samples[report.sides[1]].items()}

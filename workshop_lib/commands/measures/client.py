@@ -10,7 +10,7 @@ counted on either side.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -19,8 +19,8 @@ from workshop_lib.commands.measures.clients import reading_client, vllm_client, 
 from workshop_lib.commands.measures.frame import Bar, Comparison, Quantity
 from workshop_lib.commands.measures.guidellm import guidellm_client, guidellm_is_there
 from workshop_lib.commands.measures.mock_server import serve
-from workshop_lib.commands.measures.paced import Pace, PacedLoads, short
-from workshop_lib.commands.measures.sustained import sustained_side
+from workshop_lib.commands.measures.paced import Pace, PacedLoads
+from workshop_lib.commands.measures.sustained import guess_streams, sustained_side
 from workshop_lib.commands.measures.workers import Worker, server_and_clients
 
 __all__ = ["Client", "Peer", "known_peers"]
@@ -33,10 +33,25 @@ _TIMES = (
     Pace(streams=1, requests=2),
     Pace(streams=512, requests=512, tokens=50, itl_ms=100.0),
 )
-_SEARCH = Pace(streams=256)
 
-Peer = tuple[str, Callable[[Connection], None]]
-"""Another client: its name and what its process does."""
+_LIGHT = Pace(streams=16, requests=64)
+"""What guidellm can follow on one core."""
+
+
+@dataclass(frozen=True)
+class Peer:
+    """Another client.
+
+    Attributes:
+        name: Its name.
+        target: What its process does.
+        load: What CPU time is compared under, ours too: one that it can follow.
+    """
+
+    name: str
+    target: Callable[[Connection], None]
+    load: Pace = _LOAD
+
 
 _CPU = Quantity("cpu_us", "CPU time per output token", "µs", Bar("ratio", "at most", 0.5))
 _ERRORS = (
@@ -65,9 +80,9 @@ def known_peers(say: Callable[[str], None]) -> list[Peer]:
     Args:
         say: Told what is left out, and how to get it.
     """
-    peers: list[Peer] = [("vllm bench serve", vllm_client)]
+    peers = [Peer("vllm bench serve", vllm_client)]
     if guidellm_is_there():
-        return [*peers, ("guidellm", guidellm_client)]
+        return [*peers, Peer("guidellm", guidellm_client, _LIGHT)]
     say("guidellm is not installed, so its comparison is left out; `make guidellm` installs it")
     return peers
 
@@ -78,9 +93,8 @@ class Client:
 
     Attributes:
         logs: Where the processes' logs go.
-        load: What all clients' CPU time is measured under.
         times: Further loads, under which times are compared with the server's stamps.
-        search: The pace at which the most streams are searched, and where that begins.
+        search: The pace at which the most streams are searched; None: they are not.
         flood_tokens: See `PacedLoads`.
         peers: Gives the other clients.
         say: Told what is left out.
@@ -88,9 +102,8 @@ class Client:
     """
 
     logs: Path
-    load: Pace = _LOAD
     times: Sequence[Pace] = _TIMES
-    search: Pace | None = _SEARCH
+    search: Pace | None = _LOAD
     flood_tokens: int = 1000
     peers: Callable[[Callable[[str], None]], list[Peer]] = known_peers
     say: Callable[[str], None] = field(default=print)
@@ -108,33 +121,36 @@ class Client:
             ("mock server", serve),
             ("reading client", reading_client),
             ("workshop client", workshop_client),
-            *((f"{name} client", target) for name, target in peers),
+            *((f"{peer.name} client", peer.target) for peer in peers),
         ) as (server, reader, ours, *theirs):
             loads = PacedLoads(server, reader, self.flood_tokens)
+            guesses = {}
             for worker in (ours, *theirs):
                 say(f"{worker.name}: once uncounted")
-                loads.run(worker, short(self.load))
-            others = [(name, worker) for (name, _), worker in zip(peers, theirs, strict=True)]
-            yield list(self._comparisons(loads, ours, others))
+                guesses[worker] = guess_streams(loads, worker, _LIGHT)
+            yield list(
+                self._comparisons(loads, ours, list(zip(peers, theirs, strict=True)), guesses)
+            )
 
     def _comparisons(
-        self, loads: PacedLoads, ours: Worker, others: Sequence[tuple[str, Worker]]
+        self,
+        loads: PacedLoads,
+        ours: Worker,
+        others: Sequence[tuple[Peer, Worker]],
+        guesses: Mapping[Worker, int],
     ) -> Iterator[Comparison]:
         for peer, theirs in others:
+            pace = peer.load
             yield Comparison(
-                f"{self.name}: {self.load.title},"
-                f" {self.load.requests * self.load.tokens:,} tokens a round",
-                {
-                    "workshop": loads.side(ours, self.load),
-                    peer: loads.side(theirs, self.load),
-                },
+                f"{self.name}: {pace.title}, {pace.requests * pace.tokens:,} tokens a round",
+                {"workshop": loads.side(ours, pace), peer.name: loads.side(theirs, pace)},
                 (_CPU, *_ERRORS, _SERVER_RATE, _MARGIN),
             )
         peer, theirs = others[0]
         for pace in self.times:
             yield Comparison(
                 f"{self.name}: {pace.title}",
-                {"workshop": loads.side(ours, pace), peer: loads.side(theirs, pace)},
+                {"workshop": loads.side(ours, pace), peer.name: loads.side(theirs, pace)},
                 _ERRORS,
             )
         for peer, theirs in others if self.search else ():
@@ -143,8 +159,8 @@ class Client:
                 f"{self.name}: streams of a token each {self.search.itl_ms:g} ms, as many as"
                 " are followed with a median inter-token error below 5%",
                 {
-                    "workshop": sustained_side(loads, ours, self.search),
-                    peer: sustained_side(loads, theirs, self.search),
+                    "workshop": sustained_side(loads, ours, self.search, guesses[ours]),
+                    peer.name: sustained_side(loads, theirs, self.search, guesses[theirs]),
                 },
                 _SUSTAINED,
             )

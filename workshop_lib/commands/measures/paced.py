@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from workshop_lib.commands.measures.clients import Job, Measured
 from workshop_lib.commands.measures.frame import Sample, Side
@@ -115,11 +115,6 @@ class PacedLoads:
         seen: Observation = self.server.ask(None, timeout_s=30)
         stamps = [stamp for stream in seen.streams for stamp in stream.text_s]
         return len(stamps) / (max(stamps) - min(stamps))
-
-
-def short(pace: Pace) -> Pace:
-    """A little of a load: one request a stream, ten tokens."""
-    return replace(pace, requests=pace.streams, tokens=min(10, pace.tokens))
 
 
 def check_load(seen: Observation, pace: Pace) -> None:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from workshop_lib.commands.measures.paced import Pace, PacedLoads
     from workshop_lib.commands.measures.workers import Worker
 
-__all__ = ["highest", "sustained_side"]
+__all__ = ["guess_streams", "highest", "sustained_side"]
 
 STEP = 1.1
 """Two loads that are compared differ by this factor: so fine is what is found."""
@@ -76,7 +76,21 @@ def highest(holds: Callable[[int], bool], guess: int, *, limit: int, step: float
     return level(good)
 
 
-def sustained_side(loads: PacedLoads, client: Worker, pace: Pace) -> Side:
+def guess_streams(loads: PacedLoads, client: Worker, pace: Pace) -> int:
+    """Run a little of a load, and say from its CPU time how many streams would fill a core.
+
+    Args:
+        loads: Runs the load.
+        client: Who makes it.
+        pace: The load; of its tokens twenty at most, and one request a stream.
+    """
+    little = replace(pace, requests=pace.streams, tokens=min(20, pace.tokens))
+    _, seen = loads.run(client, little)
+    cpu_s = max(1e-6, seen.client_cpu_s / max(1, seen.tokens))
+    return max(1, int(pace.itl_ms / 1000 / cpu_s))
+
+
+def sustained_side(loads: PacedLoads, client: Worker, pace: Pace, guess: int) -> Side:
     """Search the most streams that a client follows well, as a side of a comparison.
 
     Each round begins where the one before has ended.
@@ -85,8 +99,9 @@ def sustained_side(loads: PacedLoads, client: Worker, pace: Pace) -> Side:
         loads: Runs the loads.
         client: Who makes them.
         pace: Each stream's pace; as many streams and requests as are tried.
+        guess: Where the first round begins.
     """
-    at = pace.streams
+    at = guess
 
     def sample() -> Sample:
         nonlocal at
