@@ -20,6 +20,7 @@ from workshop_lib.benchmark.result import LevelRecord
 from workshop_lib.benchmark.streaming import StreamClient
 from workshop_lib.commands.measures.frame import measure
 from workshop_lib.commands.measures.live import LiveVllm
+from workshop_lib.commands.stopping import Interrupted
 from workshop_lib.errors import ServerError, WorkshopError
 from workshop_lib.serving.client import ModelServer
 
@@ -161,6 +162,19 @@ def test_make_bench_compares_means_with_the_servers_own(stub: StreamingServer) -
         assert off == pytest.approx(abs(one - other) / 15)
     bars = ["ratio 1 ± 0.03", "ratio 1 ± 0.03", "", "median at most 1 times"]
     assert [row.bar for row in report.rows] == bars
+
+
+def test_an_interrupt_ends_make_bench_and_not_only_its_sweep(stub: StreamingServer) -> None:
+    before = len(stub.sent)
+    threading.Thread(target=interrupt_after, args=(stub, before + 10), daemon=True).start()
+    with ModelServer(stub.url) as server, pytest.raises(Interrupted):
+        measure(LiveVllm(server=server, loads=((2, 500),), tokens=2), rounds=1)
+
+
+def interrupt_after(stub: StreamingServer, answers: int) -> None:
+    while len(stub.sent) < answers:
+        time.sleep(0.01)
+    _thread.interrupt_main()
 
 
 def test_the_load_is_as_asked(stub: StreamingServer) -> None:
@@ -311,13 +325,7 @@ def test_stop_keeps_what_has_finished(stub: StreamingServer) -> None:
 
 def test_an_interrupt_keeps_what_has_finished(stub: StreamingServer) -> None:
     before = len(stub.sent)
-
-    def interrupt() -> None:
-        while len(stub.sent) < before + 20:
-            time.sleep(0.01)
-        _thread.interrupt_main()
-
-    threading.Thread(target=interrupt, daemon=True).start()
+    threading.Thread(target=interrupt_after, args=(stub, before + 20), daemon=True).start()
     result = run_sweep(stub.url, PROMPTS, levels=(2,), requests_per_level=500, max_tokens=2)
     assert result.stopped and 0 < len(result.request_records) < 500
 

@@ -8,11 +8,13 @@ the change of `_sum` by the change of `_count` at `/metrics` while a level ran.
 from __future__ import annotations
 
 import contextlib
+import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from workshop_lib.commands.measures.frame import Bar, Comparison, Quantity, Sample
+from workshop_lib.commands.stopping import Interrupted
 from workshop_lib.errors import WorkshopError
 
 if TYPE_CHECKING:
@@ -82,6 +84,8 @@ class LiveVllm:
                 requests_per_level=requests,
                 max_tokens=self.tokens,
             )
+            if result.stopped:  # a sweep keeps what it has when it is interrupted; a bench ends
+                raise Interrupted(signal.SIGINT)
             failed = [record for record in result.request_records if record.error]
             if failed:
                 raise WorkshopError(f"{len(failed)} requests failed: {failed[0].detail}")
