@@ -22,14 +22,15 @@ environment = $(PYTHON) workshop_lib/commands/environment.py
 # Two processes for tests, one of them for those that start Ray or vLLM (tests/conftest.py).
 together = -n 2 --dist loadgroup --no-loadscope-reorder
 
-.PHONY: help run test test-all bench lab notebooks check checks checks-environment lock clean distclean
+.PHONY: help run test test-all bench guidellm lab notebooks check checks checks-environment lock clean distclean
 
 help:
 	echo "make run         run the four notebooks on this machine's own Ray and vLLM; a report in build/ (12 minutes)"
 	echo "make lab         open JupyterLab on its start page; Ctrl-C ends it"
 	echo "make test        run the tests (25 minutes)"
 	echo "make test-all    run the tests and those that take minutes each"
-	echo "make bench       measure the benchmark client, the trainer and log reading, each against another (10 minutes)"
+	echo "make bench       measure the benchmark client, the trainer and log reading, each against another (20 minutes)"
+	echo "make guidellm    install guidellm into .venv-guidellm; make bench then compares with it too (3 minutes)"
 	echo "make notebooks   run the notebooks and keep their outputs in notebooks/"
 	echo "make check       lint, format and types (1 minute)"
 	echo "make checks      look at the manifests with kubernetes-validate and checkov (1 minute; 3 the first time)"
@@ -51,8 +52,12 @@ test-all:
 		-- -m pytest $(together)
 
 bench:
-	$(environment) --say "Measuring the client, the trainer and log reading: usually 10 minutes." \
+	$(environment) --say "Measuring the client, the trainer and log reading: usually 20 minutes." \
 		-- -m workshop_lib.commands.bench
+
+# guidellm and the workshop do not fit into one environment either.
+guidellm:
+	$(environment) -- -m workshop_lib.commands.checks guidellm
 
 lab:
 	$(environment) --say "Opening JupyterLab on this machine only, ready in 5 seconds; Ctrl-C ends it." \
@@ -86,5 +91,5 @@ clean:
 	echo "Removed build/ and .workshop/; kept .venv and the models in the cache (make distclean removes .venv)."
 
 distclean: clean
-	rm -rf .venv .venv-checks
-	echo "Removed .venv and .venv-checks; the models in the cache are kept: $${WORKSHOP_MODELS_DIR:-$${XDG_CACHE_HOME:-~/.cache}/ray-vllm-grpo-workshop/models}"
+	rm -rf .venv .venv-checks .venv-guidellm
+	echo "Removed .venv, .venv-checks and .venv-guidellm; the models in the cache are kept: $${WORKSHOP_MODELS_DIR:-$${XDG_CACHE_HOME:-~/.cache}/ray-vllm-grpo-workshop/models}"

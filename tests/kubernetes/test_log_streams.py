@@ -1,14 +1,20 @@
 """Logs over HTTP: every line once, whatever happens to the stream."""
 
+import contextlib
 import itertools
+import random
+import socket
 import threading
 import time
 
 import pytest
+import urllib3
 from objects import deployment, job, objects
 
 from workshop_lib.errors import ConnectError, NotFoundError
+from workshop_lib.kubernetes.api import Lost
 from workshop_lib.kubernetes.resuming import Position
+from workshop_lib.kubernetes.streams import blocks
 
 
 @pytest.fixture
@@ -211,3 +217,91 @@ def test_a_word_of_the_kubelets_own():
     assert position.new(["unable to retrieve container logs"]) == [
         "unable to retrieve container logs"
     ]
+
+
+@pytest.mark.parametrize("order", ["going up", "times repeat", "mixed"])
+def test_whatever_the_batches_a_resumed_stream_gives_the_rest_once(order):
+    """A server's side of the promise: what `sinceTime` selects, in its order."""
+    for seed in range(150):
+        source = random.Random(f"{order} {seed}")
+        clock, log = 0.0, []
+        for number in range(source.randrange(1, 60)):
+            clock += source.choice([0.0 if order == "times repeat" else 0.001, 0.01, 0.7, 1.9])
+            late = source.choice([0.0, 0.05]) if order == "mixed" else 0.0
+            minute, second = divmod(max(0.0, clock - late), 60)
+            # Texts that go down: whole lines at one time are then not sorted.
+            text = f"line {99 - number}"
+            log.append(f"2026-11-21T23:{minute:02.0f}:{second:012.9f}Z {text}")
+        position, seen = Position(), []
+        for _ in range(200):
+            since = position.resume() or ""
+            stream = [line for line in log if line[:19] >= since[:19]]
+            size = source.randrange(1, 20)
+            while stream and source.random() < 0.8:  # else it breaks
+                batch, stream = stream[:size], stream[size:]
+                seen += position.new(batch)
+        assert seen == [line.partition(" ")[2] for line in log], (order, seed)
+
+
+# -- the bytes of one answer ----------------------------------------------------------------------
+
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+@contextlib.contextmanager
+def answered(*pieces):
+    """A response whose bytes are these, after which its server hangs up."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve():
+            client, _ = listener.accept()
+            with client:
+                client.recv(1 << 16)
+                for piece in pieces:
+                    client.sendall(piece)
+                    time.sleep(0.01)  # most often it then arrives by itself
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/log"
+        with urllib3.PoolManager() as pool:
+            response = pool.request("GET", url, preload_content=False, retries=False)
+            yield response
+            response.close()
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        (CHUNKED + b"3\r\na\nb\r\n2;x=y\r\n\nc\r\n0\r\n\r\n",),
+        (CHUNKED, b"3\r", b"\na\n", b"b\r\n2\r\n\nc", b"\r\n0\r\n", b"\r\n"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\na\n", b"b\nc"),
+        (b"HTTP/1.1 200 OK\r\n\r\na\nb", b"\nc"),
+    ],
+    ids=["chunks at once", "chunks in pieces", "with a length", "to the end"],
+)
+def test_the_bytes_of_an_answer(pieces):
+    with answered(*pieces) as response:
+        assert b"".join(blocks(response)) == b"a\nb\nc"
+
+
+@pytest.mark.parametrize(
+    ("rest", "words"),
+    [
+        (b"5\r\ncd", "ended before its last chunk"),
+        (b"2\r\ncd\r\n", "ended before its last chunk"),
+        (b"2\r\ncdnot a size\r\n", "not HTTP"),
+    ],
+    ids=["in a chunk", "between chunks", "no chunk"],
+)
+def test_a_stream_that_breaks_gives_first_what_it_brought(rest, words):
+    """Else a server whose streams break early would never be read to its end."""
+    got = []
+    with (
+        answered(CHUNKED + b"2\r\nab\r\n" + rest) as response,
+        pytest.raises(Lost, match=words),
+    ):
+        for block in blocks(response):
+            got.append(block)
+    assert b"".join(got).startswith(b"abcd")

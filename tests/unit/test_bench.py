@@ -5,22 +5,25 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
-import multiprocessing
 import os
 import signal
-import threading
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import pytest
+from bench_servers import control_of
 
 from workshop_lib.commands import bench
-from workshop_lib.commands.measures.client_cpu import ClientCpu, check_load, stamp_errors
-from workshop_lib.commands.measures.clients import Measured, workshop_client
+from workshop_lib.commands.measures import client
+from workshop_lib.commands.measures.client import Client, Peer, known_peers
+from workshop_lib.commands.measures.clients import Measured, vllm_client, workshop_client
+from workshop_lib.commands.measures.cpu_times import process_cpu_s, process_family
 from workshop_lib.commands.measures.frame import (
     Bar,
     Comparison,
@@ -37,8 +40,9 @@ from workshop_lib.commands.measures.mock_server import (
     MockServer,
     Observation,
     Stream,
-    process_cpu_s,
 )
+from workshop_lib.commands.measures.paced import Pace, check_load, stamp_errors
+from workshop_lib.commands.measures.sustained import highest
 from workshop_lib.commands.measures.workers import Worker, answer, two_cores
 from workshop_lib.errors import WorkshopError
 
@@ -181,8 +185,8 @@ def test_a_quantity_that_one_side_lacks() -> None:
 
 def test_what_is_measured_by_default() -> None:
     known = bench.entries(Path("build"))
-    assert list(known) == ["client-cpu", "apply", "log-lines", "grpo-step"]
-    assert known["client-cpu"].rounds >= 5 and known["grpo-step"].rounds >= 5
+    assert list(known) == ["client", "live-vllm", "apply", "log-lines", "grpo-step"]
+    assert all(entry.rounds >= 3 for entry in known.values())
 
 
 @pytest.mark.parametrize(
@@ -271,14 +275,8 @@ def test_one_core_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def control() -> Iterator[Connection]:
-    here, there = multiprocessing.Pipe()
-    server = MockServer(there)
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    yield here
-    here.close()
-    thread.join(5)
-    assert not thread.is_alive()
+    with control_of(MockServer) as connection:
+        yield connection
 
 
 def started(control: Connection, load: Load) -> http.client.HTTPConnection:
@@ -355,6 +353,23 @@ def test_the_cpu_clock_of_a_process_is_read_from_outside() -> None:
     assert process_cpu_s(os.getpid()) == pytest.approx(time.process_time(), abs=0.01)
 
 
+def test_a_client_of_several_processes_is_watched_whole() -> None:
+    script = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'input()'])"
+    with subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE) as parent:
+        until(lambda: len(process_family(parent.pid)) == 2)
+        family = process_family(parent.pid)
+        assert family[0] == parent.pid and set(family) <= set(process_family(os.getpid()))
+        parent.communicate(b"\n")
+    assert process_family(parent.pid) == [parent.pid]
+
+
+def until(look: Callable[[], bool], timeout_s: float = 60.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not look():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
 def test_errors_are_counted_against_the_stamps_of_the_same_stream() -> None:
     seen = Observation(
         [Stream(1, 10.0, [10.1, 10.12, 10.14]), Stream(2, 10.05, [10.25, 10.27, 10.29])]
@@ -362,18 +377,20 @@ def test_errors_are_counted_against_the_stamps_of_the_same_stream() -> None:
     measured = [Measured(2, 201.0, [19.0, 20.5]), Measured(1, 100.5, [20.0, 24.0])]
     ttft_ms, itl_ms = stamp_errors(measured, seen)
     assert ttft_ms == pytest.approx(0.75) and itl_ms == pytest.approx(0.75)
+    means = [Measured(1, 100.0, [20.5], only_mean=True), Measured(2, 200.0, [20.5], only_mean=True)]
+    assert stamp_errors(means, seen)[1] == pytest.approx(0.5)
     with pytest.raises(WorkshopError, match="other ones"):
         stamp_errors(measured[:1], seen)
     with pytest.raises(WorkshopError, match=r"3 tokens were sent .* reports 1 times"):
         stamp_errors([measured[1], Measured(2, 201.0, [19.0])], seen)
 
 
-def test_another_load_than_the_named_one_is_refused(tmp_path: Path) -> None:
+def test_another_load_than_the_named_one_is_refused() -> None:
     def seen(gap_s: float, requests: int = 6) -> Observation:
         stamps = [n * gap_s for n in range(8)]
         return Observation([Stream(n + 1, 0.0, stamps) for n in range(requests)], most_at_once=3)
 
-    entry = ClientCpu(logs=tmp_path, **TINY | {"pace_tolerance": 0.05})
+    entry = replace(TINY, tolerance=0.05)
     check_load(seen(0.0102), entry)
     with pytest.raises(WorkshopError, match=r"each 11\.00 ms instead of 10; .* quiet machine"):
         check_load(seen(0.011), entry)
@@ -386,31 +403,62 @@ def test_another_load_than_the_named_one_is_refused(tmp_path: Path) -> None:
 # All of it.
 
 
-TINY: dict[str, Any] = {
-    "streams": 3,
-    "requests": 6,
-    "tokens": 8,
-    "ttft_ms": 20.0,
-    "itl_ms": 10.0,
-    "pace_tolerance": 1.0,  # a machine that runs tests is not quiet
-}
+# A machine that runs tests is not quiet.
+TINY = Pace(streams=3, requests=6, tokens=8, ttft_ms=20.0, itl_ms=10.0, tolerance=100.0)
+FEW = Pace(streams=2, requests=2, tokens=5, ttft_ms=5.0, itl_ms=10.0, tolerance=100.0)
 
 
 def test_a_tiny_real_run_of_our_client(tmp_path: Path) -> None:
-    peer = ("workshop again", workshop_client)
-    entry = ClientCpu(logs=tmp_path, flood_tokens=50, peer=peer, **TINY)
-    (report,) = measure(entry, rounds=1)
-    assert report.sides == ("workshop", "workshop again")
-    for side in report.sides:
-        sample = {key: value for key, (value,) in report.samples[side].items()}
+    peers = [Peer("workshop again", workshop_client, TINY)]
+    entry = Client(
+        logs=tmp_path, times=[FEW], search=None, flood_tokens=50, peers=lambda say: peers
+    )
+    reports = measure(entry, rounds=1)
+    assert [report.sides for report in reports] == [("workshop", "workshop again")] * 2
+    for side in reports[0].sides:
+        sample = {key: value for key, (value,) in reports[0].samples[side].items()}
         assert 0 < sample["cpu_us"] < 10_000
         assert sample["itl_error_ms"] >= 0 and sample["ttft_error_ms"] >= 0
         assert sample["server_margin"] > 0 and sample["tokens_per_s"] < 300
-    assert [row.unit for row in report.rows] == ["µs", "ms", "ms", "1/s", "times"]
+    assert [row.unit for row in reports[0].rows] == ["µs", "ms", "ms", "1/s", "times"]
+    assert [row.bar for row in reports[1].rows] == ["median at most 1 ms"] * 2
+
+
+@pytest.mark.parametrize("limit", [5, 100, 2000])
+@pytest.mark.parametrize("guess", [1, 7, 64, 1500])
+def test_the_highest_level_is_found_from_below_and_above(guess: int, limit: int) -> None:
+    tried: list[int] = []
+
+    def holds(level: int) -> bool:
+        tried.append(level)
+        return level <= true
+
+    for true in (1, 30, 99, 5000):
+        tried.clear()
+        found = highest(holds, min(guess, limit), limit=limit, step=1.25)
+        assert found <= min(true, limit)
+        assert found == limit or 1.25 * found + 1.5 > true
+        assert max(tried) <= limit and len(tried) < 25
+    assert highest(lambda level: False, guess=10, limit=50) == 0
+
+
+def test_a_client_without_guidellm_is_told_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(client, "guidellm_is_there", lambda: False)
+    assert known_peers(said.append) == [Peer("vllm bench serve", vllm_client)]
+    assert len(said) == 1 and "`make guidellm` installs it" in said[0]
 
 
 @pytest.mark.slow
-def test_a_tiny_real_run_against_vllm(tmp_path: Path) -> None:
-    (report,) = measure(ClientCpu(logs=tmp_path, **TINY), rounds=1)
-    theirs = {key: value for key, (value,) in report.samples["vllm bench serve"].items()}
-    assert theirs["cpu_us"] > 0 and theirs["itl_error_ms"] >= 0
+def test_tiny_real_runs_against_the_other_clients(tmp_path: Path) -> None:
+    known = [replace(peer, load=TINY) for peer in known_peers(print)]
+    search = replace(FEW, tokens=20)
+    entry = Client(logs=tmp_path, times=[FEW], search=search, peers=lambda say: known)
+    reports = measure(entry, rounds=1)
+    peers = [peer.name for peer in known]
+    assert [report.sides[1] for report in reports] == [*peers, peers[0], *peers]
+    for report in reports[: len(peers)]:
+        theirs = {key: value for key, (value,) in report.samples[report.sides[1]].items()}
+        assert theirs["cpu_us"] > 0 and theirs["itl_error_ms"] >= 0
+    for report in reports[-len(peers) :]:
+        assert all(report.samples[side]["streams"][0] >= 1 for side in report.sides)

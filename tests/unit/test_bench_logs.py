@@ -6,11 +6,9 @@ import http.client
 import itertools
 import json
 import mmap
-import multiprocessing
 import os
 import socket
 import subprocess
-import threading
 from collections.abc import Iterator
 from datetime import datetime
 from multiprocessing.connection import Connection
@@ -18,6 +16,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+from bench_servers import control_of
 
 from workshop_lib import manifests
 from workshop_lib.commands.measures.frame import measure
@@ -41,14 +40,8 @@ LINES = 30_000  # three of the blocks that the server sends at once
 
 @pytest.fixture
 def control() -> Iterator[Connection]:
-    here, there = multiprocessing.Pipe()
-    server = LogServer(there)
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    yield here
-    here.close()
-    thread.join(10)
-    assert not thread.is_alive()
+    with control_of(LogServer) as connection:
+        yield connection
 
 
 @pytest.fixture

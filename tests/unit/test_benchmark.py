@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import _thread
 import asyncio
+import itertools
 import statistics
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,11 @@ from streaming_server import MODEL, StreamingServer
 from workshop_lib.benchmark import BenchmarkResult, RequestRecord, run_sweep, start_sweep
 from workshop_lib.benchmark.result import LevelRecord
 from workshop_lib.benchmark.streaming import StreamClient
+from workshop_lib.commands.measures.frame import measure
+from workshop_lib.commands.measures.live import LiveVllm
+from workshop_lib.commands.stopping import Interrupted
 from workshop_lib.errors import ServerError, WorkshopError
+from workshop_lib.serving.client import ModelServer
 
 PROMPTS = ["What is a GPU?", "What is a token?", "What is a block?"]
 TTFT_MS, ITL_MS = 40.0, 10.0
@@ -68,42 +74,107 @@ def result_of(*records: RequestRecord, duration_s: float = 2.0) -> BenchmarkResu
     )
 
 
+# What is compared to the millisecond is short: it finds a quiet moment on a busy machine too.
+SHORT: dict[str, Any] = {"levels": (2,), "requests_per_level": 2, "max_tokens": 4, "warmup": 0}
+
+
+def in_a_quiet_moment(check: Callable[[], None], tries: int = 100) -> None:
+    """Try until a check holds: a busy machine disturbs some times, a wrong client fails always."""
+    for left in reversed(range(tries)):
+        try:
+            return check()
+        except AssertionError:
+            if not left:
+                raise
+
+
+def true_ms(stub: StreamingServer) -> dict[str, list[float]]:
+    """What the server stamped of its answers, in ms."""
+    return {
+        "ttft": [(s.text_s[0] - s.received_s) * 1000 for s in stub.sent],
+        "itl": [(b - a) * 1000 for s in stub.sent for a, b in itertools.pairwise(s.text_s)],
+        "e2e": [(s.end_s - s.received_s) * 1000 for s in stub.sent],
+    }
+
+
 def test_known_times_are_measured(sweep: BenchmarkResult) -> None:
     levels = sweep.levels.set_index("concurrency")
     assert levels.errors.tolist() == [0, 0, 0]
     assert levels.requests.tolist() == [8, 16, 64]
     for concurrency in (1, 4, 16):
         row = levels.loc[concurrency]
-        assert row.ttft_p50_ms == pytest.approx(TTFT_MS, abs=10)
-        assert row.itl_p50_ms == pytest.approx(ITL_MS, abs=3)
-        assert row.itl_mean_ms == pytest.approx(ITL_MS, abs=3)
-        assert row.e2e_p50_ms == pytest.approx(TTFT_MS + 7 * ITL_MS, abs=20)
+        # The server sends a token when it is due or later: how late is the machine's affair.
+        assert row.ttft_p50_ms > TTFT_MS - 1 and row.e2e_p50_ms > TTFT_MS + 7 * ITL_MS - 1
         assert row.ttft_p50_ms <= row.ttft_p90_ms <= row.ttft_p99_ms
-        # The loop is closed: n users, each a request after the other.
-        assert row.requests_per_s == pytest.approx(concurrency / (row.e2e_mean_ms / 1000), rel=0.2)
+        # The loop is closed: at no time are more than n on their way.
+        assert row.requests_per_s <= 1.01 * concurrency / (row.e2e_mean_ms / 1000)
         assert row.output_tokens_per_s == pytest.approx(8 * row.requests_per_s)
 
 
 def test_every_request_agrees_with_the_servers_stamps(
     sweep: BenchmarkResult, stub: StreamingServer
 ) -> None:
-    true_ttft = {s.prompt: (s.text_s[0] - s.received_s) * 1000 for s in stub.sent}
-    measured = sorted(r.ttft_ms for r in sweep.request_records if r.ttft_ms is not None)
-    assert len(true_ttft) == len(stub.sent) == len(measured) + 3 * 2  # no prompt came twice
-    errors = [m - TTFT_MS for m in measured]
-    assert statistics.median(errors) < TTFT_MS / 2
-    assert min(errors) > -1  # the role's message comes 40 ms too early
+    assert len({sent.prompt for sent in stub.sent}) == len(stub.sent)  # no prompt came twice
+    assert len(stub.sent) == len(sweep.request_records) + 3 * 2  # two of each level warm up
+    measured = [r.ttft_ms for r in sweep.request_records if r.ttft_ms is not None]
+    assert len(measured) == len(sweep.request_records)
+    assert min(measured) > TTFT_MS - 1  # the role's message comes 40 ms too early
+
+    def agree() -> None:
+        stub.sent.clear()
+        again = run_sweep(stub.url, PROMPTS, **SHORT)
+        seen = {
+            "ttft": [record.ttft_ms for record in again.request_records],
+            "itl": [gap for record in again.request_records for gap in record.itl_ms],
+            "e2e": [record.e2e_ms for record in again.request_records],
+        }
+        for name, true in true_ms(stub).items():
+            assert len(seen[name]) == len(true)
+            assert statistics.median(seen[name]) == pytest.approx(statistics.median(true), abs=2)
+
+    in_a_quiet_moment(agree)
 
 
-def test_client_and_server_histograms_agree(sweep: BenchmarkResult) -> None:
+def test_client_and_server_histograms_agree(sweep: BenchmarkResult, stub: StreamingServer) -> None:
     comparison = sweep.compare_with_server()
     assert len(comparison) == 9 and set(comparison.latency) == {"ttft", "itl", "e2e"}
-    itl = comparison[comparison.latency == "itl"]
-    assert (itl.difference_percent.abs() < 3).all()
-    others = comparison[comparison.latency != "itl"]
-    assert (others.difference_ms.abs() < 15).all()
-    # The client sees the server's time and the way there and back.
-    assert (others.difference_ms > -0.5).all()
+
+    def agree() -> None:
+        again = run_sweep(stub.url, PROMPTS, **SHORT).compare_with_server()
+        itl = again[again.latency == "itl"]
+        assert (itl.difference_percent.abs() < 3).all()
+        others = again[again.latency != "itl"]
+        assert (others.difference_ms.abs() < 15).all()
+        # The client sees the server's time and the way there and back.
+        assert (others.difference_ms > -0.5).all()
+
+    in_a_quiet_moment(agree)
+
+
+def test_make_bench_compares_means_with_the_servers_own(stub: StreamingServer) -> None:
+    with ModelServer(stub.url) as server:
+        entry = LiveVllm(server=server, loads=((2, 4),), tokens=4)
+        (report,) = measure(entry, rounds=2)
+    assert report.sides == ("client", "vLLM itself")
+    ours, theirs = (report.samples[side] for side in report.sides)
+    assert min(theirs["ttft_ms"]) > TTFT_MS - 1 and min(theirs["e2e_ms"]) > TTFT_MS + 3 * ITL_MS - 1
+    for off, one, other in zip(ours["ttft_off"], ours["ttft_ms"], theirs["ttft_ms"], strict=True):
+        assert off == pytest.approx(abs(one - other) / 15)
+    bars = ["ratio 1 ± 0.03", "ratio 1 ± 0.03", "", "median at most 1 times"]
+    assert [row.bar for row in report.rows] == bars
+
+
+def test_an_interrupt_ends_make_bench_and_not_only_its_sweep(stub: StreamingServer) -> None:
+    before = len(stub.sent)
+    threading.Thread(target=interrupt_after, args=(stub, before + 10), daemon=True).start()
+    with ModelServer(stub.url) as server, pytest.raises(Interrupted):
+        measure(LiveVllm(server=server, loads=((2, 500),), tokens=2), rounds=1)
+
+
+def interrupt_after(stub: StreamingServer, answers: int) -> None:
+    while len(stub.sent) < answers:
+        time.sleep(0.01)
+    _thread.interrupt_main()
 
 
 def test_the_load_is_as_asked(stub: StreamingServer) -> None:
@@ -150,8 +221,9 @@ def test_tokens_come_from_usage_not_from_messages() -> None:
     requests = result.requests
     assert requests.completion_tokens.tolist() == [16] * 6
     assert all(len(gaps) == 3 for gaps in requests.itl_ms)  # four messages
-    # 60 ms from first to last text over 15 further tokens, not over 3 gaps.
-    assert requests.mean_itl_ms.median() == pytest.approx(60 / 15, abs=1)
+    # From first to last text over 15 further tokens, not over 3 gaps.
+    for request in result.request_records:
+        assert request.mean_itl_ms == pytest.approx(sum(request.itl_ms) / 15)
 
 
 @pytest.mark.parametrize(
@@ -239,7 +311,11 @@ def test_progress_is_shown_in_the_calling_thread(stub: StreamingServer) -> None:
 
 def test_stop_keeps_what_has_finished(stub: StreamingServer) -> None:
     run = start_sweep(stub.url, PROMPTS, levels=(2, 4), requests_per_level=500, max_tokens=2)
-    threading.Timer(0.5, run.stop).start()
+    before = len(stub.sent)
+    while len(stub.sent) < before + 20:
+        assert run.running
+        time.sleep(0.01)
+    run.stop()
     result = run.wait()
     assert result.stopped and not run.running
     assert 0 < len(result.request_records) < 500
@@ -248,8 +324,8 @@ def test_stop_keeps_what_has_finished(stub: StreamingServer) -> None:
 
 
 def test_an_interrupt_keeps_what_has_finished(stub: StreamingServer) -> None:
-    timer = threading.Timer(0.5, _thread.interrupt_main)
-    timer.start()
+    before = len(stub.sent)
+    threading.Thread(target=interrupt_after, args=(stub, before + 20), daemon=True).start()
     result = run_sweep(stub.url, PROMPTS, levels=(2,), requests_per_level=500, max_tokens=2)
     assert result.stopped and 0 < len(result.request_records) < 500
 

@@ -242,6 +242,8 @@ class LoadRun:
     ) -> None:
         plan = level.plan
         count = self._counter(level)
+        if plan.arrivals_s is None:
+            await client.connect(int(plan.load))
         level.start_s = time.perf_counter()
         if plan.arrivals_s is not None:
             await self._open_loop(client, bodies, level.start_s, plan.arrivals_s, count)

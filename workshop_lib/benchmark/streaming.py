@@ -103,6 +103,22 @@ class StreamClient:
             _fail(times, "refused", exc.strerror or str(exc))
         return times
 
+    async def connect(self, count: int) -> None:
+        """Have connections ready, so that opening them is no part of the first answers' times.
+
+        Hundreds that are opened at once wait for each other in this process. One that cannot
+        be opened is left for its request to report.
+
+        Args:
+            count: So many, those that are kept already among them.
+        """
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                while len(self._idle) < count:
+                    self._keep(await self._open())
+        except OSError:  # TimeoutError is one
+            return
+
     def close(self) -> None:
         """Close the kept connections."""
         for connection in self._idle:
@@ -118,12 +134,16 @@ class StreamClient:
                 return
             # The server had just closed the kept connection; nothing was sent twice.
             times.error = times.detail = ""
+        connection = await self._open()
+        await connection.exchange(request, times)
+        self._keep(connection)
+
+    async def _open(self) -> _Connection:
         loop = asyncio.get_running_loop()
         _, connection = await loop.create_connection(
             _Connection, self._host, self._port, ssl=self._ssl
         )
-        await connection.exchange(request, times)
-        self._keep(connection)
+        return connection
 
     def _kept_connection(self) -> _Connection | None:
         while self._idle:

@@ -1,7 +1,7 @@
 """`make bench`: performance, measured as ratios of medians.
 
 ```
-python -m workshop_lib.commands.bench                          everything (10 minutes)
+python -m workshop_lib.commands.bench                          everything (20 minutes)
 python -m workshop_lib.commands.bench --only apply --rounds 5
 python -m workshop_lib.commands.bench --strict                 fail when a bar is missed
 ```
@@ -23,9 +23,10 @@ from typing import TYPE_CHECKING, Any
 
 from workshop_lib.commands.kernels import CHECKOUT
 from workshop_lib.commands.measures.apply import Apply
-from workshop_lib.commands.measures.client_cpu import ClientCpu
+from workshop_lib.commands.measures.client import Client
 from workshop_lib.commands.measures.frame import Report, measure, table
 from workshop_lib.commands.measures.grpo_step import GrpoStep
+from workshop_lib.commands.measures.live import LiveVllm
 from workshop_lib.commands.measures.log_lines import LogLines
 from workshop_lib.commands.run import describe_commit, describe_machine, describe_versions
 from workshop_lib.commands.stopping import Interrupted, say, signals_interrupt
@@ -51,7 +52,8 @@ def entries(build: Path) -> dict[str, Entry]:
     """
     logs = build / "bench"
     known: list[Entry] = [
-        ClientCpu(logs=logs),
+        Client(logs=logs, say=say),
+        LiveVllm(),
         Apply(),
         LogLines(logs=logs),
         GrpoStep(logs=logs),

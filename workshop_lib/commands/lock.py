@@ -1,4 +1,4 @@
-"""Regenerates requirements.txt and requirements-checks.txt from their .in: `make lock`.
+"""Regenerates requirements.txt and those of the other environments from their .in: `make lock`.
 
 A script for the system's Python and its standard library, like `environment`, so
 that a lock which cannot be installed can still be mended. It works in build/lock:
@@ -124,10 +124,14 @@ def main() -> int:
             [python, "-m", "pip", "config", "list"], check=True, stdout=subprocess.PIPE, text=True
         ).stdout
         index = pip_index(configuration)
-        ours = ["--no-emit-package", "torch", "--excludes", str(excluded)]
-        ours += ["--overrides", str(overridden)]
-        ours += ["--find-links", str(work / "wheels")]
-        for name, options in (("requirements", ours), ("requirements-checks", [])):
+        torch = ["--no-emit-package", "torch", "--excludes", str(excluded)]
+        torch += ["--find-links", str(work / "wheels")]
+        locks: dict[str, list[str]] = {
+            "requirements": [*torch, "--overrides", str(overridden)],
+            "requirements-checks": [],
+            "requirements-guidellm": torch,
+        }
+        for name, options in locks.items():
             run(
                 *[python, "-m", "uv", "pip", "compile", "-q", f"{name}.in"],
                 *["--output-file", f"{name}.txt", "--custom-compile-command", "make lock"],

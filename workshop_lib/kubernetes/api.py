@@ -12,7 +12,7 @@ import random
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from workshop_lib.kubernetes.config import Access
 
-__all__ = ["FIELD_MANAGER", "Api", "Lost", "Pauses"]
+__all__ = ["FIELD_MANAGER", "Api", "Lost", "Pauses", "in_short", "read"]
 
 FIELD_MANAGER = "workshop"
 """The name under which the API server notes which fields are ours."""
@@ -151,7 +151,7 @@ class Api:
                 "certificate-authority this cluster's?"
             ) from None
         except (urllib3.exceptions.HTTPError, OSError) as error:
-            raise Lost(f"{access.server} does not answer: {_short(error)}") from error
+            raise Lost(f"{access.server} does not answer: {in_short(error)}") from error
         response: BaseHTTPResponse = answer.response
         return response
 
@@ -220,7 +220,7 @@ class Api:
             except Lost as error:
                 lost, why = error, "no answer"
             except (urllib3.exceptions.HTTPError, OSError) as error:  # while reading the body
-                lost, why = Lost(f"{self.access.server}: {_short(error)}"), "the answer broke off"
+                lost, why = Lost(f"{self.access.server}: {in_short(error)}"), "the answer broke off"
             pause_s = pauses.next_s(asked_s)
             if pause_s is None:
                 if answer is not None:
@@ -386,23 +386,7 @@ def read(response: BaseHTTPResponse) -> Answer:
     return Answer(response.status, text, headers)
 
 
-def chunks(response: BaseHTTPResponse, size: int = 1 << 16) -> Iterator[bytes]:
-    """A stream's bytes as they come.
-
-    Raises:
-        Lost: It broke off before its end.
-    """
-    import urllib3
-
-    try:
-        while data := response.read1(size):
-            yield data
-    except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
-        # ValueError: closed by another thread, which wants the reading to end.
-        raise Lost(_short(error)) from error
-
-
-def _short(error: BaseException) -> str:
+def in_short(error: BaseException) -> str:
     """An exception's own words, without its object's address."""
     words = re.sub(r"^(<?[\w.]+(\([^)]*\)| object at 0x\w+>): )+", "", str(error))
     return " ".join(words.split())[:200] or type(error).__name__

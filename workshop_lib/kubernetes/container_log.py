@@ -7,24 +7,26 @@ that has ended is read once more, so that its last lines are not lost either.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
 from workshop_lib.cluster import LogLine
 from workshop_lib.kubernetes.answers import problem, retry_after_s
-from workshop_lib.kubernetes.api import Api, Lost, Pauses, chunks, read
+from workshop_lib.kubernetes.api import Api, Lost, Pauses, read
 from workshop_lib.kubernetes.observe import INDEX
 from workshop_lib.kubernetes.resources import resource_of_kind
 from workshop_lib.kubernetes.resuming import Position
-from workshop_lib.kubernetes.streams import StoppableStream
+from workshop_lib.kubernetes.streams import StoppableStream, blocks
 
 if TYPE_CHECKING:
     from urllib3 import BaseHTTPResponse
 
-__all__ = ["LOOK_EVERY_S", "ContainerLog", "container_statuses"]
+__all__ = ["LOOK_EVERY_S", "ContainerLog", "Lines", "container_statuses"]
 
 Json = Mapping[str, Any]
+Lines = Iterator[LogLine]
+"""A batch of lines."""
 
 SILENT_S = 300.0
 """A stream that is silent for so long is opened anew: it may be dead."""
@@ -104,7 +106,7 @@ class ContainerLog:
         """Make the reading end, from another thread."""
         self._reader.stop()
 
-    def batches(self) -> Generator[list[LogLine], None, None]:
+    def batches(self) -> Generator[Lines, None, None]:
         """The lines, each once, in batches as they come.
 
         Raises:
@@ -137,7 +139,7 @@ class ContainerLog:
             except Lost as error:
                 self._reader.stopped.wait(self._pause_s(breaks, error))
 
-    def _whole(self, *, previous: bool = False) -> Iterator[list[LogLine]]:
+    def _whole(self, *, previous: bool = False) -> Iterator[Lines]:
         """What is there of a run, to its end."""
         breaks = _Breaks(self._api.tries)
         while not self._reader.stopped.is_set():
@@ -162,7 +164,7 @@ class ContainerLog:
 
     # -- one stream -----------------------------------------------------------------------------
 
-    def _stream(self, *, follow: bool, previous: bool = False) -> Iterator[list[LogLine]]:
+    def _stream(self, *, follow: bool, previous: bool = False) -> Iterator[Lines]:
         """The new lines of one stream.
 
         Raises:
@@ -186,12 +188,12 @@ class ContainerLog:
                 return
             yield from self._lines(response, whole=not follow)
 
-    def _lines(self, response: BaseHTTPResponse, *, whole: bool) -> Iterator[list[LogLine]]:
+    def _lines(self, response: BaseHTTPResponse, *, whole: bool) -> Iterator[Lines]:
         """Batches of a stream's new lines; `whole`: half a line at its clean end is a line."""
         rest = b""
-        for chunk in chunks(response):
+        for block in blocks(response):
             self._heard = True
-            data = rest + chunk
+            data = rest + block if rest else block
             end = data.rfind(b"\n") + 1
             rest = data[end:]
             if end and (texts := self._position.new(_split(data[:end]))):
@@ -222,10 +224,14 @@ def _has_ended(pod: Json, container: str) -> bool:
     return policy == "Never" or (ended.get("exitCode") == 0 and (init or policy == "OnFailure"))
 
 
-def _log_lines(pod: str, rank: int | None, container: str, texts: Iterable[str]) -> list[LogLine]:
-    """Texts as lines of a log; made by map(), which takes half the time of calls of LogLine."""
+def _log_lines(pod: str, rank: int | None, container: str, texts: list[str]) -> Lines:
+    """Texts as lines of a log, each made when it is asked for.
+
+    A list of them would live long enough for the garbage collector to look through it. Made
+    by map(), which takes half the time of calls of LogLine.
+    """
     fields = zip(repeat(pod), repeat(rank), repeat(container), texts, strict=False)
-    return list(map(tuple.__new__, repeat(LogLine), fields))
+    return map(tuple.__new__, repeat(LogLine), fields)
 
 
 def _split(data: bytes) -> list[str]:

@@ -15,6 +15,7 @@ from workshop_lib.kubernetes.api import Api
 from workshop_lib.kubernetes.container_log import (
     LOOK_EVERY_S,
     ContainerLog,
+    Lines,
     container_statuses,
 )
 from workshop_lib.kubernetes.observe import get_workload, own_pods, pod_selector
@@ -113,7 +114,7 @@ class _Follower:
         self._kind, self._name = body["kind"], body["metadata"]["name"]
         self._body: Json | None = body
         self._tail = tail
-        self._queue: queue.Queue[list[LogLine] | WorkshopError] = queue.Queue(BATCHES)
+        self._queue: queue.Queue[Lines | WorkshopError] = queue.Queue(BATCHES)
         self._threads: dict[tuple[str, str], threading.Thread] = {}
         self._logs: list[ContainerLog] = []
         self._stopped = threading.Event()
@@ -179,7 +180,7 @@ class _Follower:
         except WorkshopError as error:
             self._put(error)
 
-    def _put(self, item: list[LogLine] | WorkshopError) -> bool:
+    def _put(self, item: Lines | WorkshopError) -> bool:
         while not self._stopped.is_set():
             with contextlib.suppress(queue.Full):
                 self._queue.put(item, timeout=0.1)

@@ -9,8 +9,9 @@ between, its beginning is missing; then the lines are skipped by their time.
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from itertools import repeat
@@ -19,9 +20,11 @@ from operator import itemgetter
 __all__ = ["Position"]
 
 SECOND = len("2026-11-21T04:52:49")
+DAY = slice(len("2026-11-21T"))
 
 # Logs have millions of lines: what is done for each is done by map(), without bytecode.
 _second_of = itemgetter(slice(0, SECOND))
+_tenth_of = itemgetter(slice(10, 11))
 _text_of = itemgetter(2)
 
 
@@ -84,15 +87,31 @@ class Position:
         lines = lines if isinstance(lines, list) else list(lines)
         if not lines:
             return []
-        counts = Counter(map(_second_of, lines))
-        if not all(second[10:11] == "T" for second in counts):
+        if self._go_up(lines):
+            self._note_in_order(lines)
+        else:
             lines = self._timed(lines)
-            counts = Counter(map(_second_of, lines))
-        self._note(lines, counts)
+            self._note(lines)
         return list(map(_text_of, map(str.partition, lines, repeat(" "))))
+
+    def _go_up(self, lines: list[str]) -> bool:
+        """Whether all have timestamps, of one day, none before another's: the usual case.
+
+        In sorted lines whose first and last begin alike all begin alike; and sorting what is
+        sorted takes a tenth of the time of looking at each.
+        """
+        first, last = lines[0], lines[-1]
+        return (
+            first[DAY] == last[DAY]
+            and first[10:11] == "T"
+            and self._last <= first
+            and lines == sorted(lines)
+        )
 
     def _timed(self, lines: list[str]) -> list[str]:
         """Lines without a timestamp (a word of the kubelet's own) get the one before them."""
+        if all(map("T".__eq__, map(_tenth_of, lines))):
+            return lines
         timed, last = [], self._last or "1970-01-01T00:00:01.000000000Z"
         for line in lines:
             if line[10:11] == "T":
@@ -116,15 +135,28 @@ class Position:
                 self._skip -= 1
         return fresh
 
-    def _note(self, lines: list[str], counts: Mapping[str, int]) -> None:
-        """Remember how many lines of each second came; only the last two can come again."""
-        for second, count in counts.items():
-            known = self._seconds.get(second)
-            if known is None:
-                at = next(n for n, line in enumerate(lines) if line.startswith(second))
-                self._seconds[second] = _Second(count, lines[at], self._given + at)
-            else:
-                known.lines += count
+    def _note_in_order(self, lines: list[str]) -> None:
+        """Remember how many lines of the last two seconds came; only they can come again."""
+        second = lines[-1][:SECOND]
+        for each in (_second_before(second), second):
+            start = bisect_left(lines, each)
+            if count := bisect_right(lines, each, start, key=_second_of) - start:
+                self._add(each, count, lines[start], start)
+        self._passed(lines)
+
+    def _note(self, lines: list[str]) -> None:
+        """The same of lines in any order."""
+        for second, count in Counter(map(_second_of, lines)).items():
+            known = second in self._seconds
+            at = 0 if known else next(n for n, x in enumerate(lines) if x.startswith(second))
+            self._add(second, count, lines[at], at)
+        self._passed(lines)
+
+    def _add(self, second: str, count: int, first: str, at: int) -> None:
+        known = self._seconds.setdefault(second, _Second(0, first, self._given + at))
+        known.lines += count
+
+    def _passed(self, lines: list[str]) -> None:
         self._given += len(lines)
         last = max(lines[-1].partition(" ")[0], self._last)
         if last[:SECOND] != self._last[:SECOND]:

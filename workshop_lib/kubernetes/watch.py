@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from workshop_lib.cluster import Observation
 from workshop_lib.errors import NotFoundError, WorkshopError
 from workshop_lib.kubernetes.answers import problem, retry_after_s
-from workshop_lib.kubernetes.api import Api, Lost, Pauses, chunks, read
+from workshop_lib.kubernetes.api import Api, Lost, Pauses, read
 from workshop_lib.kubernetes.observe import (
     events_about,
     get_workload,
@@ -23,7 +23,7 @@ from workshop_lib.kubernetes.observe import (
     pod_selector,
 )
 from workshop_lib.kubernetes.resources import Resource, resource_of_kind
-from workshop_lib.kubernetes.streams import StoppableStream
+from workshop_lib.kubernetes.streams import StoppableStream, chunks
 
 if TYPE_CHECKING:
     from urllib3 import BaseHTTPResponse

@@ -53,11 +53,13 @@ class Measured:
         number: The stream's, see `mock_server.Stream`.
         ttft_ms: Time to first token.
         itl_ms: The gaps after it, one fewer than tokens.
+        only_mean: `itl_ms` is their mean alone.
     """
 
     number: int
     ttft_ms: float
     itl_ms: list[float]
+    only_mean: bool = False
 
 
 def workshop_client(connection: Connection) -> None:

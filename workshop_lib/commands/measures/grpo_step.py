@@ -20,8 +20,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from workshop_lib.commands.measures.cpu_times import process_cpu_s
 from workshop_lib.commands.measures.frame import Bar, Comparison, Quantity, Sample, Side
-from workshop_lib.commands.measures.mock_server import process_cpu_s
 from workshop_lib.commands.measures.trainers import Step, Training, trl_trainer, workshop_trainer
 from workshop_lib.commands.measures.workers import Worker, peak_memory_bytes
 from workshop_lib.data import data_path

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -28,7 +27,7 @@ from workshop_lib.commands.measures.workers import (
     Worker,
     peak_memory_bytes,
     reset_peak_memory,
-    two_cores,
+    server_and_clients,
 )
 from workshop_lib.errors import WorkshopError
 
@@ -74,20 +73,16 @@ class LogLines:
     @contextlib.contextmanager
     def prepare(self, say: Callable[[str], None]) -> Iterator[Sequence[Comparison]]:
         """Start server and readers, each having read a little uncounted; see `Entry`."""
-        server_core, reader_core = two_cores()
         peer, peer_target = self.peer
-        with ExitStack() as stack:
-
-            def start(name: str, target: Callable[[Connection], None], core: int) -> Worker:
-                return stack.enter_context(Worker(name, target, core, self.logs))
-
-            server = start("mock API server", serve_log, server_core)
-            ours = start("workshop reader", workshop_client, reader_core)
-            theirs = start(f"{peer} reader", peer_target, reader_core)
-            receiver = start("receiver", receiving_client, reader_core)
-            for worker in (server, ours, theirs, receiver):
-                say(f"starting {worker.name}")
-                worker.wait_ready(START_TIMEOUT_S)
+        with server_and_clients(
+            self.logs,
+            say,
+            START_TIMEOUT_S,
+            ("mock API server", serve_log),
+            ("workshop reader", workshop_client),
+            (f"{peer} reader", peer_target),
+            ("receiver", receiving_client),
+        ) as (server, ours, theirs, receiver):
             lines = -(-self.text_bytes // LINE_BYTES)
             readings = _Readings(server, receiver, lines)
             for worker in (ours, theirs, receiver):

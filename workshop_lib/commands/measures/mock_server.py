@@ -17,37 +17,17 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from workshop_lib.commands.measures.cpu_times import family_cpu_s, process_family
+
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
-__all__ = ["MODEL", "Load", "MockServer", "Observation", "Stream", "process_cpu_s", "serve"]
+__all__ = ["MODEL", "Load", "MockServer", "Observation", "Stream", "serve"]
 
 MODEL = "mock/model"
 
 SEND_TIMEOUT_S = 10.0
 """A client that reads nothing for so long has its connection closed."""
-
-_CPUCLOCK_SCHED = 2
-
-
-def process_cpu_s(pid: int) -> float:
-    """CPU time that a process has used, all its threads, in seconds.
-
-    The kernel's clock of that process, nanoseconds fine; what clock_getcpuclockid(3)
-    returns is `~pid << 3 | CPUCLOCK_SCHED`.
-
-    Args:
-        pid: The process.
-
-    Raises:
-        OSError: There is no such process.
-
-    Example:
-        >>> import os
-        >>> process_cpu_s(os.getpid()) > 0
-        True
-    """
-    return time.clock_gettime((~pid << 3) | _CPUCLOCK_SCHED)
 
 
 @dataclass(frozen=True)
@@ -57,7 +37,8 @@ class Load:
     Attributes:
         ttft_ms: From reading a request to its first token.
         itl_ms: Between tokens; 0 sends as fast as it can.
-        watch_pid: The client, whose CPU time is read from the first request to the last token.
+        watch_pid: The client, whose CPU time, with that of the processes that it has started
+            before its first request, is read from then to the last token.
     """
 
     ttft_ms: float
@@ -192,6 +173,7 @@ class MockServer:
         self._load = Load(0.0, 0.0)
         self._seen = Observation()
         self._cpu_before = (0.0, 0.0)
+        self._watched: list[int] = []
 
     def run(self) -> None:
         """Serve until the control connection is closed."""
@@ -289,6 +271,8 @@ class MockServer:
             self._send(client, _answer("400 Bad Request", {"error": {"message": message}}))
             return
         if not self._seen.streams:
+            watched = self._load.watch_pid
+            self._watched = process_family(watched) if watched else []
             self._cpu_before = self._cpu_s()
         stream = Stream(len(self._seen.streams) + 1, now)
         self._seen.streams.append(stream)
@@ -298,8 +282,7 @@ class MockServer:
         self._seen.most_at_once = max(self._seen.most_at_once, len(self._due))
 
     def _cpu_s(self) -> tuple[float, float]:
-        watched = self._load.watch_pid
-        return process_cpu_s(watched) if watched else 0.0, time.process_time()
+        return family_cpu_s(self._watched), time.process_time()
 
     def _send_due(self) -> None:
         """Send the tokens whose time has come, at most one a stream, then look for requests."""

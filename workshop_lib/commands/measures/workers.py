@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workshop_lib.errors import WorkshopError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from multiprocessing.connection import Connection
     from types import TracebackType
     from typing import Self
 
-__all__ = ["Worker", "answer", "peak_memory_bytes", "reset_peak_memory", "two_cores"]
+__all__ = [
+    "Worker",
+    "answer",
+    "peak_memory_bytes",
+    "reset_peak_memory",
+    "server_and_clients",
+    "two_cores",
+]
 
 STOP_TIMEOUT_S = 5.0
 
@@ -220,3 +229,40 @@ class Worker:
         return WorkshopError(
             f"{self.name} ended with status {self._process.exitcode}: {last}; see {self._log}"
         )
+
+
+@contextlib.contextmanager
+def server_and_clients(
+    logs: Path,
+    say: Callable[[str], None],
+    timeout_s: float,
+    *named: tuple[str, Callable[[Connection], None]],
+) -> Iterator[list[Worker]]:
+    """Start a server on a core of its own, and its clients, which take turns, on another.
+
+    Args:
+        logs: The folder of their logs.
+        say: Shows what is going on.
+        timeout_s: How long each may take to be ready.
+        *named: The server, then the clients: what each is called and what it does.
+
+    Yields:
+        The workers, in that order, ready.
+
+    Raises:
+        WorkshopError: One failed or took too long, or there is only one core.
+
+    Example:
+        >>> with server_and_clients(Path("build"), print, 60, ("server", serve)):  # doctest: +SKIP
+        ...     pass
+    """
+    server_core, client_core = two_cores()
+    with ExitStack() as stack:
+        workers = [
+            stack.enter_context(Worker(name, target, client_core if place else server_core, logs))
+            for place, (name, target) in enumerate(named)
+        ]
+        for worker in workers:
+            say(f"starting {worker.name}")
+            worker.wait_ready(timeout_s)
+        yield workers
