@@ -28,7 +28,7 @@ def engine():
     print("READY", flush=True)
     for line in sys.stdin:
         taste = random.Random(int(line)).choices(range(-9, 10), k=FEATURES)
-        scores = [sum(a * b for a, b in zip(article, taste)) for article in articles]
+        scores = [sum(a * b for a, b in zip(article, taste, strict=True)) for article in articles]
         best = sorted(range(ARTICLES), key=scores.__getitem__)[-BEST:][::-1]
         print(json.dumps(best), flush=True)
 
@@ -54,11 +54,14 @@ class Engine:
 
     @property
     def state(self):
-        if self.process.poll() is not None:
-            return f"engine is dead: its process {self.process.pid} ended with {self.process.returncode}"
-        return "ok" if self.ready else "engine is loading"
+        """`ok`, or what is the matter with it."""
+        code = self.process.poll()
+        if code is not None:
+            return f"the engine is dead: its process {self.process.pid} ended with {code}"
+        return "ok" if self.ready else "the engine is loading"
 
     def articles(self, reader):
+        """The articles that fit a reader best."""
         with self._turn:
             self.process.stdin.write(f"{reader}\n")
             self.process.stdin.flush()
@@ -71,6 +74,7 @@ class Front(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self):
+        """Answer the path that is asked for."""
         url = urlparse(self.path)
         state = self.server.engine.state
         if url.path == "/ping":
@@ -103,10 +107,12 @@ class Front(BaseHTTPRequestHandler):
 
 
 def say(text):
+    """A line of the log, with the time."""
     print(f"{time.strftime('%H:%M:%S', time.gmtime())} {text}", flush=True)
 
 
 def main():
+    """Listen, start the engine, and answer until told to stop."""
     host, port = os.environ["LISTEN_HOST"], int(os.environ["LISTEN_PORT"])
     server = ThreadingHTTPServer((host, port), Front)
     server.daemon_threads = True
