@@ -1,0 +1,102 @@
+"""Each lab for real: it breaks, shows, is not passed, is repaired as documented, leaves nothing."""
+
+import pytest
+
+from workshop_lib import labs
+from workshop_lib.errors import ClusterError
+
+REPAIRS = {
+    "wrong-port": {"target_port": 8000},
+    "no-endpoints": {"selector": "lab-server"},
+    "failing-probe": {"readiness_path": "/health"},
+    "impatient-probe": {"startup_failures": 30},
+    "killed-engine": {"liveness_path": "/health", "readiness_path": "/health"},
+    "no-gpus": {"gpus": 0},
+    "missing-setting": {"settings_key": "load-s"},
+    "stale-address": {"file_name": "head-address-$(RUN_ID)"},
+    "missing-model": {},
+    "too-much-kv": {},
+    "killed-worker": {},
+}
+"""What each solution says, as parameters of the component."""
+
+SEEN = {
+    "wrong-port": "no answer", "no-endpoints": "no answer", "failing-probe": "no answer",
+    "impatient-probe": "no answer", "killed-engine": "HTTP 503", "no-gpus": "no answer",
+    "missing-setting": "no answer", "stale-address": "rank 1 dials", "missing-model": "no answer",
+    "too-much-kv": "no answer", "killed-worker": "no answer",
+}  # fmt: skip
+"""What a user sees."""
+
+QUICK = ("wrong-port", "failing-probe", "no-gpus", "stale-address")
+HEAVY = ("missing-model", "too-much-kv", "killed-worker")
+
+
+def repair(cluster, name):
+    """Do what the solution says, and wait for it."""
+    component = labs.plan(name).component
+    said = labs.plan(name).solution
+    for key, value in REPAIRS[name].items():
+        assert f"{key}={value!r}" in said, "the solution must say what repairs it"
+    if name in ("stale-address", "killed-worker"):
+        assert f"cluster.delete('{component}')" in said
+        cluster.delete(component)
+    work = cluster.apply(component, **REPAIRS[name])
+    if name == "stale-address":
+        return work.wait_complete(timeout_s=300)
+    return work.wait_ready(timeout_s=900)
+
+
+def from_start_to_end(cluster, name):
+    before = cluster.components()
+    lab = labs.start(cluster, name)
+    symptoms = lab.symptoms()
+    assert SEEN[name] in symptoms.user
+    assert name not in str(symptoms)
+    broken = lab.check(timeout_s=20)
+    assert not broken.passed, str(broken)
+    with pytest.raises(ClusterError, match="which is applied"):
+        labs.start(cluster, name)
+    repair(cluster, name)
+    repaired = labs.get(cluster, name).check(timeout_s=120)
+    assert repaired.passed, str(repaired)
+    lab.end()
+    assert cluster.components() == before
+
+
+@pytest.mark.parametrize(
+    "name",
+    [*QUICK, *(pytest.param(each, marks=pytest.mark.slow) for each in SEEN
+               if each not in (*QUICK, *HEAVY))],
+)  # fmt: skip
+def test_lab(busy_cluster, name):
+    from_start_to_end(busy_cluster, name)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2400)
+@pytest.mark.parametrize("name", HEAVY)
+def test_lab_with_the_real_engine(cluster, name):
+    from_start_to_end(cluster, name)
+
+
+@pytest.mark.slow
+def test_a_probe_that_asks_the_front_alone_is_no_repair(busy_cluster):
+    """A restart brings the engine back, until it dies the next time: the check tries it out."""
+    lab = labs.start(busy_cluster, "killed-engine")
+    busy_cluster.delete(lab.component)
+    again = busy_cluster.apply(lab.component, liveness_path="/ping", readiness_path="/ping")
+    again.wait_ready(timeout_s=120)
+    checks = lab.check(timeout_s=8)
+    assert [each.outcome for each in checks] == ["pass", "pass", "fail"], str(checks)
+    lab.end()
+
+
+def test_nothing_of_a_stale_address_stays(busy_cluster):
+    lab = labs.start(busy_cluster, "stale-address")
+    shared = busy_cluster.paths.claims / "shared"
+    assert [path.name for path in shared.iterdir()] == ["head-address-lab"]
+    (shared / "checkpoints").mkdir()
+    lab.end()
+    assert [path.name for path in shared.iterdir()] == ["checkpoints"]
+    (shared / "checkpoints").rmdir()
