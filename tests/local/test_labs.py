@@ -1,6 +1,7 @@
 """Each lab for real: it breaks, shows, is not passed, is repaired as documented, leaves nothing."""
 
 import pytest
+
 from workshop_lib import labs
 from workshop_lib.errors import ClusterError
 
