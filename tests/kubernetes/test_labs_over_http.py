@@ -17,6 +17,7 @@ import pytest
 from emulator.store import now
 
 from workshop_lib import labs
+from workshop_lib.cleaning import check_clean
 from workshop_lib.manifests import manifests_dir
 
 SERVER = manifests_dir() / "base/lab-server/app/server.py"
@@ -155,6 +156,7 @@ REPAIRS = {
 
 @pytest.mark.parametrize("name", REPAIRS)
 def test_a_lab(emulator, cluster, node, name):
+    before = cluster.remains()
     lab = labs.start(cluster, name, timeout_s=60)
     assert "no answer" in lab.symptoms().user
     assert not lab.check().passed
@@ -167,8 +169,12 @@ def test_a_lab(emulator, cluster, node, name):
     cluster.apply(lab.component, **REPAIRS[name]).wait_ready(timeout_s=60)
     checks = lab.check()
     assert checks.passed, str(checks)
+    left = check_clean(cluster, before)
+    assert [each.outcome for each in left][:3] == ["fail", "fail", "not applicable"]
+    assert "Deployment/lab-server" in str(left) and "Pod/lab-server-7d9f-" in str(left)
     lab.end()
-    assert cluster.components() == []
+    gone = check_clean(cluster, before)
+    assert gone.passed, str(gone)
     assert emulator.get("Deployment", "lab-server") is None
 
 

@@ -1,8 +1,12 @@
 """Each lab for real: it breaks, shows, is not passed, is repaired as documented, leaves nothing."""
 
+import subprocess
+
 import pytest
+from local_helpers import server, until
 
 from workshop_lib import labs
+from workshop_lib.cleaning import check_clean
 from workshop_lib.errors import ClusterError
 
 REPAIRS = {
@@ -48,7 +52,7 @@ def repair(cluster, name):
 
 
 def from_start_to_end(cluster, name):
-    before = cluster.components()
+    before = cluster.remains()
     lab = labs.start(cluster, name)
     symptoms = lab.symptoms()
     assert SEEN[name] in symptoms.user
@@ -60,8 +64,10 @@ def from_start_to_end(cluster, name):
     repair(cluster, name)
     repaired = labs.get(cluster, name).check(timeout_s=120)
     assert repaired.passed, str(repaired)
+    assert not check_clean(cluster, before).passed
     lab.end()
-    assert cluster.components() == before
+    gone = check_clean(cluster, before)
+    assert gone.passed, str(gone)
 
 
 @pytest.mark.parametrize(
@@ -100,3 +106,21 @@ def test_nothing_of_a_stale_address_stays(busy_cluster):
     lab.end()
     assert [path.name for path in shared.iterdir()] == ["checkpoints"]
     (shared / "checkpoints").rmdir()
+
+
+def test_what_nobody_accounts_for_is_named(cluster):
+    before = cluster.remains()
+    assert before == type(before)((), (), ())
+    cluster.apply_objects("web", server()).wait_ready(timeout_s=120)
+    there = cluster.remains()
+    assert "Deployment/web" in there.objects and there.running == there.ports == ()
+    stray = subprocess.Popen(["sleep", "600", str(cluster.paths.runtime)])
+    try:
+        cluster.delete("web")
+        checks = check_clean(cluster, before)
+        assert [each.outcome for each in checks] == ["pass", "fail", "pass", "pass", "pass"]
+        assert f"process {stray.pid}: sleep 600" in str(checks)
+    finally:
+        stray.kill()
+        stray.wait()
+    until(lambda: check_clean(cluster, before).passed)

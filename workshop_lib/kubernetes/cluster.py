@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from workshop_lib import manifests
-from workshop_lib.cluster import WORKLOAD_KINDS, ExecResult, LogLine, Observation
+from workshop_lib.cluster import WORKLOAD_KINDS, ExecResult, LogLine, Observation, Remains
 from workshop_lib.errors import NotFoundError, WorkshopError
 from workshop_lib.kubernetes import deleting, executing, logs, observe, watch
 from workshop_lib.kubernetes.answers import problem
@@ -177,6 +177,13 @@ class KubernetesCluster:
         found = deleting.find(self._api, self.namespace, kinds)
         labels = [body["metadata"]["labels"] for body in found]
         return sorted({each[COMPONENT] for each in labels if COMPONENT in each})
+
+    def remains(self) -> Remains:
+        """What of the workshop is in this namespace: objects, and pods that carry its labels.
+
+        What an administrator applied for the namespace does not count.
+        """
+        return deleting.remains(self._api, self.namespace)
 
     def get(self, component: str) -> Workload:
         """The handle of a component that was applied before, by this kernel or another.

@@ -10,7 +10,7 @@ from typing import Any
 from workshop_lib.cluster import Cluster, Observation
 from workshop_lib.errors import ClusterError, NotFoundError, WaitTimeoutError
 from workshop_lib.labs.asking import ask
-from workshop_lib.labs.plan import Plan
+from workshop_lib.labs.definition import Plan
 from workshop_lib.progress import Progress
 from workshop_lib.workload import Workload, conditions, failure, is_true
 

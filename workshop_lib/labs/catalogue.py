@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from workshop_lib.errors import WorkshopError
-from workshop_lib.labs.plan import Plan
+from workshop_lib.labs.definition import Plan
 
 __all__ = ["PLANS", "plan"]
 

@@ -10,7 +10,7 @@ from workshop_lib.cluster import Cluster, Observation
 from workshop_lib.errors import ClusterError, NotFoundError
 from workshop_lib.labs.asking import ask
 from workshop_lib.labs.breaking import kill_engine
-from workshop_lib.labs.plan import Plan
+from workshop_lib.labs.definition import Plan
 from workshop_lib.progress import Progress
 from workshop_lib.workload import failure, readiness
 

@@ -14,7 +14,7 @@ from workshop_lib.labs.asking import ask
 from workshop_lib.labs.breaking import break_it
 from workshop_lib.labs.catalogue import PLANS, plan
 from workshop_lib.labs.checking import check_repaired
-from workshop_lib.labs.plan import Plan
+from workshop_lib.labs.definition import Plan
 
 if TYPE_CHECKING:
     import pandas as pd

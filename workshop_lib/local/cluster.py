@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from workshop_lib import manifests
-from workshop_lib.cluster import WORKLOAD_KINDS, ExecResult, LogLine, Observation
+from workshop_lib.cluster import WORKLOAD_KINDS, ExecResult, LogLine, Observation, Remains
 from workshop_lib.errors import ClusterError, NotFoundError
 from workshop_lib.local import changes, orphans, records, rules
 from workshop_lib.local.changes import component_of, key_of
@@ -22,6 +22,7 @@ from workshop_lib.local.paths import Busy, StatePaths, checkout, locked, remove_
 from workshop_lib.local.podspec import object_data
 from workshop_lib.local.ray_templates import HEAD_PORTS, port_list
 from workshop_lib.local.reaching import address_of, execute, find_pod
+from workshop_lib.local.remains import remains
 from workshop_lib.local.supervisor import Supervisor
 from workshop_lib.manifests import Object
 from workshop_lib.workload import Workload, found_handle, handle
@@ -269,6 +270,10 @@ class LocalCluster:
     def components(self) -> list[str]:
         """The names of the components that are applied; kept claims alone do not count."""
         return sorted({component_of(body) for body in self._objects() if body["kind"] != KEPT})
+
+    def remains(self) -> Remains:
+        """What of this state is there: objects, and processes and ports beside theirs."""
+        return remains(self.paths, self.book)
 
     def get(self, component: str) -> Workload:
         """The handle of a component that was applied before, by this kernel or another.
