@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 from workshop_lib.labs.catalogue import PLANS, plan
-from workshop_lib.labs.lab import Lab, Symptoms, get, start, table
 from workshop_lib.labs.definition import Plan
+from workshop_lib.labs.lab import Lab, Symptoms, get, start, table
 
 __all__ = ["PLANS", "Lab", "Plan", "Symptoms", "get", "plan", "start", "table"]
