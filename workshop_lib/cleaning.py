@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 from workshop_lib.checks import Check, CheckList
@@ -10,7 +11,7 @@ from workshop_lib.cluster import Cluster, Remains
 __all__ = ["check_clean"]
 
 
-def check_clean(cluster: Cluster, before: Remains) -> CheckList:
+def check_clean(cluster: Cluster, before: Remains, *, timeout_s: float = 15.0) -> CheckList:
     """Whether nothing is left of what was started since, and everything else is still there.
 
     What counts is found by the labels that every object of the workshop carries, and on one's
@@ -19,6 +20,8 @@ def check_clean(cluster: Cluster, before: Remains) -> CheckList:
     Args:
         cluster: The cluster.
         before: What was there before, `cluster.remains()` at the beginning.
+        timeout_s: How long something that is on its way out may take: what listens for a
+            Service looks for its end a few times a second.
 
     Example:
         >>> before = cluster.remains()                                      # doctest: +SKIP
@@ -26,10 +29,15 @@ def check_clean(cluster: Cluster, before: Remains) -> CheckList:
         >>> check_clean(cluster, before).passed                             # doctest: +SKIP
         True
     """
-    now = cluster.remains()
-    objects = _new(now.objects, before.objects)
-    running = _new(now.running, before.running)
-    ports = _new(now.ports or (), before.ports or ())
+    deadline = time.monotonic() + timeout_s
+    while True:
+        now = cluster.remains()
+        objects = _new(now.objects, before.objects)
+        running = _new(now.running, before.running)
+        ports = _new(now.ports or (), before.ports or ())
+        if not (objects or running or ports) or time.monotonic() > deadline:
+            break
+        time.sleep(0.2)
     missing = _new(before.objects, now.objects)
     fix = "cluster.delete(...) what it belongs to, then cluster.clean()"
     return CheckList(
