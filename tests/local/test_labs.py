@@ -32,6 +32,14 @@ SEEN = {
 }  # fmt: skip
 """What a user sees."""
 
+DIAGNOSED = {
+    "wrong-port": "8081", "no-endpoints": "lab-sever", "failing-probe": "/healthz",
+    "impatient-probe": "startup", "killed-engine": "engine", "no-gpus": "gpu",
+    "missing-setting": "load-seconds", "stale-address": "stale", "missing-model": "news-13b",
+    "too-much-kv": "KV", "killed-worker": "ray-cluster-1",
+}  # fmt: skip
+"""What cluster.diagnose() must say of each."""
+
 QUICK = ("wrong-port", "no-gpus", "stale-address")
 HEAVY = ("missing-model", "too-much-kv", "killed-worker")
 
@@ -56,6 +64,10 @@ def from_start_to_end(cluster, name):
     lab = labs.start(cluster, name)
     symptoms = lab.symptoms()
     assert SEEN[name] in symptoms.user
+    found = cluster.diagnose(lab.component)
+    assert found.verdict == "problems", name
+    first = f"{found[0].cause} {found[0].evidence} {found[0].objects} {found[0].fix}"
+    assert DIAGNOSED[name].lower() in first.lower(), first
     assert name not in str(symptoms) or name == lab.component
     broken = lab.check(timeout_s=20)
     assert not broken.passed, str(broken)

@@ -57,7 +57,7 @@ class Engine:
         """`ok`, or what is the matter with it."""
         code = self.process.poll()
         if code is not None:
-            return f"the engine is dead: its process {self.process.pid} ended with {code}"
+            return f"EngineDeadError: the engine, process {self.process.pid}, ended with {code}"
         return "ok" if self.ready else "the engine is loading"
 
     def articles(self, reader):
@@ -89,7 +89,7 @@ class Front(BaseHTTPRequestHandler):
             except (OSError, ValueError):
                 self._answer(503, {"error": "try again later"})
         elif url.path == "/articles":
-            say(f"503 for {self.path}: {state}")
+            say(f"{state}: 503 for {self.path}")
             self._answer(503, {"error": "try again later"})  # the log tells why
         else:
             self._answer(404, {"error": f"there is no {url.path}"})
