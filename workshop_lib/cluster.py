@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from workshop_lib.errors import ClusterError
 
 if TYPE_CHECKING:
+    from workshop_lib.checks.checklist import CheckList
     from workshop_lib.workload import Workload
 
 __all__ = ["Cluster", "ExecResult", "LogLine", "Observation", "Remains", "connect"]
@@ -153,6 +154,9 @@ class Cluster(Protocol):
 
     def remains(self) -> Remains:
         """What of the workshop is there: objects, pods or processes, ports."""
+
+    def prerequisites(self) -> CheckList:
+        """Whether this cluster has what the components of its profile need; changes nothing."""
 
 
 def connect(

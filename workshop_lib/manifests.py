@@ -21,7 +21,7 @@ import yaml
 from workshop_lib.data import data_path
 from workshop_lib.errors import ManifestError
 
-__all__ = ["Object", "Parameter", "manifests_dir", "parameters_of", "render"]
+__all__ = ["Object", "Parameter", "components", "manifests_dir", "parameters_of", "render"]
 
 APPLY_ORDER = (
     "Namespace", "StorageClass", "ResourceQuota", "LimitRange", "ServiceAccount", "Role",
@@ -132,6 +132,27 @@ def _kubectl() -> str:
     found = str(own) if own.exists() else shutil.which("kubectl")
     if found is None:
         raise ManifestError("kubectl is not installed; run make to install the environment")
+    return found
+
+
+def components(profile: str) -> list[str]:
+    """The names of a profile's components.
+
+    Args:
+        profile: `local`, `eks` or `kind`.
+
+    Raises:
+        ManifestError: There is no such profile.
+
+    Example:
+        >>> "vllm" in components("local")
+        True
+    """
+    overlays = manifests_dir() / "overlays"
+    found = sorted(path.parent.name for path in overlays.glob(f"{profile}/*/kustomization.yaml"))
+    if not found:
+        known = ", ".join(sorted(path.name for path in overlays.iterdir()))
+        raise ManifestError(f"there is no profile {profile!r}; there are: {known}")
     return found
 
 

@@ -347,3 +347,16 @@ def test_own_components_are_applied(emulator, cluster, profile):
             assert cluster.get(name).name == work.name
         cluster.delete(name)
     assert cluster.components() == []
+
+
+def test_the_price_is_said_before_anything_is_applied(emulator, cluster, capsys):
+    cluster.profile = "eks"
+    emulator.fail("PATCH", "dryRun=All", times=9, status=403)
+    with pytest.raises(ClusterError):
+        cluster.apply("ray-cluster")
+    assert "ray-cluster: $44.15 an hour on demand: 2 x p4d.24xlarge" in capsys.readouterr().out
+    assert emulator.changes() == []
+    emulator.faults.clear()
+    cluster.profile = "kind"
+    cluster.apply("vllm")
+    assert "$" not in capsys.readouterr().out

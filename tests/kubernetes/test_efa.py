@@ -12,7 +12,8 @@ from workshop_lib.errors import ManifestError
 from workshop_lib.local.machine import parse_quantity
 
 COMPONENTS = ("ray-cluster", "grpo")
-INSTANCES = yaml.safe_load(data_path("instances.yaml").read_text())
+CATALOGUE = yaml.safe_load(data_path("instances.yaml").read_text())
+INSTANCES = {name: entry for name, entry in CATALOGUE.items() if "nccl" in entry}
 DEFAULT = "p5.48xlarge"
 
 

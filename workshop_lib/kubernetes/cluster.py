@@ -6,10 +6,11 @@ import base64
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from workshop_lib import manifests
 from workshop_lib.cluster import WORKLOAD_KINDS, ExecResult, LogLine, Observation, Remains
+from workshop_lib.cost import announce
 from workshop_lib.errors import NotFoundError, WorkshopError
 from workshop_lib.kubernetes import deleting, executing, logs, observe, watch
 from workshop_lib.kubernetes.answers import problem
@@ -21,6 +22,9 @@ from workshop_lib.kubernetes.resources import COMPONENT, DELETE_ORDER, resource_
 from workshop_lib.manifests import Object
 from workshop_lib.progress import Progress
 from workshop_lib.workload import Workload, found_handle, handle
+
+if TYPE_CHECKING:
+    from workshop_lib.checks.checklist import CheckList
 
 __all__ = ["KubernetesCluster"]
 
@@ -92,7 +96,8 @@ class KubernetesCluster:
     def apply(self, component: str, /, *, force: bool = False, **parameters: Any) -> Workload:
         """Render a component's manifests and make the cluster match them.
 
-        The server checks every object (dry run, strict fields) before the first is changed.
+        First it says what they cost an hour. The server checks every object (dry run, strict
+        fields) before the first is changed.
 
         Args:
             component: A folder's name under `manifests/overlays/<profile>`.
@@ -126,6 +131,8 @@ class KubernetesCluster:
             force: Take over fields that another manager has set.
         """
         bodies = prepared(component, objects, self.namespace)
+        if price := announce(self.profile, bodies):
+            print(f"{component}: {price}")
         with Progress(label=f"applying {component}") as progress:
             self._api.on_pause = lambda why: progress.update(text=why)
             try:
@@ -271,6 +278,15 @@ class KubernetesCluster:
         if (value := (body.get("data") or {}).get(key)) is None:
             raise NotFoundError(f"Secret/{name} with key {key!r} is not there; apply its component")
         return base64.b64decode(value).decode()
+
+    def prerequisites(self) -> CheckList:
+        """Whether the cluster has what the components of the profile need; changes nothing.
+
+        What this user may not see is "cannot tell", with the command for who may.
+        """
+        from workshop_lib.kubernetes.prerequisites import check_prerequisites
+
+        return check_prerequisites(self._api, self.namespace, self.profile, self.version)
 
     # -- reaching in --------------------------------------------------------------------------
 

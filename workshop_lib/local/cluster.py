@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from workshop_lib import manifests
 from workshop_lib.cluster import WORKLOAD_KINDS, ExecResult, LogLine, Observation, Remains
@@ -26,6 +26,9 @@ from workshop_lib.local.remains import remains
 from workshop_lib.local.supervisor import Supervisor
 from workshop_lib.manifests import Object
 from workshop_lib.workload import Workload, found_handle, handle
+
+if TYPE_CHECKING:
+    from workshop_lib.checks.checklist import CheckList
 
 __all__ = ["LocalCluster"]
 
@@ -368,6 +371,12 @@ class LocalCluster:
         if key in data:
             return data[key].decode()
         raise NotFoundError(f"Secret/{name} with key {key!r} is not there; apply its component")
+
+    def prerequisites(self) -> CheckList:
+        """Whether this machine can play the components; what a laptop has not is said."""
+        from workshop_lib.local.prerequisites import check_prerequisites
+
+        return check_prerequisites(self.paths)
 
     # -- reaching in --------------------------------------------------------------------------
 

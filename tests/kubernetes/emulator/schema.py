@@ -4,13 +4,14 @@ import typing
 
 KINDS = {
     "v1": ["ConfigMap", "Secret", "Service", "Pod", "Event", "Namespace", "PersistentVolumeClaim",
-           "ResourceQuota", "LimitRange", "ServiceAccount"],
+           "ResourceQuota", "LimitRange", "ServiceAccount", "Node"],
     "batch/v1": ["Job"],
     "apps/v1": ["Deployment", "ReplicaSet"],
     "networking.k8s.io/v1": ["NetworkPolicy"],
     "rbac.authorization.k8s.io/v1": ["Role", "RoleBinding"],
     "storage.k8s.io/v1": ["StorageClass"],
     "ray.io/v1": ["RayCluster", "RayService", "RayJob"],
+    "karpenter.sh/v1": ["NodePool"],
 }  # fmt: skip
 SPECIAL = {"NetworkPolicy": "networkpolicies", "StorageClass": "storageclasses"}
 

@@ -19,7 +19,7 @@ from .kubelet import Kubelet
 from .store import Problem, Store, full_name, not_found, now
 
 Resource = namedtuple("Resource", "kind plural api_version group namespaced")
-CLUSTER_WIDE = ("Namespace", "StorageClass")
+CLUSTER_WIDE = ("Namespace", "Node", "NodePool", "StorageClass")
 VERSION = {"major": "1", "minor": "36", "gitVersion": "v1.36.0", "platform": "linux/amd64"}
 PATH = re.compile(
     r"^/(?:api|apis)/(?P<version>v1|[^/]+/[^/]+)(?:/namespaces/(?P<ns>[^/]+))?"
@@ -62,6 +62,7 @@ class Emulator:
         self.kubelet = Kubelet()
         self.tokens = {"good-token"}
         self.crds = crds
+        self.karpenter = True
         self.namespaces = {"workshop"}
         self.forbidden = set()
         self.rules = None
@@ -122,6 +123,12 @@ class Emulator:
                         "metadata": {"name": "default", "managedFields": []}}  # fmt: skip
                 self.store.new(body, name, account)
                 self.store.put(account, name, body)
+
+    def serves(self, api_version):
+        """Whether the operator that brings this group version is installed."""
+        return {"ray.io": self.crds, "karpenter.sh": self.karpenter}.get(
+            api_version.rpartition("/")[0], True
+        )
 
     def rule_allows(self, verb, group, plural):
         """Whether the Role whose rules are in force, if any, has this."""
@@ -362,6 +369,12 @@ class _Handler(BaseHTTPRequestHandler):
         if url.path == "/version":
             self.answer(200, VERSION)
             return
+        if discovered := re.fullmatch(r"/apis/([^/]+/[^/]+)", url.path):
+            self.discover(discovered[1])
+            return
+        if url.path == "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews":
+            self.review(body)
+            return
         found = PATH.match(unquote(url.path))
         resource = found and emulator._resources.get((found["version"], found["plural"]))
         if found:  # what is not there may be forbidden too
@@ -370,7 +383,7 @@ class _Handler(BaseHTTPRequestHandler):
                 resource or Resource("", found["plural"], found["version"], group, True),
                 found, query,
             )  # fmt: skip
-        if resource is None or (resource.group == "ray.io" and not emulator.crds):
+        if resource is None or not emulator.serves(resource.api_version):
             self.answer(404, "404 page not found\n")
             return
         namespace, name = found["ns"] or "", found["name"]
@@ -391,6 +404,30 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self.change(resource, namespace, name, query, body)
 
+    def discover(self, version):
+        """What a group version has; every user may ask (system:discovery)."""
+        emulator = self.server.emulator
+        kinds = [r for r in emulator._resources.values() if r.api_version == version]
+        if not kinds or not emulator.serves(version):
+            self.answer(404, "404 page not found\n")
+            return
+        self.answer(200, {
+            "kind": "APIResourceList", "apiVersion": "v1", "groupVersion": version,
+            "resources": [{"name": r.plural, "singularName": r.kind.lower(),
+                           "namespaced": r.namespaced, "kind": r.kind, "verbs": []}
+                          for r in kinds]})  # fmt: skip
+
+    def review(self, body):
+        """SelfSubjectAccessReview; every user may ask (system:basic-user)."""
+        asked = body["spec"]["resourceAttributes"]
+        assert set(asked) <= {"namespace", "verb", "group", "resource", "subresource"}, asked
+        plural = "/".join(filter(None, (asked["resource"], asked.get("subresource"))))
+        emulator = self.server.emulator
+        allowed = (asked["verb"], plural) not in emulator.forbidden and emulator.rule_allows(
+            asked["verb"], asked.get("group", ""), plural
+        )
+        self.answer(201, {**body, "status": {"allowed": allowed}})
+
     def allowed(self, resource, found, query):
         """Refuse what may not be asked, as RBAC does: a request may need more than one verb."""
         emulator = self.server.emulator
@@ -406,8 +443,12 @@ class _Handler(BaseHTTPRequestHandler):
             verbs.append("create")  # server-side apply of what is not there
         for verb in verbs:
             emulator.asked.add((resource.group, plural, verb))
-            if (verb, plural) in emulator.forbidden or not emulator.rule_allows(
-                verb, resource.group, plural
+            # A Role grants nothing outside its namespace, nor across all of them.
+            outside = emulator.rules is not None and not found["ns"]
+            if (
+                (verb, plural) in emulator.forbidden
+                or outside
+                or not emulator.rule_allows(verb, resource.group, plural)
             ):
                 emulator.refused.add((resource.group, plural, verb))
                 break

@@ -64,7 +64,7 @@ class Store:
             where = namespace if resource.namespaced else ""
             found = [
                 body for (plural, ns, _), body in sorted(self.objects.items())
-                if (plural, ns) == (resource.plural, where)
+                if plural == resource.plural and (ns == where or not namespace)
             ]  # fmt: skip
             return copy.deepcopy(found)
 

@@ -1,0 +1,213 @@
+"""The catalogue's facts against other copies of them, and what is computed from it."""
+
+import contextlib
+import datetime
+import gzip
+import io
+import json
+from pathlib import Path
+
+import pytest
+
+from workshop_lib import manifests
+from workshop_lib.cost import (
+    PLAN,
+    Phase,
+    announce,
+    budget,
+    catalogue,
+    catalogue_table,
+    component_cost,
+    cost_of,
+    instance,
+    service,
+)
+from workshop_lib.cost.__main__ import main
+from workshop_lib.errors import ManifestError, WorkshopError
+from workshop_lib.local.machine import parse_quantity
+from workshop_lib.memory.devices import DEVICES
+
+# -- the catalogue --------------------------------------------------------------------------------
+
+
+def test_its_facts_are_those_of_the_ec2_api():
+    """moto keeps DescribeInstanceTypes' answers: a copy made by other people than ours."""
+    moto = pytest.importorskip("moto", reason="moto is not installed")
+    path = Path(moto.__file__).parent / "ec2" / "resources" / "instance_types.json.gz"
+    known = json.loads(gzip.decompress(path.read_bytes()))
+    for name, ours in catalogue().items():
+        theirs = known[name]
+        gpus = (theirs.get("GpuInfo") or {"Gpus": [{}]})["Gpus"][0]
+        efa = (theirs["NetworkInfo"].get("EfaInfo") or {}).get("MaximumEfaInterfaces", 0)
+        assert (ours.gpus, ours.efa) == (gpus.get("Count", 0), efa), name
+        assert ours.vcpus == theirs["VCpuInfo"]["DefaultVCpus"], name
+        assert ours.memory_gib * 1024 == theirs["MemoryInfo"]["SizeInMiB"], name
+        assert (ours.gpu or "").split("-")[0] == gpus.get("Name", ""), name
+
+
+def test_gpus_are_those_of_the_memory_model():
+    names = {device.name for device in DEVICES.values()}
+    for each in catalogue().values():
+        assert each.gpu is None or each.gpu in names | {"L40S", "B200", "B300"}
+
+
+@pytest.mark.parametrize("name", catalogue())
+def test_every_price_has_its_date_and_source_or_says_it_is_not_verified(name):
+    found = instance(name)
+    if found.usd_per_hour is None:
+        assert found.date is None and found.source == ""
+        return
+    assert found.region == "us-east-1" and isinstance(found.date, datetime.date)
+    assert found.date > datetime.date(2025, 6, 30), "before the cut of P4 and P5 prices"
+    assert found.source and 0.1 < found.usd_per_hour < 200
+    if found.spot_saves_percent is not None:
+        assert 0 < found.spot_saves_percent <= service("spot")["most_percent"]
+        assert found.spot_usd_per_hour < found.usd_per_hour and found.spot_interrupted
+    room = found.node
+    assert parse_quantity(room["cpu"]) < found.vcpus
+    assert parse_quantity(room["memory"]) < found.memory_gib * 2**30
+
+
+def test_what_the_seeds_had_wrong():
+    assert instance("p5en.48xlarge").efa == 16
+    assert instance("p4d.24xlarge").usd_per_hour < 32.77 * 0.7
+    assert instance("p5.48xlarge").usd_per_hour < 98.32 * 0.6
+    assert instance("g5.8xlarge").usd_per_hour > 1.20 * 2
+
+
+def test_an_unknown_type_is_named():
+    with pytest.raises(WorkshopError, match=r"'p9.metal' is not in data/instances.yaml; it has p4"):
+        instance("p9.metal")
+
+
+def test_the_table_has_every_type():
+    table = catalogue_table()
+    assert set(table.instance) == set(catalogue())
+    row = table.set_index("instance").loc["p5.48xlarge"]
+    assert row.usd_per_gpu_hour == pytest.approx(55.04 / 8)
+
+
+# -- what a component costs -----------------------------------------------------------------------
+
+
+def deployment(replicas=1, *, requests=None, name="server", **spec):
+    pod = {"containers": [{"resources": {"requests": requests or {}}}], **spec}
+    return {"kind": "Deployment", "metadata": {"name": name},
+            "spec": {"replicas": replicas, "template": {"spec": pod}}}  # fmt: skip
+
+
+def on(instance_type):
+    return {"nodeSelector": {"node.kubernetes.io/instance-type": instance_type}}
+
+
+ONE_GPU = {"nvidia.com/gpu": "1"}
+APART = {"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [
+    {"topologyKey": "kubernetes.io/hostname"}]}}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("body", "machines"),
+    [
+        (deployment(8, requests=ONE_GPU, **on("p4d.24xlarge")), {"p4d.24xlarge": 1}),
+        (deployment(9, requests=ONE_GPU, **on("p4d.24xlarge")), {"p4d.24xlarge": 2}),
+        (deployment(3, requests={"cpu": "40"}, **on("p4d.24xlarge")), {"p4d.24xlarge": 2}),
+        (deployment(3, requests={"memory": "600Gi"}, **on("p4d.24xlarge")), {"p4d.24xlarge": 3}),
+        (deployment(2, affinity=APART, **on("p5.48xlarge")), {"p5.48xlarge": 2}),
+        (deployment(2, **on("p5.48xlarge")), {"p5.48xlarge": 1}),
+        (deployment(0, **on("p5.48xlarge")), {}),
+        (deployment(1, requests={"cpu": "2", "memory": "2Gi"}), {"c7i.xlarge": 1}),
+        (deployment(1, requests={"cpu": "2", "memory": "8Gi"}), {"m7i.xlarge": 1}),
+        (deployment(1, requests={"cpu": "4", "memory": "16Gi"}), {"m7i.2xlarge": 1}),
+    ],
+)  # fmt: skip
+def test_pods_are_packed_onto_machines(body, machines):
+    found = cost_of([body])
+    assert dict(found.machines) == machines
+    price = sum(catalogue()[name].usd_per_hour * count for name, count in machines.items())
+    assert found.usd_per_hour == pytest.approx(price)
+
+
+def test_what_cannot_be_priced_is_said():
+    line = cost_of([deployment(**on("p5e.48xlarge"))]).line()
+    assert "the price of p5e.48xlarge is not verified" in line
+    assert (
+        "not priced: p9.metal for Deployment/server"
+        in cost_of([deployment(**on("p9.metal"))]).line()
+    )
+    gpu = cost_of([deployment(requests={"nvidia.com/gpu": "1"})])
+    assert "a machine with GPUs for Deployment/server" in gpu.line() and not gpu.machines
+
+
+def test_components_of_the_workshop():
+    assert component_cost("ray-cluster").machines == {"p4d.24xlarge": 2}
+    assert component_cost("ray-cluster", nodes=3).machines == {"p4d.24xlarge": 3}
+    efa = component_cost("ray-cluster-efa", instance_type="p5en.48xlarge")
+    assert efa.machines == {"p5en.48xlarge": 2}
+    assert efa.machines_usd_per_hour == pytest.approx(2 * 63.296)
+    assert component_cost("storage").claims == {"shared": 1200}
+    assert component_cost("storage").usd_per_hour == pytest.approx(1200 * 0.14 / 730)
+    scaled = component_cost("autoscale")
+    assert scaled.most.usd_per_hour > scaled.usd_per_hour and "up to $" in scaled.line()
+    assert component_cost("raycluster").most is None  # nothing scales its workers by itself
+    with pytest.raises(ManifestError, match="no component 'nothing'"):
+        component_cost("nothing")
+
+
+def test_only_what_is_paid_for_is_announced():
+    eks = [each.body for each in manifests.render("eks", "vllm")]
+    assert announce("eks", eks).startswith("$22.19 an hour on demand: 1 x p4d.24xlarge")
+    assert "2026-07-20" in announce("eks", eks)
+    assert announce("local", eks) == announce("kind", eks) == ""
+    assert announce("eks", [{"kind": "ConfigMap", "metadata": {"name": "x"}}]) == ""
+
+
+# -- the workshop ---------------------------------------------------------------------------------
+
+SHORT = (Phase("serve", ("vllm",), 60), Phase("train", ("grpo",), 30))
+
+
+def test_a_budget_is_the_sum_of_its_phases():
+    one = budget(1, plan=SHORT)
+    machines = 21.957642 * 1 + 2 * 6.88 * 0.5
+    waiting = (21.957642 + 2 * 6.88) * 15 / 60
+    storage = 1200 * 0.14 / 730 * 1.5  # one file system, from the first phase on
+    assert one.usd == pytest.approx(machines + waiting + storage + 2 * 0.10)
+    room = budget(20, plan=SHORT)
+    assert room.usd == pytest.approx(20 * (machines + waiting + storage) + 2 * 0.10)
+    assert room.kept_usd > room.usd and "20 learners and 90 minutes" in room.line()
+    assert list(one.table().usd) == [21.96, 6.88]
+
+
+def test_spot_is_cheaper_and_says_what_it_risks():
+    spot = budget(1, spot=True, plan=SHORT)
+    assert spot.usd < budget(1, plan=SHORT).usd
+    text = str(spot)
+    assert "p4d.24xlarge saved 67%, interrupted 10-15% a month" in text
+    assert "2 minutes' notice" in text and "counted on demand: p5.4xlarge" in text
+
+
+def test_the_plan_is_the_75_minutes_of_the_lessons():
+    assert sum(phase.minutes for phase in PLAN[1:]) == 75
+    overlays = manifests.manifests_dir() / "overlays" / "eks"
+    for phase in PLAN:
+        for component in phase.components:
+            assert (overlays / component / "kustomization.yaml").exists()
+
+
+def test_a_room_without_learners_is_refused():
+    with pytest.raises(WorkshopError, match="at least one learner, not 0"):
+        budget(0)
+
+
+def test_the_command_prints_the_tables():
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        assert main(["--learners", "12"]) == 0
+    text = out.getvalue()
+    assert "p5en.48xlarge" in text and "not verified" in text and "12 learners" in text
+    assert "ray-cluster-efa $110.31 an hour" in text
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        assert main(["--json"]) == 0
+    assert [row["phase"] for row in json.loads(out.getvalue())] == [phase.title for phase in PLAN]
+    assert main(["--learners", "0"]) == 1
