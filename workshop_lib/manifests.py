@@ -24,8 +24,9 @@ from workshop_lib.errors import ManifestError
 __all__ = ["Object", "Parameter", "components", "manifests_dir", "parameters_of", "render"]
 
 APPLY_ORDER = (
-    "Namespace", "StorageClass", "ResourceQuota", "LimitRange", "ServiceAccount", "Role",
-    "RoleBinding", "NetworkPolicy", "Secret", "ConfigMap", "PersistentVolumeClaim", "Service",
+    "Namespace", "StorageClass", "ResourceQuota", "LimitRange", "ServiceAccount", "ClusterRole",
+    "ClusterRoleBinding", "Role", "RoleBinding", "NetworkPolicy", "Secret", "ConfigMap",
+    "PersistentVolumeClaim", "Service",
 )  # fmt: skip
 """What others refer to comes first; workloads, not named here, come last."""
 

@@ -52,6 +52,8 @@ def rendered(tmp_path_factory):
     for profile, component in OVERLAYS:
         bodies = []
         for body in prepared(component, manifests.render(profile, component), "workshop"):
+            if "monitoring.coreos.com" in body["apiVersion"]:
+                continue  # neither tool knows these; tests/unit/test_monitoring.py looks at them
             bodies += as_pods(body) if "ray.io" in body["apiVersion"] else [body]
         file = folder / f"{profile}.{component}.yaml"
         file.write_text(yaml.safe_dump_all(bodies, sort_keys=False))
@@ -65,7 +67,7 @@ def test_every_object_fits_the_schema(rendered):
     passed = re.findall(
         rf"passed for resource \S+ against version {re.escape(VERSION)}", done.stdout
     )
-    assert len(passed) == len(documents(rendered)) >= 4 * len(OVERLAYS)
+    assert len(passed) == len(documents(rendered)) >= 3 * len(OVERLAYS)
 
 
 def test_the_schema_sees_a_misspelt_field(rendered, tmp_path):

@@ -16,6 +16,7 @@ from workshop_lib.local.machine import parse_quantity
 from workshop_lib.workload import Workload
 
 PROFILES = ("eks", "kind")
+ADMINISTRATORS = ("namespace", "monitoring", "learner", "instructor")
 
 
 @functools.cache
@@ -137,7 +138,7 @@ def test_a_learner_may_do_what_the_library_asks_and_nothing_else(emulator, clust
     for profile in PROFILES:
         cluster.profile = profile
         for name in components(profile):
-            if name == "namespace" or (profile, name) == ("eks", "storage"):
+            if name in ADMINISTRATORS or (profile, name) == ("eks", "storage"):
                 continue  # an administrator's
             work = cluster.apply(name)
             cluster.apply(name)
@@ -171,7 +172,11 @@ def test_a_learner_may_do_what_the_library_asks_and_nothing_else(emulator, clust
     assert emulator.asked - emulator.refused == granted(role)
     # A component that is not there may be one that the whole cluster shares: that cannot be
     # granted in one namespace, and a refusal is an answer.
-    assert emulator.refused <= {("storage.k8s.io", "storageclasses", "list")}
+    assert emulator.refused <= {
+        ("storage.k8s.io", "storageclasses", "list"),
+        ("rbac.authorization.k8s.io", "clusterroles", "list"),
+        ("rbac.authorization.k8s.io", "clusterrolebindings", "list"),
+    }
 
 
 def test_without_one_of_its_rules_something_is_refused(emulator, cluster):
@@ -299,6 +304,8 @@ def pod_of(profile, component, group=0):
 
 OPERATOR = ("kuberay-system", {"app.kubernetes.io/name": "kuberay-operator"})
 DNS = ("kube-system", {"k8s-app": "kube-dns"})
+PROMETHEUS = ("monitoring", {"app.kubernetes.io/name": "prometheus"})
+GRAFANA = ("monitoring", {"app.kubernetes.io/name": "grafana"})
 STRANGER = ("default", {"app": "ray-cluster"})
 INTERNET, INSIDE, CREDENTIALS = "140.82.112.3", "10.0.12.7", "169.254.169.254"
 
@@ -334,6 +341,28 @@ def test_model_servers_answer_the_workshops_pods_on_one_port(profile):
         assert not reaches(profile, pod_of(profile, "ray-cluster"), server, 9000)
         assert not reaches(profile, STRANGER, server, 8000)
         assert not reaches(profile, server, INTERNET, 443) or component == "autoscale"
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_prometheus_reads_pages_and_reaches_nothing_else(profile):
+    """Otherwise the ServiceMonitors would find targets that never answer."""
+    impostor = ("default", PROMETHEUS[1])
+    for component in ("ray-cluster", "raycluster", "ray-service", "autoscale", "grpo"):
+        for group in (0, 1) if "Ray" in manifests.render(profile, component)[-1].kind else (0,):
+            try:
+                pod = pod_of(profile, component, group)
+            except AssertionError:
+                continue  # a head alone
+            assert reaches(profile, PROMETHEUS, pod, 8080)
+            assert not reaches(profile, impostor, pod, 8080)
+            for port in (6379, 8265, 10001):
+                assert not reaches(profile, PROMETHEUS, pod, port)
+    assert reaches(profile, PROMETHEUS, pod_of(profile, "vllm"), 8000)
+    for component in ("ray-cluster", "raycluster", "ray-service", "autoscale"):
+        head = pod_of(profile, component)
+        assert reaches(profile, head, PROMETHEUS, 9090) and reaches(profile, head, GRAFANA, 3000)
+        assert not reaches(profile, head, GRAFANA, 22)
+    assert not reaches(profile, pod_of(profile, "model"), GRAFANA, 3000)
 
 
 @pytest.mark.parametrize("profile", PROFILES)

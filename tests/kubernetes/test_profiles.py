@@ -14,6 +14,7 @@ COMPONENTS = sorted(
     for profile in ("eks", "kind")
     for path in (ROOT / "overlays" / profile).glob("*/kustomization.yaml")
 )
+MONITORING = ("RAY_PROMETHEUS_HOST", "RAY_GRAFANA_HOST", "RAY_GRAFANA_IFRAME_HOST")
 A_VALUE = {"int": 3, "float": 0.5, "str": "org/name", "bool": True}
 
 
@@ -131,13 +132,17 @@ def test_a_value_inside_of_a_text_is_data_too():
     [name for profile, name in COMPONENTS if profile == "eks" and not name.endswith("-efa")],
 )
 def test_eks_is_the_base_but_for_what_a_patch_explains(component):
-    """What differs: the container that gives a volume to its user, and the storage class."""
+    """What differs: the container that gives a volume to its user, where monitoring is, storage."""
     base = {o.key: o.body for o in manifests.render_folder(ROOT / "base" / component)}
     for item in manifests.render("eks", component):
         if item.kind == "StorageClass":
             continue
         for spec in pod_specs(item.body):
             spec.pop("initContainers", None)
+            for container in spec["containers"]:
+                env = container.pop("env", [])
+                if env := [each for each in env if each["name"] not in MONITORING]:
+                    container["env"] = env
         body = base[item.key]
         if component == "storage":
             body["metadata"]["labels"] = item.body["metadata"]["labels"]

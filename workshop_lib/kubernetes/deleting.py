@@ -25,7 +25,7 @@ from workshop_lib.workload import pod_state
 __all__ = ["delete", "find", "find_component", "remains"]
 
 CLAIM = "PersistentVolumeClaim"
-RARE_KINDS = ("ServiceMonitor", "PodMonitor", *ADMINISTRATION)
+RARE_KINDS = ("ServiceMonitor", "PodMonitor", "PrometheusRule", *ADMINISTRATION)
 """Kinds that a learner may not be allowed to list, and then cannot have made."""
 
 POLL_S = 0.5

@@ -73,6 +73,13 @@ _RESOURCES = [
     Resource("v1", "ServiceAccount", "serviceaccounts"),
     Resource("rbac.authorization.k8s.io/v1", "Role", "roles"),
     Resource("rbac.authorization.k8s.io/v1", "RoleBinding", "rolebindings"),
+    Resource("rbac.authorization.k8s.io/v1", "ClusterRole", "clusterroles", namespaced=False),
+    Resource(
+        "rbac.authorization.k8s.io/v1",
+        "ClusterRoleBinding",
+        "clusterrolebindings",
+        namespaced=False,
+    ),
     Resource("networking.k8s.io/v1", "NetworkPolicy", "networkpolicies"),
     Resource("v1", "Secret", "secrets"),
     Resource("v1", "ConfigMap", "configmaps"),
@@ -87,19 +94,21 @@ _RESOURCES = [
     Resource("ray.io/v1", "RayJob", "rayjobs"),
     Resource("monitoring.coreos.com/v1", "ServiceMonitor", "servicemonitors"),
     Resource("monitoring.coreos.com/v1", "PodMonitor", "podmonitors"),
+    Resource("monitoring.coreos.com/v1", "PrometheusRule", "prometheusrules"),
 ]
 _BY_KIND = {resource.kind: resource for resource in _RESOURCES}
 
 DELETE_ORDER = (
     "RayService", "RayJob", "RayCluster", "Deployment", "Job",
-    "ServiceMonitor", "PodMonitor", "Service", "ConfigMap", "Secret", "NetworkPolicy",
-    "RoleBinding", "Role", "ServiceAccount", "LimitRange", "ResourceQuota", "StorageClass",
+    "ServiceMonitor", "PodMonitor", "PrometheusRule", "Service", "ConfigMap", "Secret",
+    "NetworkPolicy", "RoleBinding", "Role", "ServiceAccount", "LimitRange", "ResourceQuota",
+    "ClusterRoleBinding", "ClusterRole", "StorageClass",
 )  # fmt: skip
 """The kinds that `delete` looks for, in its order: what uses something goes before it."""
 
 ADMINISTRATION = (
     "NetworkPolicy", "RoleBinding", "Role", "ServiceAccount", "LimitRange", "ResourceQuota",
-    "StorageClass",
+    "ClusterRoleBinding", "ClusterRole", "StorageClass",
 )  # fmt: skip
 """What an administrator applies for learners: it goes with its component, never with `clean`."""
 
@@ -111,7 +120,7 @@ _OPERATORS = {
     ),
     "monitoring.coreos.com": (
         "the Prometheus operator",
-        "helm install monitoring kube-prometheus-stack "
+        "helm install monitoring kube-prometheus-stack --namespace monitoring --create-namespace "
         "--repo https://prometheus-community.github.io/helm-charts",
     ),
 }

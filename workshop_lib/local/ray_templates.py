@@ -60,7 +60,9 @@ def derived_objects(body: Mapping[str, Any]) -> list[dict[str, Any]]:
         "selector": {**origin, "ray.io/node-type": "head"},
         "ports": [each for each in port_list(HEAD_PORTS) if each["name"] != "dashboard-agent"],
     }
-    made = [secret, named("Service", "-head-svc", spec=head)]
+    head_service = named("Service", "-head-svc", spec=head)
+    head_service["metadata"]["labels"] |= {"ray.io/cluster": name, "ray.io/node-type": "head"}
+    made = [secret, head_service]
     if body["kind"] == "RayService":
         serve = {
             "selector": {**origin, "ray.io/serve": "true"},

@@ -23,6 +23,7 @@ from workshop_lib.plots.memory import (
     plot_memory_budgets,
     plot_training_budgets,
 )
+from workshop_lib.plots.monitoring import plot_serving
 from workshop_lib.plots.runs import plot_run, plot_runs
 from workshop_lib.plots.scaling import (
     plot_autoscaler,
@@ -62,6 +63,7 @@ __all__ = [
     "plot_run",
     "plot_runs",
     "plot_scaling",
+    "plot_serving",
     "plot_startup",
     "plot_startup_timeline",
     "plot_token_timeline",

@@ -8,10 +8,11 @@ KINDS = {
     "batch/v1": ["Job"],
     "apps/v1": ["Deployment", "ReplicaSet"],
     "networking.k8s.io/v1": ["NetworkPolicy"],
-    "rbac.authorization.k8s.io/v1": ["Role", "RoleBinding"],
+    "rbac.authorization.k8s.io/v1": ["Role", "RoleBinding", "ClusterRole", "ClusterRoleBinding"],
     "storage.k8s.io/v1": ["StorageClass"],
     "ray.io/v1": ["RayCluster", "RayService", "RayJob"],
     "karpenter.sh/v1": ["NodePool"],
+    "monitoring.coreos.com/v1": ["ServiceMonitor", "PodMonitor", "PrometheusRule"],
 }  # fmt: skip
 SPECIAL = {"NetworkPolicy": "networkpolicies", "StorageClass": "storageclasses"}
 

@@ -19,7 +19,9 @@ from .kubelet import Kubelet
 from .store import Problem, Store, full_name, not_found, now
 
 Resource = namedtuple("Resource", "kind plural api_version group namespaced")
-CLUSTER_WIDE = ("Namespace", "Node", "NodePool", "StorageClass")
+CLUSTER_WIDE = (
+    "Namespace", "Node", "NodePool", "StorageClass", "ClusterRole", "ClusterRoleBinding",
+)  # fmt: skip
 VERSION = {"major": "1", "minor": "36", "gitVersion": "v1.36.0", "platform": "linux/amd64"}
 PATH = re.compile(
     r"^/(?:api|apis)/(?P<version>v1|[^/]+/[^/]+)(?:/namespaces/(?P<ns>[^/]+))?"
@@ -129,6 +131,14 @@ class Emulator:
         return {"ray.io": self.crds, "karpenter.sh": self.karpenter}.get(
             api_version.rpartition("/")[0], True
         )
+
+    def empty_namespace(self, name):
+        """As its controller does: everything in a namespace goes with it."""
+        with self.store.lock:
+            self.namespaces.discard(name)
+            for resource in self._resources.values():
+                for body in self.store.list(resource, name) if resource.namespaced else []:
+                    self.store.drop(resource, name, body["metadata"]["name"])
 
     def rule_allows(self, verb, group, plural):
         """Whether the Role whose rules are in force, if any, has this."""
@@ -395,6 +405,11 @@ class _Handler(BaseHTTPRequestHandler):
             pod = emulator.store.get(resource, namespace, name)
             if pod is None:
                 raise not_found(resource, name)
+            if found["sub"] == "token":  # TokenRequest: a token that then counts
+                token = f"token-{namespace}-{len(emulator.tokens)}"
+                emulator.tokens.add(token)
+                self.answer(201, {**body, "status": {"token": token}})
+                return
             kubelet = emulator.kubelet
             {"log": kubelet.stream_log, "exec": kubelet.exec, "portforward": kubelet.forward}[
                 found["sub"]
@@ -512,7 +527,10 @@ class _Handler(BaseHTTPRequestHandler):
             )
             self.answer(status, result)
         elif name:
-            self.answer(200, store.delete(resource, namespace, name, body))
+            answer = store.delete(resource, namespace, name, body)
+            if resource.kind == "Namespace":
+                self.server.emulator.empty_namespace(name)
+            self.answer(200, answer)
         else:
             gone = [b for b in store.list(resource, namespace) if fits(b, query)]
             answer = self.page(resource, namespace, query)

@@ -1,0 +1,360 @@
+"""A room of learners on one cluster: made, watched and removed by the instructor.
+
+Everything goes through the components `namespace` and `learner`, so one learner's
+namespace is the same whether a room or an administrator made it. The namespaces carry
+the room's name as a label; nothing without it is ever touched.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from workshop_lib import manifests
+from workshop_lib.cluster import Cluster
+from workshop_lib.errors import (
+    ClusterError,
+    ConflictError,
+    NotFoundError,
+    WorkshopError,
+)
+from workshop_lib.kubernetes.cluster import KubernetesCluster
+from workshop_lib.kubernetes.resources import COMPONENT, LABELS, resource_of_kind
+from workshop_lib.manifests import Object
+from workshop_lib.progress import Progress, track
+from workshop_lib.room.roster import Learner
+from workshop_lib.workload import readiness
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from workshop_lib.checks import CheckList
+
+__all__ = ["ROOM", "Room", "in_namespace", "room_objects", "room_price", "share_checks"]
+
+ROOM = "workshop.techpulse/room"
+"""Label of a learner's namespace: the room that it belongs to."""
+
+CHECKS = "checks-"
+"""Beginning of the names of ConfigMaps with a lesson's checks."""
+
+_SHARED = {"namespace", "learner"}
+"""Components that a room makes: they are no learner's work."""
+
+
+def room_objects(learner: Learner, profile: str, room: str) -> dict[str, list[Object]]:
+    """What a learner gets: component to its objects, as they are applied.
+
+    Args:
+        learner: Who.
+        profile: `eks` or `kind`.
+        room: The room's name.
+
+    Example:
+        >>> found = room_objects(Learner("ada", gpus=1), "eks", "friday")
+        >>> [name for name in found], found["namespace"][0].body["metadata"]["labels"][ROOM]
+        (['namespace', 'learner'], 'friday')
+    """
+    known = manifests.parameters_of(profile, "namespace")
+    # kind has no GPUs to give: its component has no such parameter.
+    values = {"learners": learner.group or learner.name, "gpus": learner.gpus}
+    chosen = {key: value for key, value in values.items() if key in known}
+    namespace = manifests.render(profile, "namespace", chosen)
+    for item in namespace:
+        if item.kind == "Namespace":
+            item.body["metadata"]["name"] = learner.namespace
+            item.body["metadata"].setdefault("labels", {})[ROOM] = room
+    account = manifests.render(profile, "learner", {"namespace": learner.namespace})
+    return {"namespace": namespace, "learner": account}
+
+
+def room_price(learners: int, *, spot: bool = False) -> str:
+    """What the whole workshop costs for so many learners, in a line for each fact.
+
+    Args:
+        learners: How many.
+        spot: Machines as spot instances.
+    """
+    from workshop_lib.cost import budget
+
+    whole = budget(learners, spot=spot)
+    each = f"${whole.usd / learners:,.2f} a learner"
+    return "\n".join([f"{whole.line()} ({each})", *whole.notes])
+
+
+def in_namespace(cluster: KubernetesCluster, namespace: str) -> KubernetesCluster:
+    """The same cluster and connection, with another namespace.
+
+    Args:
+        cluster: The connected cluster.
+        namespace: Where the returned one works.
+    """
+    found = copy.copy(cluster)
+    found.namespace = namespace
+    return found
+
+
+class Room:
+    """The namespaces of a room.
+
+    Args:
+        cluster: The cluster, with credentials that may make namespaces: an administrator's,
+            or those of the component `instructor`.
+        name: The room's name, a label's value; two rooms know nothing of each other.
+
+    Raises:
+        WorkshopError: The cluster is a laptop: there are no namespaces.
+
+    Example:
+        >>> room = Room(connect("eks"), "friday")   # doctest: +SKIP
+        >>> room.plan(read_roster("learners.csv"))   # doctest: +SKIP
+        >>> room.apply(read_roster("learners.csv"))   # doctest: +SKIP
+    """
+
+    def __init__(self, cluster: Cluster, name: str = "workshop") -> None:
+        if not isinstance(cluster, KubernetesCluster):
+            raise WorkshopError(
+                "a room needs a Kubernetes cluster (profile eks or kind): on a laptop everyone has "
+                "the machine to themselves; room_objects() shows what a cluster would get"
+            )
+        self.cluster = cluster
+        self.name = name
+        self._namespaces = resource_of_kind("Namespace")
+
+    # -- looking ------------------------------------------------------------------------------
+
+    def namespaces(self) -> list[str]:
+        """The namespaces of this room that are there."""
+        labels = ",".join(f"{key}={value}" for key, value in {**LABELS, ROOM: self.name}.items())
+        found = self.cluster._api.list(self._namespaces, "", labels=labels)[0]
+        return sorted(body["metadata"]["name"] for body in found)
+
+    def _live(self, learner: Learner) -> dict[str, Any] | None:
+        return self.cluster._api.get(self._namespaces, "", learner.namespace)
+
+    def plan(self, learners: Sequence[Learner]) -> pd.DataFrame:
+        """What `apply` would do; nothing is changed.
+
+        Args:
+            learners: The list.
+
+        Returns:
+            One row a learner: `learner`, `namespace`, `gpus`, `group`, `would`: create, update,
+            adopt (an administrator made it for the workshop), or refuse (it is not ours).
+        """
+        import pandas as pd
+
+        rows = []
+        for learner in learners:
+            quota = next(
+                item.body["spec"]["hard"]
+                for item in room_objects(learner, self.cluster.profile, self.name)["namespace"]
+                if item.kind == "ResourceQuota"
+            )
+            rows.append(
+                {
+                    "learner": learner.name,
+                    "namespace": learner.namespace,
+                    "gpus": int(quota["requests.nvidia.com/gpu"]),
+                    "group": learner.group or learner.name,
+                    "would": self._would(self._live(learner)),
+                }
+            )
+        return pd.DataFrame(rows)
+
+    def _would(self, live: Mapping[str, Any] | None) -> str:
+        if live is None:
+            return "create"
+        labels = live["metadata"].get("labels") or {}
+        if live["metadata"].get("deletionTimestamp"):
+            return "refuse: it is being deleted"
+        if any(labels.get(key) != value for key, value in LABELS.items()):
+            return "refuse: not the workshop's"
+        other = labels.get(ROOM)
+        if other is None:
+            return "adopt"
+        return "update" if other == self.name else f"refuse: of room {other}"
+
+    # -- changing -----------------------------------------------------------------------------
+
+    def apply(self, learners: Sequence[Learner]) -> pd.DataFrame:
+        """Make every learner's namespace, quota, rights and account; again changes nothing.
+
+        All are looked at before the first is made: a namespace that is somebody else's
+        refuses the whole list.
+
+        Args:
+            learners: The list.
+
+        Returns:
+            One row a learner: `learner`, `namespace`, and how many objects were `created`,
+            `configured` and `unchanged`.
+
+        Raises:
+            ConflictError: A namespace is not the workshop's, or another room's.
+            ForbiddenError: The credentials may not do it; the line names the missing rule.
+        """
+        import pandas as pd
+
+        plan = self.plan(learners)
+        rows_refused = [row for row in plan.to_dict("records") if row["would"].startswith("refuse")]
+        if rows_refused:
+            why = "; ".join(f"{row['namespace']}: {row['would'][8:]}" for row in rows_refused)
+            raise ConflictError(
+                f"{why}; choose other names in the list, or another room; nothing was changed"
+            )
+        rows = []
+        for learner in track(learners, "namespaces"):
+            there = in_namespace(self.cluster, learner.namespace)
+            done: list[str] = []
+            for component, objects in room_objects(
+                learner, self.cluster.profile, self.name
+            ).items():
+                done += there.apply_objects(component, objects).actions.values()
+            counts = {each: done.count(each) for each in ("created", "configured", "unchanged")}
+            rows.append({"learner": learner.name, "namespace": learner.namespace, **counts})
+        return pd.DataFrame(rows)
+
+    def clean(self, *, data: bool = False, timeout_s: float = 900.0) -> list[str]:
+        """Remove what the learners of this room made, by the room's label.
+
+        Args:
+            data: Also the volumes with their data, and the namespaces themselves. Without it
+                both stay, and with them the price of the volumes.
+            timeout_s: The longest to wait for each namespace.
+
+        Returns:
+            The namespaces that were cleaned or, with `data`, deleted.
+
+        Raises:
+            WaitTimeoutError: Something is left; the line says what.
+        """
+        found = self.namespaces()
+        for name in track(found, "cleaning"):
+            there = in_namespace(self.cluster, name)
+            claims = []
+            if data:
+                labels = ",".join(f"{key}={value}" for key, value in LABELS.items())
+                bodies = there._api.list(
+                    resource_of_kind("PersistentVolumeClaim"), name, labels=labels
+                )[0]
+                claims = [body["metadata"]["name"] for body in bodies]
+            # First what runs, so that a machine is not paid for while a namespace ends.
+            there.clean(claims=claims, timeout_s=timeout_s)
+        if data:
+            self._delete_namespaces(found, timeout_s)
+        return found
+
+    def _delete_namespaces(self, names: Sequence[str], timeout_s: float) -> None:
+        import time
+
+        api = self.cluster._api
+        for name in names:
+            body = api.get(self._namespaces, "", name)
+            if body is not None:
+                api.delete(self._namespaces, "", body)
+        with Progress(total=len(names), label="deleting namespaces") as progress:
+            deadline = time.monotonic() + timeout_s
+            while left := [n for n in names if api.get(self._namespaces, "", n) is not None]:
+                progress.update(done=len(names) - len(left), text=", ".join(left)[:60])
+                if time.monotonic() > deadline:
+                    raise ClusterError(
+                        f"namespaces {', '.join(left)} are still being deleted after "
+                        f"{timeout_s:g} s; see what holds one with: "
+                        f"kubectl describe namespace {left[0]}"
+                    )
+                time.sleep(0.5)
+
+    # -- watching -----------------------------------------------------------------------------
+
+    def table(self) -> pd.DataFrame:
+        """How far everyone is: one row a namespace of this room.
+
+        Returns:
+            `learner`, `components` (what is applied), `pods` (ready of wanted), `checks` (passed
+            of shared, for each lesson), `open` (checks that did not pass), and `problems` (what
+            `diagnose` found, where the cluster has it).
+        """
+        import pandas as pd
+
+        columns = ["learner", "components", "pods", "checks", "open", "problems"]
+        rows = [self._row(name) for name in track(self.namespaces(), "looking")]
+        return pd.DataFrame(rows, columns=columns)
+
+    def _row(self, namespace: str) -> list[str]:
+        there = in_namespace(self.cluster, namespace)
+        labels = ",".join(f"{key}={value}" for key, value in LABELS.items())
+        components = [
+            name for name in there.components()
+            if name not in _SHARED and not name.startswith(CHECKS)
+        ]  # fmt: skip
+        ready, wanted = 0, 0
+        for kind in ("Job", "Deployment", "RayCluster", "RayService"):
+            try:
+                bodies = there._api.list(resource_of_kind(kind), namespace, labels=labels)[0]
+            except ClusterError:
+                continue  # no operator knows this kind here
+            for body in bodies:
+                if not body["metadata"].get("ownerReferences"):
+                    now, all_of_it, _ = readiness(body)
+                    ready, wanted = ready + now, wanted + all_of_it
+        passed, still_open = self._checks(there, namespace, labels)
+        return [
+            namespace, ", ".join(components) or "-", f"{ready}/{wanted}", passed, still_open,
+            _problems(there),
+        ]  # fmt: skip
+
+    def _checks(self, there: KubernetesCluster, namespace: str, labels: str) -> tuple[str, str]:
+        bodies = there._api.list(resource_of_kind("ConfigMap"), namespace, labels=labels)[0]
+        shared = {
+            body["metadata"]["name"].removeprefix(CHECKS): body.get("data") or {}
+            for body in bodies
+            if body["metadata"]["name"].startswith(CHECKS)
+        }
+        passed = [f"{lesson}: {each['passed']}/{each['total']}" for lesson, each in shared.items()]
+        still_open = [each["open"] for each in shared.values() if each.get("open")]
+        return ", ".join(passed) or "-", "; ".join(still_open) or "-"
+
+
+def _problems(there: KubernetesCluster) -> str:
+    """What the diagnosis says, where the cluster has one."""
+    diagnose = getattr(there, "diagnose", None)
+    if diagnose is None:
+        return "-"
+    found = diagnose()
+    if found.verdict != "problems":
+        return str(found.verdict)
+    return "; ".join(finding.cause for finding in found)
+
+
+def share_checks(cluster: Cluster, lesson: str, checks: CheckList) -> None:
+    """Put a lesson's checks where the instructor's table reads them: a ConfigMap, no more.
+
+    Args:
+        cluster: The learner's cluster; on a laptop nobody else reads it.
+        lesson: Such as `01`.
+        checks: The lesson's checks.
+
+    Raises:
+        NotFoundError: There are no checks to share.
+
+    Example:
+        >>> share_checks(cluster, "01", checks)   # doctest: +SKIP
+    """
+    asked = [check for check in checks if check.outcome != "not applicable"]
+    if not asked:
+        raise NotFoundError(f"lesson {lesson} has no checks that apply here")
+    data = {
+        "passed": str(sum(check.outcome == "pass" for check in asked)),
+        "total": str(len(asked)),
+        "open": "; ".join(check.name for check in checks.open),
+    }
+    name = f"{CHECKS}{lesson}"
+    body = {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": name, "labels": {**LABELS, COMPONENT: name}},
+        "data": data,
+    }
+    cluster.apply_objects(name, [Object(body, "this notebook's checks")])  # type: ignore[attr-defined]
