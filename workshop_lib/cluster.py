@@ -18,6 +18,7 @@ from workshop_lib.errors import ClusterError
 
 if TYPE_CHECKING:
     from workshop_lib.checks.checklist import CheckList
+    from workshop_lib.diagnosis import Diagnosis
     from workshop_lib.workload import Workload
 
 __all__ = ["Cluster", "ExecResult", "LogLine", "Observation", "Remains", "connect"]
@@ -142,6 +143,12 @@ class Cluster(Protocol):
 
     def forward(self, target: str, port: int) -> AbstractContextManager[str]:
         """A URL on this machine for a port of a Service or pod."""
+
+    def snapshot(self, component: str | None = None) -> dict[str, Any]:
+        """Everything that the diagnosis reads, as one JSON object; no Secret is in it."""
+
+    def diagnose(self, component: str | None = None) -> Diagnosis:
+        """What is wrong, the root cause first: cause, evidence, fix, and where it is taught."""
 
     def secret(self, name: str, key: str) -> str:
         """A Secret's value, for use and not for show."""

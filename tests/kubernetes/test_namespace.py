@@ -157,6 +157,7 @@ def test_a_learner_may_do_what_the_library_asks_and_nothing_else(emulator, clust
     emulator.kubelet.log("talk-0-abcde").write("hello")
     assert [line.text for line in Workload(cluster, "demo", "Job", "talk").logs()] == ["hello"]
     assert cluster.exec("talk-0", ["true"]).exit_code == 0
+    assert cluster.snapshot("demo")["logs"] == {"talk-0-abcde/main": "hello\n"}
     emulator.add_pod(None, "server-a", labels={"app": "server"})
     with cluster.forward("server-a", 8000) as url, contextlib.suppress(Exception):
         import httpx
@@ -170,13 +171,13 @@ def test_a_learner_may_do_what_the_library_asks_and_nothing_else(emulator, clust
     cluster.clean()
 
     assert emulator.asked - emulator.refused == granted(role)
-    # A component that is not there may be one that the whole cluster shares: that cannot be
-    # granted in one namespace, and a refusal is an answer.
+    # A component that is not there may be one that the whole cluster shares, and a snapshot looks
+    # at the nodes: that cannot be granted in one namespace, and a refusal is an answer.
     assert emulator.refused <= {
-        ("storage.k8s.io", "storageclasses", "list"),
+        ("storage.k8s.io", "storageclasses", "list"), ("", "nodes", "list"),
         ("rbac.authorization.k8s.io", "clusterroles", "list"),
         ("rbac.authorization.k8s.io", "clusterrolebindings", "list"),
-    }
+    }  # fmt: skip
 
 
 def test_without_one_of_its_rules_something_is_refused(emulator, cluster):

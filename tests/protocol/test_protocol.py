@@ -2,12 +2,13 @@
 
 import contextlib
 import inspect
+import json
 import threading
 
 import httpx
 import pytest
 from local_helpers import until
-from objects import config_map
+from objects import config_map, secret
 
 from workshop_lib.cluster import Cluster
 from workshop_lib.errors import (
@@ -196,6 +197,50 @@ def test_a_wait_in_vain_says_what_is_missing(world, apply):
     assert line.startswith("Job/talk is not ready after 0.5 s: 0 of 1 pods ready; talk-0-")
     assert "is Pending since" in line and "1 Insufficient nvidia.com/gpu" in line
     assert "\n" not in line
+
+
+# -- what is wrong ---------------------------------------------------------------------------------
+
+
+def test_a_snapshot_is_plain_data_without_secrets(world, apply):
+    apply(world.job(), config_map(), secret())
+    world.run("hello")
+    until(lambda: "hello\n" in world.cluster.snapshot()["logs"].values())
+    taken = json.loads(json.dumps(world.cluster.snapshot("demo")))
+    assert [body["metadata"]["name"] for body in taken["jobs"]] == ["talk"]
+    assert [body["kind"] for body in taken["pods"]] == ["Pod"] and "secrets" not in taken
+    token = world.cluster.secret("auth", "auth_token")
+    assert token and token not in json.dumps(taken)
+    with pytest.raises(NotFoundError, match="component 'other' is not applied"):
+        world.cluster.snapshot("other")
+
+
+def test_a_component_that_is_well_is_healthy(world, apply):
+    apply(world.job())
+    world.run("hello")
+    until(lambda: world.cluster.diagnose("demo").verdict == "healthy")
+    world.run(code=0)
+    world.cluster.get("demo").wait_complete(timeout_s=60)
+    assert world.cluster.diagnose().verdict == "healthy"
+
+
+def test_a_pod_that_no_node_takes_is_explained(world, apply):
+    apply(world.job(gpus=99), config_map("others", a="1"))
+    world.unschedulable()
+    found = world.cluster.diagnose("demo")
+    assert found.verdict == "problems" and len(found) == 1
+    assert "gpu" in found[0].rule and "1 Insufficient nvidia.com/gpu" in found[0].evidence[0]
+    assert "Job/talk" in found[0].objects
+
+
+def test_a_crash_is_explained_by_its_log(world, apply):
+    apply(world.job())
+    world.run("ModuleNotFoundError: No module named 'cheese'", code=1)
+    with pytest.raises(ClusterError):
+        world.cluster.get("demo").wait_complete(timeout_s=60)
+    found = world.cluster.diagnose("demo")
+    assert found.rules == ["module-missing"], found
+    assert found[0].evidence[0] == "ModuleNotFoundError: No module named 'cheese'"
 
 
 # -- reaching in ----------------------------------------------------------------------------------

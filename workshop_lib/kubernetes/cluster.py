@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 from workshop_lib import manifests
 from workshop_lib.cluster import WORKLOAD_KINDS, ExecResult, LogLine, Observation, Remains
 from workshop_lib.cost import announce
+from workshop_lib.diagnosis import Diagnosis, diagnose
+from workshop_lib.diagnosis.component import add_ray_state, of_component
 from workshop_lib.errors import NotFoundError, WorkshopError
-from workshop_lib.kubernetes import deleting, executing, logs, observe, watch
+from workshop_lib.kubernetes import deleting, executing, logs, observe, snapshot, watch
 from workshop_lib.kubernetes.answers import problem
 from workshop_lib.kubernetes.api import Api
 from workshop_lib.kubernetes.applying import Applier, prepared
@@ -263,6 +265,39 @@ class KubernetesCluster:
             self._api, self.namespace, kind, name,
             follow=follow, previous=previous, tail=tail, timeout_s=timeout_s,
         )  # fmt: skip
+
+    def snapshot(self, component: str | None = None) -> dict[str, Any]:
+        """Everything that the diagnosis reads, as one JSON object; no Secret is in it.
+
+        Args:
+            component: Only what belongs to it; default: everything.
+
+        Raises:
+            NotFoundError: The component is not applied.
+
+        Example:
+            >>> save_snapshot(cluster.snapshot(), "snapshot.json")   # doctest: +SKIP
+        """
+        if component is not None:
+            self.get(component)
+        found = snapshot.take_snapshot(self._api, self.namespace)
+        add_ray_state(self, found)
+        return of_component(found, component) if component else found
+
+    def diagnose(self, component: str | None = None) -> Diagnosis:
+        """What is wrong, the root cause first: cause, evidence, fix, and where it is taught.
+
+        Args:
+            component: Only this component; default: everything.
+
+        Raises:
+            NotFoundError: The component is not applied.
+
+        Example:
+            >>> cluster.diagnose("vllm").verdict   # doctest: +SKIP
+            'healthy'
+        """
+        return diagnose(self.snapshot(component))
 
     def secret(self, name: str, key: str) -> str:
         """A Secret's value, for use and not for show.

@@ -68,6 +68,7 @@ class Resource:
 _RESOURCES = [
     Resource("v1", "Namespace", "namespaces", namespaced=False),
     Resource("storage.k8s.io/v1", "StorageClass", "storageclasses", namespaced=False),
+    Resource("v1", "Node", "nodes", namespaced=False),
     Resource("v1", "ResourceQuota", "resourcequotas"),
     Resource("v1", "LimitRange", "limitranges"),
     Resource("v1", "ServiceAccount", "serviceaccounts"),
@@ -89,6 +90,8 @@ _RESOURCES = [
     Resource("v1", "Event", "events"),
     Resource("batch/v1", "Job", "jobs"),
     Resource("apps/v1", "Deployment", "deployments"),
+    Resource("apps/v1", "ReplicaSet", "replicasets"),
+    Resource("discovery.k8s.io/v1", "EndpointSlice", "endpointslices"),
     Resource("ray.io/v1", "RayCluster", "rayclusters"),
     Resource("ray.io/v1", "RayService", "rayservices"),
     Resource("ray.io/v1", "RayJob", "rayjobs"),

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from workshop_lib import manifests
 from workshop_lib.cluster import WORKLOAD_KINDS, ExecResult, LogLine, Observation, Remains
+from workshop_lib.diagnosis import Diagnosis, diagnose
+from workshop_lib.diagnosis.component import add_ray_state, of_component
 from workshop_lib.errors import ClusterError, NotFoundError
 from workshop_lib.local import changes, orphans, records, rules
 from workshop_lib.local.changes import component_of, key_of
@@ -23,6 +25,7 @@ from workshop_lib.local.podspec import object_data
 from workshop_lib.local.ray_templates import HEAD_PORTS, port_list
 from workshop_lib.local.reaching import address_of, execute, find_pod
 from workshop_lib.local.remains import remains
+from workshop_lib.local.snapshot import take_snapshot
 from workshop_lib.local.supervisor import Supervisor
 from workshop_lib.manifests import Object
 from workshop_lib.workload import Workload, found_handle, handle
@@ -355,6 +358,39 @@ class LocalCluster:
         return read_logs(
             self.paths, kind, name, follow=follow, previous=previous, tail=tail, timeout_s=timeout_s
         )
+
+    def snapshot(self, component: str | None = None) -> dict[str, Any]:
+        """Everything that the diagnosis reads, as one JSON object; no Secret is in it.
+
+        Args:
+            component: Only what belongs to it; default: everything.
+
+        Raises:
+            NotFoundError: The component is not applied.
+
+        Example:
+            >>> save_snapshot(cluster.snapshot(), "snapshot.json")   # doctest: +SKIP
+        """
+        if component is not None:
+            self.get(component)
+        found = take_snapshot(self.paths)
+        add_ray_state(self, found)
+        return of_component(found, component) if component else found
+
+    def diagnose(self, component: str | None = None) -> Diagnosis:
+        """What is wrong, the root cause first: cause, evidence, fix, and where it is taught.
+
+        Args:
+            component: Only this component; default: everything.
+
+        Raises:
+            NotFoundError: The component is not applied.
+
+        Example:
+            >>> cluster.diagnose("vllm").verdict   # doctest: +SKIP
+            'healthy'
+        """
+        return diagnose(self.snapshot(component))
 
     def secret(self, name: str, key: str) -> str:
         """A Secret's value, for use and not for show.

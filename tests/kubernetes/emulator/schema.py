@@ -7,6 +7,7 @@ KINDS = {
            "ResourceQuota", "LimitRange", "ServiceAccount", "Node"],
     "batch/v1": ["Job"],
     "apps/v1": ["Deployment", "ReplicaSet"],
+    "discovery.k8s.io/v1": ["EndpointSlice"],
     "networking.k8s.io/v1": ["NetworkPolicy"],
     "rbac.authorization.k8s.io/v1": ["Role", "RoleBinding", "ClusterRole", "ClusterRoleBinding"],
     "storage.k8s.io/v1": ["StorageClass"],

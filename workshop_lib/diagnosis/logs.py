@@ -1,0 +1,146 @@
+"""Reading logs: a table of lines that name a cause, looked for in what a container wrote.
+
+A log says the root of a crash once and its consequences many times ("Engine core
+initialization failed. See root cause above"). So the table's order counts, not the
+line's: what is more telling stands first.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+__all__ = ["Match", "Sign", "last_words", "repeated_line", "search"]
+
+LAST_LINES = 400
+_LONGEST = 500
+_ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+
+
+@dataclass(frozen=True)
+class Sign:
+    """A line that names a cause.
+
+    Attributes:
+        rule: The rule it is evidence for.
+        words: One of these, in lower case, is in every such line: what is looked for first.
+        pattern: What the line matches; its groups fill `cause` and `fix`.
+        cause: What it means; `{who}` is the container.
+        fix: What mends it.
+        taught_in: Where it is explained.
+        running: It counts in a container that runs, too: it says that something hangs.
+        vague: It says that something failed, not why.
+        target: The group that holds the host, or `host:port`, that did not answer.
+    """
+
+    rule: str
+    words: tuple[str, ...]
+    pattern: str
+    cause: str
+    fix: str
+    taught_in: str
+    running: bool = False
+    vague: bool = False
+    target: str = ""
+
+
+@dataclass(frozen=True)
+class Match:
+    """A sign that was found.
+
+    Attributes:
+        sign: Which one.
+        line: The line, as it was written.
+        groups: What its groups caught.
+    """
+
+    sign: Sign
+    line: str
+    groups: dict[str, str]
+
+    def text(self, template: str, **more: str) -> str:
+        """A cause or fix with the caught words filled in."""
+        return template.format(**{**{k: v or "" for k, v in self.groups.items()}, **more})
+
+
+@functools.lru_cache(maxsize=1024)
+def _compiled(pattern: str) -> re.Pattern[str]:
+    return re.compile(pattern, re.IGNORECASE)
+
+
+@functools.lru_cache(maxsize=2048)
+def _lines(text: str) -> tuple[str, ...]:
+    """The last lines, without colours and carriage returns at their ends."""
+    return tuple(line for line in re.split(r"[\r\n]+", text)[-LAST_LINES:] if line.strip())
+
+
+@functools.lru_cache(maxsize=2048)
+def search(text: str, signs: tuple[Sign, ...], *, running: bool = False) -> Match | None:
+    """The first sign of a table that a log shows; of its lines, the last.
+
+    Args:
+        text: The log.
+        signs: The table.
+        running: Only signs that count in a container that runs, in the last lines.
+    """
+    lines = _lines(text)
+    if running:
+        lines = lines[-40:]
+    whole = "\n".join(lines).lower()
+    for sign in signs:
+        if running and not sign.running:
+            continue
+        if not any(word in whole for word in sign.words):
+            continue
+        for line in reversed(lines):
+            if found := _compiled(sign.pattern).search(line[:4000]):
+                return Match(sign, shown(line, found.start()), found.groupdict())
+    return None
+
+
+def shown(line: str, start: int = 0) -> str:
+    """A line as it is quoted: of a very long one, the part around what counts."""
+    if len(line) > _LONGEST:
+        begin = max(0, start - 80)
+        line = line[begin : begin + _LONGEST]
+    return line.strip()
+
+
+_ERROR = re.compile(
+    r"^\s*(?:\[?[\w.]+\]?:? )?[\w.]*(?:Error|Exception|Exit|Interrupt)\b|\b(?:FATAL|CRITICAL|ERROR|"
+    r"fatal|panic|error)\b|not found|failed|refused|denied|cannot|could not|unable to|invalid",
+)
+_PLAIN_ERROR = re.compile(r"^[\w.]*(?:Error|Exception)(?::|$)|^(?:FATAL|panic|fatal error)\b")
+
+
+def last_words(text: str) -> str:
+    """The line of a log that most likely says why it ends: a traceback's last one, or the last.
+
+    Example:
+        >>> last_words("Traceback (most recent call last):\\n  x\\nValueError: no\\nbye")
+        'ValueError: no'
+    """
+    lines = _lines(text)[-60:]
+    for pattern in (_PLAIN_ERROR, _ERROR):
+        for line in reversed(lines):
+            if pattern.search(_ANSI.sub("", line)):
+                return shown(line)
+    return shown(lines[-1]) if lines else ""
+
+
+def repeated_line(text: str) -> str:
+    """The line that a log ends with again and again, its numbers apart; empty when there is none.
+
+    What waits in a loop says the same thing each time; what makes progress does not.
+
+    Example:
+        >>> repeated_line("waiting 1\\nwaiting 2\\nwaiting 3")
+        'waiting 3'
+    """
+    lines: Sequence[str] = _lines(text)[-12:]
+    shapes = [re.sub(r"[\d.:]+", "#", line) for line in lines]
+    if not shapes or "%" in lines[-1] or shapes.count(shapes[-1]) < 3:
+        return ""
+    return shown(lines[-1])

@@ -1,0 +1,499 @@
+"""One pod, step by step, as a person would look at it: node, volumes, image, start, health.
+
+The first step that fails is the cause; the later ones are its consequences.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from workshop_lib.diagnosis import containers, images, probes, scheduling, setup
+from workshop_lib.diagnosis.cause import Cause, Depth, Lesson
+from workshop_lib.diagnosis.logs import repeated_line
+from workshop_lib.diagnosis.view import Json, View, conditions, ref, seconds
+
+__all__ = ["PodRules"]
+
+_SETTLED_S = 120.0
+"""A container that was restarted once and has run for so long is well again."""
+_SETTLED_OFTEN_S = 600.0
+"""One that was restarted several times is believed after so long."""
+_CREATING_S = 300.0
+"""Making a container takes no longer, images apart."""
+_PULLING_S = 1800.0
+_INIT_S = 900.0
+
+_PLACED = re.compile(r"^(?:OutOf\S+|NodeAffinity|NodeName|NodePorts|UnexpectedAdmissionError|"
+                     r"TopologyAffinityError|SMTAlignmentError|PodOSNotSupported)$")  # fmt: skip
+
+
+class PodRules:
+    """The rules for single pods.
+
+    Args:
+        view: The snapshot.
+
+    Attributes:
+        notes: What still starts.
+    """
+
+    def __init__(self, view: View) -> None:
+        self.view = view
+        self.notes: list[str] = []
+
+    def causes(self, pod: Json) -> Iterator[Cause]:
+        """Why a pod does not do its work; nothing when it does, or may still come to it."""
+        status = pod.get("status") or {}
+        phase = status.get("phase")
+        if pod["metadata"].get("deletionTimestamp"):
+            yield from self._terminating(pod)
+        elif phase == "Succeeded":
+            return
+        elif phase == "Failed":
+            yield from self._failed(pod)
+        elif node := self._lost_node(pod):
+            yield node
+        elif scheduling.is_unscheduled(pod):
+            found = list(scheduling.unscheduled(self.view, pod))
+            if not found:
+                self.notes.append(f"{ref(pod)}: the scheduler has not come to it yet")
+            yield from found
+        else:
+            yield from self._on_its_node(pod)
+
+    # -- the whole pod --------------------------------------------------------------------------
+
+    def _lost_node(self, pod: Json) -> Cause | None:
+        """The pod's node, when it is not there or not ready."""
+        name = (pod.get("spec") or {}).get("nodeName")
+        node = self.view.find("Node", name) if name else None
+        ready = conditions(pod).get("Ready", {})
+        phase = (pod.get("status") or {}).get("phase")
+        if node is not None and conditions(node).get("Ready", {}).get("status") in (
+            "False", "Unknown",
+        ):  # fmt: skip
+            return node_down(node, [ref(pod)])
+        gone = self.view.has_nodes and name and node is None and name != "this-machine"
+        if gone or ready.get("reason") == "NodeNotReady" or phase == "Unknown":
+            return Cause(
+                "node-lost", str(name),
+                f"The node {name} of the pod is gone or does not answer, and the pod with it.",
+                [str(ready.get("reason") or name)],
+                "kubectl get nodes; a spot instance that was taken back is replaced by its node "
+                "group; kubectl delete pod --force frees the pod's name when the node never "
+                "returns", Lesson.BELOW_SERVE, [f"Node/{name}", ref(pod)], Depth.NODE,
+            )  # fmt: skip
+        return None
+
+    def _terminating(self, pod: Json) -> Iterator[Cause]:
+        """A pod that was deleted and stays."""
+        metadata = pod["metadata"]
+        late_s = self.view.age_s(metadata["deletionTimestamp"])
+        if late_s < 60:
+            return
+        if node := self._lost_node(pod):
+            yield node
+            return
+        keepers = [f for f in metadata.get("finalizers") or [] if "job-tracking" not in f]
+        events = self.view.events(pod, "FailedKillPod")
+        if keepers:
+            yield Cause(
+                "stuck-finalizer", keepers[0],
+                f"The pod was deleted {late_s:.0f} s ago and stays: the finalizer {keepers[0]} "
+                "waits for a controller that does not answer.", [keepers[0]],
+                f"see that this controller runs; as a last resort: kubectl patch pod "
+                f"{metadata['name']} --type=merge -p '{{\"metadata\":{{\"finalizers\":null}}}}'",
+                Lesson.WHEN, [ref(pod)], Depth.CONTROLLER,
+            )  # fmt: skip
+            return
+        said = str(events[-1].get("message")) if events else str(metadata["deletionTimestamp"])
+        yield Cause(
+            "stuck-terminating", ref(pod),
+            f"The pod was to be gone {late_s:.0f} s ago and is still there: its node cannot stop "
+            "it (a process that hangs in the kernel, a volume that cannot be unmounted).",
+            [said], f"kubectl describe pod {metadata['name']}; look at its node; then kubectl "
+            f"delete pod {metadata['name']} --grace-period=0 --force", Lesson.WHEN, [ref(pod)],
+            Depth.CONTROLLER,
+        )  # fmt: skip
+
+    def _failed(self, pod: Json) -> Iterator[Cause]:
+        """A pod that ended badly, unless what made it got over that."""
+        if self._got_over(pod):
+            self.notes.append(f"{ref(pod)} failed, and what it was part of has gone on without it")
+            return
+        status = pod.get("status") or {}
+        reason, message = str(status.get("reason") or ""), str(status.get("message") or "")
+        target = conditions(pod).get("DisruptionTarget", {})
+        if found := self._disrupted(pod, reason, message, target):
+            yield found
+            return
+        found_any = False
+        for each, init in self._statuses(pod):
+            ended = (each.get("state") or {}).get("terminated") or {}
+            if ended.get("exitCode") and (cause := self._ended(pod, each, init=init)):
+                found_any = True
+                yield cause
+        if not found_any:
+            yield Cause(
+                "unknown" if not (reason or message) else "pod-failed", ref(pod),
+                f"The pod failed{': ' + (message or reason) if message or reason else ''}, and "
+                "none of its containers says why.", [message or reason or "Failed"],
+                f"kubectl describe pod {pod['metadata']['name']}", Lesson.WHEN, [ref(pod)],
+                Depth.UNKNOWN, vague=True,
+            )  # fmt: skip
+
+    def _got_over(self, pod: Json) -> bool:
+        """Whether a failed pod's work was done, or is done, by another one."""
+        for owner in self.view.owners(pod):
+            kind, _, name = owner.partition("/")
+            body = self.view.find(kind, name)
+            done = conditions(body) if body else {}
+            if done.get("Complete", {}).get("status") == "True" or (
+                done.get("SuccessCriteriaMet", {}).get("status") == "True"
+            ):
+                return True
+            if kind == "Job" and done.get("Failed", {}).get("status") == "True":
+                return False
+        mates = self.view.pods_of(self.view.top(pod))
+        index = _index(pod)
+        born = seconds(pod["metadata"].get("creationTimestamp"))
+        for mate in mates:
+            same = _index(mate) == index and _role(mate) == _role(pod)
+            newer = seconds(mate["metadata"].get("creationTimestamp")) >= born
+            phase = (mate.get("status") or {}).get("phase")
+            well = phase == "Succeeded" or conditions(mate).get("Ready", {}).get("status") == "True"
+            if mate is not pod and same and newer and well:
+                return True
+        return False
+
+    def _disrupted(self, pod: Json, reason: str, message: str, target: Json) -> Cause | None:
+        """A pod that somebody ended: the kubelet, the scheduler, a drain."""
+        who, node = pod["metadata"]["name"], str((pod.get("spec") or {}).get("nodeName") or "")
+        text = message or str(target.get("message") or "") or reason
+        why = str(target.get("reason") or "")
+        if reason == "Evicted" or (why == "TerminationByKubelet" and "low on resource" in text):
+            return _evicted(pod, text, node)
+        if reason in ("NodeShutdown", "Shutdown", "Terminated") and "shutdown" in text:
+            return _disruption(
+                pod, "node-shutdown", node, text,
+                f"The node {node} was shut down under the pod: a spot instance that was taken "
+                "back, a replaced or stopped machine.",
+                "let a controller start it again (a Deployment, a Job with backoffLimit) and resume "
+                "from a checkpoint; for long training use on-demand or reserved capacity",
+            )  # fmt: skip
+        if why == "PreemptionByScheduler" or reason in ("Preempting", "Preempted"):
+            return _disruption(
+                pod, "preempted", ref(pod), text,
+                f"The scheduler removed {who} to make room for a pod of higher priority.",
+                "give it a higher priorityClassName, or add nodes", node=False,
+            )  # fmt: skip
+        if why == "DeletionByTaintManager" or reason in ("NodeLost", "ContainerStatusUnknown"):
+            return _disruption(
+                pod, "node-lost", node, text,
+                f"The pod was removed with its node {node}, which did not answer any more.",
+                "kubectl get nodes; spot instances end like this; resume from a checkpoint",
+            )  # fmt: skip
+        if why == "EvictionByEvictionAPI":
+            return _disruption(
+                pod, "drained", node, text,
+                f"Somebody drained the node {node}: the pod was evicted through the API.",
+                "wait until the work on the node is done; a PodDisruptionBudget slows drains down",
+            )  # fmt: skip
+        if reason == "DeadlineExceeded":
+            return _disruption(
+                pod, "pod-deadline", ref(pod), text,
+                "The pod ran longer than its activeDeadlineSeconds allows.",
+                "raise activeDeadlineSeconds in the pod's spec", node=False,
+            )  # fmt: skip
+        if _PLACED.match(reason):
+            return _disruption(
+                pod, "node-refused", node, text,
+                f"The node {node} refused the pod that was sent to it ({reason}): what it asks for "
+                "was taken or gone when it arrived.",
+                "delete the pod, so that it is placed anew; if it repeats, the device plugin or "
+                "the kubelet of that node is broken: kubectl describe node",
+            )  # fmt: skip
+        return None
+
+    # -- its containers -------------------------------------------------------------------------
+
+    def _statuses(self, pod: Json) -> Iterator[tuple[Json, bool]]:
+        """The container statuses in the order in which they matter, and whether each is an init."""
+        status, spec = pod.get("status") or {}, pod.get("spec") or {}
+        sidecars = {c.get("name") for c in spec.get("initContainers") or []
+                    if c.get("restartPolicy") == "Always"}  # fmt: skip
+        for each in status.get("initContainerStatuses") or []:
+            yield each, each.get("name") not in sidecars
+        for each in status.get("containerStatuses") or []:
+            yield each, False
+
+    def _on_its_node(self, pod: Json) -> Iterator[Cause]:
+        found: list[Cause] = []
+        for each, init in self._statuses(pod):
+            if cause := self._container(pod, each, init=init):
+                found.append(cause)
+                if init:
+                    break  # nothing after it has begun
+        telling = [cause for cause in found if not cause.vague]
+        seen: set[tuple[str, str]] = set()
+        for cause in telling or found[:1]:
+            if (cause.rule, cause.cause) not in seen:
+                seen.add((cause.rule, cause.cause))
+                yield cause
+        if not found:
+            yield from self._without_complaint(pod)
+
+    def _container(self, pod: Json, status: Json, *, init: bool) -> Cause | None:
+        state = status.get("state") or {}
+        waiting = state.get("waiting") or {}
+        reason, message = str(waiting.get("reason") or ""), str(waiting.get("message") or "")
+        if reason in images.IMAGE_REASONS:
+            return images.image_trouble(self.view, pod, status)
+        if reason == "CreateContainerConfigError":
+            return setup.config_trouble(pod, status)
+        if reason in ("CreateContainerError", "RunContainerError", "PreCreateHookError",
+                      "PreStartHookError", "PostStartHookError"):  # fmt: skip
+            return setup.start_trouble(self.view, pod, status, message)
+        if reason == "CrashLoopBackOff" or "terminated" in state:
+            return self._ended_state(pod, status, init=init)
+        if "running" in state:
+            return self._running(pod, status, init=init)
+        if reason in ("ContainerCreating", "PodInitializing", ""):
+            return None
+        return Cause(
+            "unknown", f"{ref(pod)}/{reason}",
+            f"The container {status.get('name')} waits, and no rule knows the reason {reason}.",
+            [message or reason], f"kubectl describe pod {pod['metadata']['name']}", Lesson.WHEN,
+            [ref(pod)], Depth.UNKNOWN,
+        )  # fmt: skip
+
+    def _ended_state(self, pod: Json, status: Json, *, init: bool) -> Cause | None:
+        """A container that ended, or waits to be started again."""
+        ended = (status.get("state") or {}).get("terminated") or {}
+        if ended and not ended.get("exitCode"):
+            always = (pod.get("spec") or {}).get("restartPolicy", "Always") == "Always"
+            if init or not always or not status.get("restartCount"):
+                return None
+        if not ended and not (status.get("lastState") or {}).get("terminated"):
+            return None
+        return self._ended(pod, status, init=init)
+
+    def _ended(self, pod: Json, status: Json, *, init: bool) -> Cause | None:
+        state, last = status.get("state") or {}, status.get("lastState") or {}
+        ended = state.get("terminated") or last.get("terminated") or {}
+        if ended.get("reason") in ("StartError", "ContainerCannotRun"):
+            return setup.start_trouble(self.view, pod, status, str(ended.get("message") or ""))
+        killed = probes.killed_by_probe(self.view, pod, status)
+        found = containers.crash(self.view, pod, status, init=init)
+        if killed and (found is None or found.vague or found.rule == "container-completes"
+                       or ended.get("exitCode") in (137, 143)):  # fmt: skip
+            if found is None or found.rule != "oom-killed":
+                return killed
+        return found
+
+    def _running(self, pod: Json, status: Json, *, init: bool) -> Cause | None:
+        """A container that runs: restarted lately, not ready, or without progress."""
+        running = (status.get("state") or {}).get("running") or {}
+        last = (status.get("lastState") or {}).get("terminated") or {}
+        age_s = self.view.age_s(running.get("startedAt"))
+        often = int(status.get("restartCount") or 0)
+        settled_s = _SETTLED_OFTEN_S if often > 1 else _SETTLED_S
+        if (
+            last
+            and often
+            and age_s < settled_s
+            and (last.get("exitCode") or probes.killed_by_probe(self.view, pod, status))
+        ):
+            return self._ended(pod, status, init=init)
+        if init:
+            return self._init_running(pod, status, age_s)
+        if status.get("ready") or not self._wants_ready(pod):
+            return containers.stall(self.view, pod, status)
+        if found := containers.stall(self.view, pod, status):
+            return found
+        cause, note = probes.not_ready(self.view, pod, status)
+        if note:
+            self.notes.append(note)
+        return cause
+
+    def _wants_ready(self, pod: Json) -> bool:
+        return conditions(pod).get("Ready", {}).get("status") != "True"
+
+    def _init_running(self, pod: Json, status: Json, age_s: float) -> Cause | None:
+        """An init container that does not come to its end."""
+        name = str(status.get("name"))
+        if found := containers.stall(self.view, pod, status, Depth.STALL, init=True):
+            return found
+        text = self.view.log(pod["metadata"]["name"], name)
+        line = repeated_line(text) if age_s > 30 else ""
+        mates = containers.companions(self.view, pod)
+        heads = {m for m in mates if self._is_head(m)}
+        if "gcs" in name:
+            ready = [m for m in heads if self._is_ready(m)]
+            if not ready or age_s < 60:
+                self.notes.append(f"{ref(pod)}: waits for the Ray head")
+                if not heads or age_s < 600:
+                    return self._waits(pod, name, line or name, heads) if age_s > 30 else None
+            return self._waits(pod, name, line or name, heads)
+        if line or age_s > _INIT_S:
+            return Cause(
+                "init-waiting", f"{self.view.top(pod)}/{name}",
+                f"The init container {name} has run for {age_s:.0f} s and waits for something that "
+                "does not come; until it ends, the pod's containers do not start.",
+                [line or name], f"kubectl logs {pod['metadata']['name']} -c {name} says what it "
+                "waits for; see whether that is there", Lesson.RAY_WHEN, [ref(pod)], Depth.STALL,
+                waits_for=mates,
+            )  # fmt: skip
+        self.notes.append(f"{ref(pod)}: init container {name} still runs ({age_s:.0f} s)")
+        return None
+
+    def _waits(self, pod: Json, name: str, line: str, heads: set[str]) -> Cause | None:
+        """A Ray worker whose init container waits for the head's GCS."""
+        if any(not self._is_ready(head) for head in heads):
+            cause = "the head is not ready"
+        elif heads:
+            cause = ("the head is ready, so what lies between them is in the way: DNS, a "
+                     "NetworkPolicy, the wrong address")  # fmt: skip
+        else:
+            cause = "there is no head pod"
+        return Cause(
+            "ray-wait-head", self.view.top(pod),
+            f"The Ray worker waits in its init container {name} for the head's GCS: {cause}.",
+            [line], "look at the head pod first; then: kubectl exec into the worker, and try the "
+            "head's Service on port 6379", Lesson.KUBERAY, [ref(pod)], Depth.STALL,
+            waits_for={*heads, self.view.top(pod)} - {ref(pod)}, vague=not heads,
+        )  # fmt: skip
+
+    def _is_head(self, pod: str) -> bool:
+        body = self.view.by_ref.get(pod) or {}
+        labels = (body.get("metadata") or {}).get("labels") or {}
+        return labels.get("ray.io/node-type") == "head"
+
+    def _is_ready(self, pod: str) -> bool:
+        return conditions(self.view.by_ref.get(pod) or {}).get("Ready", {}).get("status") == "True"
+
+    def _without_complaint(self, pod: Json) -> Iterator[Cause]:
+        """A pod whose containers have no trouble of their own, and that may still not work."""
+        status = pod.get("status") or {}
+        if status.get("phase") == "Pending":
+            yield from self._creating(pod)
+            return
+        ready = conditions(pod).get("Ready", {})
+        if ready.get("status") != "False" or any(ref(pod) in note for note in self.notes):
+            return
+        gates = [
+            g.get("conditionType") for g in (pod.get("spec") or {}).get("readinessGates") or []
+        ]
+        shut = [g for g in gates if conditions(pod).get(g, {}).get("status") != "True"]
+        age_s = self.view.age_s(ready.get("lastTransitionTime"))
+        if shut:
+            yield Cause(
+                "readiness-gate", str(shut[0]),
+                f"The pod's containers are ready, but its readiness gate {shut[0]} is not: a "
+                "controller (of a load balancer) has not said yes.",
+                [str(shut[0])], "see that this controller runs and that the target is healthy in "
+                "the load balancer", Lesson.WHEN, [ref(pod)], Depth.PROBE,
+            )  # fmt: skip
+        elif age_s > 60 and any("running" in (s.get("state") or {})
+                                for s, _ in self._statuses(pod)):  # fmt: skip
+            yield Cause(
+                "unknown", ref(pod), "The pod runs and is not ready, and nothing says why.",
+                [str(ready.get("message") or ready.get("reason") or "Ready")],
+                f"kubectl describe pod {pod['metadata']['name']}; kubectl logs "
+                f"{pod['metadata']['name']}", Lesson.HEALTH, [ref(pod)], Depth.UNKNOWN,
+                waits_for=containers.companions(self.view, pod),
+            )  # fmt: skip
+
+    def _creating(self, pod: Json) -> Iterator[Cause]:
+        """A pod that has its node and no container yet."""
+        if cause := setup.mount_trouble(self.view, pod):
+            yield cause
+            return
+        status = pod.get("status") or {}
+        placed = conditions(pod).get("PodScheduled", {})
+        since = status.get("startTime") or placed.get("lastTransitionTime")
+        age_s = self.view.age_s(since)
+        pulling = self.view.events(pod, "Pulling")
+        limit_s = _PULLING_S if pulling else _CREATING_S
+        if age_s <= limit_s:
+            what = "its image is pulled" if pulling else "it is set up"
+            self.notes.append(f"{ref(pod)}: {what} ({age_s:.0f} s)")
+            return
+        yield Cause(
+            "image-slow" if pulling else "unknown", ref(pod),
+            f"The pod has been made for {age_s:.0f} s"
+            + (": its image is still being pulled." if pulling else ", and nothing says why."),
+            [str(pulling[-1].get("message")) if pulling else "ContainerCreating"],
+            "use a smaller image, a registry nearby, or nodes with the image in advance" if pulling
+            else f"kubectl describe pod {pod['metadata']['name']}; look at the node and its kubelet",
+            Lesson.BELOW_SERVE, [ref(pod)], Depth.IMAGE if pulling else Depth.UNKNOWN,
+        )  # fmt: skip
+
+
+def _index(pod: Json) -> str | None:
+    metadata = pod["metadata"]
+    name = "batch.kubernetes.io/job-completion-index"
+    found = (metadata.get("annotations") or {}).get(name) or (metadata.get("labels") or {}).get(
+        name
+    )
+    return None if found is None else str(found)
+
+
+def _role(pod: Json) -> tuple[str | None, str | None]:
+    labels = pod["metadata"].get("labels") or {}
+    return labels.get("ray.io/node-type"), labels.get("ray.io/group")
+
+
+def _disruption(pod: Json, rule: str, key: str, quoted: str, cause: str, fix: str, *,
+                node: bool = True) -> Cause:  # fmt: skip
+    name = (pod.get("spec") or {}).get("nodeName")
+    first = [f"Node/{name}"] if node and name else []
+    return Cause(rule, key, cause, [quoted], fix, Lesson.BELOW_SERVE, [*first, ref(pod)],
+                 Depth.NODE)  # fmt: skip
+
+
+def _evicted(pod: Json, text: str, node: str) -> Cause:
+    who = pod["metadata"]["name"]
+    if re.search(r"exceeds? (?:its |the )?(?:local )?(?:total limit|limit)|exceeds emptyDir|"
+                 r"usage exceeds|exceeds the total limit", text, re.IGNORECASE):  # fmt: skip
+        volume = re.search(r'EmptyDir volume "([^"]+)"', text)
+        what = f"the limit of its emptyDir {volume[1]!r}" if volume else (
+            "its limit of ephemeral storage (files outside of volumes, and logs)")  # fmt: skip
+        return Cause(
+            "ephemeral-storage-limit", ref(pod),
+            f"The kubelet evicted {who}, because it wrote more than {what}.", [text],
+            "write to a mounted volume (HF_HOME and checkpoints on the shared claim), or raise "
+            "limits.ephemeral-storage or the emptyDir's sizeLimit", Lesson.WHEN, [ref(pod)],
+            Depth.CRASH,
+        )  # fmt: skip
+    found = re.search(r"low on resource: ?\[?([\w.-]+)|had condition: ?\[?(\w+)", text)
+    resource = (found[1] or found[2]).strip(".") if found else "a resource"
+    what = {"DiskPressure": "disk space", "MemoryPressure": "memory", "PIDPressure": "process ids",
+            "ephemeral-storage": "disk space"}.get(resource, resource)  # fmt: skip
+    return Cause(
+        "evicted", f"{node}/{what}",
+        f"The node {node} ran out of {what}, and its kubelet evicted {who}: it used more than it "
+        "had requested.", [text],
+        f"request as much {what} as the pod needs (resources.requests), so that it gets a node "
+        "with room; enlarge the node's disk or memory, clean old images", Lesson.BELOW_SERVE,
+        [f"Node/{node}", ref(pod)], Depth.NODE,
+    )  # fmt: skip
+
+
+def node_down(node: Json, pods: list[str]) -> Cause:
+    """A node that is not ready, or does not answer."""
+    name = node["metadata"]["name"]
+    ready = conditions(node).get("Ready", {})
+    silent = ready.get("status") == "Unknown"
+    message = str(ready.get("message") or ready.get("reason") or "NotReady")
+    network = "network" in message.lower() or "cni" in message.lower()
+    why = ("its kubelet has stopped reporting: the machine is gone, frozen or cut off" if silent
+           else "its network plugin (CNI) is not ready" if network
+           else "its kubelet says that it is not ready")  # fmt: skip
+    return Cause(
+        "node-not-ready", name, f"The node {name} cannot run pods: {why}.", [message],
+        f"kubectl describe node {name}; on EKS look at the instance (spot interruption, status "
+        "checks) and at the aws-node pod; drain and replace it when it does not come back",
+        Lesson.BELOW_SERVE, [f"Node/{name}", *pods], Depth.NODE,
+    )  # fmt: skip

@@ -1,0 +1,447 @@
+"""Pods that no node takes: the scheduler's message, read together with the nodes.
+
+The reasons are those of Kubernetes' scheduler plugins (`pkg/scheduler/framework/plugins`,
+the `ErrReason...` constants), joined as "N reason" by `framework.FitError`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+
+from workshop_lib.diagnosis.cause import Cause, Depth, Lesson
+from workshop_lib.diagnosis.placement import (
+    CONTROL_PLANE,
+    extended,
+    node_affinity_fits,
+    obstacles,
+    offered,
+    untolerated,
+    wanted,
+)
+from workshop_lib.diagnosis.view import Json, View, conditions, ref
+
+__all__ = ["is_unscheduled", "parse_reasons", "unscheduled"]
+
+_REASON = re.compile(r"(\d+) (.+?)(?=, \d+ [A-Zn(]|$)")
+_HEAD = re.compile(r"nodes are available: (.*?)(?:\. *(?:preemption:|no new claims|not found|$)|$)")
+_TAINT = re.compile(r"\{([^:}]+): ?([^}]*)\}")
+_INSUFFICIENT = re.compile(r"Insufficient (\S+)")
+
+_SOON_S = 30.0
+"""A pod that was made so short a time ago may not have been looked at yet."""
+
+# Which words stand for which rule, the most telling first.
+_RULES: list[tuple[str, str]] = [
+    (r"untolerated taint|had taints? .*that the pod didn't tolerate", "taint-not-tolerated"),
+    (r"didn't match Pod's node affinity/selector|node\(s\) didn't match node selector"
+     r"|didn't match the requested node name", "node-selector"),
+    (r"anti-affinity", "pod-anti-affinity"),
+    (r"pod affinity", "pod-affinity"),
+    (r"topology spread", "topology-spread"),
+    (r"volume node affinity conflict|no available volume zone", "volume-zone"),
+    (r"didn't find available persistent volumes|non-existent pv|non-existent persistentvolume",
+     "volume-not-found"),
+    (r"exceed max volume count", "too-many-volumes"),
+    (r"enough free storage", "storage-full"),
+    (r"free ports for the requested pod ports", "host-port-taken"),
+    (r"Too many pods", "too-many-pods"),
+    (r"were unschedulable", "nodes-cordoned"),
+    (r"claims|resourceclaim|device", "resource-claim"),
+    (r"Insufficient", "insufficient"),
+]  # fmt: skip
+
+
+def parse_reasons(message: str) -> list[tuple[int, str]]:
+    """The counted reasons of a FailedScheduling message, what it says of preemption left out.
+
+    Example:
+        >>> parse_reasons("0/5 nodes are available: 2 Insufficient nvidia.com/gpu, 3 node(s) had "
+        ...               "untolerated taint {a: b}. preemption: 0/5 nodes are available: ...")
+        [(2, 'Insufficient nvidia.com/gpu'), (3, 'node(s) had untolerated taint {a: b}')]
+    """
+    head = _HEAD.search(message)
+    if head is None:
+        return []
+    return [(int(n), text.strip(" .")) for n, text in _REASON.findall(head[1].strip(" ."))]
+
+
+def is_unscheduled(pod: Json) -> bool:
+    """Whether a pod waits for a node."""
+    status = pod.get("status") or {}
+    if (pod.get("spec") or {}).get("nodeName") and conditions(pod).get("PodScheduled", {}).get(
+        "status"
+    ) != "False":
+        return False
+    return status.get("phase", "Pending") == "Pending" and (
+        conditions(pod).get("PodScheduled", {}).get("status") != "True"
+    )
+
+
+def unscheduled(view: View, pod: Json) -> Iterator[Cause]:
+    """Why no node takes a pod; nothing when the scheduler may just not have come to it."""
+    condition = conditions(pod).get("PodScheduled", {})
+    message = str(condition.get("message") or "")
+    if condition.get("reason") == "SchedulingGated" or (
+        not message and (pod.get("spec") or {}).get("schedulingGates")
+    ):
+        yield _gated(pod, message)
+        return
+    if not message:
+        events = view.events(pod, "FailedScheduling")
+        message = str(events[-1].get("message") or "") if events else ""
+    if not message:
+        if view.age_s(pod["metadata"].get("creationTimestamp")) > _SOON_S:
+            yield _nobody_schedules(pod)
+        return
+    yield _explain(view, pod, message)
+
+
+def _cause(pod: Json, rule: str, key: str, text: str, fix: str, message: str,
+           lesson: str = Lesson.WHEN, **more: object) -> Cause:  # fmt: skip
+    objects = [*more.pop("first", []), ref(pod)]  # type: ignore[misc]
+    return Cause(
+        rule, key, text, [message], fix, lesson, objects, Depth.SCHEDULING,
+        **more,  # type: ignore[arg-type]
+    )  # fmt: skip
+
+
+def _gated(pod: Json, message: str) -> Cause:
+    gates = [g.get("name", "") for g in (pod.get("spec") or {}).get("schedulingGates") or []]
+    name = ", ".join(gates) or "a gate"
+    return _cause(
+        pod, "scheduling-gate", name,
+        f"The pod is held back by the scheduling gate {name}: until whoever set it takes it away, "
+        "no node is looked for.",
+        f"find out who sets {name} (a queue such as Kueue admits pods one after the other: kubectl "
+        "get workloads), or remove it from spec.schedulingGates",
+        message or (gates[0] if gates else "schedulingGates"),
+    )  # fmt: skip
+
+
+def _nobody_schedules(pod: Json) -> Cause:
+    name = (pod.get("spec") or {}).get("schedulerName", "default-scheduler")
+    if name != "default-scheduler":
+        return _cause(
+            pod, "scheduler-missing", name,
+            f"The pod asks for the scheduler {name!r}, and no scheduler has said a word about it: "
+            "there is none of that name, or it does not run.",
+            "take spec.schedulerName out, or install that scheduler", name,
+        )  # fmt: skip
+    return Cause(
+        "unknown", ref(pod), "The pod waits for a node, and the scheduler has not said why.",
+        ["Pending"], f"look at: kubectl describe pod {pod['metadata']['name']}; and whether the "
+        "scheduler runs: kubectl get pods -n kube-system", Lesson.WHEN, [ref(pod)], Depth.UNKNOWN,
+    )  # fmt: skip
+
+
+def _explain(view: View, pod: Json, message: str) -> Cause:
+    lowered = message.lower()
+    if "no nodes available to schedule pods" in lowered or "0/0 nodes are available" in lowered:
+        return _cause(
+            pod, "no-nodes", "nodes", "The cluster has no node at all that could run a pod.",
+            "kubectl get nodes; scale the node group up, or look at Karpenter's NodePool: kubectl "
+            "get nodepools,nodeclaims", message, Lesson.BELOW_SERVE,
+        )  # fmt: skip
+    if claim := _claim_trouble(view, pod, message):
+        return claim
+    reasons = parse_reasons(message)
+    rule, detail = _primary(view, pod, reasons)
+    return _of_rule(view, pod, message, reasons, rule, detail)
+
+
+def _claim_trouble(view: View, pod: Json, message: str) -> Cause | None:
+    """What the scheduler says of a pod's claims before it looks at nodes."""
+    found = re.search(r'persistentvolumeclaim "([^"]+)" (not found|is being deleted|bound to '
+                      r"non-existent persistentvolume)", message)  # fmt: skip
+    name = found[1] if found else ""
+    if found and found[2] == "not found":
+        return Cause(
+            "pvc-missing", name, f"The pod mounts the claim {name!r}, and there is no "
+            "PersistentVolumeClaim of that name in its namespace.", [message],
+            f"apply the claim (cluster.apply('storage')), or correct claimName: {name}",
+            Lesson.WHEN, [f"PersistentVolumeClaim/{name}", ref(pod)], Depth.STORAGE,
+        )  # fmt: skip
+    if found and found[2] == "is being deleted":
+        return Cause(
+            "pvc-deleting", name, f"The claim {name!r} is being deleted, and goes when its last "
+            "pod does; a new pod may not use it any more.", [message],
+            f"delete the pods that still use it, wait until kubectl get pvc {name} finds nothing, "
+            "and apply the claim again", Lesson.WHEN,
+            [f"PersistentVolumeClaim/{name}", ref(pod)], Depth.STORAGE,
+        )  # fmt: skip
+    if found:
+        return Cause(
+            "volume-lost", name, f"The claim {name!r} is bound to a volume that does not exist any "
+            "more; its data is gone with it.", [message],
+            f"kubectl delete pvc {name}, then apply it again and fill it anew", Lesson.WHEN,
+            [f"PersistentVolumeClaim/{name}", ref(pod)], Depth.STORAGE,
+        )  # fmt: skip
+    if "unbound immediate PersistentVolumeClaims" not in message and (
+        "waiting for ephemeral volume controller" not in message
+    ):
+        return None
+    claims = {f"PersistentVolumeClaim/{name}" for name in claim_names(pod)}
+    unseen = sorted(claims - set(view.by_ref))
+    return Cause(
+        "pvc-unbound", ",".join(sorted(claims)), "The pod mounts a claim that has no volume yet.",
+        [message], "kubectl describe pvc says what the claim waits for", Lesson.WHEN,
+        [*unseen, ref(pod)], Depth.SCHEDULING, waits_for=claims, vague=True,
+    )  # fmt: skip
+
+
+def claim_names(pod: Json) -> list[str]:
+    """The claims that a pod mounts."""
+    names = []
+    for volume in (pod.get("spec") or {}).get("volumes") or []:
+        if claim := (volume.get("persistentVolumeClaim") or {}).get("claimName"):
+            names.append(claim)
+        elif "ephemeral" in volume:
+            names.append(f"{pod['metadata']['name']}-{volume.get('name')}")
+    return names
+
+
+def _rule_of(reason: str) -> str:
+    return next((rule for words, rule in _RULES if re.search(words, reason)), "scheduler-refuses")
+
+
+def _primary(view: View, pod: Json, reasons: list[tuple[int, str]]) -> tuple[str, str]:
+    """The rule that names what to change, and the reason or resource it is about."""
+    by_rule: dict[str, str] = {}
+    for _, reason in reasons:
+        if any(taint in reason for taint in CONTROL_PLANE) and len(reasons) > 1:
+            continue  # a control plane refuses everybody
+        by_rule.setdefault(_rule_of(reason), reason)
+    if not by_rule:
+        return ("scheduler-refuses", "") if not reasons else (_rule_of(reasons[0][1]),
+                                                              reasons[0][1])  # fmt: skip
+    if len(by_rule) > 1 and (best := _by_nodes(view, pod, set(by_rule))):
+        return best, by_rule.get(best, "")
+    # Without nodes to look at: GPU nodes usually carry a taint, the others lack GPUs.
+    gpu = any("Insufficient" in r and extended(r.split()[-1]) for _, r in reasons)
+    if gpu and "nvidia.com/gpu" in by_rule.get("taint-not-tolerated", ""):
+        return "taint-not-tolerated", by_rule["taint-not-tolerated"]
+    order = ["volume-zone", "volume-not-found", "resource-claim", "host-port-taken",
+             "pod-anti-affinity", "pod-affinity", "topology-spread", "insufficient",
+             "node-selector", "taint-not-tolerated"]  # fmt: skip
+    rule = min(by_rule, key=lambda each: order.index(each) if each in order else 5)
+    return rule, by_rule[rule]
+
+
+def _by_nodes(view: View, pod: Json, candidates: set[str]) -> str | None:
+    """Which single change would open the most nodes, or None when nodes cannot tell."""
+    if not view.nodes:
+        return None
+    alone: Counter[str] = Counter()
+    open_nodes = 0
+    for node in view.nodes:
+        found = obstacles(pod, node)
+        if not found:
+            open_nodes += 1
+        kinds = {{"selector": "node-selector", "taint": "taint-not-tolerated",
+                  "cordoned": "nodes-cordoned"}.get(each, "insufficient") for each in found}  # fmt: skip
+        control = any(taint.get("key") in CONTROL_PLANE for taint in untolerated(pod, node))
+        if len(kinds) == 1 and not control:
+            alone[kinds.pop()] += 1
+    if open_nodes:  # nothing fixed about them keeps the pod away: something else uses them up
+        rest = [each for each in candidates
+                if each not in ("node-selector", "taint-not-tolerated", "nodes-cordoned")]  # fmt: skip
+        if len(rest) == 1:
+            return rest[0]
+        return None
+    ranked = [rule for rule, _ in alone.most_common() if rule in candidates]
+    missing = [r for r in wanted(pod) if extended(r)
+               and not any(offered(node, r) for node in view.nodes)]  # fmt: skip
+    if missing and "insufficient" in candidates:
+        return "insufficient"
+    better = [rule for rule in ranked if rule != "insufficient"]
+    return (better or ranked or [None])[0]
+
+
+def _of_rule(view: View, pod: Json, message: str, reasons: list[tuple[int, str]], rule: str,
+             detail: str) -> Cause:  # fmt: skip
+    if rule == "insufficient":
+        return _insufficient(view, pod, message, detail, reasons)
+    if rule == "taint-not-tolerated":
+        return _taint(view, pod, message, detail)
+    if rule == "node-selector":
+        return _selector(view, pod, message)
+    counted = "; ".join(f"{n}: {text}" for n, text in reasons) or message
+    texts = {
+        "pod-anti-affinity": (
+            "Each pod must have a node of its own (pod anti-affinity), and every node that would "
+            "do has one of them already.",
+            "add nodes (kubectl scale the node group, or raise Karpenter's limits), ask for fewer "
+            "pods, or make the rule preferredDuringScheduling...", Lesson.RAY_JOB),
+        "pod-affinity": (
+            "The pod must run beside another pod (pod affinity), and no node has such a pod.",
+            "compare spec.affinity.podAffinity with the labels of the pods: kubectl get pods "
+            "--show-labels", Lesson.WHEN),
+        "topology-spread": (
+            "The pods must be spread evenly (topology spread), and a node where this one would "
+            "keep the balance is not free.",
+            "add nodes in the zone that lacks them, or set whenUnsatisfiable: ScheduleAnyway",
+            Lesson.WHEN),
+        "volume-zone": (
+            "The pod's volume lies in a zone (or on a node) where no node can take the pod: a disk "
+            "cannot move between zones.",
+            "add a node in the volume's zone (kubectl get pv -o yaml shows nodeAffinity), or use a "
+            "file system that every zone reaches (FSx, EFS) with a class that binds "
+            "WaitForFirstConsumer", Lesson.WHEN),
+        "volume-not-found": (
+            "No volume fits the pod's claim on any node that could run the pod.",
+            "kubectl describe pvc; kubectl get pv: size, access mode, class and zone must fit",
+            Lesson.WHEN),
+        "too-many-volumes": (
+            "The nodes have as many volumes attached as their instance type can have.",
+            "add a node, or use fewer volumes (a shared file system counts once)", Lesson.WHEN),
+        "storage-full": (
+            "The storage behind the class has not enough room left for this claim.",
+            "ask for less, or add storage (kubectl get csistoragecapacities)", Lesson.WHEN),
+        "host-port-taken": (
+            "The pod wants a port of the node itself (hostPort, or hostNetwork), and another pod "
+            "has that port on every node.",
+            "take hostPort or hostNetwork out (a Service needs neither), or run one such pod a "
+            "node", Lesson.RAY_JOB),
+        "too-many-pods": (
+            "The nodes run as many pods as they may; on EKS that is bounded by the addresses that "
+            "the instance type gives to pods.",
+            "add a node, use a larger instance type, or turn on prefix delegation in the VPC CNI",
+            Lesson.BELOW_SERVE),
+        "nodes-cordoned": (
+            "The nodes that would do are cordoned: they take no new pods, because somebody drains "
+            "or upgrades them.",
+            "kubectl uncordon <node> when the work on it is done, or add a node", Lesson.WHEN),
+        "resource-claim": (
+            "The devices that the pod claims (dynamic resource allocation) cannot be allocated.",
+            "kubectl get resourceclaims,deviceclasses,resourceslices: does the driver run, and are "
+            "devices free?", Lesson.WHEN),
+    }  # fmt: skip
+    if rule in texts:
+        text, fix, lesson = texts[rule]
+        nodes = [ref(n) for n in view.nodes if (n.get("spec") or {}).get("unschedulable")]
+        first = nodes if rule == "nodes-cordoned" else []
+        return _cause(pod, rule, _group(view, pod), text, fix, message, lesson, first=first)
+    return _cause(
+        pod, "scheduler-refuses", _group(view, pod),
+        f"No node takes the pod; the scheduler says of its nodes: {counted}.",
+        f"kubectl describe pod {pod['metadata']['name']}; compare what it asks for with kubectl "
+        "describe nodes", message,
+    )  # fmt: skip
+
+
+def _group(view: View, pod: Json) -> str:
+    return view.top(pod)
+
+
+def _insufficient(view: View, pod: Json, message: str, detail: str,
+                  reasons: list[tuple[int, str]]) -> Cause:  # fmt: skip
+    lacking = [m[1].rstrip(".,") for _, text in reasons if (m := _INSUFFICIENT.search(text))]
+    lacking.sort(key=lambda name: not extended(name))
+    resource = lacking[0] if lacking else detail.rsplit(" ", 1)[-1]
+    amount = wanted(pod).get(resource, 0.0)
+    usable = [n for n in view.nodes if node_affinity_fits(pod, n)] or view.nodes
+    most = max((offered(node, resource) for node in usable), default=0.0)
+    ask = _amount(resource, amount)
+    gpu = "gpu" in resource or extended(resource)
+    lesson = Lesson.RAY_GPUS if gpu else Lesson.WHEN
+    if extended(resource) and view.has_nodes and not any(offered(n, resource) for n in view.nodes):
+        rule = "gpu-not-offered" if "gpu" in resource else "device-not-offered"
+        what = "GPUs" if "gpu" in resource else "EFA devices" if "efa" in resource else "devices"
+        return _cause(
+            pod, rule, resource,
+            f"The pod asks for {ask}, and no node of the cluster offers that resource: either it "
+            f"has no nodes with {what}, or their device plugin does not run.",
+            f"kubectl get nodes -o custom-columns=NAME:.metadata.name,HAS:'.status.allocatable."
+            f"{resource.replace('.', chr(92) + '.')}'; then add a node group with {what}, or "
+            "install the device plugin (kubectl get daemonsets -A)", message, lesson,
+        )  # fmt: skip
+    stem = "gpu" if "gpu" in resource else resource.split("/")[-1]
+    if view.has_nodes and amount > most + 1e-9:
+        return _cause(
+            pod, f"{stem}-too-large", resource + _group(view, pod),
+            f"The pod asks for {ask}, more than any node has: the largest offers "
+            f"{_amount(resource, most)}. It can never be placed here, however empty the nodes are.",
+            f"ask for at most {_amount(resource, most)} in resources.requests, or add a larger "
+            "instance type", message, lesson,
+        )  # fmt: skip
+    return _cause(
+        pod, f"insufficient-{stem}", resource,
+        f"The pod asks for {ask}; the nodes have that resource, but not that much of it is free: "
+        "other pods hold it.",
+        f"see who holds it: kubectl describe nodes | grep -A9 'Allocated resources'; delete what is "
+        f"not needed, ask for less {resource}, or add a node", message, lesson,
+    )  # fmt: skip
+
+
+def _amount(resource: str, amount: float) -> str:
+    if resource in ("memory", "ephemeral-storage") or resource.startswith("hugepages"):
+        return f"{amount / 2**30:.4g} GiB of {resource}"
+    return f"{amount:g} {resource}"
+
+
+def _taint(view: View, pod: Json, message: str, detail: str) -> Cause:
+    found = _TAINT.search(detail)
+    key, value = (found[1].strip(), found[2].strip()) if found else ("", "")
+    nodes = []
+    for node in view.nodes:
+        taints = untolerated(pod, node)
+        if any(not key or taint.get("key") == key for taint in taints):
+            nodes.append(ref(node))
+            if not key:
+                key, value = str(taints[0].get("key")), str(taints[0].get("value") or "")
+    if key.startswith("node.kubernetes.io/"):
+        return _node_taint(view, pod, message, key, nodes)
+    shown = f"{key}={value}" if value else key or "a taint"
+    return _cause(
+        pod, "taint-not-tolerated", key or _group(view, pod),
+        f"The nodes that could take the pod are reserved by the taint {shown}, and the pod has no "
+        "toleration for it.",
+        f"add to the pod's spec: tolerations: [{{key: {key or '<key>'}, operator: Exists, effect: "
+        "NoSchedule}]; or use nodes without that taint", message, Lesson.RAY_JOB, first=[],
+    )  # fmt: skip
+
+
+_NODE_TAINTS = {
+    "not-ready": "are not ready", "unreachable": "cannot be reached",
+    "unschedulable": "are cordoned: they take no new pods", "disk-pressure": "have a full disk",
+    "memory-pressure": "are out of memory", "pid-pressure": "run too many processes",
+    "network-unavailable": "have no network yet",
+    "out-of-service": "are out of service",
+}  # fmt: skip
+
+
+def _node_taint(view: View, pod: Json, message: str, key: str, nodes: list[str]) -> Cause:
+    what = key.rpartition("/")[2]
+    words = _NODE_TAINTS.get(what, f"are marked {what}")
+    rule = "nodes-cordoned" if what == "unschedulable" else "node-" + what
+    return _cause(
+        pod, rule, what, f"No node takes the pod, because the nodes {words} (taint {key}).",
+        "kubectl uncordon <node> when the work on it is done" if what == "unschedulable" else
+        "kubectl describe node says why; on EKS: look at the instance, its kubelet and the CNI "
+        "pods (kubectl get pods -n kube-system -o wide), or replace the node",
+        message, Lesson.WHEN,  waits_for=set(nodes),
+    )  # fmt: skip
+
+
+def _selector(view: View, pod: Json, message: str) -> Cause:
+    spec = pod.get("spec") or {}
+    selector = spec.get("nodeSelector") or {}
+    missing = []
+    for key, value in selector.items():
+        have = {((n.get("metadata") or {}).get("labels") or {}).get(key) for n in view.nodes}
+        if value not in have:
+            others = sorted(x for x in have if x)
+            missing.append(f"{key}={value}" + (f" (nodes have {', '.join(others[:4])})"
+                                               if others else ""))  # fmt: skip
+    asked = ", ".join(missing or [f"{k}={v}" for k, v in selector.items()])
+    asked = asked or "what its node affinity says"
+    return _cause(
+        pod, "node-selector", _group(view, pod),
+        f"The pod may only run on nodes with the label {asked}, and no node that is free to take "
+        "it has that." if selector else
+        "The pod's node affinity names labels that no node has.",
+        "compare kubectl get nodes --show-labels with nodeSelector and affinity in the pod's spec; "
+        "correct the value, or add nodes of that kind", message, Lesson.RAY_JOB,
+    )  # fmt: skip
