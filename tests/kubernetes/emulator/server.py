@@ -128,7 +128,7 @@ class Emulator:
 
     def serves(self, api_version):
         """Whether the operator that brings this group version is installed."""
-        return {"ray.io": self.crds, "karpenter.sh": self.karpenter}.get(
+        return {"ray.io": self.crds, "karpenter.sh": self.karpenter, "monitoring.coreos.com": self.crds}.get(
             api_version.rpartition("/")[0], True
         )
 
