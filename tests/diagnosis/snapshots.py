@@ -44,7 +44,8 @@ def asks(**amounts):
 
 def pod(name="vllm-0", *, owner=None, labels=None, phase="Running", node="node-a", ready=None,
         statuses=(), inits=(), containers=None, conditions=(), age=300.0, annotations=None,
-        reason=None, message=None, policy="Always", deleted=None, finalizers=(), **spec):  # fmt: skip
+        reason=None, message=None, policy="Always", deleted=None, finalizers=(),
+        **spec):  # fmt: skip
     """A pod; `owner` is `Kind/name`, `ready` sets its condition."""
     metadata = {"name": name, "namespace": "demo", "uid": f"uid-{name}", "labels": labels or {},
                 "annotations": annotations or {}, "creationTimestamp": at(age)}  # fmt: skip
@@ -63,8 +64,10 @@ def pod(name="vllm-0", *, owner=None, labels=None, phase="Running", node="node-a
         found.append({"type": "Ready", "status": "True" if ready else "False",
                       "reason": "" if ready else "ContainersNotReady",
                       "lastTransitionTime": at(age)})  # fmt: skip
-    status = {"phase": phase, "conditions": [*found, *conditions], "startTime": at(age),
-              "containerStatuses": list(statuses), "initContainerStatuses": list(inits)}  # fmt: skip
+    status = {
+        "phase": phase, "conditions": [*found, *conditions], "startTime": at(age),
+        "containerStatuses": list(statuses), "initContainerStatuses": list(inits),
+    }  # fmt: skip
     if reason:
         status["reason"] = reason
     if message:
@@ -85,7 +88,7 @@ def pending(message, name="vllm-0", reason="Unschedulable", **more):
 def status(name="main", state=None, last=None, restarts=0, ready=False, started=None):
     return {"name": name, "image": "x:1", "state": state or {}, "lastState": last or {},
             "restartCount": restarts, "ready": ready,
-            "started": bool("running" in (state or {})) if started is None else started}  # fmt: skip
+            "started": "running" in (state or {}) if started is None else started}  # fmt: skip
 
 
 def waiting(reason, message="", name="main", **more):
@@ -141,15 +144,16 @@ def node(name="node-a", *, ready="True", taints=(), labels=None, unschedulable=F
     if unschedulable:
         spec["unschedulable"] = True
     return {"apiVersion": "v1", "kind": "Node", "metadata": {"name": name, "labels": labels or {}},
-            "spec": spec,
-            "status": {"allocatable": offered, "capacity": offered, "conditions": found}}  # fmt: skip
+            "spec": spec, "status": {
+                "allocatable": offered, "capacity": offered, "conditions": found}}  # fmt: skip
 
 
 def job(name="vllm", *, failed=None, message="", complete=False, labels=None, ago=20.0, **spec):
     found = []
     if failed:
         found = [{"type": kind, "status": "True", "reason": failed, "message": message,
-                  "lastTransitionTime": at(ago)} for kind in ("FailureTarget", "Failed")]  # fmt: skip
+                  "lastTransitionTime": at(ago)} for kind in ("FailureTarget", "Failed")
+        ]  # fmt: skip
     if complete:
         found = [{"type": "Complete", "status": "True", "reason": "CompletionsReached"}]
     template = {"metadata": {"labels": labels or {"app": name}}, "spec": {}}

@@ -90,9 +90,10 @@ def test_pods_with_the_same_image_are_one_finding_and_two_images_two():
     bodies = [pod(f"vllm-{i}", phase="Pending", statuses=[waiting("ErrImagePull", words)])
               for i in range(3)]  # fmt: skip
     found = check(snapshot(*bodies), "image-not-found")
-    assert [o for o in found[0].objects] == ["Pod/vllm-0", "Pod/vllm-1", "Pod/vllm-2"]
+    assert list(found[0].objects) == ["Pod/vllm-0", "Pod/vllm-1", "Pod/vllm-2"]
     other = pod("ray-0", phase="Pending", containers=[container(image="rayproject/ray:9")],
-                statuses=[waiting("ErrImagePull", "docker.io/rayproject/ray:9: not found")])  # fmt: skip
+                statuses=[waiting("ErrImagePull", "docker.io/rayproject/ray:9: not found")]
+    )  # fmt: skip
     check(snapshot(*bodies, other), "image-not-found", "image-not-found")
 
 
@@ -228,7 +229,9 @@ def test_exit_codes(case):
 
 
 def test_the_last_words_are_a_tracebacks():
-    text = "Traceback (most recent call last):\n  File x\nZeroDivisionError: division by zero\nbye\n"
+    text = (
+        "Traceback (most recent call last):\n  File x\nZeroDivisionError: division by zero\nbye\n"
+    )
     body, logs = crashing(text=text)
     check(snapshot(body, logs=logs), "container-exit", cause="division by zero",
           evidence="ZeroDivisionError: division by zero")  # fmt: skip
@@ -244,7 +247,8 @@ def test_a_command_that_is_done_at_once():
 def test_restarts_of_long_ago_are_forgiven_and_recent_ones_are_not():
     def restarted(age_s, times):
         return pod(ready=True, statuses=[running(
-            age_s, last=ended(137, "OOMKilled", ago=age_s), restarts=times, ready=True)])  # fmt: skip
+            age_s, last=ended(137, "OOMKilled", ago=age_s), restarts=times, ready=True)]
+        )  # fmt: skip
 
     old = event("Pod/vllm-0", "BackOff", "Back-off restarting failed container main", ago=4000)
     assert check(snapshot(restarted(4000, 7), old)).verdict == "healthy"
@@ -363,7 +367,8 @@ def test_ready_with_old_warnings_is_well():
     body = pod(ready=True, containers=[container(readinessProbe=PROBE, resources=asks(gpu=1))],
                statuses=[running(ready=True)])  # fmt: skip
     found = check(snapshot(body, told, node(gpu=8), event(
-        "Pod/vllm-0", "FailedScheduling", "0/1 nodes are available: 1 Insufficient cpu.", ago=999)))  # fmt: skip
+        "Pod/vllm-0", "FailedScheduling", "0/1 nodes are available: 1 Insufficient cpu.", ago=999))
+    )  # fmt: skip
     assert found.verdict == "healthy" and list(found.notes) == []
 
 

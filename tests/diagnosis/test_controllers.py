@@ -81,8 +81,8 @@ def test_a_deployments_quota_is_one_finding():
     check(snapshot(event("ReplicaSet/vllm-5d", "FailedCreate", QUOTA), body, service()),
           "quota-exceeded", objects=["ResourceQuota/workshop", "Deployment/vllm"])  # fmt: skip
     well = deployment(available=1)
-    assert check(snapshot(event("ReplicaSet/vllm-5d", "FailedCreate", QUOTA), well,
-                          pod(ready=True, labels={"app": "vllm"}))).verdict == "healthy"  # fmt: skip
+    refused = event("ReplicaSet/vllm-5d", "FailedCreate", QUOTA)
+    assert check(snapshot(refused, well, ready_pod())).verdict == "healthy"
 
 
 def test_a_ray_clusters_quota():
@@ -228,13 +228,15 @@ def app(state, message="", **deployments):
 
 def test_serve_applications_that_fail():
     failed = app("DEPLOY_FAILED", "Deploying app 'llm' failed with exception:\nTraceback (most "
-                 "recent call last):\n  x\nAttributeError: module 'app' has no attribute 'bild'\n")  # fmt: skip
+                 "recent call last):\n  x\nAttributeError: module 'app' has no attribute 'bild'\n"
+    )  # fmt: skip
     check(snapshot(ray_service({"llm": failed}), head()), "serve-deploy-failed",
           evidence="AttributeError: module 'app' has no attribute 'bild'")  # fmt: skip
     module = app("DEPLOY_FAILED", "ModuleNotFoundError: No module named 'mymodel'")
     check(snapshot(ray_service({"llm": module}, pend=True), head()), "module-missing")
     sick = app("UNHEALTHY", LLM={"status": "UNHEALTHY", "message": "The deployment failed to start "
-               "3 times in a row. Error:\nValueError: No available memory for the cache blocks."})  # fmt: skip
+               "3 times in a row. Error:\nValueError: No available memory for the cache blocks."}
+    )  # fmt: skip
     check(snapshot(ray_service({"llm": sick}), head()), "no-kv-cache", objects=["RayService/llm"])
     unknown = app("UNHEALTHY", LLM={"status": "UNHEALTHY", "message": "A replica failed its health "
                                     "check."})  # fmt: skip
@@ -273,7 +275,8 @@ def test_ray_objects_that_are_wrong_or_that_nobody_looks_after():
 def test_ray_jobs():
     failed = custom("RayJob", "train", jobStatus="FAILED", reason="AppFailed", rayClusterName="c",
                     jobDeploymentStatus="Failed", message="Job entrypoint command failed with exit "
-                    "code 1, last available logs (truncated to 20,000 chars):\nValueError: oops")  # fmt: skip
+                    "code 1, last available logs (truncated to 20,000 chars):\nValueError: oops"
+    )  # fmt: skip
     check(snapshot(failed), "ray-job-failed", evidence="ValueError: oops")
     failed["status"]["message"] += "\nray.exceptions.OutOfMemoryError: Task was killed"
     check(snapshot(failed), "ray-out-of-memory")
@@ -282,8 +285,9 @@ def test_ray_jobs():
 
 
 def test_rays_own_state():
-    dead = {"nodes": [{"node_id": "a", "node_ip": "10.0.0.9", "state": "DEAD", "state_message":
-            "Unexpected termination: health check failed due to missing too many heartbeats"}]}  # fmt: skip
+    why = "Unexpected termination: health check failed due to missing too many heartbeats"
+    dead = {"nodes": [{"node_id": "a", "node_ip": "10.0.0.9", "state": "DEAD",
+                       "state_message": why}]}  # fmt: skip
     check(snapshot(head(), ray=dead), "ray-worker-lost")
     lost = ray_pod("worker", phase="Failed", reason="Evicted", message="The node was low on "
                    "resource: memory.")  # fmt: skip
@@ -310,20 +314,23 @@ def test_serves_own_status_and_its_maximum():
 
 
 def test_autoscalers_and_namespaces():
-    blind = {"kind": "HorizontalPodAutoscaler", "metadata": {"name": "v"}, "status": {"conditions": [
+    scaler = {"kind": "HorizontalPodAutoscaler", "metadata": {"name": "v"}}
+    blind = {**scaler, "status": {"conditions": [
         condition("ScalingActive", False, "FailedGetResourceMetric", "the HPA was unable to compute"
                   " the replica count: unable to get metrics for resource cpu")]}}  # fmt: skip
     check(snapshot(blind), "autoscaler-blind")
     going = {"kind": "Namespace", "metadata": {"name": "demo", "deletionTimestamp": at(99)},
              "status": {"conditions": [condition(
-                 "NamespaceFinalizersRemaining", True, "SomeFinalizersRemain", "Some content in the "
+                 "NamespaceFinalizersRemaining", True, "SomeFinalizersRemain", "Some content in "
+                 "the "
                  "namespace has finalizers remaining: x in 1 resource instances")]}}  # fmt: skip
     check(snapshot(going), "namespace-terminating", evidence="finalizers remaining")
 
 
 def test_a_deployment_without_progress_and_without_a_reason():
     body = deployment(conditions=[condition("Progressing", False, "ProgressDeadlineExceeded",
-                                            'ReplicaSet "v" has timed out progressing.')])  # fmt: skip
+                                            'ReplicaSet "v" has timed out progressing.')]
+    )  # fmt: skip
     assert diagnose(snapshot(body)).verdict == "unknown"
     check(snapshot(body), "unknown")
     paused = deployment(paused=True, conditions=[condition("Progressing", True, "DeploymentPaused",

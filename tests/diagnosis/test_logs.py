@@ -160,8 +160,8 @@ CRASHES = {
                 "ray-infeasible"),
     "ray oom": ("ray.exceptions.OutOfMemoryError: Task was killed due to the node running low on "
                 "memory.", "ray-out-of-memory"),
-    "object store": ("ray.exceptions.ObjectStoreFullError: Failed to put object", "object-store-full"
-                     ),
+    "object store": ("ray.exceptions.ObjectStoreFullError: Failed to put object",
+                     "object-store-full"),
     "node start": ("Exception: The current node timed out during startup. This could happen "
                    "because some of the raylet failed to startup or the GCS has become overloaded.",
                    "ray-node-start"),
@@ -255,14 +255,17 @@ def test_a_name_that_no_service_has():
 
 
 def test_a_port_that_the_service_has_not():
-    body, logs = client("curl: (7) Failed to connect to vllm port 80 after 2 ms: Connection refused")
+    body, logs = client(
+        "curl: (7) Failed to connect to vllm port 80 after 2 ms: Connection refused"
+    )
     check(snapshot(body, server(), service(port=8000), logs=logs), "service-port",
           cause="only port 8000", objects=["Service/vllm", "Pod/client-0"])  # fmt: skip
 
 
 def test_who_dials_a_server_that_crashes_is_a_consequence():
     body, logs = client("requests.exceptions.ConnectionError: HTTPConnectionPool(host='vllm', "
-                        "port=8000): Max retries exceeded: [Errno 111] Connection refused")  # fmt: skip
+                        "port=8000): Max retries exceeded: [Errno 111] Connection refused"
+    )  # fmt: skip
     down, more = crashing("vllm-0", text="RuntimeError: No CUDA GPUs are available\n",
                           labels={"app": "vllm"})  # fmt: skip
     found = check(snapshot(body, down, service(), logs={**logs, **more}), "gpu-not-visible")
@@ -271,7 +274,8 @@ def test_who_dials_a_server_that_crashes_is_a_consequence():
 
 def test_a_headless_service_that_hides_who_is_not_ready():
     ranks = [pod(f"ray-{i}-x", owner="Job/ray", labels={"job-name": "ray"}, ready=False,
-                 statuses=[running(200)], hostname=f"ray-{i}", subdomain="ray") for i in (0, 1)]  # fmt: skip
+                 statuses=[running(200)], hostname=f"ray-{i}", subdomain="ray") for i in (0, 1)
+    ]  # fmt: skip
     hidden = service("ray", selector={"job-name": "ray"}, port=6379, clusterIP="None")
     log = {"ray-1-x/main": "bash: ray-0.ray: Name or service not known\n" * 3}
     check(snapshot(*ranks, hidden, logs=log), "headless-not-published",
@@ -287,7 +291,8 @@ def test_ray_workers_that_wait_for_a_head_that_is_not_there():
     logs = {f"{worker['metadata']['name']}/wait-gcs-ready": "40 seconds elapsed: Waiting for GCS to"
             " be ready.\n" * 4}  # fmt: skip
     cluster = custom("RayCluster", "raycluster", [{
-        "type": "HeadPodReady", "status": "False", "reason": "ContainersNotReady"}], age=700)  # fmt: skip
+        "type": "HeadPodReady", "status": "False", "reason": "ContainersNotReady"}], age=700
+    )  # fmt: skip
     found = check(snapshot(head, worker, cluster, logs=logs), "insufficient-memory",
                   objects=["Pod/raycluster-head-abcde", "RayCluster/raycluster"])  # fmt: skip
     assert "Pod/raycluster-worker-abcde" in found[0].explains

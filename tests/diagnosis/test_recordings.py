@@ -125,11 +125,12 @@ def test_a_diagnosis_shows_itself():
 
 
 def test_fields_that_a_server_left_out_or_nulled_are_no_error():
-    for body in ({"pods": [{"metadata": {"name": "a"}}]},
-                 {"pods": [{"metadata": {"name": "a", "labels": None}, "spec": None,
-                            "status": None}]},
-                 {"services": [{"metadata": {"name": "a"}, "spec": None}]},
-                 {"jobs": [{"metadata": {"name": "a"}}], "logs": None, "nodes": None},
-                 {"events": [{"reason": "x"}], "rayservices": [{"metadata": {"name": "a"}}]},
-                 {"persistentvolumeclaims": [{"metadata": {"name": "a"}}], "ray": [], "serve": 3}):
+    for body in (
+        {"pods": [{"metadata": {"name": "a"}}]},
+        {"pods": [{"metadata": {"name": "a", "labels": None}, "spec": None, "status": None}]},
+        {"services": [{"metadata": {"name": "a"}, "spec": None}]},
+        {"jobs": [{"metadata": {"name": "a"}}], "logs": None, "nodes": None},
+        {"events": [{"reason": "x"}], "rayservices": [{"metadata": {"name": "a"}}]},
+        {"persistentvolumeclaims": [{"metadata": {"name": "a"}}], "ray": [], "serve": 3},
+    ):
         diagnose(body)  # fmt: skip

@@ -213,7 +213,8 @@ def test_the_claim_is_the_cause_and_its_pods_are_named(case):
 
 def test_a_claim_that_waits_for_its_first_pod_is_well():
     told = event("PersistentVolumeClaim/shared", "WaitForFirstConsumer",
-                 "waiting for first consumer to be created before binding", kind="Normal")  # fmt: skip
+                 "waiting for first consumer to be created before binding", kind="Normal"
+    )  # fmt: skip
     found = check(snapshot(claim(), told))
     assert "until a pod mounts it" in found.notes[0]
     text = message("3 Insufficient cpu")
@@ -223,7 +224,8 @@ def test_a_claim_that_waits_for_its_first_pod_is_well():
 def test_a_lost_volume():
     check(snapshot(claim(phase="Lost"), event(
         "PersistentVolumeClaim/shared", "ClaimLost",
-        "Bound claim has lost its PersistentVolume. Data on the volume is lost!")), "volume-lost")  # fmt: skip
+        "Bound claim has lost its PersistentVolume. Data on the volume is lost!")), "volume-lost"
+    )  # fmt: skip
 
 
 def test_nodes_that_are_down_are_the_cause_of_what_waits_for_them():

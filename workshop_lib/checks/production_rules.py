@@ -29,6 +29,11 @@ def _none(what: str) -> Finding:
     return "not applicable", f"no {what}"
 
 
+def _lists() -> tuple[list[str], list[str]]:
+    """For what breaks a rule, and for what keeps it."""
+    return [], []
+
+
 def _verdict(bad: Sequence[str], good: Sequence[str]) -> Finding:
     """Fails with everything bad, else passes with everything good."""
     return (False, "; ".join(dict.fromkeys(bad))) if bad else (
@@ -46,7 +51,7 @@ def efa_plugin(objects: Objects) -> Finding:
         return _none(f"pod asks for {EFA} and no node is of a type that has it")
     if not nodes:
         return None, f"{', '.join(dict.fromkeys(using))} asks for {EFA}; no node can be seen"
-    bad, good = [], []
+    bad, good = _lists()
     for node in nodes:
         name, wanted = _efa_of(node)
         offered = int((node["status"].get("allocatable") or {}).get(EFA, 0))
@@ -91,7 +96,8 @@ def shared_volume(objects: Objects) -> Finding:
     claims = objects.of("PersistentVolumeClaim")
     if not claims:
         return None, "no PersistentVolumeClaim among the objects"
-    bad, good, open_ = [], [], []
+    bad, good = _lists()
+    open_: list[str] = []
     for claim in claims:
         spec, name = claim["spec"], f"PersistentVolumeClaim/{claim['metadata']['name']}"
         phase = (claim.get("status") or {}).get("phase")
@@ -120,7 +126,7 @@ def shared_memory(objects: Objects) -> Finding:
     pods = [each for each in objects.templates if each.gpus]
     if not pods:
         return _none(f"pod asks for {GPU}")
-    bad, good = [], []
+    bad, good = _lists()
     for pod in pods:
         found = pod.volume_at("/dev/shm")
         empty = (found[1].get("emptyDir") or {}) if found and found[0] == "/dev/shm" else {}
@@ -168,7 +174,7 @@ def probes(objects: Objects) -> Finding:
         if own:
             return True, f"RayService/{own[0]}: KubeRay gives its pods their probes"
         return _none("Deployment or RayService")
-    bad, good = [], []
+    bad, good = _lists()
     for pod in servers:
         kinds = ("startupProbe", "readinessProbe", "livenessProbe")
         missing = [kind for kind in kinds if kind not in pod.container]
@@ -184,7 +190,7 @@ def probes(objects: Objects) -> Finding:
 
 def cached_weights(objects: Objects) -> Finding:
     """Servers read weights from a volume and may not download any."""
-    bad, good = [], []
+    bad, good = _lists()
     for pod in objects.templates:
         if pod.kind != "Deployment" or "MODEL" not in pod.env:
             continue
@@ -200,7 +206,7 @@ def cached_weights(objects: Objects) -> Finding:
 
 def replicas(objects: Objects) -> Finding:
     """Autoscaled deployments have both bounds, and their workers' GPUs suffice for the upper."""
-    bad, good = [], []
+    bad, good = _lists()
     for name, config in objects.llm_configs:
         scaling = (config.get("deployment_config") or {}).get("autoscaling_config") or {}
         low, high = scaling.get("min_replicas"), scaling.get("max_replicas")
@@ -238,7 +244,7 @@ def executor(objects: Objects) -> Finding:
     """`ray.serve.llm` chooses the executor itself; "mp" is refused on GPUs."""
     if not objects.llm_configs:
         return _none("ray.serve.llm configuration")
-    bad, good = [], []
+    bad, good = _lists()
     for name, config in objects.llm_configs:
         chosen = (config.get("engine_kwargs") or {}).get("distributed_executor_backend")
         (bad if chosen == "mp" else good).append(
@@ -259,7 +265,7 @@ def timeouts(objects: Objects) -> Finding:
     trainers = _trainers(objects)
     if not trainers:
         return _none("training Job")
-    bad, good = [], []
+    bad, good = _lists()
     for pod in trainers:
         said = {name: value for name, value in pod.env.items()
                 if "TIMEOUT" in name and "NCCL" in name}  # fmt: skip
@@ -281,7 +287,7 @@ def head_address(objects: Objects) -> Finding:
         for body in objects.of("Service")
         if body["spec"].get("clusterIP") == "None"
     }
-    bad, good = [], []
+    bad, good = _lists()
     for pod in jobs:
         address, file = pod.env.get("HEAD_ADDRESS", ""), pod.env.get("FILE_NAME", "")
         service = address.partition(":")[0].partition(".")[2]
@@ -296,7 +302,7 @@ def head_address(objects: Objects) -> Finding:
 
 def checkpoints(objects: Objects) -> Finding:
     """A training writes its checkpoints to a claim."""
-    bad, good = [], []
+    bad, good = _lists()
     for pod in _trainers(objects):
         folder = pod.env.get("OUTPUT_DIR", "")
         volume = pod.volume_at(folder)
@@ -308,7 +314,7 @@ def checkpoints(objects: Objects) -> Finding:
 
 def colocated_share(objects: Objects) -> Finding:
     """Beside the trainer vLLM takes 0.4 to 0.7 of a GPU."""
-    bad, good = [], []
+    bad, good = _lists()
     for name, recipe in objects.recipes:
         generation = (recipe.get("policy") or {}).get("generation") or {}
         share = (generation.get("vllm_cfg") or {}).get("gpu_memory_utilization")
@@ -340,7 +346,7 @@ def lora(objects: Objects) -> Finding:
 def dashboard(objects: Objects) -> Finding:
     """The dashboard has a port to reach it by, and a token in front of it."""
     ray = [t for t in objects.templates if t.kind == "Job" and "DASHBOARD_ADDRESS" in t.env]
-    bad, good = [], []
+    bad, good = _lists()
     for pod in ray:
         mode = pod.env.get("RAY_AUTH_MODE")
         text = f"{pod.owner}: {pod.env['DASHBOARD_ADDRESS']}, RAY_AUTH_MODE={mode}"
@@ -369,7 +375,7 @@ def gpu_metrics(objects: Objects) -> Finding:
 
 def training_metrics(objects: Objects) -> Finding:
     """A recipe logs its steps somewhere that outlives the pod."""
-    bad, good = [], []
+    bad, good = _lists()
     for name, recipe in objects.recipes:
         logger = recipe.get("logger")
         if logger is None:

@@ -1,7 +1,7 @@
 """Pods that are never made: quota, limits, pod security, webhooks, accounts.
 
 A controller's `FailedCreate` event carries the API server's refusal: "Error creating: pods
-\"x\" is forbidden: ..." (plugin/pkg/admission: resourcequota, limitranger, serviceaccount,
+"x" is forbidden: ..." (plugin/pkg/admission: resourcequota, limitranger, serviceaccount,
 priority, runtimeclass; staging/src/k8s.io/pod-security-admission; webhooks).
 """
 
@@ -17,7 +17,8 @@ __all__ = ["admission_causes", "refused"]
 
 _FAILED = ("FailedCreate", "FailedToCreateHeadPod", "FailedToCreateWorkerPod",
            "FailedToCreatePod", "FailedCreateHeadPod", "FailedCreateWorkerPod",
-           "FailedToCreateRayCluster", "FailedToCreateJob", "FailedToCreateServiceAccount")  # fmt: skip
+           "FailedToCreateRayCluster", "FailedToCreateJob", "FailedToCreateServiceAccount"
+)  # fmt: skip
 _MADE = ("SuccessfulCreate", "CreatedHeadPod", "CreatedWorkerPod")
 
 # Rule, words, what it means, what mends it.
@@ -97,7 +98,7 @@ def admission_causes(view: View) -> Iterator[Cause]:
             continue
         yield _cause(view, subject, body, str(events[-1].get("message") or ""))
     for key in ("deployments", "replicasets", "rayclusters"):
-        for body in view.list(key):
+        for body in view.items(key):
             found = conditions(body).get("ReplicaFailure") or conditions(body).get(
                 "RayClusterReplicaFailure") or {}  # fmt: skip
             if found.get("status") == "True" and not _satisfied(body):

@@ -37,11 +37,11 @@ def of_component(snapshot: Mapping[str, Any], component: str) -> dict[str, Any]:
         ref(body)
         for key in KINDS
         if key != "events"
-        for body in view.list(key)
+        for body in view.items(key)
         if ((body.get("metadata") or {}).get("labels") or {}).get(COMPONENT) == component
     }
     for key in ("replicasets", "rayclusters", "jobs", "pods"):  # owners before what they own
-        own |= {ref(b) for b in view.list(key) if own & set(view.owners(b))}
+        own |= {ref(b) for b in view.items(key) if own & set(view.owners(b))}
     claims = {
         f"PersistentVolumeClaim/{name}"
         for pod in view.pods if ref(pod) in own for name in claim_names(pod)
@@ -52,9 +52,9 @@ def of_component(snapshot: Mapping[str, Any], component: str) -> dict[str, Any]:
         if key in SHARED or key not in snapshot:
             continue
         if key == "events":
-            kept[key] = [e for e in view.list(key) if _about(e, own)]
+            kept[key] = [e for e in view.items(key) if _about(e, own)]
         else:
-            kept[key] = [body for body in view.list(key) if ref(body) in own]
+            kept[key] = [body for body in view.items(key) if ref(body) in own]
     names = {each.partition("/")[2] for each in own if each.startswith("Pod/")}
     logs = snapshot.get("logs") or {}
     kept["logs"] = {key: text for key, text in logs.items() if key.partition("/")[0] in names}

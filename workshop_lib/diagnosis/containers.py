@@ -85,7 +85,7 @@ def _by_service(view: View, pod: Json, found: Cause, host: str, port: int) -> Ca
     if found.rule == "name-not-resolved":
         if service is None:
             if inside and view.knows("services"):
-                known = [s["metadata"]["name"] for s in view.list("services")]
+                known = [s["metadata"]["name"] for s in view.items("services")]
                 found.rule = "service-name-unknown"
                 found.cause = f"The pod dials {host!r}, and there is no Service of that name" + (
                     f"; there are: {', '.join(sorted(known)[:6])}." if known else "."
@@ -94,21 +94,20 @@ def _by_service(view: View, pod: Json, found: Cause, host: str, port: int) -> Ca
                 found.key = host
             return found
         spec = service.get("spec") or {}
-        if spec.get("clusterIP") == "None" and not spec.get("publishNotReadyAddresses"):
-            if "." in host and not any(conditions(p).get("Ready", {}).get("status") == "True"
-                                       for p in behind):  # fmt: skip
-                found.rule, found.key = "headless-not-published", ref(service)
-                found.objects.insert(0, ref(service))
-                found.cause = (
-                    f"The headless Service {service['metadata']['name']!r} gives a pod's name only "
-                    "when the pod is ready, and the pods need each other's names to get ready."
-                )
-                found.fix = (
-                    f"set spec.publishNotReadyAddresses: true in Service "
-                    f"{service['metadata']['name']}"
-                )
-                found.taught_in = Lesson.RAY_JOB
-                found.waits_for.discard(ref(service))
+        hidden = spec.get("clusterIP") == "None" and not spec.get("publishNotReadyAddresses")
+        ready = any(conditions(p).get("Ready", {}).get("status") == "True" for p in behind)
+        if hidden and "." in host and not ready:
+            found.rule, found.key = "headless-not-published", ref(service)
+            found.objects.insert(0, ref(service))
+            found.cause = (
+                f"The headless Service {service['metadata']['name']!r} gives a pod's name only "
+                "when the pod is ready, and the pods need each other's names to get ready."
+            )
+            found.fix = (
+                f"set spec.publishNotReadyAddresses: true in Service {service['metadata']['name']}"
+            )
+            found.taught_in = Lesson.RAY_JOB
+            found.waits_for.discard(ref(service))
         return found
     if service is not None and port:
         ports = [p.get("port") for p in (service.get("spec") or {}).get("ports") or []]
@@ -189,8 +188,8 @@ def crash(view: View, pod: Json, status: Json, *, init: bool = False) -> Cause |
         return Cause(
             rule, f"{view.top(pod)}/{name}", f"The {who} ends with exit code {code}: "
             f"{text_of_code}.", [words or reason or str(code)], fix, lesson, [ref(pod)],
-            Depth.CRASH, waits_for={*view.owners(pod), *(companions(view, pod) if code == 143 else ())},
-            vague=code in (137, 143),
+            Depth.CRASH, vague=code in (137, 143),
+            waits_for={*view.owners(pod), *(companions(view, pod) if code == 143 else ())},
         )  # fmt: skip
     words = last_words(text)
     said = f"its last words: {words}" if words else "it wrote nothing that was kept"
@@ -205,7 +204,7 @@ def crash(view: View, pod: Json, status: Json, *, init: bool = False) -> Cause |
 
 
 def _oom(view: View, pod: Json, name: str, who: str, text: str) -> Cause:
-    limits = next(
+    limits: Json = next(
         (c.get("resources", {}).get("limits", {}) for c in _specs(pod) if c.get("name") == name), {}
     )
     limit = limits.get("memory")
@@ -257,8 +256,8 @@ def stall(view: View, pod: Json, status: Json, depth: Depth = Depth.STALL, *,
     text = view.log(pod["metadata"]["name"], name)
     if not text:
         return None
-    if _has_efa(pod) and (match := search(text, NETWORK_SIGNS)):
-        if match.sign.rule in _STANDALONE:
-            return log_cause(view, pod, name, match, Depth.APPLICATION, init=init)
+    match = search(text, NETWORK_SIGNS) if _has_efa(pod) else None
+    if match and match.sign.rule in _STANDALONE:
+        return log_cause(view, pod, name, match, Depth.APPLICATION, init=init)
     match = search(text, ALL_SIGNS, running=True)
     return log_cause(view, pod, name, match, depth, init=init) if match else None

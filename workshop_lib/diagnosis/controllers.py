@@ -15,15 +15,15 @@ _DEADLINE_S = 60.0
 
 def controller_causes(view: View, notes: list[str]) -> Iterator[Cause]:
     """What Jobs, Deployments, namespaces and autoscalers say of themselves."""
-    for job in view.list("jobs"):
+    for job in view.items("jobs"):
         yield from _job(view, job)
-    for deployment in view.list("deployments"):
+    for deployment in view.items("deployments"):
         yield from _deployment(view, deployment, notes)
-    for namespace in view.list("namespaces"):
+    for namespace in view.items("namespaces"):
         yield from _namespace(namespace)
-    for claim in view.list("persistentvolumeclaims"):
+    for claim in view.items("persistentvolumeclaims"):
         yield from _deleting(view, claim)
-    for scaler in view.list("horizontalpodautoscalers"):
+    for scaler in view.items("horizontalpodautoscalers"):
         yield from _autoscaler(view, scaler, notes)
 
 
@@ -72,8 +72,8 @@ _JOB_REASONS: dict[str, tuple[str, str, str]] = {
 def _job(view: View, job: Json) -> Iterator[Cause]:
     spec, status = job.get("spec") or {}, job.get("status") or {}
     found = conditions(job)
-    if any(found.get(each, {}).get("status") == "True" for each in ("Complete",
-                                                                    "SuccessCriteriaMet")):  # fmt: skip
+    ends_well = ("Complete", "SuccessCriteriaMet")
+    if any(found.get(each, {}).get("status") == "True" for each in ends_well):
         return
     failed = found.get("Failed") or found.get("FailureTarget") or {}
     if failed.get("status") == "True":
@@ -209,7 +209,8 @@ def _namespace(body: Json) -> Iterator[Cause]:
     stuck = [c for c in conditions(body).values() if c.get("status") == "True"]
     telling = [c for c in stuck if c.get("type") in ("NamespaceFinalizersRemaining",
                                                      "NamespaceContentRemaining",
-                                                     "NamespaceDeletionDiscoveryFailure")]  # fmt: skip
+                                                     "NamespaceDeletionDiscoveryFailure")
+    ]  # fmt: skip
     said = str(telling[0].get("message")) if telling else "Terminating"
     yield Cause(
         "namespace-terminating", ref(body),

@@ -57,18 +57,18 @@ def service_named(view: View, host: str) -> tuple[Json | None, list[Json]]:
     `vllm`, `vllm.namespace.svc`, `ray-0.ray` (a pod by its Service), a cluster IP, a pod's IP.
     """
     if re.fullmatch(r"[\d.]+", host):
-        for service in view.list("services"):
+        for service in view.items("services"):
             if (service.get("spec") or {}).get("clusterIP") == host:
                 return service, view.selected(service)
         return None, [p for p in view.pods if (p.get("status") or {}).get("podIP") == host]
     parts = host.split(".")
-    if service := view.find("Service", parts[0]):
-        return service, view.selected(service)
-    if len(parts) > 1 and (service := view.find("Service", parts[1])):
-        pods = view.selected(service)
+    if first := view.find("Service", parts[0]):
+        return first, view.selected(first)
+    if len(parts) > 1 and (second := view.find("Service", parts[1])):
+        pods = view.selected(second)
         named = [p for p in pods if (p.get("spec") or {}).get("hostname", "") == parts[0]
                  or p["metadata"]["name"] == parts[0]]  # fmt: skip
-        return service, named or pods
+        return second, named or pods
     return None, []
 
 

@@ -2,7 +2,8 @@
 
 The kubelet's reasons are `ErrImagePull`, `ImagePullBackOff`, `InvalidImageName`,
 `ErrImageNeverPull`, `ImageInspectError`, `RegistryUnavailable`, `SignatureValidationFailed`
-(pkg/kubelet/images/types.go); the words behind are those of containerd or CRI-O and of the registry.
+(pkg/kubelet/images/types.go); the words behind are those of containerd or CRI-O and of the
+registry.
 """
 
 from __future__ import annotations

@@ -116,10 +116,10 @@ _PLAIN_ERROR = re.compile(r"^[\w.]*(?:Error|Exception)(?::|$)|^(?:FATAL|panic|fa
 
 
 def last_words(text: str) -> str:
-    """The line of a log that most likely says why it ends: a traceback's last one, or the last.
+    r"""The line of a log that most likely says why it ends: a traceback's last one, or the last.
 
     Example:
-        >>> last_words("Traceback (most recent call last):\\n  x\\nValueError: no\\nbye")
+        >>> last_words("Traceback (most recent call last):\n  x\nValueError: no\nbye")
         'ValueError: no'
     """
     lines = _lines(text)[-60:]
@@ -131,12 +131,12 @@ def last_words(text: str) -> str:
 
 
 def repeated_line(text: str) -> str:
-    """The line that a log ends with again and again, its numbers apart; empty when there is none.
+    r"""The line that a log ends with again and again, its numbers apart; empty when there is none.
 
     What waits in a loop says the same thing each time; what makes progress does not.
 
     Example:
-        >>> repeated_line("waiting 1\\nwaiting 2\\nwaiting 3")
+        >>> repeated_line("waiting 1\nwaiting 2\nwaiting 3")
         'waiting 3'
     """
     lines: Sequence[str] = _lines(text)[-12:]

@@ -179,7 +179,7 @@ class PodRules:
                 pod, "node-shutdown", node, text,
                 f"The node {node} was shut down under the pod: a spot instance that was taken "
                 "back, a replaced or stopped machine.",
-                "let a controller start it again (a Deployment, a Job with backoffLimit) and resume "
+                "let a controller start it again (a Deployment, a Job with backoffLimit), resume "
                 "from a checkpoint; for long training use on-demand or reserved capacity",
             )  # fmt: skip
         if why == "PreemptionByScheduler" or reason in ("Preempting", "Preempted"):
@@ -286,11 +286,11 @@ class PodRules:
             return setup.start_trouble(self.view, pod, status, str(ended.get("message") or ""))
         killed = probes.killed_by_probe(self.view, pod, status)
         found = containers.crash(self.view, pod, status, init=init)
-        if killed and (found is None or found.vague or found.rule == "container-completes"
-                       or ended.get("exitCode") in (137, 143)):  # fmt: skip
-            if found is None or found.rule != "oom-killed":
-                return killed
-        return found
+        if killed is None or (found is not None and found.rule == "oom-killed"):
+            return found
+        stopped = ended.get("exitCode") in (137, 143)
+        vague = found is None or found.vague or found.rule == "container-completes"
+        return killed if vague or stopped else found
 
     def _running(self, pod: Json, status: Json, *, init: bool) -> Cause | None:
         """A container that runs: restarted lately, not ready, or without progress."""
@@ -426,7 +426,7 @@ class PodRules:
             + (": its image is still being pulled." if pulling else ", and nothing says why."),
             [str(pulling[-1].get("message")) if pulling else "ContainerCreating"],
             "use a smaller image, a registry nearby, or nodes with the image in advance" if pulling
-            else f"kubectl describe pod {pod['metadata']['name']}; look at the node and its kubelet",
+            else f"kubectl describe pod {pod['metadata']['name']}; look at its node",
             Lesson.BELOW_SERVE, [ref(pod)], Depth.IMAGE if pulling else Depth.UNKNOWN,
         )  # fmt: skip
 

@@ -19,7 +19,7 @@ _LOADING = re.compile(
     r"Initializing a V1 LLM engine|still loading|warming up|Warmup|it/s\]|\d+%\|", re.IGNORECASE,
 )  # fmt: skip
 _LISTENS = re.compile(
-    r"(?:running on|listening (?:on|at)|[Ss]erving (?:HTTP )?on|[Ss]tarting .*server on|bound to)\D*?"
+    r"(?:running on|listening (?:on|at)|serving (?:HTTP )?on|starting .*server on|bound to)\D*?"
     r"(?:https?://)?(?:[\w.\[\]:*-]*?)[: ](?:port )?(\d{2,5})\b", re.IGNORECASE,
 )  # fmt: skip
 

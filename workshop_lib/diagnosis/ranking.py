@@ -1,4 +1,4 @@
-"""From causes to findings: one for each broken thing, the root first, its consequences taken away."""
+"""From causes to findings: one for each broken thing, its consequences taken away."""
 
 from __future__ import annotations
 

@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from workshop_lib.diagnosis.admission import refused
 from workshop_lib.diagnosis.cause import Cause, Depth, Lesson
 from workshop_lib.diagnosis.containers import ALL_SIGNS
 from workshop_lib.diagnosis.logs import last_words, search
@@ -25,11 +26,11 @@ _BAD_APP = ("DEPLOY_FAILED", "UNHEALTHY")
 
 def ray_causes(view: View, notes: list[str]) -> Iterator[Cause]:
     """What is wrong with Ray clusters, services and jobs."""
-    for body in view.list("rayclusters"):
+    for body in view.items("rayclusters"):
         yield from _cluster(view, body, notes)
-    for body in view.list("rayservices"):
+    for body in view.items("rayservices"):
         yield from _service(view, body, notes)
-    for body in view.list("rayjobs"):
+    for body in view.items("rayjobs"):
         yield from _job(view, body)
     yield from _serve(view, notes)
     yield from _state(view)
@@ -100,17 +101,15 @@ def _cluster(view: View, body: Json, notes: list[str]) -> Iterator[Cause]:
     ready = status.get("readyWorkerReplicas") or 0
     if ready < wanted:
         notes.append(f"{ref(body)}: {ready} of {wanted} workers ready")
-    if reason := str(status.get("reason") or ""):
-        if status.get("state") == "failed" or "forbidden" in reason:
-            from workshop_lib.diagnosis.admission import refused
-
-            known = refused(reason)
-            rule, cause, fix = (known[0], known[1], known[2]) if known else (
-                "ray-cluster-failed", "KubeRay could not make the RayCluster's pods.",
-                "correct what the message says")  # fmt: skip
-            key = (known[3].get("name") if known else "") or ref(body)
-            yield Cause(rule, key, cause, [reason], fix, Lesson.KUBERAY, [ref(body)],
-                        Depth.ADMISSION)  # fmt: skip
+    reason = str(status.get("reason") or "")
+    if reason and (status.get("state") == "failed" or "forbidden" in reason):
+        known = refused(reason)
+        rule, cause, fix = (known[0], known[1], known[2]) if known else (
+            "ray-cluster-failed", "KubeRay could not make the RayCluster's pods.",
+            "correct what the message says")  # fmt: skip
+        key = (known[3].get("name") if known else "") or ref(body)
+        yield Cause(rule, key, cause, [reason], fix, Lesson.KUBERAY, [ref(body)],
+                    Depth.ADMISSION)  # fmt: skip
 
 
 def _is_head(view: View, pod: str) -> bool:
@@ -165,7 +164,8 @@ SERVE_CR = "serveDeploymentStatuses"
 
 
 def _applications(view: View, applications: Mapping[str, Any], objects: list[str],
-                  waits_for: set[str], notes: list[str], deployments_key: str) -> Iterator[Cause]:  # fmt: skip
+                  waits_for: set[str], notes: list[str],
+                  deployments_key: str) -> Iterator[Cause]:  # fmt: skip
     """Applications that Serve could not deploy, or that are not well."""
     for name, app in applications.items():
         state, message = str(app.get("status") or ""), str(app.get("message") or "")
@@ -248,7 +248,7 @@ def _serve(view: View, notes: list[str]) -> Iterator[Cause]:
     for answer in answers:
         if not isinstance(answer, Mapping):
             continue
-        services = [ref(b) for b in view.list("rayservices")]
+        services = [ref(b) for b in view.items("rayservices")]
         pods = {ref(p) for p in view.pods}
         applications = answer.get("applications") or {}
         if not isinstance(applications, Mapping):
@@ -343,7 +343,7 @@ def _bundles(group: Json) -> str:
 def _operator(view: View) -> Iterator[Cause]:
     """Ray objects that nobody looks after: no status, no event, no pod."""
     for key in ("rayclusters", "rayservices", "rayjobs"):
-        for body in view.list(key):
+        for body in view.items(key):
             made = body["metadata"].get("creationTimestamp")
             if body.get("status") or view.events(body) or _pods(view, body):
                 continue

@@ -13,8 +13,8 @@ __all__ = ["rendezvous_causes"]
 
 INDEX = "batch.kubernetes.io/job-completion-index"
 _DIALS = re.compile(
-    r"(?:dials|connecting to (?:the )?(?:head|master)(?: at)?|(?:head|master)[ _-](?:ip|address|host)"
-    r"(?: is|:|=)?|GCS at address) *['\"]?(?P<who>[\w.-]+)", re.IGNORECASE,
+    r"(?:dials|connecting to (?:the )?(?:head|master)(?: at)?|(?:head|master)[ _-]"
+    r"(?:ip|address|host)(?: is|:|=)?|GCS at address) *['\"]?(?P<who>[\w.-]+)", re.IGNORECASE,
 )  # fmt: skip
 
 
@@ -63,7 +63,7 @@ def _stale(view: View, pod: Json, heads: list[Json]) -> str:
     stem = re.sub(r"-\w{5}$", "", heads[0]["metadata"]["name"])  # without the random letters
     known = {p["metadata"]["name"] for p in heads}
     ips = {str((p.get("status") or {}).get(key)) for p in view.pods for key in ("podIP", "hostIP")}
-    ips |= {str((s.get("spec") or {}).get("clusterIP")) for s in view.list("services")}
+    ips |= {str((s.get("spec") or {}).get("clusterIP")) for s in view.items("services")}
     head_ip = str((heads[-1].get("status") or {}).get("podIP") or "")
     for container in (pod.get("spec") or {}).get("containers") or []:
         lines = view.log(name, str(container.get("name"))).splitlines()[-200:]

@@ -229,6 +229,11 @@ def _primary(view: View, pod: Json, reasons: list[tuple[int, str]]) -> tuple[str
     return rule, by_rule[rule]
 
 
+_OBSTACLES = {
+    "selector": "node-selector", "taint": "taint-not-tolerated", "cordoned": "nodes-cordoned",
+}  # fmt: skip
+
+
 def _by_nodes(view: View, pod: Json, candidates: set[str]) -> str | None:
     """Which single change would open the most nodes, or None when nodes cannot tell."""
     if not view.nodes:
@@ -239,14 +244,12 @@ def _by_nodes(view: View, pod: Json, candidates: set[str]) -> str | None:
         found = obstacles(pod, node)
         if not found:
             open_nodes += 1
-        kinds = {{"selector": "node-selector", "taint": "taint-not-tolerated",
-                  "cordoned": "nodes-cordoned"}.get(each, "insufficient") for each in found}  # fmt: skip
+        kinds = {_OBSTACLES.get(each, "insufficient") for each in found}
         control = any(taint.get("key") in CONTROL_PLANE for taint in untolerated(pod, node))
         if len(kinds) == 1 and not control:
             alone[kinds.pop()] += 1
     if open_nodes:  # nothing fixed about them keeps the pod away: something else uses them up
-        rest = [each for each in candidates
-                if each not in ("node-selector", "taint-not-tolerated", "nodes-cordoned")]  # fmt: skip
+        rest = [each for each in candidates if each not in _OBSTACLES.values()]
         if len(rest) == 1:
             return rest[0]
         return None
@@ -256,7 +259,7 @@ def _by_nodes(view: View, pod: Json, candidates: set[str]) -> str | None:
     if missing and "insufficient" in candidates:
         return "insufficient"
     better = [rule for rule in ranked if rule != "insufficient"]
-    return (better or ranked or [None])[0]
+    return next(iter([*better, *ranked]), None)
 
 
 def _of_rule(view: View, pod: Json, message: str, reasons: list[tuple[int, str]], rule: str,
@@ -370,8 +373,8 @@ def _insufficient(view: View, pod: Json, message: str, detail: str,
         pod, f"insufficient-{stem}", resource,
         f"The pod asks for {ask}; the nodes have that resource, but not that much of it is free: "
         "other pods hold it.",
-        f"see who holds it: kubectl describe nodes | grep -A9 'Allocated resources'; delete what is "
-        f"not needed, ask for less {resource}, or add a node", message, lesson,
+        "see who holds it: kubectl describe nodes | grep -A9 'Allocated resources'; delete what "
+        f"is not needed, ask for less {resource}, or add a node", message, lesson,
     )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ __all__ = ["service_causes"]
 
 def service_causes(view: View, notes: list[str]) -> Iterator[Cause]:
     """Services without anybody behind them."""
-    for service in view.list("services"):
+    for service in view.items("services"):
         spec = service.get("spec") or {}
         if not spec.get("selector") or spec.get("type") == "ExternalName":
             continue
@@ -34,11 +34,11 @@ def _labels(selector: Json) -> str:
 def _templates(view: View) -> Iterator[tuple[Json, Json]]:
     """Controllers with the labels that their pods get."""
     for key in ("deployments", "statefulsets", "replicasets", "jobs"):
-        for body in view.list(key):
+        for body in view.items(key):
             template = (body.get("spec") or {}).get("template") or {}
             yield body, (template.get("metadata") or {}).get("labels") or {}
     for key in ("rayclusters", "rayservices"):
-        for body in view.list(key):
+        for body in view.items(key):
             yield body, {"ray.io/cluster": body["metadata"]["name"]}
 
 
@@ -48,7 +48,7 @@ def _nobody(view: View, service: Json) -> Iterator[Cause]:
     ended = [p for p in view.pods if fits({"matchLabels": selector}, p["metadata"].get("labels"))]
     makers = [body for body, labels in _templates(view) if fits({"matchLabels": selector}, labels)]
     if any(key.startswith("ray.io/") for key in selector):
-        makers += [b for key in ("rayclusters", "rayservices") for b in view.list(key)]
+        makers += [b for key in ("rayclusters", "rayservices") for b in view.items(key)]
     waits_for = {ref(p) for p in ended} | {ref(m) for m in makers}
     for pod in ended:
         waits_for.update(view.owners(pod))

@@ -26,7 +26,7 @@ def storage_causes(view: View, notes: list[str]) -> Iterator[Cause]:
         if (pod.get("status") or {}).get("phase") not in ("Succeeded", "Failed"):
             for name in claim_names(pod):
                 users.setdefault(name, []).append(ref(pod))
-    for claim in view.list("persistentvolumeclaims"):
+    for claim in view.items("persistentvolumeclaims"):
         pods = users.get(claim["metadata"]["name"], [])
         phase = (claim.get("status") or {}).get("phase")
         if phase == "Lost":
@@ -67,7 +67,7 @@ def _pending(view: View, claim: Json, pods: list[str], notes: list[str]) -> Caus
         wanted
         and not failed
         and view.knows("storageclasses")
-        and view.list("storageclasses")
+        and view.items("storageclasses")
         and (view.find("StorageClass", wanted) is None)
     ):
         return _class_missing(view, claim, pods, wanted, wanted)
@@ -126,7 +126,7 @@ def _pending(view: View, claim: Json, pods: list[str], notes: list[str]) -> Caus
 
 
 def _class_missing(view: View, claim: Json, pods: list[str], quoted: str, wanted: str) -> Cause:
-    known = [c["metadata"]["name"] for c in view.list("storageclasses")]
+    known = [c["metadata"]["name"] for c in view.items("storageclasses")]
     there = f"; there are: {', '.join(known)}" if known else ""
     return _cause(
         "storage-class-missing", claim, pods, quoted,
@@ -147,7 +147,7 @@ def _provisioning(claim: Json, pods: list[str], message: str, name: str, modes: 
          "disk is for one node (ReadWriteOnce), only a file system is for many.",
          "use a class of FSx, EFS or NFS for ReadWriteMany, or ask for ReadWriteOnce"),
         ("volume-forbidden", r"UnauthorizedOperation|AccessDenied|not authorized|403|credentials",
-         f"The driver may not make the volume for the claim {name!r}: its IAM role lacks the right.",
+         f"The driver may not make the volume for the claim {name!r}: its IAM role may not.",
          "give the driver's service account its policy (Pod Identity), then wait for the next try"),
         ("volume-quota", r"Quota|LimitExceeded|limit exceeded|Insufficient|capacity|out of range"
          r"|InvalidParameter.*size|must be",

@@ -139,7 +139,7 @@ class View:
 
     # -- objects --------------------------------------------------------------------------------
 
-    def list(self, key: str) -> list[Json]:
+    def items(self, key: str) -> list[Json]:
         """The objects of one of the snapshot's lists."""
         return self._lists[key]
 
