@@ -1,6 +1,8 @@
 """Monitors as the operator reads them, tables of a server over time, Ray's own dashboards."""
 
 import copy
+import doctest
+import importlib
 import json
 
 import pandas as pd
@@ -293,3 +295,13 @@ def test_the_figure_says_what_it_shows(source):
     labels = " ".join(axes.get_ylabel().replace("\n", " ") for axes in figure.axes)
     assert SOURCES[source].latency_label in labels and "requests" in labels
     assert figure.axes[2].get_xlabel() == "time, s"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["monitoring.scraping", "monitoring.serving", "monitoring.client", "monitoring.local",
+     "monitoring.ray_dashboards", "room.roster", "room.room", "room.kubeconfigs",
+     "plots.monitoring"],
+)  # fmt: skip
+def test_examples(name):
+    assert doctest.testmod(importlib.import_module(f"workshop_lib.{name}")).failed == 0

@@ -23,17 +23,14 @@ __all__ = ["dashboard_object", "ray_dashboards"]
 LIMIT_BYTES = 1_000_000
 """A ConfigMap holds 1 MiB at most."""
 
-# Runs in the head, with its own Python. /tmp/ray is Ray's folder in every image; where it is
-# another, the head's GCS knows it.
+# Runs in the head, with its own Python, where the head's GCS says its session's folder lies: on a
+# laptop /tmp/ray may be another Ray's.
 _READ = """
-import glob, json, os, sys
-def dashboards(session):
-    return sorted(glob.glob(os.path.join(session, "metrics/grafana/dashboards/*.json")))
-files = dashboards("/tmp/ray/session_latest") if "RAY_TEMP_DIR" not in os.environ else []
-if not files:
-    from ray._raylet import GcsClient
-    nodes = GcsClient(address=os.environ["RAY_ADDRESS"]).get_all_node_info(timeout=60).values()
-    files = [file for node in nodes if node.is_head_node for file in dashboards(node.session_dir)]
+import glob, json, os
+from ray._raylet import GcsClient
+nodes = GcsClient(address=os.environ["RAY_ADDRESS"]).get_all_node_info(timeout=60).values()
+heads = [node.session_dir for node in nodes if node.is_head_node] or [""]
+files = sorted(glob.glob(os.path.join(heads[-1], "metrics/grafana/dashboards/*.json")))
 print(json.dumps({os.path.basename(file): open(file).read() for file in files}))
 """
 
@@ -87,7 +84,7 @@ def _is_head(pod: Mapping[str, Any]) -> bool:
 def dashboard_object(file: str, text: str) -> Object:
     """A ConfigMap with a dashboard, which Grafana's sidecar imports by itself.
 
-    It is written without spaces: a ConfigMap holds 1 MiB, and Ray's largest has half of that.
+    It is written without spaces, which halves it: a ConfigMap holds 1 MiB at most.
 
     Args:
         file: The dashboard's file name.
