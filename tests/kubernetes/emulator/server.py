@@ -128,9 +128,11 @@ class Emulator:
 
     def serves(self, api_version):
         """Whether the operator that brings this group version is installed."""
-        return {"ray.io": self.crds, "karpenter.sh": self.karpenter, "monitoring.coreos.com": self.crds}.get(
-            api_version.rpartition("/")[0], True
-        )
+        return {
+            "ray.io": self.crds,
+            "karpenter.sh": self.karpenter,
+            "monitoring.coreos.com": self.crds,
+        }.get(api_version.rpartition("/")[0], True)
 
     def empty_namespace(self, name):
         """As its controller does: everything in a namespace goes with it."""
