@@ -70,7 +70,9 @@ def in_pieces(connection: Connection) -> None:
 def entry(tmp_path: Path, second: Callable[[Connection], None]) -> GrpoStep:
     overrides = {"grpo.seed": 1}
     sides = (("ours", toy), ("theirs", second))
-    return GrpoStep(logs=tmp_path, model=tmp_path, overrides=overrides, sides=sides)
+    return GrpoStep(
+        logs=tmp_path, model=tmp_path, overrides=overrides, sides=sides, learning_steps=0
+    )
 
 
 def test_steps_in_turn_and_what_they_scored(tmp_path: Path) -> None:
@@ -86,6 +88,37 @@ def test_steps_in_turn_and_what_they_scored(tmp_path: Path) -> None:
     step, _, memory, tokens, _ = report.rows
     assert step.bar == "ratio at most 0.75" and memory.bar == "median at most 6 GiB"
     assert tokens.proves and tokens.met and tokens.bar == "ratio 1 ± 0.05"
+
+
+class Learner(ToyTrainer):
+    """Is right more often from step to step."""
+
+    def reward(self, *, completion_ids: Any, trainer_state: Any) -> list[float]:
+        return [min(self.steps / 5, 1.0)] * len(completion_ids)
+
+    def train(self) -> None:
+        while True:
+            self.before_each_step()
+            self.steps += 1
+            self.reward_funcs[0](completion_ids=self.answers, trainer_state=None)
+
+
+def learner(connection: Connection) -> None:
+    take_toy_steps(connection, lambda training: Learner(ANSWERS))
+
+
+@pytest.mark.parametrize(("most_steps", "learned"), [(20, [6.0, 6.0]), (5, [])])
+def test_ours_goes_on_until_it_has_learned(
+    tmp_path: Path, most_steps: int, learned: list[float]
+) -> None:
+    """Rewards 0.2, 0.4, 0.6, 0.8, 1, 1: the mean of three is 0.9 at the sixth step."""
+    sides = (("ours", learner), ("theirs", learner))
+    asked = GrpoStep(logs=tmp_path, model=tmp_path, sides=sides, learning_steps=most_steps)
+    steps, learning = measure(asked, rounds=2)
+    assert steps.samples["ours"]["reward"] == pytest.approx([0.4, 0.6])
+    assert learning.samples["ours"].get("learned_step", []) == learned
+    assert learning.samples["theirs"] == {}
+    assert learning.rows[0].met == bool(learned) and learning.rows[0].bar == "median at most 180 s"
 
 
 def test_trainers_that_score_other_answers_are_not_compared(tmp_path: Path) -> None:

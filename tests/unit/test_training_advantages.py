@@ -47,3 +47,20 @@ def test_against_a_direct_formula() -> None:
     for index, advantage in enumerate(nemo_rl_advantages(rewards)):
         others = rewards[:index] + rewards[index + 1 :]
         assert advantage == pytest.approx((rewards[index] - fmean(others)) / stdev(others), 1e-4)
+
+
+def test_how_far_trl_is_from_leave_one_out_with_normalisation() -> None:
+    """The table says "approximated": the same order and signs; an only right answer counts more."""
+    for right in range(1, 8):
+        rewards = [1.0] * right + [0.0] * (8 - right)
+        trl, nemo = trl_advantages(rewards), nemo_rl_advantages(rewards)
+        assert [a > 0 for a in trl] == [a > 0 for a in nemo]
+        if 1 < right < 7:
+            # Between them is a factor, the further from 1 the rarer the answer is.
+            assert all(0.7 < ours / theirs < 0.95 for ours, theirs in zip(trl, nemo, strict=True))
+    # The others of an only right answer have no spread: NeMo RL does not divide, TRL does.
+    only_right = [1.0] + [0.0] * 7
+    assert trl_advantages(only_right)[0] == pytest.approx(2.475, abs=1e-3)
+    assert nemo_rl_advantages(only_right)[0] == pytest.approx(1.0)
+    for normalize in (True, False):
+        assert sum(trl_advantages(only_right, normalize=normalize)) == pytest.approx(0, abs=1e-6)

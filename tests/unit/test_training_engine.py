@@ -14,9 +14,11 @@ from workshop_lib.metrics import METRICS_FILE, read_completions, read_metrics
 from workshop_lib.recipe import read_recipe
 from workshop_lib.training.checkpoints import CheckpointError, Checkpoints
 from workshop_lib.training.engine import TrainingError, latest_checkpoint, plan_training
+from workshop_lib.training.process import prepare_environment
+from workshop_lib.training.recorder import Recorder
 from workshop_lib.training.run_folder import claim
+from workshop_lib.training.sampling import Collected, PromptStream
 from workshop_lib.training.train import main
-from workshop_lib.training.trainer import Recorder
 
 ARITHMETIC = data_path("recipes/arithmetic.yaml")
 
@@ -41,6 +43,17 @@ def test_the_plan(tmp_path: Path, model: Path) -> None:
     )
     assert plan.translation.arguments["seed"] == 7 and plan.model == model
     assert not (tmp_path / "run").exists()
+    lora = {"policy.dtensor_cfg._v2": True, "policy.dtensor_cfg.lora_cfg.enabled": True}
+    recipe = read_recipe(ARITHMETIC, lora | {"grpo.use_dynamic_sampling": True})
+    described = plan_training(recipe, output=tmp_path / "run", model=model).describe()
+    assert described.endswith("; LoRA of rank 8; groups without spread replaced")
+
+
+def test_what_is_set_in_the_environment_stays() -> None:
+    """Two trainings on two cores: threads that wait by spinning take each other's time."""
+    environment = {"HF_HUB_OFFLINE": "0"}
+    prepare_environment(environment)
+    assert environment["HF_HUB_OFFLINE"] == "0" and environment["OMP_WAIT_POLICY"] == "PASSIVE"
 
 
 @pytest.mark.parametrize(
@@ -52,10 +65,14 @@ def test_the_plan(tmp_path: Path, model: Path) -> None:
         (["grpo.num_prompt_per_step=4"], "did you mean grpo.num_prompts_per_step?"),
         (["grpo.num_prompts_per_step"], "is no KEY=VALUE"),
         (["grpo.seed=[1"], "the value is not YAML"),
-        (["grpo.use_dynamic_sampling=true"], "cannot be trained on this machine"),
+        (["grpo.overlong_filtering=true"], "cannot be trained on this machine"),
         (["data.train.data_path=gone.jsonl"], "gone.jsonl is not a file"),
         (["data.default.env_name=code", "env.code={}"], "no reward for env.code"),
         (["grpo.num_prompts_per_step=80", "policy.train_global_batch_size=640"], "70 problems"),
+        (
+            ["grpo.use_dynamic_sampling=true", "grpo.batch_multiplier=9"],
+            "grpo.num_prompts_per_step x grpo.batch_multiplier is 72, data.train has 70 problems",
+        ),
     ],
 )
 def test_bad_input_is_one_line_and_nothing_is_written(
@@ -173,6 +190,12 @@ def test_what_cannot_be_resumed_is_refused(tmp_path: Path, model: Path) -> None:
     other = read_recipe(ARITHMETIC, {"policy.optimizer.kwargs.lr": 1e-4})
     with pytest.raises(TrainingError, match="started with another learning_rate"):
         plan_training(other, output=output, model=model, resume=True)
+    lora = {"policy.dtensor_cfg._v2": True, "policy.dtensor_cfg.lora_cfg.enabled": True}
+    with pytest.raises(TrainingError, match="started with another lora"):
+        plan_training(read_recipe(ARITHMETIC, lora), output=output, model=model, resume=True)
+    dynamic = read_recipe(ARITHMETIC, {"grpo.use_dynamic_sampling": True})
+    with pytest.raises(TrainingError, match="started with another dynamic_sampling"):
+        plan_training(dynamic, output=output, model=model, resume=True)
     with pytest.raises(TrainingError, match="is of step 2 and 2 steps are wanted; raise --steps"):
         plan_training(recipe, output=output, model=model, resume=True, steps=2)
     assert len((output / METRICS_FILE).read_text().splitlines()) == 4, "nothing was changed"
@@ -220,3 +243,48 @@ def test_the_recorder_writes_a_step(tmp_path: Path) -> None:
     assert "kl 0.0100" in said[1]
     recorder.close()
     assert read_metrics(tmp_path).step.tolist() == [1, 2]
+
+
+def test_the_recorder_counts_what_was_thrown_away(tmp_path: Path) -> None:
+    """As in NeMo RL: the reward is of all answers that were sampled."""
+    said: list[str] = []
+    recorder = Recorder(
+        tmp_path, group_size=2, updates_per_step=1, steps=1, answers={}, say=said.append
+    )
+    collected = Collected()
+    rows = [{"prompt": "p"}, {"prompt": "p"}, {"prompt": "q"}, {"prompt": "q"}]
+    words = [["a", "b", "c", "d"]]
+    collected.add(rows, words, [[1.0], [1.0], [0.0], [1.0]], size=2, wanted=2)
+    collected.add(rows, words, [[1.0], [0.0], [0.0], [1.0]], size=2, wanted=2)
+    assert collected.generated == [["c", "d", "a", "b"]] and collected.discarded == 1
+    recorder.trainer = SimpleNamespace(
+        seconds={},
+        collected=collected,
+        _logs={
+            "prompt": [row["prompt"] for row in collected.rows],
+            "completion": collected.generated[0],
+            "rewards": {"first_integer": [row[0] for row in collected.rewards]},
+            "advantages": [-1.0, 1.0, 1.0, -1.0],
+        },
+    )
+    recorder.begin()
+    recorder.record(1, {"reward": 0.5, "reward_std": 0.6, "frac_reward_zero_std": 0.0})
+    recorder.close()
+    (record,) = read_metrics(tmp_path).to_dict("records")
+    assert (record["reward"], record["filtered_reward"], record["batches"]) == (0.625, 0.5, 2)
+    assert record["zero_std_share"] == 0.25
+    assert "reward 0.625  kept 0.500 of 2 batches" in said[0]
+
+
+def test_prompts_come_in_the_order_of_trls_sampler() -> None:
+    from trl.trainer.utils import RepeatSampler
+
+    theirs = RepeatSampler(range(7), mini_repeat_count=1, batch_size=3, seed=5)
+    wanted = [*theirs, *theirs]  # two epochs, the seventh problem of each left out
+    stream = PromptStream(7, 3, seed=5)
+    assert [index for _ in range(4) for index in stream.take()] == wanted
+    later = PromptStream(7, 3, seed=5)
+    later.batches = 3
+    assert later.take() == wanted[9:]
+    with pytest.raises(ValueError, match="batches of 8 of 7 problems"):
+        PromptStream(7, 8, seed=5)

@@ -12,6 +12,9 @@ from workshop_lib.recipe.files import leaves
 from workshop_lib.training.translate import Translation, different_defaults, translate
 
 ARITHMETIC = data_path("recipes/arithmetic.yaml")
+LORA_CFG = "policy.dtensor_cfg.lora_cfg"
+LORA = {f"{LORA_CFG}.enabled": True, "policy.dtensor_cfg._v2": True}
+DYNAMIC = {"grpo.use_dynamic_sampling": True}
 OFF_POLICY = {
     "loss_fn.force_on_policy_ratio": False,
     "policy.train_global_batch_size": 32,
@@ -176,13 +179,16 @@ WEIGHT_DECAY = "policy.optimizer.kwargs.weight_decay"
 @pytest.mark.parametrize(
     ("overrides", "key"),
     [
-        ({"grpo.use_dynamic_sampling": True}, "grpo.use_dynamic_sampling"),
         ({"grpo.async_grpo.enabled": True}, "grpo.async_grpo.enabled"),
         ({"grpo.adv_estimator.name": "reinforce_plus_plus"}, "grpo.adv_estimator.name"),
         ({"grpo.reward_shaping.enabled": True}, "grpo.reward_shaping.enabled"),
         (
-            {"policy.dtensor_cfg.lora_cfg.enabled": True, "policy.dtensor_cfg._v2": True},
-            "policy.dtensor_cfg.lora_cfg.enabled",
+            {
+                **LORA,
+                f"{LORA_CFG}.match_all_linear": False,
+                f"{LORA_CFG}.target_modules": ["*head"],
+            },
+            f"{LORA_CFG}.target_modules",
         ),
         ({"policy.generation.stop_strings": ["\n"]}, "policy.generation.stop_strings"),
         ({"policy.hf_config_overrides": {"a": 1}}, "policy.hf_config_overrides"),
@@ -192,3 +198,71 @@ WEIGHT_DECAY = "policy.optimizer.kwargs.weight_decay"
 )
 def test_what_cannot_be_left_out_is_refused(overrides: dict[str, Any], key: str) -> None:
     assert [row.key for row in translated(overrides).refused] == [key]
+
+
+def test_lora_in_peft_s_words() -> None:
+    assert translated().lora == {}
+    settings = translated(LORA | {f"{LORA_CFG}.dim": 4, f"{LORA_CFG}.alpha": 16}).lora
+    assert settings == {
+        "task_type": "CAUSAL_LM",
+        "r": 4,
+        "lora_alpha": 16,
+        "lora_dropout": 0.0,
+        "init": "xavier",
+        "target_modules": "all-linear",
+    }
+    rows = {row.key: row for row in translated(LORA | {f"{LORA_CFG}.dim": 4}).rows}
+    assert rows[f"{LORA_CFG}.dim"].trl == "r=4" and rows[f"{LORA_CFG}.dim"].status == "exact"
+    assert rows[f"{LORA_CFG}.match_all_linear"].status == "approximated"
+    dropped = {f"{LORA_CFG}.dropout": 0.1}
+    assert status(LORA | dropped, f"{LORA_CFG}.dropout") == "approximated"
+    before = dropped | {f"{LORA_CFG}.dropout_position": "pre"}
+    assert status(LORA | before, f"{LORA_CFG}.dropout") == "exact"
+
+
+@pytest.mark.parametrize(
+    ("modules", "adapted", "spared"),
+    [
+        ({"target_modules": ["q_proj"]}, "model.layers.0.self_attn.q_proj", "lm_head"),
+        ({"target_modules": ["*.0.*.q_proj"]}, "model.layers.0.self_attn.q_proj", "a.1.b.q_proj"),
+        ({}, "model.layers.3.mlp.up_proj", "model.embed_tokens"),
+    ],
+)
+def test_which_layers_get_an_adapter(modules: dict[str, Any], adapted: str, spared: str) -> None:
+    import re
+
+    overrides = {f"{LORA_CFG}.{name}": value for name, value in modules.items()}
+    given = translated(LORA | overrides | {f"{LORA_CFG}.match_all_linear": False}).lora
+    assert re.fullmatch(given["target_modules"], adapted)
+    assert not re.fullmatch(given["target_modules"], spared)
+
+
+def test_layers_are_named_in_one_way() -> None:
+    both = LORA | {f"{LORA_CFG}.target_modules": ["q_proj"]}
+    refused = translated(both).refused
+    assert {row.key for row in refused} == {
+        f"{LORA_CFG}.target_modules",
+        f"{LORA_CFG}.match_all_linear",
+    }
+    spared = {f"{LORA_CFG}.match_all_linear": False, f"{LORA_CFG}.exclude_modules": ["lm_head"]}
+    translation = translated(LORA | spared)
+    assert translation.refused == [] and translation.lora["target_modules"] == "all-linear"
+    assert status(LORA | spared, f"{LORA_CFG}.exclude_modules") == "exact"
+
+
+def test_dynamic_sampling() -> None:
+    assert translated().prompts_per_batch == 0
+    translation = translated(DYNAMIC | {"grpo.batch_multiplier": 1.5})
+    assert (translation.prompts_per_batch, translation.most_batches) == (12, 11)
+    assert status(DYNAMIC, "grpo.use_dynamic_sampling") == "exact"
+    leave_one_out = DYNAMIC | {"grpo.use_leave_one_out_baseline": True}
+    assert status(leave_one_out, "grpo.use_dynamic_sampling") == "approximated"
+    none = translated(DYNAMIC | {"grpo.dynamic_sampling_max_gen_batches": 0})
+    assert [row.key for row in none.refused] == ["grpo.dynamic_sampling_max_gen_batches"]
+
+
+def test_a_reference_without_a_penalty_is_watched() -> None:
+    key = "grpo.skip_reference_policy_logprobs_calculation"
+    assert not translated().watch_kl and translated({key: False}).watch_kl
+    penalised = {key: False, "loss_fn.reference_policy_kl_penalty": 0.1}
+    assert not translated(penalised).watch_kl and translated(penalised).arguments["beta"] == 0.1

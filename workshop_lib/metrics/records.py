@@ -41,11 +41,13 @@ MARK = "@grpo "
 # What a record holds, in the order in which a table shows it.
 COLUMNS = {
     "step": "step, from 1",
-    "reward": "mean reward of the step's completions",
+    "reward": "mean reward of the step's completions, all that were sampled",
+    "filtered_reward": "mean reward of the completions that dynamic sampling kept",
+    "batches": "batches that were sampled; more than one only under dynamic sampling",
     "reward_std": "standard deviation of the rewards, all completions together",
     "group_means": "mean reward of each group (the completions of one prompt)",
     "zero_std_share": "share of completions in groups without spread: they teach nothing",
-    "kl": "mean KL divergence from the reference model; none without a penalty",
+    "kl": "mean KL divergence from the reference model; none where none is kept",
     "entropy": "mean entropy of a token, nats",
     "grad_norm": "norm of the gradient before clipping",
     "loss": "the loss; its size says little",

@@ -1,7 +1,8 @@
 """Checkpoints of a run: each there whole or not at all, the newest few kept.
 
-A checkpoint is a Hugging Face folder `step_<N>` that vLLM serves as it is. One from which
-training can go on has the state of the optimizer and of the random numbers beside the weights.
+A checkpoint is a Hugging Face folder `step_<N>` that vLLM serves as it is; under LoRA it holds the
+merged model, and the adapter in a folder of its own. One from which training can go on has the
+state of the optimizer and of the random numbers beside the weights.
 """
 
 from __future__ import annotations
@@ -97,8 +98,8 @@ class Checkpoints:
             yield partial
             if problem := problem_of(partial):
                 raise CheckpointError(f"checkpoint {place} is not whole: {problem}")
-            for file in partial.iterdir():
-                file.chmod(0o644)  # saved for the owner alone; a server may be another user
+            for path in partial.rglob("*"):  # saved for the owner alone; a server may be another
+                path.chmod(0o755 if path.is_dir() else 0o644)
             sync(partial)
             partial.rename(place)
             sync(place.parent, recursive=False)

@@ -10,7 +10,6 @@ The output folder holds:
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -22,7 +21,9 @@ from workshop_lib.models import is_ready, model_path
 from workshop_lib.models.files import problem_of
 from workshop_lib.recipe import Recipe
 from workshop_lib.training.checkpoints import Checkpoints
+from workshop_lib.training.lora import lora_config, start_adapter
 from workshop_lib.training.problems import Problem, load_problems
+from workshop_lib.training.process import keep_memory, peak_memory_gib, quiet, use_all_cores
 from workshop_lib.training.rewards import Reward, for_trl, reward_for
 from workshop_lib.training.run_folder import (
     TrainingError,
@@ -32,6 +33,7 @@ from workshop_lib.training.run_folder import (
     claim,
     latest_checkpoint,
 )
+from workshop_lib.training.sampling import PromptStream
 from workshop_lib.training.translate import Translation, translate
 
 __all__ = [
@@ -81,12 +83,14 @@ class Plan:
             >>> plan.describe()  # doctest: +SKIP
             '12 steps of 64 completions (8 prompts x 8), up to 6 tokens each, on 70 problems …'
         """
-        grpo = self.recipe.grpo
+        grpo, lora = self.recipe.grpo, self.translation.lora
+        how = f"; LoRA of rank {lora['r']}" if lora else ""
+        how += "; groups without spread replaced" if grpo.use_dynamic_sampling else ""
         return (
             f"{self.translation.steps} steps of {self.recipe.completions_per_step} completions"
             f" ({grpo.num_prompts_per_step} prompts x {grpo.num_generations_per_prompt}), up to"
             f" {self.translation.arguments['max_completion_length']} tokens each, on"
-            f" {len(self.problems)} problems; reward {self.reward_name}"
+            f" {len(self.problems)} problems; reward {self.reward_name}{how}"
         )
 
 
@@ -98,11 +102,13 @@ class Result:
         checkpoint: Folder of the trained model.
         steps: Steps done.
         seconds: Seconds of training, without loading and saving.
+        peak_gib: The most memory that the process held, GiB.
     """
 
     checkpoint: Path
     steps: int
     seconds: float
+    peak_gib: float = 0.0
 
 
 def plan_training(
@@ -144,12 +150,6 @@ def plan_training(
     check_free(place, overwrite=overwrite or resume)
     folder = _model_folder(recipe, model)
     problems = load_problems(recipe)
-    wanted = recipe.grpo.num_prompts_per_step
-    if len(problems) < wanted:
-        raise TrainingError(
-            f"{recipe.path}: grpo.num_prompts_per_step is {wanted}, data.train has"
-            f" {len(problems)} problems"
-        )
     name, reward = reward_for(recipe)
     for problem in problems:
         reward("", problem.answer)  # an answer that no completion could match is an error
@@ -160,6 +160,7 @@ def plan_training(
             f"{recipe.path}: {refused[0].key}: {refused[0].value} cannot be trained on this"
             f" machine: {refused[0].reason}{others}"
         )
+    _check_problems(recipe, translation, len(problems))
     plan = Plan(recipe, translation, folder, place, tuple(problems), name, reward)
     return replace(plan, resume_from=check_resume(plan)) if resume else plan
 
@@ -195,14 +196,16 @@ def train(
     seconds = time.perf_counter() - started
     checkpoint = plan.checkpoints.path(plan.translation.steps)
     if not checkpoint.exists():  # the last step is saved even if it is not its turn
-        # In float32: a step of 1e-5 is smaller than what bfloat16 can tell apart.
         with plan.checkpoints.writing(plan.translation.steps) as folder:
-            trainer.model.save_pretrained(str(folder))
-            trainer.processing_class.save_pretrained(str(folder))
-    say(f"Trained {plan.translation.steps} steps in {seconds:.0f} s; saved {checkpoint}")
+            trainer.save_model(str(folder))
+    peak_gib = peak_memory_gib()
+    say(
+        f"Trained {plan.translation.steps} steps in {seconds:.0f} s, {peak_gib:.1f} GiB at most;"
+        f" saved {checkpoint}"
+    )
     if report is not None:
         report(marked_line("saved", checkpoint=str(checkpoint.relative_to(plan.output))))
-    return Result(checkpoint, plan.translation.steps, seconds)
+    return Result(checkpoint, plan.translation.steps, seconds, peak_gib)
 
 
 def build_trainer(
@@ -227,7 +230,7 @@ def build_trainer(
     Example:
         >>> build_trainer(plan).train()  # doctest: +SKIP
     """
-    _quiet()
+    quiet()
     from transformers import AutoTokenizer
 
     say(f"Loading {plan.model.name}")
@@ -236,6 +239,17 @@ def build_trainer(
     _check_lengths(plan, tokenizer)
     elapsed_s = claim(plan)
     return _trainer(plan, tokenizer, say, report, elapsed_s)
+
+
+def _check_problems(recipe: Recipe, translation: Translation, problems: int) -> None:
+    """Refuse a batch of more prompts than there are problems."""
+    grpo = recipe.grpo
+    wanted, made = grpo.num_prompts_per_step, "grpo.num_prompts_per_step is"
+    if translation.prompts_per_batch > wanted:
+        wanted = translation.prompts_per_batch
+        made = "grpo.num_prompts_per_step x grpo.batch_multiplier is"
+    if problems < wanted:
+        raise TrainingError(f"{recipe.path}: {made} {wanted}, data.train has {problems} problems")
 
 
 def _model_folder(recipe: Recipe, model: str | Path | None) -> Path:
@@ -250,36 +264,6 @@ def _model_folder(recipe: Recipe, model: str | Path | None) -> Path:
             " folder with --model"
         )
     return model_path(name)
-
-
-def _quiet() -> None:
-    """No progress bars of others, no warnings that a learner can do nothing about."""
-    import logging
-    import warnings
-
-    warnings.filterwarnings("ignore", module="trl|transformers|torch")
-    logging.getLogger("transformers").setLevel(logging.ERROR)
-    from transformers.utils.logging import disable_progress_bar
-
-    disable_progress_bar()
-
-
-def _keep_memory() -> None:
-    """Have glibc keep freed memory for the next step instead of giving it back.
-
-    A step allocates and frees gigabytes in large blocks. By default each block is
-    fetched from the kernel page by page every time: 1.3 million page faults and a
-    fifth of the step's CPU time were seen.
-    """
-    import ctypes
-
-    mmap_max, trim_threshold = -4, -1  # M_MMAP_MAX and M_TRIM_THRESHOLD of <malloc.h>
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):
-        return  # not glibc: slower, nothing else
-    mallopt(mmap_max, 0)
-    mallopt(trim_threshold, 2**31 - 1)
 
 
 def _set_chat_template(tokenizer: Any, recipe: Recipe) -> None:
@@ -329,26 +313,24 @@ def _trainer(
     report: Callable[[str], None] | None,
     elapsed_s: float = 0.0,
 ) -> Any:
-    import torch
     from datasets import Dataset
-    from transformers import AutoModelForCausalLM
     from transformers.trainer_callback import PrinterCallback
     from trl import GRPOConfig
 
-    from workshop_lib.training.trainer import Recorder, trainer_class
+    from workshop_lib.training.recorder import Recorder
+    from workshop_lib.training.trainer import trainer_class
 
-    # Ray starts its jobs with OMP_NUM_THREADS=1: all cores, whatever it says.
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
-    _keep_memory()
+    use_all_cores()
+    keep_memory()
+    translation = plan.translation
     arguments = GRPOConfig(
         output_dir=str(plan.output),
-        logging_steps=plan.translation.updates_per_step,
+        logging_steps=translation.updates_per_step,
         report_to="none",
         disable_tqdm=True,
         use_cpu=True,
-        **plan.translation.arguments,
+        **translation.arguments,
     )
-    model = AutoModelForCausalLM.from_pretrained(str(plan.model), dtype=torch.float32)
     prompts = _prompts(plan)
     rows = [
         {"prompt": prompt, "answer": problem.answer}
@@ -357,23 +339,44 @@ def _trainer(
     recorder = Recorder(
         plan.output,
         group_size=plan.recipe.grpo.num_generations_per_prompt,
-        updates_per_step=plan.translation.updates_per_step,
-        steps=plan.translation.steps,
+        updates_per_step=translation.updates_per_step,
+        steps=translation.steps,
         answers={problem.system + problem.prompt: problem.answer for problem in plan.problems},
         say=say,
         report=report,
         elapsed_s=elapsed_s,
     )
+    # Before the trainer, which sets the seed: a watched run draws what an unwatched one would.
+    keeps = translation.watch_kl and not translation.lora
+    reference = _model(plan).requires_grad_(False).eval() if keeps else None
     trainer = trainer_class()(
-        model=model,
+        model=_model(plan),
         reward_funcs=for_trl(plan.reward, plan.reward_name),
         args=arguments,
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
+        peft_config=lora_config(translation.lora) if translation.lora else None,
         callbacks=[recorder.callback()],
     )
+    seed = translation.arguments["seed"]
+    if translation.lora:
+        start_adapter(trainer.model, init=translation.lora["init"], seed=seed)
+    if translation.watch_kl:
+        trainer.watch_reference(reference)
+    if translation.prompts_per_batch:
+        shuffle = translation.arguments["shuffle_dataset"]
+        size = translation.prompts_per_batch
+        trainer.prompts = PromptStream(len(rows), size, seed=seed, shuffle=shuffle)
+        trainer.most_batches = translation.most_batches
     recorder.trainer = trainer
     trainer.checkpoints = plan.checkpoints
-    trainer.updates_per_step = plan.translation.updates_per_step
+    trainer.updates_per_step = translation.updates_per_step
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+def _model(plan: Plan) -> Any:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(str(plan.model), dtype=torch.float32)

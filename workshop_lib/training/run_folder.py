@@ -156,6 +156,8 @@ def _about(plan: Plan) -> dict[str, Any]:
         "steps": plan.translation.steps,
         "seed": plan.translation.arguments["seed"],
         "arguments": plan.translation.arguments,
+        "lora": plan.translation.lora,
+        "dynamic_sampling": plan.translation.prompts_per_batch,
         "versions": _versions(),
         "started": time.time(),
     }
@@ -166,13 +168,15 @@ def _decides(about: dict[str, Any]) -> dict[str, Any]:
     apart = ("max_steps", "save_strategy", "save_steps", "save_only_model")
     arguments = {key: value for key, value in about["arguments"].items() if key not in apart}
     sections = {key: about["settings"].get(key) for key in ("data", "env")}
-    return {"model": about["model"], **sections, **arguments}
+    # Runs of earlier versions say nothing of these, and had none.
+    own = {"lora": about.get("lora") or {}, "dynamic_sampling": about.get("dynamic_sampling") or 0}
+    return {"model": about["model"], **sections, **own, **arguments}
 
 
 def _versions() -> dict[str, str]:
     from importlib.metadata import version
 
-    return {name: version(name) for name in ("torch", "transformers", "trl")}
+    return {name: version(name) for name in ("torch", "transformers", "trl", "peft")}
 
 
 def _keep_records(file: Path, *, up_to: int) -> float:

@@ -19,6 +19,8 @@ import types
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from workshop_lib.training.lora import inner_model
+
 if TYPE_CHECKING:
     import torch
 
@@ -66,7 +68,7 @@ def can_share_prompts(model: Any) -> bool:
     """Whether a model is of an architecture for which this module gives TRL's results.
 
     Args:
-        model: What the trainer trains; wrapped by PEFT, it is not.
+        model: What the trainer trains; wrapped by peft, what is inside is asked.
 
     Example:
         >>> can_share_prompts(model)  # doctest: +SKIP
@@ -74,6 +76,7 @@ def can_share_prompts(model: Any) -> bool:
     """
     from transformers import PreTrainedModel
 
+    model = inner_model(model)
     return (
         isinstance(model, PreTrainedModel)
         and model.config.model_type in _ARCHITECTURES
@@ -161,7 +164,7 @@ def per_token_logps(
     """Log-probability of each token of each answer, and the entropy where it was drawn.
 
     Args:
-        model: A causal language model of transformers.
+        model: A causal language model of transformers, or one inside peft.
         packing: The batch.
         targets: (answers, length): the answers' tokens.
         temperature: Logits are divided by it.
@@ -178,6 +181,7 @@ def per_token_logps(
     from torch.utils.checkpoint import checkpoint
     from trl.trainer.utils import selective_log_softmax_and_entropy
 
+    model = inner_model(model)
     hidden = model.base_model(
         input_ids=packing.input_ids,
         attention_mask=packing.attention_mask,
@@ -216,7 +220,8 @@ def share_prompts_in_generate(model: Any) -> None:
     their last tokens, as for any prompt known beforehand.
 
     Args:
-        model: A causal language model of transformers; its `generate` is replaced.
+        model: A causal language model of transformers, or one inside peft, which asks that one;
+            its `generate` is replaced.
 
     Example:
         >>> share_prompts_in_generate(model)  # doctest: +SKIP
@@ -224,6 +229,7 @@ def share_prompts_in_generate(model: Any) -> None:
     import torch
     from transformers import DynamicCache
 
+    model = inner_model(model)
     generate = model.generate
 
     def sharing(

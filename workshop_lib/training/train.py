@@ -8,7 +8,6 @@ failure, 2 for what was refused before anything started.
 from __future__ import annotations
 
 import argparse
-import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -16,17 +15,9 @@ from collections.abc import Sequence
 from workshop_lib.errors import WorkshopError
 from workshop_lib.recipe import read_recipe
 from workshop_lib.training.component import override
+from workshop_lib.training.process import prepare_environment
 
 __all__ = ["main"]
-
-# Everything is on disk by now, and a hub that is out of reach costs minutes. For a process of
-# our own only: a notebook's kernel that trains may want the hub afterwards.
-_ENVIRONMENT = {
-    "HF_HUB_OFFLINE": "1",
-    "HF_DATASETS_OFFLINE": "1",
-    "TRL_EXPERIMENTAL_SILENCE": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -95,6 +86,5 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+    prepare_environment()
     sys.exit(main())

@@ -12,11 +12,13 @@ log-probabilities of sampling and of training are those of one and the same mode
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
-from workshop_lib.recipe.files import leaves
-from workshop_lib.training.translate_notes import DROPPED, READ_HERE, SWITCHES, different_defaults
+from workshop_lib.training.advantages import trl_advantages
+from workshop_lib.training.translate_lora import translate_lora
+from workshop_lib.training.translate_notes import READ_HERE, different_defaults
+from workshop_lib.training.translate_table import Mapped, Status, Table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,28 +26,6 @@ if TYPE_CHECKING:
     from workshop_lib.recipe import Recipe
 
 __all__ = ["Mapped", "Translation", "different_defaults", "translate"]
-
-Status: TypeAlias = Literal["exact", "approximated", "dropped", "refused"]
-
-
-@dataclass(frozen=True, slots=True)
-class Mapped:
-    """What became of one key.
-
-    Attributes:
-        key: The recipe's key.
-        value: Its value.
-        status: `exact`, `approximated`, `dropped` (it changes nothing that is learned),
-            or `refused` (it would, and TRL's trainer cannot do it).
-        trl: The argument of TRL that it became, if any.
-        reason: Why.
-    """
-
-    key: str
-    value: Any
-    status: Status
-    trl: str = ""
-    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -57,12 +37,21 @@ class Translation:
         rows: What became of each key.
         steps: Steps to train, each a batch of fresh answers.
         updates_per_step: Optimizer updates in a step.
+        lora: Arguments of `peft.LoraConfig`, and `init`, how its A begins; empty without LoRA.
+        watch_kl: Whether the KL divergence from the reference is recorded although it is not
+            penalised.
+        prompts_per_batch: Prompts that dynamic sampling asks at once; 0 without it.
+        most_batches: Batches of a step after which dynamic sampling gives up.
     """
 
     arguments: dict[str, Any]
     rows: tuple[Mapped, ...]
     steps: int
     updates_per_step: int
+    lora: dict[str, Any] = field(default_factory=dict)
+    watch_kl: bool = False
+    prompts_per_batch: int = 0
+    most_batches: int = 0
 
     def table(self) -> pd.DataFrame:
         """One row a key: `key`, `value`, `status`, `trl`, `reason`.
@@ -108,8 +97,9 @@ def translate(
         >>> translation.refused
         []
     """
-    table = _Table(recipe)
+    table = Table(recipe)
     _batches(table)
+    _dynamic_sampling(table)
     count = _steps(table, problems, steps)
     table.exact("grpo.seed", seed=recipe.grpo.seed if seed is None else seed)
     _advantages(table)
@@ -117,8 +107,10 @@ def translate(
     _sampling(table)
     _optimizer(table)
     _model(table)
+    lora = translate_lora(table)
     _checkpoints(table)
     _data(table)
+    watch_kl = _reference(table)
     table.switched_off()
     table.drop_the_rest()
     return Translation(
@@ -126,59 +118,14 @@ def translate(
         rows=table.in_order(),
         steps=count,
         updates_per_step=recipe.updates_per_step,
+        lora=lora,
+        watch_kl=watch_kl,
+        prompts_per_batch=_prompts_per_batch(recipe) if table.dynamic else 0,
+        most_batches=recipe.grpo.dynamic_sampling_max_gen_batches + 1 if table.dynamic else 0,
     )
 
 
-class _Table:
-    """Collects the arguments and the rows."""
-
-    def __init__(self, recipe: Recipe) -> None:
-        self.recipe = recipe
-        self.given = leaves(recipe.settings)
-        self.arguments: dict[str, Any] = {}
-        self.rows: dict[str, Mapped] = {}
-
-    def value(self, key: str) -> Any:
-        """A key's value, NeMo RL's own where the recipe is silent."""
-        here: Any = self.recipe.config
-        for part in key.split("."):
-            here = here.get(part) if isinstance(here, dict) else getattr(here, part.lstrip("_"))
-        return here
-
-    def add(self, key: str, status: Status, reason: str = "", **arguments: Any) -> None:
-        self.arguments |= arguments
-        trl = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
-        self.rows[key] = Mapped(key, self.value(key), status, trl, reason)
-
-    def exact(self, key: str, reason: str = "", **arguments: Any) -> None:
-        self.add(key, "exact", reason, **arguments)
-
-    def in_order(self) -> tuple[Mapped, ...]:
-        """The rows as the recipe has them, then what it leaves out and TRL must be told."""
-        given = [self.rows[key] for key in self.given if key in self.rows]
-        silent = [row for key, row in self.rows.items() if key not in self.given]
-        return (*given, *(row for row in silent if row.trl or row.status != "exact"))
-
-    def switched_off(self) -> None:
-        """Switches that TRL has no counterpart for: fine when off, refused when on."""
-        for key, (off, reason) in SWITCHES.items():
-            if self.value(key) == off or not (self.value(key) or off):
-                self.exact(key, "off in both")
-            else:
-                self.add(key, "refused", reason)
-
-    def drop_the_rest(self) -> None:
-        """Every key of the recipe that has no row yet."""
-        for key, value in self.given.items():
-            if key not in self.rows and not any(key.startswith(f"{done}.") for done in self.rows):
-                reason = next(
-                    (text for start, text in DROPPED.items() if f"{key}.".startswith(start)),
-                    "nothing on one machine answers to it",
-                )
-                self.rows[key] = Mapped(key, value, "dropped", "", reason)
-
-
-def _batches(table: _Table) -> None:
+def _batches(table: Table) -> None:
     recipe = table.recipe
     grpo, policy = recipe.grpo, recipe.policy
     micro, batch = policy.train_micro_batch_size, policy.train_global_batch_size
@@ -197,7 +144,46 @@ def _batches(table: _Table) -> None:
     )
 
 
-def _steps(table: _Table, problems: int, steps: int | None) -> int:
+def _prompts_per_batch(recipe: Recipe) -> int:
+    grpo = recipe.grpo
+    return int(grpo.num_prompts_per_step * grpo.batch_multiplier)
+
+
+def _dynamic_sampling(table: Table) -> None:
+    """The three keys, which are the engine's own and no argument of TRL."""
+    names = ("batch_multiplier", "dynamic_sampling_max_gen_batches")
+    if not table.dynamic:
+        table.exact("grpo.use_dynamic_sampling", "off in both")
+        return
+    if table.recipe.leave_one_out:
+        reason = "whole groups here; NeMo RL with leave-one-out drops an only right answer too"
+        table.add("grpo.use_dynamic_sampling", "approximated", reason)
+    else:
+        table.exact("grpo.use_dynamic_sampling", "groups without spread are replaced by others")
+    for name in names:
+        table.exact(f"grpo.{name}")
+    limit = table.recipe.grpo.dynamic_sampling_max_gen_batches
+    if limit < 1:
+        table.add(f"grpo.{names[1]}", "refused", "NeMo RL wants at least 1")
+    elif _prompts_per_batch(table.recipe) < 1:
+        table.add(f"grpo.{names[0]}", "refused", "no prompt is left to sample")
+    else:
+        table.exact(f"grpo.{names[1]}", f"NeMo RL gives up after {limit + 1}, and so does this")
+
+
+def _reference(table: Table) -> bool:
+    """Whether the divergence from the reference is watched without being penalised."""
+    key = "grpo.skip_reference_policy_logprobs_calculation"
+    if table.recipe.loss_fn.reference_policy_kl_penalty != 0:
+        table.exact(key, "the penalty needs them")
+        return False
+    skipped = table.recipe.grpo.skip_reference_policy_logprobs_calculation
+    reason = "no reference is kept" if skipped else "computed, and the KL divergence recorded"
+    table.exact(key, reason)
+    return not skipped
+
+
+def _steps(table: Table, problems: int, steps: int | None) -> int:
     grpo = table.recipe.grpo
     # NeMo RL drops what is left of an epoch and stops at the earlier of the two limits.
     epoch = problems // grpo.num_prompts_per_step
@@ -209,11 +195,14 @@ def _steps(table: _Table, problems: int, steps: int | None) -> int:
         "TRL counts updates" if updates > 1 else "",
         max_steps=count * updates,
     )
-    table.exact("grpo.max_num_epochs", f"an epoch is {epoch} steps of {problems} problems")
+    status: Status = "approximated" if table.dynamic else "exact"
+    reason = ", those of batches thrown away not counted" if table.dynamic else ""
+    about = f"an epoch is {epoch} steps of {problems} problems{reason}"
+    table.add("grpo.max_num_epochs", status, about)
     return count
 
 
-def _advantages(table: _Table) -> None:
+def _advantages(table: Table) -> None:
     recipe = table.recipe
     normalize, leave_one_out = recipe.normalize_rewards, recipe.leave_one_out
     size = recipe.grpo.num_generations_per_prompt
@@ -225,7 +214,12 @@ def _advantages(table: _Table) -> None:
         table.exact(baseline, "TRL's baseline is the group's mean")
         table.exact(spread, "TRL adds 1e-4 to the spread, NeMo RL 1e-6", scale_rewards=scale)
     elif normalize:
-        reason = "TRL's mean and spread are the whole group's, not the others' alone"
+        # Alone among wrong ones it is 1 in NeMo RL, which does not divide by a spread of 0.
+        counts = trl_advantages([1.0] + [0.0] * (size - 1))[0]
+        reason = (
+            "TRL's mean and spread are the whole group's, not the others' alone: an only right"
+            f" answer of {size} counts {counts:.1f} times as much, others somewhat less"
+        )
         table.add(baseline, "approximated", reason)
         table.add(spread, "approximated", reason, scale_rewards=scale)
     else:
@@ -238,7 +232,7 @@ def _advantages(table: _Table) -> None:
             table.add(f"grpo.adv_estimator.{name}", table.rows[key].status, f"as {key}")
 
 
-def _loss(table: _Table) -> None:
+def _loss(table: Table) -> None:
     loss = table.recipe.loss_fn
     if not loss.token_level_loss:
         table.exact("loss_fn.token_level_loss", "the mean of answers' means", loss_type="grpo")
@@ -272,7 +266,7 @@ def _loss(table: _Table) -> None:
         table.add(f"loss_fn.{name}", "exact" if off else "approximated", reason)
 
 
-def _sampling(table: _Table) -> None:
+def _sampling(table: Table) -> None:
     recipe = table.recipe
     generation, total = recipe.generation, recipe.policy.max_total_sequence_length
     table.exact("policy.generation.temperature", temperature=generation.temperature)
@@ -295,7 +289,7 @@ def _sampling(table: _Table) -> None:
     table.add("policy.tokenizer.name", "exact" if own else "refused", reason)
 
 
-def _optimizer(table: _Table) -> None:
+def _optimizer(table: Table) -> None:
     policy = table.recipe.policy
     given = policy.optimizer
     if given is None or given.name != "torch.optim.AdamW":
@@ -320,7 +314,7 @@ def _optimizer(table: _Table) -> None:
     _schedule(table)
 
 
-def _schedule(table: _Table) -> None:
+def _schedule(table: Table) -> None:
     scheduler = table.recipe.policy.scheduler
     if scheduler is None:
         table.exact("policy.scheduler", "none: a constant rate", lr_scheduler_type="constant")
@@ -346,7 +340,7 @@ def _schedule(table: _Table) -> None:
         table.add("policy.scheduler", "refused", f"{shown}: only constant, with or without warm-up")
 
 
-def _model(table: _Table) -> None:
+def _model(table: Table) -> None:
     policy = table.recipe.policy
     table.exact("policy.model_name", "the folder given, or where the workshop prepared this model")
     if policy.precision == "float32":
@@ -365,7 +359,7 @@ def _model(table: _Table) -> None:
     )
 
 
-def _checkpoints(table: _Table) -> None:
+def _checkpoints(table: Table) -> None:
     wanted, updates = table.recipe.checkpointing, table.recipe.updates_per_step
     strategy = "steps" if wanted.enabled else "no"
     table.exact("checkpointing.enabled", "and always at the end", save_strategy=strategy)
@@ -380,7 +374,7 @@ def _checkpoints(table: _Table) -> None:
     table.add("checkpointing.keep_top_k", "exact" if newest else "approximated", reason)
 
 
-def _data(table: _Table) -> None:
+def _data(table: Table) -> None:
     table.exact("data.shuffle", "in another order", shuffle_dataset=table.recipe.data.shuffle)
     for key in table.given:
         if key.startswith("data.") and key.rpartition(".")[2] in READ_HERE:

@@ -13,7 +13,6 @@ __all__ = ["DROPPED", "READ_HERE", "SWITCHES", "different_defaults"]
 SWITCHES: dict[str, tuple[Any, str]] = {
     "grpo.adv_estimator.name": ("grpo", "TRL's GRPOTrainer has GRPO's advantages alone"),
     "grpo.max_rollout_turns": (1, "answers of several turns need an environment that replies"),
-    "grpo.use_dynamic_sampling": (False, "TRL keeps groups without spread, and samples no others"),
     "grpo.overlong_filtering": (False, "not translated"),
     "grpo.advantage_clip_low": (None, "TRL does not clip advantages"),
     "grpo.advantage_clip_high": (None, "TRL does not clip advantages"),
@@ -27,7 +26,6 @@ SWITCHES: dict[str, tuple[Any, str]] = {
     "loss_fn.disable_ppo_ratio": (False, "TRL always has the ratio"),
     "loss_fn.use_cispo": (False, "not translated"),
     "loss_fn.positive_example_nll_weight": (0.0, "TRL has no such term"),
-    "policy.dtensor_cfg.lora_cfg.enabled": (False, "all parameters are trained here, no LoRA yet"),
     "policy.generation.stop_strings": (None, "answers end at the model's own end token"),
     "policy.generation.stop_token_ids": (None, "answers end at the model's own end token"),
     "policy.generation.bad_words": (None, "not translated"),
@@ -41,7 +39,6 @@ DROPPED: dict[str, str] = {
     "grpo.max_val_samples.": "accuracy is measured before and after, by `evaluate`",
     "grpo.dynamic_sampling_max_gen_batches.": "only read with use_dynamic_sampling",
     "grpo.batch_multiplier.": "only read with use_dynamic_sampling",
-    "grpo.skip_reference": "TRL keeps no reference model when the penalty is 0",
     "grpo.calculate_advantages_on_gpu.": "no GPU",
     "grpo.": "only read with a switch that is off",
     "loss_fn.": "corrects for a second engine; here the trained model samples",

@@ -4,6 +4,9 @@ The same model, seed, problems and settings in two processes that are alive at o
 with all cores while the other one waits. That both do the same work is seen in what they
 score: the first step's answers, which come from the same weights and the same seed, must be
 the same but for a few that rounding tips over, and the number of tokens later on.
+
+Then our side alone goes on until it has learned: how long training took until the mean reward of
+three consecutive steps reached 0.9.
 """
 
 from __future__ import annotations
@@ -36,6 +39,9 @@ STEP_TIMEOUT_S = 300.0
 LEAST_SAME = 0.9
 """Of the first step's answers; rounding may tip over a draw, and then the rest of an answer."""
 
+LEARNED_REWARD, LEARNED_STEPS = 0.9, 3
+"""The task is learned when the mean reward of so many steps is so high."""
+
 _QUANTITIES = (
     Quantity("step_s", "time per step", "s", Bar("ratio", "at most", 0.75)),
     Quantity("cpu_s", "CPU time per step", "s"),
@@ -49,6 +55,16 @@ _QUANTITIES = (
     Quantity("reward", "mean reward", "0 to 1"),
 )
 
+_LEARNING = (
+    Quantity(
+        "learned_s",
+        f"training until {LEARNED_STEPS} steps' mean reward is {LEARNED_REWARD}",
+        "s",
+        Bar("median", "at most", 180.0),
+    ),
+    Quantity("learned_step", "the last of them", "step"),
+)
+
 
 @dataclass(frozen=True)
 class GrpoStep:
@@ -60,6 +76,7 @@ class GrpoStep:
         overrides: Values by dotted key that replace the recipe's.
         model: The folder of the model; None: the workshop's own, made if it is not there.
         sides: The two sides, ours first: a name and what its process does.
+        learning_steps: Steps after which ours has not learned; 0: it is not asked to.
         name, rounds: See `Entry`.
     """
 
@@ -71,6 +88,7 @@ class GrpoStep:
         ("workshop", workshop_trainer),
         ("TRL", trl_trainer),
     )
+    learning_steps: int = 20
     name: str = "grpo-step"
     rounds: int = 5
 
@@ -104,23 +122,69 @@ class GrpoStep:
                     f" {LEAST_SAME:.0%}: they do not do the same work"
                 )
             answers = len(firsts[0].answers)
-            names = [name for name, _ in self.sides]
-            yield [
+            (ours, _), (theirs, _) = self.sides
+            learning = _Learning(workers[0], firsts[0], self.learning_steps)
+            comparisons = [
                 Comparison(
                     f"{self.name}: {answers} answers a step; of the first step's {same:.0%} are the"
                     " same on both sides",
-                    {name: _side(each, same) for name, each in zip(names, workers, strict=True)},
+                    {
+                        ours: _side(workers[0], same, learning.note),
+                        theirs: _side(workers[1], same, lambda step: None),
+                    },
                     _QUANTITIES,
                 )
             ]
+            if self.learning_steps:
+                title = f"{self.name}: how long {ours} takes to learn the task, alone"
+                sides: dict[str, Side] = {ours: learning.sample, theirs: dict}
+                comparisons.append(Comparison(title, sides, _LEARNING))
+            yield comparisons
 
 
-def _side(worker: Worker, same: float) -> Side:
+class _Learning:
+    """Follows a training from its first step on, until the task is learned.
+
+    Args:
+        worker: The trainer.
+        first: Its first step.
+        most_steps: Steps after which it is given up.
+    """
+
+    def __init__(self, worker: Worker, first: Step, most_steps: int) -> None:
+        self._worker = worker
+        self._most_steps = most_steps
+        self._seconds: list[float] = []
+        self._rewards: list[float] = []
+        self.note(first)
+
+    def note(self, step: Step) -> None:
+        """Take a step that was made."""
+        self._seconds.append(step.seconds)
+        self._rewards.append(sum(step.rewards) / len(step.rewards))
+
+    def _learned(self) -> int | None:
+        for last in range(LEARNED_STEPS, len(self._rewards) + 1):
+            if sum(self._rewards[last - LEARNED_STEPS : last]) >= LEARNED_STEPS * LEARNED_REWARD:
+                return last
+        return None
+
+    def sample(self) -> Sample:
+        """Train on until it is learned; nothing where it is not."""
+        while (last := self._learned()) is None and len(self._rewards) < self._most_steps:
+            self.note(self._worker.ask("step", timeout_s=STEP_TIMEOUT_S))
+        if last is None:
+            return {}
+        return {"learned_s": sum(self._seconds[:last]), "learned_step": last}
+
+
+def _side(worker: Worker, same: float, note: Callable[[Step], None]) -> Side:
     """A trainer's next step, as a side of a comparison."""
 
     def sample() -> Sample:
         cpu_before_s = process_cpu_s(worker.pid)
         step: Step = worker.ask("step", timeout_s=STEP_TIMEOUT_S)
+        note(step)
         return {
             "step_s": step.seconds,
             "cpu_s": process_cpu_s(worker.pid) - cpu_before_s,

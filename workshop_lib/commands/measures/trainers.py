@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from workshop_lib.errors import WorkshopError
+from workshop_lib.training.process import prepare_environment
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -74,8 +75,9 @@ def trl_trainer(connection: Connection) -> None:
 
 def _import() -> None:
     """What takes long, before it is said that the process is ready: in both at once."""
-    # Here alone: other processes of this run may need a hub.
-    os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+    # Both sides alike, so that what differs is the trainer. Here alone: other processes of this
+    # run may need a hub.
+    prepare_environment()
     import trl.trainer.grpo_trainer  # noqa: F401
 
 
