@@ -226,7 +226,7 @@ def test_what_runs_and_hangs(case):
 
 
 def test_sockets_are_a_fault_only_where_efa_was_asked_for():
-    log = {"vllm-0/main": "ip:1:1 [0] NCCL INFO NET/Socket : Using [0]eth0:10.0.0.1<0>\n"}
+    log = {"vllm-0/main": "ip:1:1 [0] NCCL INFO NET/Socket : Using [0]eth0:10.0.0.1<0>\nstep 1\n"}
     plain = pod(ready=True, statuses=[running(ready=True)])
     assert check(snapshot(plain, logs=log)).verdict == "healthy"
     efa = pod(ready=True, statuses=[running(ready=True)],

@@ -25,6 +25,13 @@ _STANDALONE = ("nccl-over-tcp",)
 """Signs that only count when the pod was given EFA devices."""
 
 
+_ABOUT_OTHERS = frozenset({
+    "ray-head-unreachable", "ray-token", "ray-infeasible", "nccl-timeout", "nccl-init",
+    "rendezvous-timeout", "ray-out-of-memory",
+})  # fmt: skip
+"""Signs that may follow from the trouble of a pod that works together with this one."""
+
+
 def who_is(pod: Json, name: str, *, init: bool = False) -> str:
     """A container in words."""
     return f"{'init container' if init else 'container'} {name} of {pod['metadata']['name']}"
@@ -54,7 +61,7 @@ def log_cause(view: View, pod: Json, name: str, match: Match, depth: Depth, *,
     shown = f"{host}:{port}" if host and port else host or "a server"
     waits_for = targets(view, host) if host else set()
     waits_for.discard(ref(pod))
-    if sign.rule in ("ray-head-unreachable", "ray-token") or sign.vague:
+    if sign.rule in _ABOUT_OTHERS or sign.vague:
         waits_for |= {*companions(view, pod), *view.owners(pod)}
     words = {"who": who_is(pod, name, init=init)}
     cause = match.text(sign.cause, **{**words, "host": shown})

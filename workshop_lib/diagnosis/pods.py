@@ -12,6 +12,7 @@ from workshop_lib.diagnosis import containers, images, probes, scheduling, setup
 from workshop_lib.diagnosis.cause import Cause, Depth, Lesson
 from workshop_lib.diagnosis.logs import repeated_line
 from workshop_lib.diagnosis.view import Json, View, conditions, ref, seconds
+from workshop_lib.diagnosis.waits import wait_cause
 
 __all__ = ["PodRules"]
 
@@ -90,18 +91,19 @@ class PodRules:
         """A pod that was deleted and stays."""
         metadata = pod["metadata"]
         late_s = self.view.age_s(metadata["deletionTimestamp"])
-        if late_s < 60:
+        keepers = [f for f in metadata.get("finalizers") or [] if "job-tracking" not in f]
+        over = all("terminated" in (s.get("state") or {}) for s, _ in self._statuses(pod))
+        if late_s < 60 and not (keepers and over):
             return
         if node := self._lost_node(pod):
             yield node
             return
-        keepers = [f for f in metadata.get("finalizers") or [] if "job-tracking" not in f]
         events = self.view.events(pod, "FailedKillPod")
         if keepers:
             yield Cause(
                 "stuck-finalizer", keepers[0],
-                f"The pod was deleted {late_s:.0f} s ago and stays: the finalizer {keepers[0]} "
-                "waits for a controller that does not answer.", [keepers[0]],
+                f"The pod was deleted and its containers are gone, but it stays: the finalizer "
+                f"{keepers[0]} waits for a controller that does not answer.", [keepers[0]],
                 f"see that this controller runs; as a last resort: kubectl patch pod "
                 f"{metadata['name']} --type=merge -p '{{\"metadata\":{{\"finalizers\":null}}}}'",
                 Lesson.WHEN, [ref(pod)], Depth.CONTROLLER,
@@ -308,14 +310,27 @@ class PodRules:
             return self._ended(pod, status, init=init)
         if init:
             return self._init_running(pod, status, age_s)
-        if status.get("ready") or not self._wants_ready(pod):
-            return containers.stall(self.view, pod, status)
+        ready = bool(status.get("ready")) or not self._wants_ready(pod)
         if found := containers.stall(self.view, pod, status):
             return found
+        spec = self._spec(pod, status)
+        probed = any(each in spec for each in ("readinessProbe", "startupProbe"))
+        if found := wait_cause(self.view, pod, spec, age_s, ready=ready or probed):
+            return found
+        if ready:
+            return None
         cause, note = probes.not_ready(self.view, pod, status)
         if note:
             self.notes.append(note)
         return cause
+
+    @staticmethod
+    def _spec(pod: Json, status: Json) -> Json:
+        """The spec of a container, given its status."""
+        spec = pod.get("spec") or {}
+        every = [*(spec.get("initContainers") or []), *(spec.get("containers") or [])]
+        name = status.get("name")
+        return next((each for each in every if each.get("name") == name), {"name": name})
 
     def _wants_ready(self, pod: Json) -> bool:
         return conditions(pod).get("Ready", {}).get("status") != "True"
@@ -336,6 +351,8 @@ class PodRules:
                 if not heads or age_s < 600:
                     return self._waits(pod, name, line or name, heads) if age_s > 30 else None
             return self._waits(pod, name, line or name, heads)
+        if found := wait_cause(self.view, pod, self._spec(pod, status), age_s, init=True):
+            return found
         if line or age_s > _INIT_S:
             return Cause(
                 "init-waiting", f"{self.view.top(pod)}/{name}",
@@ -455,8 +472,7 @@ def _disruption(pod: Json, rule: str, key: str, quoted: str, cause: str, fix: st
 
 def _evicted(pod: Json, text: str, node: str) -> Cause:
     who = pod["metadata"]["name"]
-    if re.search(r"exceeds? (?:its |the )?(?:local )?(?:total limit|limit)|exceeds emptyDir|"
-                 r"usage exceeds|exceeds the total limit", text, re.IGNORECASE):  # fmt: skip
+    if re.search(r"exceed(?:s|ed) .*limit|usage exceeds", text, re.IGNORECASE):  # fmt: skip
         volume = re.search(r'EmptyDir volume "([^"]+)"', text)
         what = f"the limit of its emptyDir {volume[1]!r}" if volume else (
             "its limit of ephemeral storage (files outside of volumes, and logs)")  # fmt: skip
