@@ -35,7 +35,8 @@ def test_the_second_of_two_replicas_finds_no_node():
     one = pod("vllm-5d9f-a", owner=RS, labels={"app": "vllm", "pod-template-hash": "5d9f"},
               ready=True, statuses=[running(ready=True)])  # fmt: skip
     two = pending("0/1 nodes are available: 1 node(s) didn't match pod anti-affinity rules" + TAIL,
-                  "vllm-5d9f-b", owner=RS, labels={"app": "vllm", "pod-template-hash": "5d9f"})  # fmt: skip
+                  "vllm-5d9f-b", owner=RS, labels={"app": "vllm", "pod-template-hash": "5d9f"}
+                  )  # fmt: skip
     body = deployment(replicas=2, available=1, conditions=[
         condition("Available", False, "MinimumReplicasUnavailable")])  # fmt: skip
     check(snapshot(one, two, body, service(), node()), "pod-anti-affinity",
@@ -68,7 +69,8 @@ def test_a_quota_that_lets_one_of_two_in():
 def test_an_init_container_that_waits_for_a_service_that_is_not_there():
     command = ["sh", "-c", "until getent hosts ray-head; do sleep 2; done"]
     body = pod(phase="Pending", inits=[running(70, name="wait")], statuses=[
-        waiting("PodInitializing")], initContainers=[container("wait", command=command)])  # fmt: skip
+        waiting("PodInitializing")], initContainers=[
+            container("wait", command=command)])  # fmt: skip
     check(snapshot(body, node(), service("vllm", selector={})), "service-name-unknown",
           cause="ray-head")  # fmt: skip
     there = service("ray-head", selector={"app": "head"})
@@ -115,7 +117,8 @@ def test_a_disk_that_fills_up():
                  'Usage of EmptyDir volume "scratch" exceeds the limit "1Mi". '):  # fmt: skip
         body = pod(phase="Failed", reason="Evicted", message=text, owner="Job/vllm", policy="Never",
                    statuses=[status(state=ended(137, "Error"))],
-                   conditions=[condition("DisruptionTarget", True, "TerminationByKubelet", text)])  # fmt: skip
+                   conditions=[condition("DisruptionTarget", True, "TerminationByKubelet", text)]
+                   )  # fmt: skip
         failed = job(failed="BackoffLimitExceeded", message="Job has reached the specified backoff "
                      "limit")  # fmt: skip
         check(snapshot(body, failed, node(), event("Pod/vllm-0", "Evicted", text)),
