@@ -262,6 +262,22 @@ def test_a_port_that_the_service_has_not():
           cause="only port 8000", objects=["Service/vllm", "Pod/client-0"])  # fmt: skip
 
 
+def test_a_network_policy_in_the_way():
+    policy = {"kind": "NetworkPolicy", "metadata": {"name": "closed"}, "spec": {
+        "podSelector": {"matchLabels": {"app": "vllm"}}, "policyTypes": ["Ingress"]}}  # fmt: skip
+    line = "curl: (28) Failed to connect to vllm port 8000 after 130000 ms: Connection timed out"
+    body, logs = client(line)
+    check(snapshot(body, server(), service(), policy, logs=logs), "network-policy",
+          objects=["Pod/client-0", "NetworkPolicy/closed"])  # fmt: skip
+    check(snapshot(body, server(), service(), logs=logs), "connection-timeout")
+    egress = {"kind": "NetworkPolicy", "metadata": {"name": "out"}, "spec": {
+        "podSelector": {}, "policyTypes": ["Egress"]}}  # fmt: skip
+    body, logs = client("curl: (6) Could not resolve host: vllm.demo.svc")
+    check(snapshot(body, server(), service(), egress, logs=logs), "network-policy")
+    everything = {**egress, "spec": {**egress["spec"], "egress": [{}]}}
+    check(snapshot(body, server(), service(), everything, logs=logs), "name-not-resolved")
+
+
 def test_who_dials_a_server_that_crashes_is_a_consequence():
     body, logs = client("requests.exceptions.ConnectionError: HTTPConnectionPool(host='vllm', "
                         "port=8000): Max retries exceeded: [Errno 111] Connection refused"

@@ -1,4 +1,4 @@
-"""Pods that somebody ended, and nodes that are down: the kubelet, the scheduler, a drain, a spot end.
+"""Pods that somebody ended, and nodes that are down: the kubelet, the scheduler, a drain.
 
 Reasons of a pod's status (`Evicted`, `Terminated`, `OutOf...`) and of its condition
 `DisruptionTarget` (pkg/kubelet/eviction, pkg/scheduler, pkg/controller/tainteviction).

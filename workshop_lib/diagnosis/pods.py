@@ -16,10 +16,6 @@ from workshop_lib.diagnosis.waits import wait_cause
 
 __all__ = ["PodRules"]
 
-_SETTLED_S = 120.0
-"""A container that was restarted once and has run for so long is well again."""
-_SETTLED_OFTEN_S = 600.0
-"""One that was restarted several times is believed after so long."""
 _CREATING_S = 300.0
 """Making a container takes no longer, images apart."""
 _PULLING_S = 1800.0
@@ -248,13 +244,16 @@ class PodRules:
         last = (status.get("lastState") or {}).get("terminated") or {}
         age_s = self.view.age_s(running.get("startedAt"))
         often = int(status.get("restartCount") or 0)
-        settled_s = _SETTLED_OFTEN_S if often > 1 else _SETTLED_S
+        lasted_s = max(0.0, seconds(last.get("finishedAt")) - seconds(last.get("startedAt")))
+        settled_s = _settled_s(often, lasted_s)
+        killed = probes.killed_by_probe(self.view, pod, status)
         if (
-            last
-            and often
-            and age_s < settled_s
-            and (last.get("exitCode") or probes.killed_by_probe(self.view, pod, status))
+            killed
+            and not last
+            and probes.kill_time(self.view, pod, status) >= seconds(running.get("startedAt"))
         ):
+            return killed  # it was told to stop, and takes its time
+        if last and often and age_s < settled_s and (last.get("exitCode") or killed):
             return self._ended(pod, status, init=init)
         if init:
             return self._init_running(pod, status, age_s)
@@ -360,7 +359,7 @@ class PodRules:
                 [str(shut[0])], "see that this controller runs and that the target is healthy in "
                 "the load balancer", Lesson.WHEN, [ref(pod)], Depth.PROBE,
             )  # fmt: skip
-        elif age_s > 60 and any("running" in (s.get("state") or {})
+        elif age_s > 45 and any("running" in (s.get("state") or {})
                                 for s, _ in self._statuses(pod)):  # fmt: skip
             yield Cause(
                 "unknown", ref(pod), "The pod runs and is not ready, and nothing says why.",
@@ -408,3 +407,15 @@ def _index(pod: Json) -> str | None:
 def _role(pod: Json) -> tuple[str | None, str | None]:
     labels = pod["metadata"].get("labels") or {}
     return labels.get("ray.io/node-type"), labels.get("ray.io/group")
+
+
+def _settled_s(restarts: int, lasted_s: float) -> float:
+    """How long a restarted container must run to be believed: well past where it failed before.
+
+    Args:
+        restarts: How often it was restarted.
+        lasted_s: How long the run that failed lasted, seconds.
+    """
+    if restarts > 1:
+        return min(600.0, max(120.0, 5 * lasted_s))
+    return min(120.0, max(30.0, 3 * lasted_s))

@@ -134,6 +134,7 @@ def _nobody_schedules(pod: Json) -> Cause:
         "unknown", ref(pod), "The pod waits for a node, and the scheduler has not said why.",
         ["Pending"], f"look at: kubectl describe pod {pod['metadata']['name']}; and whether the "
         "scheduler runs: kubectl get pods -n kube-system", Lesson.WHEN, [ref(pod)], Depth.UNKNOWN,
+        waits_for={f"PersistentVolumeClaim/{name}" for name in claim_names(pod)},
     )  # fmt: skip
 
 

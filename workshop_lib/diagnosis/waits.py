@@ -29,7 +29,7 @@ _NAMES = re.compile(
 )
 _FOR = re.compile(r"(?:for|at|to|on) (?:the )?(?:\w+ at )?(?P<host>[a-z0-9][\w-]*(?:\.[\w-]+)*)")
 
-SOON_S, NCCL_S = 45.0, 60.0
+SOON_S, NCCL_S = 45.0, 45.0
 
 
 def wait_cause(view: View, pod: Json, spec: Json, age_s: float, *, init: bool = False,
