@@ -254,7 +254,8 @@ def test_restarts_of_long_ago_are_forgiven_and_recent_ones_are_not():
     assert check(snapshot(restarted(4000, 7), old)).verdict == "healthy"
     assert check(snapshot(restarted(300, 1))).verdict == "healthy"
     check(snapshot(restarted(5, 1)), "oom-killed")
-    check(snapshot(restarted(200, 4)), "oom-killed")
+    check(snapshot(restarted(100, 4)), "oom-killed")
+    assert check(snapshot(restarted(50, 1))).verdict == "healthy"  # ten times as long as before
 
 
 def test_an_init_container_that_fails_or_waits():
@@ -353,6 +354,16 @@ def test_probes_that_restart():
     check(snapshot(body, start, event(
         "Pod/vllm-0", "Unhealthy", f"Startup probe failed: {READINESS['refused'][0]}",
         field="main")), "startup-probe-too-short")  # fmt: skip
+
+
+def test_a_container_that_takes_its_time_to_stop():
+    kill = event("Pod/vllm-0", "Killing", "Container main failed liveness probe, will be restarted",
+                 ago=10)  # fmt: skip
+    told = event("Pod/vllm-0", "Unhealthy", "Liveness probe failed: HTTP probe failed with "
+                 "statuscode: 500", field="main")  # fmt: skip
+    body = pod(ready=True, containers=[container(livenessProbe=PROBE)],
+               statuses=[running(60, ready=True)])  # fmt: skip
+    check(snapshot(body, kill, told), "liveness-probe")
 
 
 def test_an_error_before_the_probes_kill_is_the_cause():

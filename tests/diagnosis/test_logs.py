@@ -226,7 +226,7 @@ def test_what_runs_and_hangs(case):
 
 
 def test_sockets_are_a_fault_only_where_efa_was_asked_for():
-    log = {"vllm-0/main": "ip:1:1 [0] NCCL INFO NET/Socket : Using [0]eth0:10.0.0.1<0>\n"}
+    log = {"vllm-0/main": "ip:1:1 [0] NCCL INFO NET/Socket : Using [0]eth0:10.0.0.1<0>\nstep 1\n"}
     plain = pod(ready=True, statuses=[running(ready=True)])
     assert check(snapshot(plain, logs=log)).verdict == "healthy"
     efa = pod(ready=True, statuses=[running(ready=True)],
@@ -260,6 +260,22 @@ def test_a_port_that_the_service_has_not():
     )
     check(snapshot(body, server(), service(port=8000), logs=logs), "service-port",
           cause="only port 8000", objects=["Service/vllm", "Pod/client-0"])  # fmt: skip
+
+
+def test_a_network_policy_in_the_way():
+    policy = {"kind": "NetworkPolicy", "metadata": {"name": "closed"}, "spec": {
+        "podSelector": {"matchLabels": {"app": "vllm"}}, "policyTypes": ["Ingress"]}}  # fmt: skip
+    line = "curl: (28) Failed to connect to vllm port 8000 after 130000 ms: Connection timed out"
+    body, logs = client(line)
+    check(snapshot(body, server(), service(), policy, logs=logs), "network-policy",
+          objects=["Pod/client-0", "NetworkPolicy/closed"])  # fmt: skip
+    check(snapshot(body, server(), service(), logs=logs), "connection-timeout")
+    egress = {"kind": "NetworkPolicy", "metadata": {"name": "out"}, "spec": {
+        "podSelector": {}, "policyTypes": ["Egress"]}}  # fmt: skip
+    body, logs = client("curl: (6) Could not resolve host: vllm.demo.svc")
+    check(snapshot(body, server(), service(), egress, logs=logs), "network-policy")
+    everything = {**egress, "spec": {**egress["spec"], "egress": [{}]}}
+    check(snapshot(body, server(), service(), everything, logs=logs), "name-not-resolved")
 
 
 def test_who_dials_a_server_that_crashes_is_a_consequence():

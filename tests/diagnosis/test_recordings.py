@@ -51,6 +51,18 @@ def test_the_order_of_a_snapshots_lists_does_not_matter():
             assert diagnose(recorded).rules == rules
 
 
+def test_without_its_time_a_snapshot_is_a_minute_old_at_least():
+    """What hangs in silence: an init container that loops and prints nothing."""
+    quiet = json.loads((RECORDED / "healthy.json").read_text())
+    rank = quiet["pods"][1]
+    spec = {"name": "wait", "command": ["sh", "-c", "until getent hosts head; do sleep 1; done"]}
+    state = rank["status"]["containerStatuses"][0]["state"]
+    rank["spec"]["initContainers"] = [spec]
+    rank["status"] |= {"phase": "Pending", "containerStatuses": [],
+                       "initContainerStatuses": [{"name": "wait", "state": state}]}  # fmt: skip
+    check(quiet, "service-name-unknown")
+
+
 def test_two_broken_things_are_two_findings():
     both = json.loads((RECORDED / "pvc-unbound.json").read_text())
     other = json.loads((RECORDED / "oom-killed.json").read_text().replace("vllm", "grpo"))

@@ -221,6 +221,23 @@ def test_a_claim_that_waits_for_its_first_pod_is_well():
     check(snapshot(claim(), told, pending(text, **mounts())), "insufficient-cpu")
 
 
+def test_a_claim_that_was_deleted_under_its_pods():
+    going = claim(phase="Bound")
+    going["metadata"] |= {
+        "deletionTimestamp": at(9),
+        "finalizers": ["kubernetes.io/pvc-protection"],
+    }
+    check(snapshot(going, pod(ready=True, statuses=[running(ready=True)], **mounts())),
+          "pvc-deleting", objects=["PersistentVolumeClaim/shared", "Pod/vllm-0"])  # fmt: skip
+
+
+def test_a_pod_that_waits_for_a_volume_that_nobody_makes():
+    silent = pod(phase="Pending", node=None, **mounts())
+    silent["status"]["conditions"] = []
+    told = event("PersistentVolumeClaim/shared", *PVC_EVENTS["no driver"][:2])
+    check(snapshot(silent, claim(), told), "provisioner-missing")
+
+
 def test_a_lost_volume():
     check(snapshot(claim(phase="Lost"), event(
         "PersistentVolumeClaim/shared", "ClaimLost",

@@ -12,7 +12,7 @@ from workshop_lib.diagnosis.signs_general import CONNECTION_SIGNS, PROGRAM_SIGNS
 from workshop_lib.diagnosis.signs_gpu import GPU_SIGNS, NETWORK_SIGNS
 from workshop_lib.diagnosis.signs_ray import RAY_DEATHS, RAY_SIGNS
 from workshop_lib.diagnosis.signs_vllm import MODEL_SIGNS, VLLM_SIGNS
-from workshop_lib.diagnosis.view import Json, View, conditions, ref
+from workshop_lib.diagnosis.view import Json, View, conditions, fits, ref
 
 __all__ = ["ALL_SIGNS", "crash", "log_cause", "logs_of_end", "stall"]
 
@@ -23,6 +23,13 @@ ALL_SIGNS: tuple[Sign, ...] = (
 
 _STANDALONE = ("nccl-over-tcp",)
 """Signs that only count when the pod was given EFA devices."""
+
+
+_ABOUT_OTHERS = frozenset({
+    "ray-head-unreachable", "ray-token", "ray-infeasible", "nccl-timeout", "nccl-init",
+    "rendezvous-timeout", "ray-out-of-memory",
+})  # fmt: skip
+"""Signs that may follow from the trouble of a pod that works together with this one."""
 
 
 def who_is(pod: Json, name: str, *, init: bool = False) -> str:
@@ -54,7 +61,7 @@ def log_cause(view: View, pod: Json, name: str, match: Match, depth: Depth, *,
     shown = f"{host}:{port}" if host and port else host or "a server"
     waits_for = targets(view, host) if host else set()
     waits_for.discard(ref(pod))
-    if sign.rule in ("ray-head-unreachable", "ray-token") or sign.vague:
+    if sign.rule in _ABOUT_OTHERS or sign.vague:
         waits_for |= {*companions(view, pod), *view.owners(pod)}
     words = {"who": who_is(pod, name, init=init)}
     cause = match.text(sign.cause, **{**words, "host": shown})
@@ -64,7 +71,49 @@ def log_cause(view: View, pod: Json, name: str, match: Match, depth: Depth, *,
         sign.rule, f"{view.top(pod)}/{host}", cause, [match.line], fix, sign.taught_in,
         [ref(pod)], depth, waits_for=waits_for, vague=sign.vague,
     )  # fmt: skip
+    if found.rule in ("connection-timeout", "name-not-resolved", "ray-head-unreachable") and (
+        policies := isolating(view, pod, host)
+    ):
+        return _by_policy(found, policies, shown)
     return _by_service(view, pod, found, host, port) if host else found
+
+
+def isolating(view: View, pod: Json, host: str) -> list[str]:
+    """The NetworkPolicies that may keep a pod from a host, when nothing else does.
+
+    A pod that some policy of a direction selects may only do what its policies allow; what
+    they allow is for a person to read. Only asked when what was dialled is there and well.
+    """
+    service, behind = service_named(view, host) if host else (None, [])
+    well = [p for p in behind if conditions(p).get("Ready", {}).get("status") == "True"]
+    if behind and not well:
+        return []
+    if service is None and "." not in host and view.items("services"):
+        return []  # the name itself is wrong
+    found = []
+    for policy in view.items("networkpolicies"):
+        spec = policy.get("spec") or {}
+        kinds = spec.get("policyTypes") or ["Ingress"]
+        for direction, pods in (("Egress", [pod]), ("Ingress", well)):
+            chosen = any(fits(spec.get("podSelector"), p["metadata"].get("labels")) for p in pods)
+            if direction in kinds and chosen and spec.get(direction.lower()) != [{}]:
+                found.append(ref(policy))
+    return list(dict.fromkeys(found))
+
+
+def _by_policy(found: Cause, policies: list[str], shown: str) -> Cause:
+    names = ", ".join(each.partition("/")[2] for each in policies)
+    found.rule, found.key = "network-policy", names
+    found.cause = (
+        f"The pod does not get through to {shown}, which is there: the namespace's network "
+        f"policies ({names}) let through only what they name."
+    )
+    found.fix = (
+        "compare kubectl describe networkpolicy with the pods' labels and the port; allow it (DNS "
+        "needs egress to port 53, UDP and TCP)"
+    )
+    found.objects += [each for each in policies if each not in found.objects]
+    return found
 
 
 def companions(view: View, pod: Json) -> set[str]:

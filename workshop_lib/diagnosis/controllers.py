@@ -6,11 +6,10 @@ import re
 from collections.abc import Iterator
 
 from workshop_lib.diagnosis.cause import Cause, Depth, Lesson
+from workshop_lib.diagnosis.scheduling import claim_names
 from workshop_lib.diagnosis.view import Json, View, conditions, ref, seconds
 
 __all__ = ["controller_causes"]
-
-_DEADLINE_S = 60.0
 
 
 def controller_causes(view: View, notes: list[str]) -> Iterator[Cause]:
@@ -141,7 +140,7 @@ def _ranks(view: View, job: Json, spec: Json, status: Json) -> Iterator[Cause]:
     missing = [str(i) for i in range(completions) if str(i) not in have]
     running = [p for p in pods if (p.get("status") or {}).get("phase") == "Running"]
     age_s = view.age_s(status.get("startTime"))
-    if not missing or not running or age_s < 60:
+    if not missing or not running or age_s < 45:
         return
     waiting = any(
         re.search(r"wait|timed? ?out|retry", view.log(p["metadata"]["name"], c["name"])[-2000:],
@@ -222,6 +221,22 @@ def _namespace(body: Json) -> Iterator[Cause]:
 
 def _deleting(view: View, body: Json) -> Iterator[Cause]:
     stamp = body["metadata"].get("deletionTimestamp")
+    users = [
+        ref(pod) for pod in view.pods
+        if body["metadata"]["name"] in claim_names(pod)
+        and (pod.get("status") or {}).get("phase") not in ("Succeeded", "Failed")
+    ]  # fmt: skip
+    if stamp and users:
+        yield Cause(
+            "pvc-deleting", body["metadata"]["name"],
+            f"The claim {body['metadata']['name']!r} was deleted, and stays until the last pod "
+            "that mounts it is gone (kubernetes.io/pvc-protection).", ["kubernetes.io/pvc-protection"]
+            if "kubernetes.io/pvc-protection" in (body["metadata"].get("finalizers") or [])
+            else [str(stamp)],
+            "delete these pods (their component) if the data is to go; the deletion itself cannot "
+            "be taken back", Lesson.WHEN, [ref(body), *users], Depth.STORAGE,
+        )  # fmt: skip
+        return
     others = [f for f in body["metadata"].get("finalizers") or []
               if f != "kubernetes.io/pvc-protection"]  # fmt: skip
     if stamp and others and view.age_s(stamp) > 60:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from workshop_lib.diagnosis.cause import Cause, Depth, Lesson
-from workshop_lib.diagnosis.pods import node_down
+from workshop_lib.diagnosis.disruptions import node_down
 from workshop_lib.diagnosis.view import View, conditions, ref
 
 __all__ = ["node_causes"]

@@ -5,27 +5,21 @@ The first step that fails is the cause; the later ones are its consequences.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 
 from workshop_lib.diagnosis import containers, images, probes, scheduling, setup
 from workshop_lib.diagnosis.cause import Cause, Depth, Lesson
+from workshop_lib.diagnosis.disruptions import disrupted, node_down
 from workshop_lib.diagnosis.logs import repeated_line
 from workshop_lib.diagnosis.view import Json, View, conditions, ref, seconds
+from workshop_lib.diagnosis.waits import wait_cause
 
 __all__ = ["PodRules"]
 
-_SETTLED_S = 120.0
-"""A container that was restarted once and has run for so long is well again."""
-_SETTLED_OFTEN_S = 600.0
-"""One that was restarted several times is believed after so long."""
 _CREATING_S = 300.0
 """Making a container takes no longer, images apart."""
 _PULLING_S = 1800.0
 _INIT_S = 900.0
-
-_PLACED = re.compile(r"^(?:OutOf\S+|NodeAffinity|NodeName|NodePorts|UnexpectedAdmissionError|"
-                     r"TopologyAffinityError|SMTAlignmentError|PodOSNotSupported)$")  # fmt: skip
 
 
 class PodRules:
@@ -90,18 +84,19 @@ class PodRules:
         """A pod that was deleted and stays."""
         metadata = pod["metadata"]
         late_s = self.view.age_s(metadata["deletionTimestamp"])
-        if late_s < 60:
+        keepers = [f for f in metadata.get("finalizers") or [] if "job-tracking" not in f]
+        over = all("terminated" in (s.get("state") or {}) for s, _ in self._statuses(pod))
+        if late_s < 60 and not (keepers and over):
             return
         if node := self._lost_node(pod):
             yield node
             return
-        keepers = [f for f in metadata.get("finalizers") or [] if "job-tracking" not in f]
         events = self.view.events(pod, "FailedKillPod")
         if keepers:
             yield Cause(
                 "stuck-finalizer", keepers[0],
-                f"The pod was deleted {late_s:.0f} s ago and stays: the finalizer {keepers[0]} "
-                "waits for a controller that does not answer.", [keepers[0]],
+                f"The pod was deleted and its containers are gone, but it stays: the finalizer "
+                f"{keepers[0]} waits for a controller that does not answer.", [keepers[0]],
                 f"see that this controller runs; as a last resort: kubectl patch pod "
                 f"{metadata['name']} --type=merge -p '{{\"metadata\":{{\"finalizers\":null}}}}'",
                 Lesson.WHEN, [ref(pod)], Depth.CONTROLLER,
@@ -125,7 +120,7 @@ class PodRules:
         status = pod.get("status") or {}
         reason, message = str(status.get("reason") or ""), str(status.get("message") or "")
         target = conditions(pod).get("DisruptionTarget", {})
-        if found := self._disrupted(pod, reason, message, target):
+        if found := disrupted(pod, reason, message, target):
             yield found
             return
         found_any = False
@@ -166,55 +161,6 @@ class PodRules:
             if mate is not pod and same and newer and well:
                 return True
         return False
-
-    def _disrupted(self, pod: Json, reason: str, message: str, target: Json) -> Cause | None:
-        """A pod that somebody ended: the kubelet, the scheduler, a drain."""
-        who, node = pod["metadata"]["name"], str((pod.get("spec") or {}).get("nodeName") or "")
-        text = message or str(target.get("message") or "") or reason
-        why = str(target.get("reason") or "")
-        if reason == "Evicted" or (why == "TerminationByKubelet" and "low on resource" in text):
-            return _evicted(pod, text, node)
-        if reason in ("NodeShutdown", "Shutdown", "Terminated") and "shutdown" in text:
-            return _disruption(
-                pod, "node-shutdown", node, text,
-                f"The node {node} was shut down under the pod: a spot instance that was taken "
-                "back, a replaced or stopped machine.",
-                "let a controller start it again (a Deployment, a Job with backoffLimit), resume "
-                "from a checkpoint; for long training use on-demand or reserved capacity",
-            )  # fmt: skip
-        if why == "PreemptionByScheduler" or reason in ("Preempting", "Preempted"):
-            return _disruption(
-                pod, "preempted", ref(pod), text,
-                f"The scheduler removed {who} to make room for a pod of higher priority.",
-                "give it a higher priorityClassName, or add nodes", node=False,
-            )  # fmt: skip
-        if why == "DeletionByTaintManager" or reason in ("NodeLost", "ContainerStatusUnknown"):
-            return _disruption(
-                pod, "node-lost", node, text,
-                f"The pod was removed with its node {node}, which did not answer any more.",
-                "kubectl get nodes; spot instances end like this; resume from a checkpoint",
-            )  # fmt: skip
-        if why == "EvictionByEvictionAPI":
-            return _disruption(
-                pod, "drained", node, text,
-                f"Somebody drained the node {node}: the pod was evicted through the API.",
-                "wait until the work on the node is done; a PodDisruptionBudget slows drains down",
-            )  # fmt: skip
-        if reason == "DeadlineExceeded":
-            return _disruption(
-                pod, "pod-deadline", ref(pod), text,
-                "The pod ran longer than its activeDeadlineSeconds allows.",
-                "raise activeDeadlineSeconds in the pod's spec", node=False,
-            )  # fmt: skip
-        if _PLACED.match(reason):
-            return _disruption(
-                pod, "node-refused", node, text,
-                f"The node {node} refused the pod that was sent to it ({reason}): what it asks for "
-                "was taken or gone when it arrived.",
-                "delete the pod, so that it is placed anew; if it repeats, the device plugin or "
-                "the kubelet of that node is broken: kubectl describe node",
-            )  # fmt: skip
-        return None
 
     # -- its containers -------------------------------------------------------------------------
 
@@ -298,24 +244,40 @@ class PodRules:
         last = (status.get("lastState") or {}).get("terminated") or {}
         age_s = self.view.age_s(running.get("startedAt"))
         often = int(status.get("restartCount") or 0)
-        settled_s = _SETTLED_OFTEN_S if often > 1 else _SETTLED_S
+        lasted_s = max(0.0, seconds(last.get("finishedAt")) - seconds(last.get("startedAt")))
+        settled_s = _settled_s(often, lasted_s)
+        killed = probes.killed_by_probe(self.view, pod, status)
         if (
-            last
-            and often
-            and age_s < settled_s
-            and (last.get("exitCode") or probes.killed_by_probe(self.view, pod, status))
+            killed
+            and not last
+            and probes.kill_time(self.view, pod, status) >= seconds(running.get("startedAt"))
         ):
+            return killed  # it was told to stop, and takes its time
+        if last and often and age_s < settled_s and (last.get("exitCode") or killed):
             return self._ended(pod, status, init=init)
         if init:
             return self._init_running(pod, status, age_s)
-        if status.get("ready") or not self._wants_ready(pod):
-            return containers.stall(self.view, pod, status)
+        ready = bool(status.get("ready")) or not self._wants_ready(pod)
         if found := containers.stall(self.view, pod, status):
             return found
+        spec = self._spec(pod, status)
+        probed = any(each in spec for each in ("readinessProbe", "startupProbe"))
+        if found := wait_cause(self.view, pod, spec, age_s, ready=ready or probed):
+            return found
+        if ready:
+            return None
         cause, note = probes.not_ready(self.view, pod, status)
         if note:
             self.notes.append(note)
         return cause
+
+    @staticmethod
+    def _spec(pod: Json, status: Json) -> Json:
+        """The spec of a container, given its status."""
+        spec = pod.get("spec") or {}
+        every = [*(spec.get("initContainers") or []), *(spec.get("containers") or [])]
+        name = status.get("name")
+        return next((each for each in every if each.get("name") == name), {"name": name})
 
     def _wants_ready(self, pod: Json) -> bool:
         return conditions(pod).get("Ready", {}).get("status") != "True"
@@ -336,6 +298,8 @@ class PodRules:
                 if not heads or age_s < 600:
                     return self._waits(pod, name, line or name, heads) if age_s > 30 else None
             return self._waits(pod, name, line or name, heads)
+        if found := wait_cause(self.view, pod, self._spec(pod, status), age_s, init=True):
+            return found
         if line or age_s > _INIT_S:
             return Cause(
                 "init-waiting", f"{self.view.top(pod)}/{name}",
@@ -395,7 +359,7 @@ class PodRules:
                 [str(shut[0])], "see that this controller runs and that the target is healthy in "
                 "the load balancer", Lesson.WHEN, [ref(pod)], Depth.PROBE,
             )  # fmt: skip
-        elif age_s > 60 and any("running" in (s.get("state") or {})
+        elif age_s > 45 and any("running" in (s.get("state") or {})
                                 for s, _ in self._statuses(pod)):  # fmt: skip
             yield Cause(
                 "unknown", ref(pod), "The pod runs and is not ready, and nothing says why.",
@@ -445,55 +409,13 @@ def _role(pod: Json) -> tuple[str | None, str | None]:
     return labels.get("ray.io/node-type"), labels.get("ray.io/group")
 
 
-def _disruption(pod: Json, rule: str, key: str, quoted: str, cause: str, fix: str, *,
-                node: bool = True) -> Cause:  # fmt: skip
-    name = (pod.get("spec") or {}).get("nodeName")
-    first = [f"Node/{name}"] if node and name else []
-    return Cause(rule, key, cause, [quoted], fix, Lesson.BELOW_SERVE, [*first, ref(pod)],
-                 Depth.NODE)  # fmt: skip
+def _settled_s(restarts: int, lasted_s: float) -> float:
+    """How long a restarted container must run to be believed: well past where it failed before.
 
-
-def _evicted(pod: Json, text: str, node: str) -> Cause:
-    who = pod["metadata"]["name"]
-    if re.search(r"exceeds? (?:its |the )?(?:local )?(?:total limit|limit)|exceeds emptyDir|"
-                 r"usage exceeds|exceeds the total limit", text, re.IGNORECASE):  # fmt: skip
-        volume = re.search(r'EmptyDir volume "([^"]+)"', text)
-        what = f"the limit of its emptyDir {volume[1]!r}" if volume else (
-            "its limit of ephemeral storage (files outside of volumes, and logs)")  # fmt: skip
-        return Cause(
-            "ephemeral-storage-limit", ref(pod),
-            f"The kubelet evicted {who}, because it wrote more than {what}.", [text],
-            "write to a mounted volume (HF_HOME and checkpoints on the shared claim), or raise "
-            "limits.ephemeral-storage or the emptyDir's sizeLimit", Lesson.WHEN, [ref(pod)],
-            Depth.CRASH,
-        )  # fmt: skip
-    found = re.search(r"low on resource: ?\[?([\w.-]+)|had condition: ?\[?(\w+)", text)
-    resource = (found[1] or found[2]).strip(".") if found else "a resource"
-    what = {"DiskPressure": "disk space", "MemoryPressure": "memory", "PIDPressure": "process ids",
-            "ephemeral-storage": "disk space"}.get(resource, resource)  # fmt: skip
-    return Cause(
-        "evicted", f"{node}/{what}",
-        f"The node {node} ran out of {what}, and its kubelet evicted {who}: it used more than it "
-        "had requested.", [text],
-        f"request as much {what} as the pod needs (resources.requests), so that it gets a node "
-        "with room; enlarge the node's disk or memory, clean old images", Lesson.BELOW_SERVE,
-        [f"Node/{node}", ref(pod)], Depth.NODE,
-    )  # fmt: skip
-
-
-def node_down(node: Json, pods: list[str]) -> Cause:
-    """A node that is not ready, or does not answer."""
-    name = node["metadata"]["name"]
-    ready = conditions(node).get("Ready", {})
-    silent = ready.get("status") == "Unknown"
-    message = str(ready.get("message") or ready.get("reason") or "NotReady")
-    network = "network" in message.lower() or "cni" in message.lower()
-    why = ("its kubelet has stopped reporting: the machine is gone, frozen or cut off" if silent
-           else "its network plugin (CNI) is not ready" if network
-           else "its kubelet says that it is not ready")  # fmt: skip
-    return Cause(
-        "node-not-ready", name, f"The node {name} cannot run pods: {why}.", [message],
-        f"kubectl describe node {name}; on EKS look at the instance (spot interruption, status "
-        "checks) and at the aws-node pod; drain and replace it when it does not come back",
-        Lesson.BELOW_SERVE, [f"Node/{name}", *pods], Depth.NODE,
-    )  # fmt: skip
+    Args:
+        restarts: How often it was restarted.
+        lasted_s: How long the run that failed lasted, seconds.
+    """
+    if restarts > 1:
+        return min(600.0, max(120.0, 5 * lasted_s))
+    return min(120.0, max(30.0, 3 * lasted_s))

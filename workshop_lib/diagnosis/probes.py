@@ -11,7 +11,7 @@ import re
 from workshop_lib.diagnosis.cause import Cause, Depth, Lesson
 from workshop_lib.diagnosis.view import Json, View, event_time, ref, seconds
 
-__all__ = ["killed_by_probe", "not_ready", "starting_window_s"]
+__all__ = ["kill_time", "killed_by_probe", "not_ready", "starting_window_s"]
 
 _LOADING = re.compile(
     r"Loading safetensors|Loading checkpoint shards|Starting to load model|Loading model|"
@@ -108,6 +108,18 @@ def killed_by_probe(view: View, pod: Json, status: Json) -> Cause | None:
         f"restarts it: {_meaning(detail)}.", evidence,
         _fix(detail, probe), Lesson.HEALTH, [ref(pod)], Depth.PROBE,
     )  # fmt: skip
+
+
+def kill_time(view: View, pod: Json, status: Json) -> float:
+    """When a probe last had a container stopped, as seconds since 1970; 0 when none had."""
+    name = re.escape(str(status.get("name")))
+    times = [
+        event_time(event)
+        for event in view.events(pod, "Killing")
+        if re.search(rf"Container {name} failed (?:liveness|startup) probe",
+                     str(event.get("message")))
+    ]  # fmt: skip
+    return max(times, default=0.0)
 
 
 def not_ready(view: View, pod: Json, status: Json) -> tuple[Cause | None, str]:

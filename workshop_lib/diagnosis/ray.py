@@ -83,7 +83,7 @@ def _cluster(view: View, body: Json, notes: list[str]) -> Iterator[Cause]:
         return
     head, pods = found.get("HeadPodReady", {}), _pods(view, body)
     age_s = view.age_s(body["metadata"].get("creationTimestamp") or head.get("lastTransitionTime"))
-    if head.get("status") == "False" and age_s > 60:
+    if head.get("status") == "False" and age_s > 45:
         no_pod = not any(_is_head(view, each) for each in pods)
         message = str(head.get("message") or head.get("reason") or "HeadPodReady")
         if no_pod or age_s > _STARTING_S:
@@ -347,7 +347,7 @@ def _operator(view: View) -> Iterator[Cause]:
             made = body["metadata"].get("creationTimestamp")
             if body.get("status") or view.events(body) or _pods(view, body):
                 continue
-            if view.age_s(made) > 60:
+            if view.age_s(made) > 45:
                 yield Cause(
                     "ray-operator-missing", "kuberay",
                     f"Nobody looks after {ref(body)}: it has no status, no event and no pod, so "

@@ -20,7 +20,10 @@ def service_causes(view: View, notes: list[str]) -> Iterator[Cause]:
         if service["metadata"].get("deletionTimestamp"):
             continue
         pods = view.selected(service)
-        if not pods:
+        if not pods and "ray.io/serve" in spec["selector"]:
+            # KubeRay gives pods this label when Serve answers; why it does not is said of them.
+            notes.append(f"{ref(service)}: no Ray pod serves yet")
+        elif not pods:
             yield from _nobody(view, service)
         else:
             yield from _somebody(view, service, pods)

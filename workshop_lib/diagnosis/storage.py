@@ -16,7 +16,7 @@ from workshop_lib.diagnosis.view import Json, View, ref
 
 __all__ = ["storage_causes"]
 
-_PROVISIONER_S = 60.0
+_PROVISIONER_S = 45.0
 
 
 def storage_causes(view: View, notes: list[str]) -> Iterator[Cause]:

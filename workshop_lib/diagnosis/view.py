@@ -33,6 +33,9 @@ KINDS = {
 }  # fmt: skip
 """The lists of a snapshot, and the kind of what they hold."""
 
+TAKEN_AFTER_S = 60.0
+"""A snapshot that does not say when it was taken is so much younger than its oldest pod."""
+
 _STAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d")
 
 
@@ -255,7 +258,12 @@ class View:
                 latest.append(seconds(condition.get("lastTransitionTime")))
                 latest.append(seconds(condition.get("lastHeartbeatTime")))
             latest += [seconds(stamp) for stamp in _state_times(status)]
-        return max(latest, default=0.0)
+        made = [
+            seconds((body.get("metadata") or {}).get("creationTimestamp"))
+            for body in (*self.pods, *self._lists["jobs"])
+        ]
+        # What hangs in silence leaves no time behind: nobody takes a snapshot at once.
+        return max([*latest, *(stamp + TAKEN_AFTER_S for stamp in sorted(made)[:1])], default=0.0)
 
 
 def _uid(event: Json) -> str | None:
