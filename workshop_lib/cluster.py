@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from workshop_lib.diagnosis import Diagnosis
     from workshop_lib.workload import Workload
 
-__all__ = ["Cluster", "ExecResult", "LogLine", "Observation", "connect"]
+__all__ = ["Cluster", "ExecResult", "LogLine", "Observation", "Remains", "connect"]
 
 WORKLOAD_KINDS = ("Job", "Deployment", "RayCluster", "RayService")
 """The kinds that have pods; a component's handle watches the last of them it holds."""
@@ -79,6 +79,24 @@ class Observation:
     body: dict[str, Any]
     pods: list[dict[str, Any]] = field(default_factory=list)
     events: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Remains:
+    """What of the workshop is there, by the workshop's own labels and marks.
+
+    Attributes:
+        objects: `Kind/name` of each object; volume claims apart.
+        running: Pods, or on this machine processes, beside those of these objects.
+        ports: Where something listens that no object accounts for; None where a cluster's
+            ports are its pods' own.
+        claims: Volume claims: data outlives what used it, on purpose.
+    """
+
+    objects: tuple[str, ...]
+    running: tuple[str, ...]
+    ports: tuple[str, ...] | None
+    claims: tuple[str, ...] = ()
 
 
 class Cluster(Protocol):
@@ -140,6 +158,9 @@ class Cluster(Protocol):
 
     def clean(self) -> None:
         """Remove everything that the workshop made here."""
+
+    def remains(self) -> Remains:
+        """What of the workshop is there: objects, pods or processes, ports."""
 
     def prerequisites(self) -> CheckList:
         """Whether this cluster has what the components of its profile need; changes nothing."""

@@ -120,10 +120,18 @@ def service_survived(records):
     assert records["cleaned_up"] is True
 
 
+def what_was_broken_was_found(records):
+    assert records["diagnosed"] == "healthy"
+    assert "port" in records["lab_cause"].lower()
+    assert records["lab_repaired"] is True
+
+
 def production_answers(records):
     assert records["wanted_without_a_maximum"] == 6
     assert records["replicas_peak"] == 4
     assert records["fits"] == [False, True]
+    assert records["diagnosed"] == "problems"
+    assert records["lab_repaired"] is True
     assert records["left"] == []
 
 
@@ -140,7 +148,7 @@ EXPECTATIONS = {
     "02_vllm_serving_solutions": [half_the_context],
     "03_grpo_training": [by_hand, a_short_training, hacking_was_seen],
     "03_grpo_training_solutions": [ten_times_the_rate],
-    "04_production": [replicas_followed, service_survived],
+    "04_production": [replicas_followed, service_survived, what_was_broken_was_found],
     "04_production_solutions": [production_answers],
 }
 

@@ -600,6 +600,30 @@ def test_cold_start_is_told_step_by_step():
     assert steps["done_after_s"].iloc[-1] == pytest.approx(30.5)
 
 
+def test_on_a_cluster_node_and_image_are_steps_too():
+    service = started_service(started=16)
+    head = service.pods[0]
+    head["status"]["conditions"].append(
+        {"type": "PodScheduled", "status": "True", "lastTransitionTime": stamp(6)}
+    )
+    worker = {"metadata": {"name": "worker"}, "status": {"containerStatuses": [
+        {"state": {"running": {"startedAt": stamp(22)}}}]}}  # fmt: skip
+    pulled = [
+        {"reason": "Pulled", "lastTimestamp": stamp(at), "involvedObject": {"name": name}}
+        for name, at in (("head", 14), ("worker", 21))
+    ]
+    seen = replace(snapshot(1), replicas=(replica(started_s=ZERO_S + 24.5),))
+    steps = startup_timeline(
+        replace(service, pods=[head, worker], events=pulled), seen,
+        applied_s=ZERO_S + 2, answered_s=ZERO_S + 33,
+    )  # fmt: skip
+    took = dict(zip(steps["step"], steps["took_s"], strict=True))
+    assert took["a node is found for the head"] == 4.0
+    assert took["its image is there"] == 8.0
+    assert took["a worker's container runs"] == 2.0
+    assert steps["done_after_s"].iloc[-1] == sum(took.values()) == 31.0
+
+
 def test_a_step_never_ends_before_the_one_before():
     """Timestamps of whole seconds lie up to a second before what they mean."""
     seen = replace(snapshot(1), replicas=(replica(started_s=ZERO_S + 20.9),))

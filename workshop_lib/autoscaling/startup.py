@@ -35,6 +35,17 @@ def _container_started(pod: Mapping[str, Any]) -> float | None:
     return _unix_s(running.get("startedAt"))
 
 
+def _image_pulled(observation: Observation, pod: Mapping[str, Any]) -> float | None:
+    """When the last image of a pod was there, by its events; None where none is pulled."""
+    name = (pod.get("metadata") or {}).get("name")
+    stamps = [
+        _unix_s(event.get("lastTimestamp") or event.get("eventTime"))
+        for event in observation.events
+        if event["reason"] == "Pulled" and (event.get("involvedObject") or {}).get("name") == name
+    ]
+    return max((stamp for stamp in stamps if stamp is not None), default=None)
+
+
 def startup_timeline(
     observation: Observation,
     snapshot: ServeSnapshot,
@@ -64,11 +75,18 @@ def startup_timeline(
     import pandas as pd
 
     head = observation.pods[0] if observation.pods else {"status": {}}
+    workers = [_container_started(pod) for pod in observation.pods[1:]]
+    pulled = _image_pulled(observation, head)
     ready = conditions(observation.body).get("Ready", {})
     replicas = [each.started_s for each in snapshot.replicas]
+    scheduled = conditions(head).get("PodScheduled", {}).get("lastTransitionTime")
     seen = {
+        # Where images are pulled, a node may have to boot first: two steps that a laptop lacks.
+        "a node is found for the head": _unix_s(scheduled) if pulled is not None else None,
+        "its image is there": pulled,
         "the head's container runs": _container_started(head),
         "Ray's head is ready": _unix_s(conditions(head).get("Ready", {}).get("lastTransitionTime")),
+        "a worker's container runs": min((each for each in workers if each), default=None),
         "Serve starts the first replica": min(replicas, default=None),
         "the application is RUNNING": _unix_s(ready.get("lastTransitionTime")),
         "first answer": answered_s,

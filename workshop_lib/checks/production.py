@@ -24,7 +24,7 @@ __all__ = ["CHECKLIST", "Item", "check_production", "production_table"]
 Json = Mapping[str, Any]
 
 
-LABS = ("stale-address",)
+LABS = ("lab-server", "stale-address")
 """Components that are broken on purpose: of a profile's manifests they are left out."""
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workshop_lib import manifests
-from workshop_lib.cluster import WORKLOAD_KINDS, ExecResult, LogLine, Observation
+from workshop_lib.cluster import WORKLOAD_KINDS, ExecResult, LogLine, Observation, Remains
 from workshop_lib.cost import announce
 from workshop_lib.diagnosis import Diagnosis, diagnose
 from workshop_lib.diagnosis.component import add_ray_state, of_component
@@ -186,6 +186,13 @@ class KubernetesCluster:
         found = deleting.find(self._api, self.namespace, kinds)
         labels = [body["metadata"]["labels"] for body in found]
         return sorted({each[COMPONENT] for each in labels if COMPONENT in each})
+
+    def remains(self) -> Remains:
+        """What of the workshop is in this namespace: objects, and pods that carry its labels.
+
+        What an administrator applied for the namespace does not count.
+        """
+        return deleting.remains(self._api, self.namespace)
 
     def get(self, component: str) -> Workload:
         """The handle of a component that was applied before, by this kernel or another.

@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from workshop_lib.cluster import Remains
 from workshop_lib.errors import ForbiddenError, NotFoundError, OperatorError, WaitTimeoutError
 from workshop_lib.kubernetes.api import Api
 from workshop_lib.kubernetes.observe import own_pods, pod_selector
@@ -21,7 +22,7 @@ from workshop_lib.kubernetes.resources import (
 from workshop_lib.progress import Progress
 from workshop_lib.workload import pod_state
 
-__all__ = ["delete", "find", "find_component"]
+__all__ = ["delete", "find", "find_component", "remains"]
 
 CLAIM = "PersistentVolumeClaim"
 RARE_KINDS = ("ServiceMonitor", "PodMonitor", "PrometheusRule", *ADMINISTRATION)
@@ -124,6 +125,25 @@ def delete(
                     api.delete(resource_of(body), namespace, body)
             _wait_gone(api, namespace, batch, deadline, timeout_s, progress)
     return kept
+
+
+def remains(api: Api, namespace: str) -> Remains:
+    """What of the workshop is in a namespace, its pods too, whoever owns them.
+
+    Args:
+        api: The server.
+        namespace: Where.
+    """
+    learners = [kind for kind in DELETE_ORDER if kind not in ADMINISTRATION]
+    own = [kind for kind in learners if resource_of_kind(kind).namespaced and kind != CLAIM]
+    selector = ",".join(f"{key}={value}" for key, value in LABELS.items())
+    pods, _ = api.list(resource_of_kind("Pod"), namespace, labels=selector)
+    return Remains(
+        objects=tuple(sorted(key_of(body) for body in find(api, namespace, own))),
+        running=tuple(sorted(f"Pod/{pod['metadata']['name']}" for pod in pods)),
+        ports=None,
+        claims=tuple(sorted(each["metadata"]["name"] for each in find(api, namespace, [CLAIM]))),
+    )
 
 
 def _pods_of(api: Api, namespace: str, workloads: Sequence[Any]) -> list[Any]:

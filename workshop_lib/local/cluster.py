@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workshop_lib import manifests
-from workshop_lib.cluster import WORKLOAD_KINDS, ExecResult, LogLine, Observation
+from workshop_lib.cluster import WORKLOAD_KINDS, ExecResult, LogLine, Observation, Remains
 from workshop_lib.diagnosis import Diagnosis, diagnose
 from workshop_lib.diagnosis.component import add_ray_state, of_component
 from workshop_lib.errors import ClusterError, NotFoundError
@@ -24,6 +24,7 @@ from workshop_lib.local.paths import Busy, StatePaths, checkout, locked, remove_
 from workshop_lib.local.podspec import object_data
 from workshop_lib.local.ray_templates import HEAD_PORTS, port_list
 from workshop_lib.local.reaching import address_of, execute, find_pod
+from workshop_lib.local.remains import remains
 from workshop_lib.local.snapshot import take_snapshot
 from workshop_lib.local.supervisor import Supervisor
 from workshop_lib.manifests import Object
@@ -275,6 +276,10 @@ class LocalCluster:
     def components(self) -> list[str]:
         """The names of the components that are applied; kept claims alone do not count."""
         return sorted({component_of(body) for body in self._objects() if body["kind"] != KEPT})
+
+    def remains(self) -> Remains:
+        """What of this state is there: objects, and processes and ports beside theirs."""
+        return remains(self.paths, self.book)
 
     def get(self, component: str) -> Workload:
         """The handle of a component that was applied before, by this kernel or another.

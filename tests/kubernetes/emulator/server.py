@@ -132,8 +132,8 @@ class Emulator:
         """Whether the operator that brings this group version is installed."""
         return {
             "ray.io": self.crds,
-            "monitoring.coreos.com": self.crds,
             "karpenter.sh": self.karpenter,
+            "monitoring.coreos.com": self.crds,
         }.get(api_version.rpartition("/")[0], True)
 
     def empty_namespace(self, name):

@@ -5,6 +5,12 @@ set -euo pipefail
 : "${JOB_COMPLETION_INDEX:?}" "${FOLDER:?}" "${FILE_NAME:?}" "${RUN_ID:?}" "${POD_NAME:?}"
 file="$FOLDER/$FILE_NAME"
 
+if [ "${CLEAN_UP:-false}" = true ]; then
+  rm -f "$FOLDER"/head-address*
+  echo "no address is left in $FOLDER"
+  exit 0
+fi
+
 if [ "$JOB_COMPLETION_INDEX" = 0 ]; then
   sleep 2 # its image was pulled a little later than the other's
   rm -f "$file"
