@@ -16,15 +16,16 @@ __all__ = ["LEVELS", "GradedProblem", "graded_problems"]
 
 LEVELS = {
     1: "sums of digits",
-    2: "differences of digits",
-    3: "two digits and one",
-    4: "two digits and two",
-    5: "products of digits",
+    2: "differences",
+    3: "products of digits",
+    4: "sums of tens",
+    5: "two digits and one",
     6: "technical sums",
 }
-"""What each level asks for, the easier first."""
+"""What each level asks for. No number is 0: to "What is 8 + 0?" the question repeated, `8 + 0`,
+has the right first number, and the model that the workshop trains begins by repeating."""
 
-HELD_OUT_SHARE = 0.32
+HELD_OUT_SHARE = 0.33
 """Of the operations; the share of the problems differs a little."""
 
 _MOST = 160
@@ -102,17 +103,17 @@ def graded_problems(seed: int) -> tuple[list[GradedProblem], list[GradedProblem]
 
 
 def _level(level: int) -> Iterator[GradedProblem]:
-    digits, tens = range(10), range(10, 100)
+    digits, tens = range(1, 10), range(10, 100)
     if level == 1:
         yield from (_plain(1, "add", a, b) for a in digits for b in digits)
     elif level == 2:
-        yield from (_plain(2, "subtract", a, b) for a in digits for b in range(a + 1))
+        yield from (_plain(2, "subtract", a, b) for a in range(2, 19) for b in digits if b < a)
     elif level == 3:
-        yield from (_plain(3, "add", a, b) for a in tens for b in digits)
+        yield from (_plain(3, "multiply", a, b) for a in digits for b in digits)
     elif level == 4:
-        yield from (_plain(4, "add", a, b) for a in tens for b in tens if a + b < 100)
+        yield from (_plain(4, "add", 10 * a, 10 * b) for a in digits for b in digits)
     elif level == 5:
-        yield from (_plain(5, "multiply", a, b) for a in digits for b in digits)
+        yield from (_plain(5, "add", a, b) for a in tens for b in digits)
     else:
         yield from _technical(6)
 
@@ -123,7 +124,7 @@ def _plain(level: int, operation: str, a: int, b: int) -> GradedProblem:
 
 def _technical(level: int) -> Iterator[GradedProblem]:
     """Numbers that such a sum could have: no node without a GPU, nothing free of nothing."""
-    pairs = [(a, b) for a in range(2, 13) for b in range(2, 13)]
+    pairs = [(a, b) for a in range(2, 10) for b in range(2, 7)]
     for operation, stories in _STORIES.items():
         for a, b in pairs:
             if operation == "subtract" and b >= a:
