@@ -16,6 +16,7 @@ from workshop_lib.metrics.records import (
     COMPLETIONS_FILE,
     MARK,
     METRICS_FILE,
+    TrainingLog,
     read_completions,
     read_log,
     read_metrics,
@@ -25,7 +26,7 @@ from workshop_lib.metrics.rollouts import echo_share, group_spread, read_rollout
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["JUDGED_FILE", "Run", "read_run", "with_judge"]
+__all__ = ["JUDGED_FILE", "Run", "read_run", "run_of_log", "with_judge"]
 
 JUDGED_FILE = "steps.csv"
 """What another judge said of a run's answers: columns `step` and `gold_in_text`."""
@@ -81,6 +82,22 @@ def read_run(path: str | Path) -> Run:
     if path.name == METRICS_FILE:
         return _of_records(path, path.parent)
     return _of_log(path)
+
+
+def run_of_log(log: TrainingLog, path: str | Path = "") -> Run:
+    """A run of what a trainer's log says so far, for the figures of whole runs.
+
+    Args:
+        log: `read_log`'s or `watch_training`'s.
+        path: Where it was read from.
+
+    Example:
+        >>> run_of_log(read_log([])).source
+        'marked log'
+    """
+    frame = _with_echoes(log.frame, log.samples)
+    empty = from_steps({}, VALIDATION_COLUMNS)
+    return Run(Path(path), "marked log", frame, empty, planned=log.steps)
 
 
 def with_judge(run: Run, reward: Callable[[str, str], float]) -> Run:
@@ -144,10 +161,7 @@ def _of_event_files(path: Path, files: list[Path]) -> Run:
 def _of_log(path: Path) -> Run:
     lines = _lines(path)
     if any(MARK in line for line in lines):
-        log = read_log(lines)
-        frame = _with_echoes(log.frame, log.samples)
-        empty = from_steps({}, VALIDATION_COLUMNS)
-        return Run(path, "marked log", frame, empty, planned=log.steps)
+        return run_of_log(read_log(lines), path)
     console = read_console(lines)
     if console.planned is None and not console.starts:
         raise WorkshopError(f"{path} is no run: no event file, no record and no step of NeMo RL")
