@@ -100,6 +100,12 @@ def a_short_training(records):
 def hacking_was_seen(records):
     assert records["verdicts"] == {"honest": "learning", "reward-hacking": "hacking"}
     assert records["hacked"] == {"reward": 0.996, "right": 0.242}
+    assert records["laptop_verdicts"] == {"cured": "learning", "hacked": "hacking"}
+
+
+def settings_were_compared(records):
+    assert len(records["silent_share"]) == 2 and all(0 <= x <= 1 for x in records["silent_share"])
+    assert records["budget_fits"] == [True, True]
 
 
 def ten_times_the_rate(records):
@@ -138,7 +144,12 @@ EXPECTATIONS = {
         checks_passed,
     ],
     "02_vllm_serving_solutions": [half_the_context],
-    "03_grpo_training": [by_hand, a_short_training, hacking_was_seen],
+    "03_grpo_training": [
+        by_hand,
+        a_short_training,
+        hacking_was_seen,
+        settings_were_compared,
+    ],
     "03_grpo_training_solutions": [ten_times_the_rate],
     "04_production": [replicas_followed, service_survived],
     "04_production_solutions": [production_answers],

@@ -120,7 +120,7 @@ def _plot_phases(axes: Axes, phases: list[tuple[str, float, float]], end_s: floa
                 named.add(name)
                 label = {"wait": "waits", "switch": "switch"}.get(name, f"{name}, {gib:.0f} GiB")
                 axes.annotate(
-                    label, (at + seconds / 2, gib), xytext=(0, 2), textcoords="offset points",
-                    ha="center", va="bottom", fontsize=9,
+                    label, (at, gib), xytext=(2, -14 if waits else 2),
+                    textcoords="offset points", va="bottom", fontsize=9,
                 )  # fmt: skip
             at += seconds
