@@ -134,7 +134,17 @@ def test_a_real_run_of_which_the_rise_is_left_out() -> None:
     assert judge(unjudged("nemo-rl/honest")[41:]).kind == "stalled"
 
 
-# From here on frames are made up: no run was recorded that broke.
+def test_a_run_that_broke() -> None:
+    """The laptop's model at ten times the rate: it leaves its language and cannot come back."""
+    frame = recorded("trl/unstable")
+    said = kinds(frame)
+    assert said[:3] == ["too early"] * 3 and said[4:] == ["unstable"] * 3
+    verdict = judge(frame)
+    assert verdict.reason.startswith("KL is 1.19 (last 3 steps; limit 0.5)")
+    assert frame["reward"].iloc[-1] == 0.0
+
+
+# From here on frames are made up, for the rules' limits.
 
 
 def made(**columns: Any) -> pd.DataFrame:

@@ -116,9 +116,13 @@ def _plot_phases(axes: Axes, phases: list[tuple[str, float, float]], end_s: floa
                 at, gib, width=seconds, align="edge", linewidth=0.8, edgecolor="white",
                 color=GREY if waits else OKABE_ITO[_COLOURS[name]], alpha=0.35 if waits else 0.9,
             )  # fmt: skip
-            if name not in named:
+            if name == "switch":
+                axes.text(
+                    at + seconds / 2, 1, name, rotation=90, fontsize=8, ha="center", va="bottom"
+                )
+            elif name not in named:
                 named.add(name)
-                label = {"wait": "waits", "switch": "switch"}.get(name, f"{name}, {gib:.0f} GiB")
+                label = "waits" if waits else f"{name}, {gib:.0f} GiB"
                 axes.annotate(
                     label, (at, gib), xytext=(2, -14 if waits else 2),
                     textcoords="offset points", va="bottom", fontsize=9,
