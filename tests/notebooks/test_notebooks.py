@@ -100,7 +100,8 @@ def a_short_training(records):
 def hacking_was_seen(records):
     assert records["verdicts"] == {"honest": "learning", "reward-hacking": "hacking"}
     assert records["hacked"] == {"reward": 0.996, "right": 0.242}
-    assert records["laptop_verdicts"] == {"cured": "learning", "hacked": "hacking"}
+    # Of the answers sampled before any training: the stock verifier pays for echoes as well.
+    assert records["paid"]["stock"] > records["paid"]["honest"]
 
 
 def settings_were_compared(records):
