@@ -178,7 +178,7 @@ def _with_echoes(frame: pd.DataFrame, answers: pd.DataFrame) -> pd.DataFrame:
     whole = frame.reindex(columns=list(RUN_COLUMNS))
     if answers.empty:
         return whole
-    shares = {int(step): echo_share(rows) for step, rows in answers.groupby("step")}
+    shares = {step: echo_share(rows) for step, rows in answers.groupby("step")}
     return whole.assign(echo_share=whole["step"].map(shares).astype(float))
 
 

@@ -194,7 +194,7 @@ def _validated(settings: dict[str, Any]) -> tuple[RecipeConfig | None, list[str]
     try:
         return RecipeConfig.model_validate(settings), []
     except ValidationError as error:
-        items = [dict(item) for item in error.errors()]
+        items: list[dict[str, Any]] = [dict(item) for item in error.errors()]
     found: dict[str, str] = {}
     for item in items:
         # A union is tried type by type: a wrong value gives an error for each.
