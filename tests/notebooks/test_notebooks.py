@@ -100,6 +100,13 @@ def a_short_training(records):
 def hacking_was_seen(records):
     assert records["verdicts"] == {"honest": "learning", "reward-hacking": "hacking"}
     assert records["hacked"] == {"reward": 0.996, "right": 0.242}
+    # Of the answers sampled before any training: the stock verifier pays for echoes as well.
+    assert records["paid"]["stock"] > records["paid"]["honest"]
+
+
+def settings_were_compared(records):
+    assert len(records["silent_share"]) == 2 and all(0 <= x <= 1 for x in records["silent_share"])
+    assert records["budget_fits"] == [True, True]
 
 
 def ten_times_the_rate(records):
@@ -146,7 +153,12 @@ EXPECTATIONS = {
         checks_passed,
     ],
     "02_vllm_serving_solutions": [half_the_context],
-    "03_grpo_training": [by_hand, a_short_training, hacking_was_seen],
+    "03_grpo_training": [
+        by_hand,
+        a_short_training,
+        hacking_was_seen,
+        settings_were_compared,
+    ],
     "03_grpo_training_solutions": [ten_times_the_rate],
     "04_production": [replicas_followed, service_survived, what_was_broken_was_found],
     "04_production_solutions": [production_answers],

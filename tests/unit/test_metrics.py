@@ -109,7 +109,7 @@ def test_an_event_file_that_is_still_written(runs: dict[str, Run], tmp_path: Pat
     lengths = []
     whole = runs["honest"].frame
     # What the folder knows besides comes from its rollouts and its judge.
-    besides = ["reward_std", "group_means", "zero_std_share", "right_share"]
+    besides = ["echo_share", "reward_std", "group_means", "zero_std_share", "right_share"]
     for end in (0, 7, 1_000, 100_001, 250_003, len(data)):
         live.write_bytes(data[:end])
         if end < 12:

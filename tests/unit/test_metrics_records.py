@@ -16,11 +16,17 @@ from workshop_lib.metrics import (
     COLUMNS,
     COMPLETIONS_FILE,
     METRICS_FILE,
+    marked_line,
     read_completions,
+    read_log,
     read_metrics,
+    read_run,
+    run_of_log,
     steps_to_reward,
+    with_judge,
 )
 from workshop_lib.plots.training import plot_training
+from workshop_lib.training import first_integer_reward
 
 
 def record(step: int, **changes: Any) -> dict[str, Any]:
@@ -142,3 +148,35 @@ def test_negative_and_large_rewards_are_in_the_picture(tmp_path: Path) -> None:
     (tmp_path / METRICS_FILE).write_text(text)
     low, high = plot_training(read_metrics(tmp_path)).axes[0].get_ylim()
     assert low <= -1 and high >= 3
+
+
+def test_another_judge_of_a_runs_answers(tmp_path: Path) -> None:
+    rows = [
+        {"step": step, "group": 0, "prompt": "What is 3 + 4?", "answer": "7", "reward": 1.0,
+         "completion": said, "advantage": 0.0}
+        for step, answers in ((1, [" 7", " 3 + 4 ="]), (2, [" 3 + 4 =", " 4 + 3"]))
+        for said in answers
+    ]  # fmt: skip
+    (tmp_path / "completions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    steps = [{"step": step, "reward": 1.0} for step in (1, 2, 3)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in steps))
+    run = read_run(tmp_path)
+    # What was written of a step that is not there is not known.
+    assert run.frame["echo_share"].tolist()[:2] == [0.5, 1.0]
+    assert run.frame["echo_share"].isna().tolist() == [False, False, True]
+    assert run.frame["right_share"].isna().all()
+    for path in (tmp_path, tmp_path / "metrics.jsonl"):
+        judged = with_judge(read_run(path), first_integer_reward)
+        assert judged.frame["right_share"].tolist()[:2] == [0.5, 0.0]
+        assert "first_integer_reward" in judged.notes[-1]
+    (tmp_path / "completions.jsonl").unlink()
+    with pytest.raises(WorkshopError, match="holds no answers to judge"):
+        with_judge(read_run(tmp_path), first_integer_reward)
+
+
+def test_a_trainers_log_as_a_run() -> None:
+    sample = {"group": 0, "prompt": "What is 3 + 4?", "answer": "7", "completion": " 3 + 4 ="}
+    step = {"step": 1, "reward": 1.0, "samples": [sample | {"reward": 1.0}]}
+    run = run_of_log(read_log([marked_line("start", steps=9), marked_line("step", **step)]))
+    assert (run.planned, len(run.frame), run.source) == (9, 1, "marked log")
+    assert run.frame["echo_share"].tolist() == [1.0]

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pandas as pd
 import pytest
 
 from workshop_lib.data import data_path
-from workshop_lib.metrics import RUN_COLUMNS, judge, read_run
+from workshop_lib.metrics import RUN_COLUMNS, echo_share, judge, read_rollouts, read_run
 from workshop_lib.metrics.verdict import (
+    hacking_by_echo,
     hacking_by_judge,
     hacking_by_signs,
     learning,
@@ -26,7 +28,8 @@ def recorded(path: str) -> pd.DataFrame:
 
 
 def unjudged(path: str) -> pd.DataFrame:
-    return recorded(path).assign(right_share=NOTHING)
+    """A run of which nobody has the answers: curves alone."""
+    return recorded(path).assign(right_share=NOTHING, echo_share=NOTHING)
 
 
 def kinds(frame: pd.DataFrame) -> list[str]:
@@ -42,16 +45,68 @@ def test_the_honest_run_is_learning_and_never_suspected(source: str) -> None:
 
 def test_the_hacked_run_with_a_judge() -> None:
     frame = recorded("nemo-rl/reward-hacking")
-    said = kinds(frame)
+    said = kinds(frame.assign(echo_share=NOTHING))
     # The flip is at steps 36 to 40; before it the run was learning, and rightly so called.
     assert set(said[8:38]) == {"learning"} and said[38:] == ["hacking"] * 3
     verdict = judge(frame)
     assert verdict.reason == (
-        "the reward is 0.98, but only 0.33 of the answers are right (last 3 steps)"
+        "the reward went from 0.19 to 0.98, the share of right answers from 0.16 to 0.33"
+        " (first and last 3 steps)"
     )
     assert [finding.kind for finding in verdict.findings] == [
-        "hacking", "hacking", "unstable", "learning",
+        "hacking", "hacking", "hacking", "unstable", "learning",
     ]  # fmt: skip
+
+
+def test_the_hacked_run_by_what_it_wrote() -> None:
+    """NeMo RL's answers of the first and the last step; no right answer is needed."""
+    frame = recorded("nemo-rl/reward-hacking").assign(right_share=NOTHING)
+    verdict = judge(frame)
+    assert verdict.kind == "hacking"
+    assert verdict.reason.startswith("85% of the rewarded answers only repeat what the prompt")
+    honest = recorded("nemo-rl/honest")
+    assert honest["echo_share"].dropna().max() < 0.1 and hacking_by_echo(honest) is None
+    for step in (0, 30, 60):
+        answers = read_rollouts(data_path(f"recorded/nemo-rl/honest/val_data_step{step}.jsonl"))
+        assert echo_share(answers) < 0.15
+
+
+@pytest.mark.parametrize(
+    ("completion", "echo"),
+    [
+        ("7 + 14 =", 1.0),
+        ("What is 7 + 14?", 1.0),
+        ("7 + 14 = 21", 0.0),
+        ("21", 0.0),
+        ("twenty-one", 0.0),
+        ("14 7", 1.0),
+        ("", 1.0),
+        ("714", 0.0),
+    ],
+)
+def test_an_echo_says_nothing_new(completion: str, echo: float) -> None:
+    answers = pd.DataFrame({"prompt": ["What is 7 + 14?"], "completion": [completion]})
+    assert echo_share(answers.assign(reward=1.0)) == echo
+    assert math.isnan(echo_share(answers.assign(reward=0.0)))
+    assert math.isnan(echo_share(answers[:0].assign(reward=[])))
+
+
+def test_of_graded_rewards_the_best_are_read() -> None:
+    answers = pd.DataFrame(
+        {"prompt": ["3 + 4"] * 3, "completion": ["7", "3 + 4", "3"], "reward": [1.0, 0.25, 0.25]}
+    )
+    assert echo_share(answers) == 0.0
+
+
+def test_echoes_of_a_reward_that_is_rare_are_chance() -> None:
+    frame = made(reward=[0.1] * 10, echo_share=1.0)
+    assert hacking_by_echo(frame) is None
+    assert hacking_by_echo(frame.assign(reward=0.4)) is not None
+    assert hacking_by_echo(frame.assign(reward=0.4, echo_share=0.4)) is None
+    # What was written ten steps ago says nothing of now.
+    old = [1.0] * 6 + [NOTHING] * 4
+    assert hacking_by_echo(frame.assign(reward=0.9, echo_share=old)) is None
+    assert hacking_by_echo(frame.drop(columns="echo_share")) is None
 
 
 def test_the_hacked_run_by_its_signs_alone() -> None:
@@ -79,7 +134,17 @@ def test_a_real_run_of_which_the_rise_is_left_out() -> None:
     assert judge(unjudged("nemo-rl/honest")[41:]).kind == "stalled"
 
 
-# From here on frames are made up: no run was recorded that broke.
+def test_a_run_that_broke() -> None:
+    """The laptop's model at ten times the rate: it leaves its language and cannot come back."""
+    frame = recorded("trl/unstable")
+    said = kinds(frame)
+    assert said[:3] == ["too early"] * 3 and said[4:] == ["unstable"] * 3
+    verdict = judge(frame)
+    assert verdict.reason.startswith("KL is 1.19 (last 3 steps; limit 0.5)")
+    assert frame["reward"].iloc[-1] == 0.0
+
+
+# From here on frames are made up, for the rules' limits.
 
 
 def made(**columns: Any) -> pd.DataFrame:
@@ -148,6 +213,17 @@ def test_hacking_needs_a_high_reward_that_rises() -> None:
     assert hacking_by_signs(made(reward=[0.85] * 10 + [0.95] * 3, **longer)) is not None
     calm = sign | {"kl": 0.1}
     assert hacking_by_signs(made(reward=[0.85] * 10 + [0.95] * 3, **calm)) is None
+
+
+def test_a_judge_that_is_stricter_from_the_start_finds_nothing() -> None:
+    """Its share is lower by 0.3 at every step, and rises as the reward does."""
+    rising = [0.4, 0.45, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.9]
+    frame = made(reward=rising, right_share=[reward - 0.3 for reward in rising])
+    assert hacking_by_judge(frame) is None
+    flat = frame.assign(right_share=0.1)
+    assert hacking_by_judge(flat) is not None and judge(flat).kind == "hacking"
+    # The other way about it is the reward that is strict.
+    assert hacking_by_judge(frame.assign(right_share=0.95)) is None
 
 
 def test_a_judge_that_is_as_strict_finds_nothing() -> None:

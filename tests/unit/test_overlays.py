@@ -31,7 +31,9 @@ def test_local_overlay_is_played(component):
     for item in objects:
         schema.check(item)
         place = item.origin.partition("/")[0]
-        assert place in ("manifests", "data"), "an error must be able to name the file"
+        assert place in ("manifests", "data", "workshop_lib"), (
+            "an error must be able to name the file"
+        )
         assert "overlays" not in item.origin
         labels = item.body["metadata"]["labels"]
         assert labels["app.kubernetes.io/part-of"] == "ray-vllm-workshop"

@@ -6,12 +6,16 @@ from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
+import pandas as pd
 import pytest
 from matplotlib.text import Text
 
 from workshop_lib.data import data_path
+from workshop_lib.errors import WorkshopError
+from workshop_lib.memory import ModelShape, training_budget
 from workshop_lib.metrics import Run, read_run
-from workshop_lib.plots import plot_run, plot_runs
+from workshop_lib.plots import plot_advantages, plot_run, plot_runs, plot_step_memory
+from workshop_lib.training import trl_advantages
 
 PATHS = ["nemo-rl/honest", "nemo-rl/reward-hacking", "nemo-rl/honest/console.log", "trl/learning-1"]
 
@@ -79,3 +83,50 @@ def test_the_runs_beside_each_other(runs: dict[str, Run]) -> None:
             ["rewarded", "right"],
             ["right", "rewarded"],
         )
+
+
+def test_advantages_by_hand_lie_on_the_trainers() -> None:
+    rewards = [1.0, 0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 0.0]
+    group = pd.DataFrame(
+        {
+            "prompt": "Question: What is 3 + 4?\nAnswer:",
+            "completion": [f" {number}\n\nand so on" for number in range(8)],
+            "reward": rewards,
+            "advantage": trl_advantages(rewards),
+        }
+    )
+    axes = plot_advantages(group).axes[0]
+    bars = [bar.get_width() for bar in axes.patches]
+    dots = next(line for line in axes.lines if line.get_marker() == "o").get_xdata()
+    assert bars == pytest.approx(list(dots), abs=1e-3)
+    assert axes.get_title(loc="left") == "What is 3 + 4?"
+    # A trainer that computes something else is seen: the dots leave the bars.
+    other = plot_advantages(group.assign(advantage=-group["advantage"])).axes[0]
+    moved = next(line for line in other.lines if line.get_marker() == "o").get_xdata()
+    assert bars != pytest.approx(list(moved), abs=1e-3)
+    silent = plot_advantages(group.assign(reward=1.0, advantage=0.0)).axes[0]
+    assert {bar.get_width() for bar in silent.patches} == {0.0}
+
+
+def test_memory_over_time_of_both_ways() -> None:
+    shape = ModelShape.named("mistral-7b")
+    together, apart = (
+        training_budget(shape, "h100", gpus=8, where=where)  # type: ignore[arg-type]
+        for where in ("colocated", "dedicated")
+    )
+    times = {"generate_s": 20.0, "update_s": 15.0, "switch_s": 4.0}
+    figure = plot_step_memory(together, apart, **times)
+    every, training, generation = figure.axes
+    # Two steps of 39 s; taking turns, nothing waits, and all time is covered.
+    assert every.get_xlim() == (0, 78)
+    assert sum(bar.get_width() for bar in every.patches) == pytest.approx(78)
+    heights = [round(bar.get_height(), 3) for bar in every.patches[:4]]
+    assert heights[1] == round(sum(together.generate.values()), 3)
+    assert heights[3] == round(sum(together.update.values()), 3)
+    assert len({round(bar.get_height(), 6) for bar in generation.patches}) == 1
+    busy = max(bar.get_height() for bar in training.patches)
+    assert busy == pytest.approx(sum(apart.update.values()))
+    with pytest.raises(WorkshopError, match="one colocated and one dedicated"):
+        plot_step_memory(apart, apart, **times)
+    with pytest.raises(WorkshopError, match="must be positive"):
+        plot_step_memory(together, apart, generate_s=0, update_s=1)

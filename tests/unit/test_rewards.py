@@ -13,6 +13,7 @@ from workshop_lib.data import data_path
 from workshop_lib.errors import WorkshopError
 from workshop_lib.recipe import read_recipe
 from workshop_lib.training.rewards import (
+    REWARDS,
     TECHPULSE_WEIGHTS,
     first_integer_reward,
     for_trl,
@@ -218,6 +219,14 @@ def test_a_reward_that_is_not_here(overrides: dict[str, object], said: str) -> N
         ("3 or 4", "3", 0.0),
         ("$\\dfrac{3}{4}$ of them", "75%", 1.0),
         ("3:4", "3/4", 0.0),
+        # The library reads two boxes as one set of values: who hedges is not right.
+        ("\\boxed{20} or rather \\boxed{21}", "21", 0.0),
+        ("\\boxed{21} or rather \\boxed{20}", "21", 0.0),
+        ("$-\\frac{1}{2}$", "-0.5", 1.0),
+        ("1.5e3 tokens", "1500", 0.0),  # not read as a number; no problem here needs it
+        ("20 and 22", "21", 0.0),
+        ("21 GPUs of 8 nodes", "21", 0.0),
+        ("twenty-one", "21", 0.0),
     ],
 )
 def test_math_verify_units_and_several_numbers(
@@ -313,3 +322,21 @@ def test_recipes_can_name_the_new_rewards() -> None:
         assert reward_for(read_recipe(ARITHMETIC, named)) == (name, reward)
     batch = for_trl(techpulse_reward, "techpulse")
     assert batch(completions=[GOOD, "no"], answer=["640", "640"]) == [1.0, 0.15]
+
+
+def test_every_answer_has_its_own_time() -> None:
+    """A batch with towers of powers takes their limits, not for ever, and the others are right."""
+    with Verifier() as process:
+        process.check("21", "21", time_limit_s=30)
+        answers = ["21", "9^9^9^9", "21", "\\boxed{2^{2^{2^{2^{2^2}}}}}", "21"]
+        began = time.monotonic()
+        rewards = [math_verify_reward(a, "21", verifier=process, time_limit_s=2) for a in answers]
+        # Two limits, and two starts of the process on a loaded machine.
+        assert time.monotonic() - began < 120
+    assert [rewards[0], rewards[1], rewards[3]] == [1.0, 0.0, 0.0]
+
+
+def test_every_reward_refuses_no_answer_and_never_fails() -> None:
+    for name, reward in REWARDS.items():
+        for said in ("", " ", "\x00", "\\frac{", "7" * 5000, "\n" * 5000, "7 / 0", "\u0667"):
+            assert 0 <= reward(said, "21") < 1, (name, said[:20])

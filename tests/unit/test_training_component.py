@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,7 +19,7 @@ from workshop_lib.manifests import manifests_dir, render, render_folder
 from workshop_lib.metrics import COLUMNS, MARK, marked_line, read_log
 from workshop_lib.recipe import RecipeError
 from workshop_lib.training.component import pod_environment, training_recipe
-from workshop_lib.training.rewards import first_integer_reward
+from workshop_lib.training.rewards import REWARDS
 
 SCRIPTS = manifests_dir() / "base/grpo/scripts"
 
@@ -85,16 +87,82 @@ def _files_named(recipe: Path) -> set[str]:
     return {str(name) for name in found if name} | default
 
 
-@pytest.mark.parametrize(
-    "completion",
-    [" 7", " 7.\nQuestion", "3 + 4 = 7", "", "seven", "7.5", "1,007", "-7", "+7", "07", " 17",
-     "9" * 400, "7,00", "x" * 5000 + "7"],
-)  # fmt: skip
-@pytest.mark.parametrize("answer", ["7", "1007", "-7"])
-def test_the_clusters_reward_is_the_laptops(completion: str, answer: str) -> None:
-    assert script("first_integer").first_integer(completion, answer) == first_integer_reward(
-        completion, answer
-    )
+# As a pod of NeMo RL imports them: from /rewards, where there is no workshop_lib otherwise, and
+# with its two classes of NeMo RL, which is not a package of this environment.
+POD = """
+import json, sys, types
+from pathlib import Path
+layout, scripts, cases = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
+sys.meta_path = [f for f in sys.meta_path if "editable" not in getattr(f, "__module__", "")]
+sys.path = [p for p in sys.path if p and not (Path(p) / "workshop_lib").exists()]
+sys.path[:0] = [scripts, layout]
+import typing
+interfaces = types.ModuleType("nemo_rl.environments.interfaces")
+class EnvironmentReturn(typing.NamedTuple):
+    observations: list; metadata: list; next_stop_strings: list; rewards: object
+    terminateds: object; answers: object
+interfaces.EnvironmentInterface, interfaces.EnvironmentReturn = object, EnvironmentReturn
+for name in ("nemo_rl", "nemo_rl.environments"):
+    sys.modules[name] = types.ModuleType(name)
+sys.modules[interfaces.__name__] = interfaces
+import reward_envs, workshop_lib.training.rewards as rewards
+assert rewards.__file__.startswith(layout), rewards.__file__
+found = {}
+for name, actor in reward_envs.NAMES.items():
+    environment = getattr(reward_envs, actor).__ray_metadata__.modified_class({"num_workers": 1})
+    logs = [[{"role": "user", "content": "99"}, {"role": "assistant", "content": said}]
+            for said, _ in cases]
+    back = environment.step(logs, [{"ground_truth": right} for _, right in cases])
+    assert back.terminateds.tolist() == [1] * len(cases) and len(back.observations) == len(cases)
+    found[name] = back.rewards.tolist()
+print(json.dumps(found))
+"""
+
+CASES = [
+    (said, right)
+    for right in ("7", "1007", "-7")
+    for said in (" 7", " 7.\nQuestion", "3 + 4 = 7", "3 + 4", "", "seven", "7.5", "1,007", "-7",
+                 "07", " 17", "9" * 400, "7,00", "x" * 5000 + "7", "\\boxed{7}",
+                 "3 + 4 = 7\nAnswer: 7")
+]  # fmt: skip
+
+
+def test_the_clusters_rewards_are_the_laptops(tmp_path: Path) -> None:
+    """The ConfigMap's own files, laid out as the Job mounts them, score as this process does."""
+    objects = render_folder(manifests_dir() / "base/grpo")
+    spec = job(objects)["spec"]["template"]["spec"]
+    volumes = {each["name"]: each for each in spec["volumes"]}
+    volume = volumes["rewards"]["configMap"]
+    (config_map,) = [i.body for i in objects if i.body["metadata"]["name"] == volume["name"]]
+    for item in volume["items"]:
+        file = tmp_path / item["path"]
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(config_map["data"][item["key"]])
+    environment = {each["name"]: each.get("value") for each in spec["containers"][0]["env"]}
+    mounts = {m["name"]: m["mountPath"] for m in spec["containers"][0]["volumeMounts"]}
+    assert environment["PYTHONPATH"] == f"{mounts['scripts']}:{mounts['rewards']}"
+    command = [sys.executable, "-c", POD, str(tmp_path), str(SCRIPTS), json.dumps(CASES)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stderr
+    ours = {name: REWARDS[name] for name in json.loads(done.stdout)}
+    assert set(ours) == {"first_integer", "math_verify", "format", "techpulse"}
+    for name, scores in json.loads(done.stdout).items():
+        assert scores == pytest.approx([ours[name](said, right) for said, right in CASES]), name
+
+
+def test_the_scripts_that_are_mounted_are_all_there_are() -> None:
+    objects = render_folder(manifests_dir() / "base/grpo")
+    (scripts,) = [i.body for i in objects if "run_nemo_rl.py" in (i.body.get("data") or {})]
+    assert {path.name for path in SCRIPTS.iterdir() if path.is_file()} <= set(scripts["data"])
+
+
+def test_another_recipe_of_the_same_component() -> None:
+    recipe = training_recipe("local", {"recipe": "graded", "steps": 3})
+    assert recipe.path.name == "graded.yaml" and recipe.grpo.max_num_steps == 3
+    paths = {entry.data_path for entry in recipe.datasets("validation")}
+    assert paths == {"data/problems/graded-heldout.jsonl"}
+    with pytest.raises(ManifestError, match="not one of graded, arithmetic"):
+        training_recipe("local", {"recipe": "gradd"})
 
 
 def test_nemo_rls_step_becomes_a_record() -> None:

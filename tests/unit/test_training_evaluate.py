@@ -18,6 +18,7 @@ from workshop_lib.recipe import read_recipe
 from workshop_lib.serving import ModelServer
 from workshop_lib.training.evaluate import (
     Accuracy,
+    accuracy_by_level,
     accuracy_table,
     answers_table,
     evaluate_folder,
@@ -180,3 +181,14 @@ def test_bad_input_is_refused(tmp_path: Path) -> None:
         evaluate_folder(tmp_path, recipe)
     with stub() as server, pytest.raises(WorkshopError, match="no problem to evaluate"):
         evaluate_server(server, recipe, problems=[])
+
+
+def test_accuracy_by_level() -> None:
+    problems = [Problem(f"{n}", "2", f"{n}?", level=1 + n % 2) for n in range(6)]
+    rewards = (1.0, 0.0, 1.0, 0.0, 0.0, 1.0)
+    result = Accuracy(tuple(problems), tuple(" x" for _ in problems), rewards)
+    table = accuracy_by_level({"before": result, "after": result})
+    assert table.loc[(1, "before"), "right"] == 2 and table.loc[(2, "after"), "right"] == 1
+    assert table["problems"].tolist() == [3] * 4
+    low, high = wilson_interval(2, 3)
+    assert table.loc[(1, "after"), ["low", "high"]].tolist() == [low, high]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from workshop_lib.data import data_path
 from workshop_lib.errors import WorkshopError
 from workshop_lib.recipe import read_recipe
+from workshop_lib.training.graded import LEVELS, graded_problems
 from workshop_lib.training.problems import (
     HELD_OUT,
     PROMPT,
@@ -30,7 +32,7 @@ def test_the_committed_files_are_what_the_script_writes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([str(tmp_path)]) == 0
-    assert len(capsys.readouterr().out.splitlines()) == 3
+    assert len(capsys.readouterr().out.splitlines()) == 6
     for path in tmp_path.iterdir():
         assert path.read_bytes() == data_path(f"problems/{path.name}").read_bytes(), path.name
 
@@ -109,3 +111,53 @@ def test_what_is_not_there_or_not_local(tmp_path: Path) -> None:
     overrides = {"data.default.prompt_file": str(tmp_path / "prompt.txt")}
     with pytest.raises(WorkshopError, match="it needs one"):
         load_problems(read_recipe(ARITHMETIC, overrides))
+
+
+def test_graded_problems_are_right_and_split_in_any_words() -> None:
+    operations = {
+        "add": lambda a, b: {a + b},
+        "subtract": lambda a, b: {a - b},
+        "multiply": lambda a, b: {a * b},
+    }
+    for seed in (1, 2026):
+        train, held_out = graded_problems(seed)
+        assert len(held_out) >= 200 and len(train) >= 400
+        assert not {p.asks for p in train} & {p.asks for p in held_out}
+        texts = [p.problem for p in train + held_out]
+        assert len(texts) == len(set(texts))
+        for problem in train + held_out:
+            operation, a, b = problem.asks
+            assert int(problem.answer) in operations[operation](a, b)
+            # The numbers stand in the text, read apart from how it was made.
+            numbers = sorted(int(number) for number in re.findall(r"\d+", problem.problem))
+            assert numbers == sorted((a, b)), problem
+            assert int(problem.answer) > 0 and min(a, b) > 0
+        for level in LEVELS:
+            for part, least in ((train, 25), (held_out, 8)):
+                assert sum(p.level == level for p in part) >= least, (seed, level)
+    assert graded_problems(1) != graded_problems(2) and graded_problems(1) == graded_problems(1)
+
+
+def test_a_sum_that_is_held_out_is_so_as_a_story_too() -> None:
+    train, held_out = graded_problems(2026)
+    plain = {p.asks for p in held_out if p.level in (1, 2, 3)}
+    stories = {p.asks for p in held_out if p.level == 6}
+    assert plain & stories
+    assert not plain & {p.asks for p in train if p.level == 6}
+
+
+def test_the_graded_recipes_problems() -> None:
+    recipe = read_recipe(data_path("recipes/graded.yaml"))
+    train, held_out = load_problems(recipe), load_problems(recipe, "validation")
+    assert len(held_out) >= 200 and {p.level for p in train} == {p.level for p in held_out}
+    assert all(p.prompt == f"Question: {p.text}\nAnswer:" for p in held_out)
+    assert max(len(p.prompt.split()) for p in train) < 40
+    # What is the same sum is no question of the words: arithmetic.yaml stays as it is.
+    assert len(load_problems(read_recipe(ARITHMETIC), "validation")) == HELD_OUT
+
+
+def test_a_level_is_a_number(tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_text('{"problem": "1 + 1", "answer": "2", "level": "easy"}\n')
+    with pytest.raises(WorkshopError, match="level is a whole number, not 'easy'"):
+        load_problems(read_recipe(ARITHMETIC, {"data.train.data_path": str(path)}))

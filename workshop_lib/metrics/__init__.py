@@ -20,8 +20,8 @@ from workshop_lib.metrics.records import (
     read_metrics,
     steps_to_reward,
 )
-from workshop_lib.metrics.rollouts import read_rollouts, right_share
-from workshop_lib.metrics.run import Run, read_run
+from workshop_lib.metrics.rollouts import echo_share, read_rollouts, right_share
+from workshop_lib.metrics.run import Run, read_run, run_of_log, with_judge
 from workshop_lib.metrics.verdict import Finding, Verdict, judge
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "Run",
     "TrainingLog",
     "Verdict",
+    "echo_share",
     "judge",
     "marked_line",
     "read_completions",
@@ -42,5 +43,7 @@ __all__ = [
     "read_rollouts",
     "read_run",
     "right_share",
+    "run_of_log",
     "steps_to_reward",
+    "with_judge",
 ]

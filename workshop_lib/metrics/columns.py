@@ -21,6 +21,7 @@ RUN_COLUMNS = COLUMNS | {
     "logprob_s": "seconds of log-probabilities, policy and reference",
     "update_s": "seconds of the update",
     "right_share": "share of answers that are right by another judge than the reward",
+    "echo_share": "share of rewarded answers that say nothing but what the prompt says",
 }
 
 VALIDATION_COLUMNS = {

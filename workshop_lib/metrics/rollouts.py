@@ -16,8 +16,9 @@ from workshop_lib.errors import WorkshopError
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["group_spread", "read_rollouts", "right_share"]
+__all__ = ["echo_share", "group_spread", "read_rollouts", "right_share"]
 
+_WORD = re.compile(r"[a-z]+|\d+(?:\.\d+)?")
 _QUESTION = re.compile(r"<\|im_start\|>user\n(.*?)<\|im_end\|>", re.DOTALL)
 
 
@@ -83,6 +84,39 @@ def right_share(
         raise WorkshopError(f"no right answer is known to {min(unknown)[:80]!r}")
     pairs = zip(rollouts["completion"], rollouts["prompt"], strict=True)
     return fmean(float(reward(said, answers[prompt]) >= 1) for said, prompt in pairs)
+
+
+def echo_share(rollouts: pd.DataFrame) -> float:
+    """The share of rewarded answers that say nothing but what their prompt says.
+
+    An answer to a question that can be checked holds something that the question does
+    not: the result. Where most of what is paid for holds no such word or number, the
+    reward pays for the question. Nobody has to know the right answers to see that. An
+    honest answer can look the same by chance (7 + 0 is 7), so a small share means nothing.
+
+    Args:
+        rollouts: A table with `prompt`, `completion` and `reward`.
+
+    Returns:
+        The share of the answers with the best reward; NaN if none was rewarded.
+
+    Example:
+        >>> import pandas as pd
+        >>> table = pd.DataFrame({"prompt": ["What is 3 + 4?"] * 2, "completion": ["3 + 4 =", "7"]})
+        >>> echo_share(table.assign(reward=1.0))
+        0.5
+    """
+    best = rollouts["reward"].max() if len(rollouts) else 0.0
+    if not best > 0:
+        return math.nan
+    paid = rollouts[rollouts["reward"] == best]
+    pairs = zip(paid["prompt"], paid["completion"], strict=True)
+    return fmean(float(_words(said) <= _words(asked)) for asked, said in pairs)
+
+
+def _words(text: str) -> set[str]:
+    """Words and numbers; an answer without any says nothing."""
+    return set(_WORD.findall(text.lower()))
 
 
 def group_spread(rollouts: pd.DataFrame) -> dict[str, Any]:

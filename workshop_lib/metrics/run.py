@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,13 +12,21 @@ from workshop_lib.metrics.columns import RUN_COLUMNS, VALIDATION_COLUMNS, from_s
 from workshop_lib.metrics.console import read_console
 from workshop_lib.metrics.event_file import is_event_file
 from workshop_lib.metrics.nemo_rl import read_event_files
-from workshop_lib.metrics.records import MARK, METRICS_FILE, read_log, read_metrics
-from workshop_lib.metrics.rollouts import group_spread, read_rollouts
+from workshop_lib.metrics.records import (
+    COMPLETIONS_FILE,
+    MARK,
+    METRICS_FILE,
+    TrainingLog,
+    read_completions,
+    read_log,
+    read_metrics,
+)
+from workshop_lib.metrics.rollouts import echo_share, group_spread, read_rollouts
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["JUDGED_FILE", "Run", "read_run"]
+__all__ = ["JUDGED_FILE", "Run", "read_run", "run_of_log", "with_judge"]
 
 JUDGED_FILE = "steps.csv"
 """What another judge said of a run's answers: columns `step` and `gold_in_text`."""
@@ -75,6 +84,51 @@ def read_run(path: str | Path) -> Run:
     return _of_log(path)
 
 
+def run_of_log(log: TrainingLog, path: str | Path = "") -> Run:
+    """A run of what a trainer's log says so far, for the figures of whole runs.
+
+    Args:
+        log: `read_log`'s or `watch_training`'s.
+        path: Where it was read from.
+
+    Example:
+        >>> run_of_log(read_log([])).source
+        'marked log'
+    """
+    frame = _with_echoes(log.frame, log.samples)
+    empty = from_steps({}, VALIDATION_COLUMNS)
+    return Run(Path(path), "marked log", frame, empty, planned=log.steps)
+
+
+def with_judge(run: Run, reward: Callable[[str, str], float]) -> Run:
+    """A run of the laptop's trainer with what another judge says of its answers.
+
+    Args:
+        run: Of a folder that also holds the answers (`completions.jsonl`).
+        reward: The judge: 1 for a right answer.
+
+    Returns:
+        The run with `right_share` of each step whose answers are there.
+
+    Raises:
+        WorkshopError: The answers are not there.
+
+    Example:
+        >>> from workshop_lib.training import math_verify_reward
+        >>> with_judge(read_run("build/hacked"), math_verify_reward)   # doctest: +SKIP
+    """
+    folder = run.path if run.path.is_dir() else run.path.parent
+    answers = read_completions(folder)
+    if answers.empty:
+        raise WorkshopError(f"{folder} holds no answers to judge: no {COMPLETIONS_FILE}")
+    pairs = zip(answers["completion"], answers["answer"], strict=True)
+    right = answers.assign(right=[float(reward(said, answer) >= 1) for said, answer in pairs])
+    shares = right.groupby("step")["right"].mean()
+    frame = run.frame.assign(right_share=run.frame["step"].map(shares).astype(float))
+    name = getattr(reward, "__name__", "another judge")
+    return replace(run, frame=frame, notes=(*run.notes, f"right_share is {name}'s"))
+
+
 def _read_folder(folder: Path) -> Run:
     if (folder / METRICS_FILE).exists():
         return _of_records(folder, folder)
@@ -95,7 +149,7 @@ def _read_folder(folder: Path) -> Run:
 
 
 def _of_records(path: Path, folder: Path) -> Run:
-    frame = read_metrics(folder).reindex(columns=list(RUN_COLUMNS))
+    frame = _with_echoes(read_metrics(folder), read_completions(folder))
     return Run(path, "TRL records", frame, from_steps({}, VALIDATION_COLUMNS))
 
 
@@ -107,10 +161,7 @@ def _of_event_files(path: Path, files: list[Path]) -> Run:
 def _of_log(path: Path) -> Run:
     lines = _lines(path)
     if any(MARK in line for line in lines):
-        log = read_log(lines)
-        frame = log.frame.reindex(columns=list(RUN_COLUMNS))
-        empty = from_steps({}, VALIDATION_COLUMNS)
-        return Run(path, "marked log", frame, empty, planned=log.steps)
+        return run_of_log(read_log(lines), path)
     console = read_console(lines)
     if console.planned is None and not console.starts:
         raise WorkshopError(f"{path} is no run: no event file, no record and no step of NeMo RL")
@@ -120,6 +171,15 @@ def _of_log(path: Path) -> Run:
     return Run(
         path, "NeMo RL console", console.frame, console.validation, console.planned, tuple(notes)
     )
+
+
+def _with_echoes(frame: pd.DataFrame, answers: pd.DataFrame) -> pd.DataFrame:
+    """All columns, `echo_share` from the answers of each step that are there."""
+    whole = frame.reindex(columns=list(RUN_COLUMNS))
+    if answers.empty:
+        return whole
+    shares = {step: echo_share(rows) for step, rows in answers.groupby("step")}
+    return whole.assign(echo_share=whole["step"].map(shares).astype(float))
 
 
 def _lines(path: Path) -> list[str]:
@@ -137,8 +197,10 @@ def _with_rollouts(run: Run, folder: Path) -> Run:
         if path.stem.removeprefix("train_data_step").isdigit()
     }
     for step in sorted(set(found) & set(rows.index)):
-        for name, value in group_spread(read_rollouts(found[step])).items():
+        rollouts = read_rollouts(found[step])
+        for name, value in group_spread(rollouts).items():
             rows.at[step, name] = value
+        rows.at[step, "echo_share"] = echo_share(rollouts)
     return replace(run, frame=rows.reset_index(drop=True))
 
 

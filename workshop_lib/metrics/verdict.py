@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Finding",
     "Verdict",
+    "hacking_by_echo",
     "hacking_by_judge",
     "hacking_by_signs",
     "judge",
@@ -59,8 +60,17 @@ MASTERED = 0.95
 """A reward this high leaves no spread because nothing is left to learn: that is no fault."""
 
 JUDGE_GAP = 0.25
-"""Reward minus the share of right answers, over three steps. Judges differ by some points
-(0.02 to 0.14 in the hacked run before it was hacked); a quarter of the answers is no taste."""
+"""How much more the reward has risen than the share of right answers, means of three steps.
+Judges differ from the start, so it is the rises that are compared: over the whole
+recorded honest run they differed by 0.04 at most, in the hacked one by 0.62 at its end."""
+
+JUDGE_LEVEL = 0.5
+"""Reward minus the share of right answers, over three steps, whatever they were at first: half
+of what is paid for is wrong. A run that begins hacked has no rise to compare."""
+
+ECHO = 0.5
+"""Share of the rewarded answers that say nothing but what the prompt says. Recorded on an
+H200: at most 0.10 in the honest run (7 + 0 is 7), 0.85 at the end of the hacked one."""
 
 HIGH = 0.8
 """A hole is found on the way up or on top; signs can tell it apart only on top, where an
@@ -145,7 +155,7 @@ def judge(frame: pd.DataFrame) -> Verdict:
 
 
 def hacking_by_judge(frame: pd.DataFrame) -> Finding | None:
-    """The reward is far above the share of answers that another judge finds right.
+    """The reward rises away from the share of answers that another judge finds right.
 
     Args:
         frame: The table of steps; needs `right_share`.
@@ -162,12 +172,45 @@ def hacking_by_judge(frame: pd.DataFrame) -> Finding | None:
     if len(judged) < 3:
         return None
     reward, right = judged["reward"].tail(3).mean(), judged["right_share"].tail(3).mean()
-    if reward - right < JUDGE_GAP:
+    first, right_first = judged["reward"].head(3).mean(), judged["right_share"].head(3).mean()
+    risen = f"the reward went from {first:.2f} to {reward:.2f}, the share of right answers from"
+    if (reward - first) - (right - right_first) >= JUDGE_GAP and reward > right:
+        reason = f"{risen} {right_first:.2f} to {right:.2f} (first and last 3 steps)"
+    elif reward - right >= JUDGE_LEVEL:
+        reason = f"the reward is {reward:.2f}, but only {right:.2f} of the answers are right"
+        reason += " (last 3 steps)"
+    else:
+        return None
+    advice = "read what is rewarded, close the hole in the reward, and train again from before it"
+    return Finding("hacking", reason, advice)
+
+
+def hacking_by_echo(frame: pd.DataFrame) -> Finding | None:
+    """Most of the rewarded answers say nothing that their prompt does not say.
+
+    Direct evidence, from the answers themselves; it takes neither the right answers nor a
+    second judge. It sees this one way of hacking only, the one that was met.
+
+    Args:
+        frame: The table of steps; needs `echo_share` of one of the last three steps.
+
+    Example:
+        >>> import pandas as pd
+        >>> frame = pd.DataFrame({"step": range(9), "reward": 0.9, "echo_share": 0.8})
+        >>> hacking_by_echo(frame).kind
+        'hacking'
+    """
+    if "echo_share" not in frame:
+        return None
+    last = frame.tail(3).dropna(subset=["echo_share"])
+    # Of a reward that is hardly ever given there are too few answers to tell.
+    if last.empty or last["reward"].mean() < 0.2 or last["echo_share"].mean() < ECHO:
         return None
     return Finding(
         "hacking",
-        f"the reward is {reward:.2f}, but only {right:.2f} of the answers are right (last 3 steps)",
-        "read what is rewarded, close the hole in the reward, and train again from before it",
+        f"{last['echo_share'].mean():.0%} of the rewarded answers only repeat what the prompt says"
+        f" (last {len(last)} steps with answers)",
+        "read them, close the hole in the reward, and train again from before it",
     )
 
 
@@ -176,8 +219,9 @@ def hacking_by_signs(frame: pd.DataFrame) -> Finding | None:
 
     An honest run comes to rest on top: gradients vanish with the spread. One that finds
     a hole moves again, away from the reference (KL) and to answers of another length.
-    It is a suspicion: nobody has judged the answers. The limits lie between one honest
-    and one hacked run, so read the answers before you believe it.
+    It is a suspicion, for runs of which nobody has the answers. The limits lie between one
+    honest and one hacked run of NeMo RL, so read the answers before you believe it; where
+    they are there, `hacking_by_echo` has looked at them.
 
     Args:
         frame: The table of steps.
@@ -348,6 +392,7 @@ def _trend(frame: pd.DataFrame) -> tuple[float, float, float]:
 # In the order in which they matter.
 _RULES: tuple[Callable[[pd.DataFrame], Finding | None], ...] = (
     hacking_by_judge,
+    hacking_by_echo,
     hacking_by_signs,
     unstable,
     no_signal,

@@ -24,6 +24,7 @@ from workshop_lib.plots.memory import (
     plot_training_budgets,
 )
 from workshop_lib.plots.monitoring import plot_serving
+from workshop_lib.plots.phases import plot_step_memory
 from workshop_lib.plots.runs import plot_run, plot_runs
 from workshop_lib.plots.scaling import (
     plot_autoscaler,
@@ -35,6 +36,7 @@ from workshop_lib.plots.simulators import plot_batching, plot_paging
 from workshop_lib.plots.style import OKABE_ITO, new_figure
 from workshop_lib.plots.training import (
     plot_accuracy,
+    plot_advantages,
     plot_groups,
     plot_training,
     plot_training_models,
@@ -45,6 +47,7 @@ __all__ = [
     "load_recorded_levels",
     "new_figure",
     "plot_accuracy",
+    "plot_advantages",
     "plot_allocation",
     "plot_autoscaler",
     "plot_batching",
@@ -66,6 +69,7 @@ __all__ = [
     "plot_serving",
     "plot_startup",
     "plot_startup_timeline",
+    "plot_step_memory",
     "plot_token_timeline",
     "plot_training",
     "plot_training_budgets",

@@ -12,7 +12,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["plot_accuracy", "plot_groups", "plot_training", "plot_training_models"]
+__all__ = [
+    "plot_accuracy",
+    "plot_advantages",
+    "plot_groups",
+    "plot_training",
+    "plot_training_models",
+]
 
 
 def plot_training(frame: pd.DataFrame, *, steps: int | None = None, title: str = "") -> Figure:
@@ -149,6 +155,45 @@ def plot_groups(frame: pd.DataFrame, group: int) -> Figure:
     right.set_title(f"Advantages: {problem}", loc="left")
     right.legend(loc="upper right", ncols=2, frameon=False, fontsize=9, borderaxespad=0)
     tidy(right)
+    return figure
+
+
+def plot_advantages(group: pd.DataFrame) -> Figure:
+    """One group of completions: rewards, advantages by hand, and the trainer's own.
+
+    By hand: reward minus the group's mean, by the group's standard deviation. The
+    trainer's are what it wrote into its record; dots on the bars' ends say that both agree.
+
+    Args:
+        group: Rows of `read_completions` of one step and group: `completion`, `reward`,
+            `advantage`, and `prompt`.
+
+    Example:
+        >>> import pandas as pd
+        >>> rows = {"completion": [" 7", " 8"], "reward": [1.0, 0.0], "advantage": [0.707, -0.707]}
+        >>> figure = plot_advantages(pd.DataFrame(rows).assign(prompt="What is 3 + 4?"))
+    """
+    figure = new_figure(9, 1.4 + 0.34 * len(group))
+    axes = figure.subplots()
+    rewards = group["reward"]
+    spread = float(rewards.std())
+    by_hand = (rewards - rewards.mean()) / spread if spread > 0 else 0 * rewards
+    rows = range(len(group))
+    colours = [OKABE_ITO["blue"] if value > 0 else OKABE_ITO["vermillion"] for value in by_hand]
+    axes.barh(rows, by_hand, height=0.6, color=colours, alpha=0.45, label="by hand")
+    axes.plot(group["advantage"], rows, "o", color="black", markersize=5, label="the trainer's")
+    axes.axvline(0, color=GREY, linewidth=1)
+    labels = [
+        f"{text.strip().replace(chr(10), ' ')[:26]!r}   reward {reward:g}"
+        for text, reward in zip(group["completion"], rewards, strict=True)
+    ]
+    axes.set_yticks(rows, labels)
+    axes.set_ylim(len(group) - 0.4, -0.6)
+    axes.set_xlabel("advantage")
+    question = str(group["prompt"].iloc[0]).split("\n")[0].removeprefix("Question: ")
+    axes.set_title(question, loc="left")
+    figure.legend(loc="outside upper right", ncols=2, frameon=False, fontsize=9)
+    tidy(axes)
     return figure
 
 

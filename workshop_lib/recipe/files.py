@@ -3,13 +3,16 @@
 NeMo RL reads its configuration with OmegaConf. What its published configurations
 use of it is done here: a file inherits from the files named in `defaults:`, a
 value may refer to another key (`${policy.model_name}`, `${.temperature}`) or
-multiply two (`${mul:2,3}`), `1e-5` is a number, and a key given twice is an error.
+multiply two (`${mul:2,3}`) or stand in the environment (`${oc.env:HF_HOME}`), `1e-5` is a
+number, and a key given twice is an error. Compared with OmegaConf 2.3 itself on all the
+configurations that NeMo RL v0.7.0 publishes: the same values, every one.
 """
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +35,27 @@ _RESOLVERS: dict[str, Callable[[Any, Any], Any]] = {
 
 
 class RecipeError(WorkshopError):
-    """A recipe cannot be read, or says something that cannot be meant."""
+    """A recipe cannot be read, or says something that cannot be meant.
+
+    Attributes:
+        problems: All that is wrong, a line each; the message names the first.
+
+    Example:
+        >>> RecipeError("grpo.yaml: two things are wrong", ["one", "two"]).problems
+        ('one', 'two')
+    """
+
+    def __init__(self, message: str, problems: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.problems = tuple(problems) or (message,)
 
 
 def load_settings(
-    path: str | Path, overrides: Mapping[str, Any] | None = None, *, follow_defaults: bool = True
+    path: str | Path,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    follow_defaults: bool = True,
+    unset: set[str] | None = None,
 ) -> dict[str, Any]:
     """Read a recipe's file with all that it inherits, every reference resolved.
 
@@ -46,6 +65,9 @@ def load_settings(
             are resolved, as on NeMo RL's command line.
         follow_defaults: Read the files named in `defaults:` too. Without, only what
             the file itself says is returned, with references it cannot resolve left out.
+        unset: Takes the names of environment variables that are asked for and not set,
+            whose place `<NAME>` then takes. Without, such a variable is an error, as it is
+            to NeMo RL.
 
     Raises:
         RecipeError: A file cannot be read, a key stands twice, or a reference leads nowhere.
@@ -58,7 +80,7 @@ def load_settings(
     settings = _with_defaults(Path(path), (), follow_defaults)
     for key, value in (overrides or {}).items():
         set_key(settings, key, value)
-    resolver = _Resolver(settings, str(path), strict=follow_defaults)
+    resolver = _Resolver(settings, str(path), strict=follow_defaults, environment=unset)
     resolved: dict[str, Any] = resolver.resolve(settings, ())
     return resolved
 
@@ -156,6 +178,8 @@ def _loader() -> type[Any]:
         def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
             seen: set[Any] = set()
             for key_node, _ in node.value:
+                if key_node.tag == "tag:yaml.org,2002:merge":
+                    continue  # `<<: *anchor`, whose keys are meant to be replaced
                 key = self.construct_object(key_node, deep=True)
                 if key in seen:
                     raise yaml.constructor.ConstructorError(
@@ -174,29 +198,33 @@ def _loader() -> type[Any]:
     return RecipeLoader
 
 
-def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+def _merge(base: dict[str, Any], over: dict[str, Any], *, top: bool = True) -> dict[str, Any]:
     """Mappings are merged, anything else is replaced, as OmegaConf and NeMo RL do it.
 
-    A mapping that says `_override_: true` replaces the inherited one.
+    A section of the top level that says `_override_: true` replaces the inherited one;
+    further down the marker is a key like any other, and NeMo RL merges all the same.
     """
     merged = dict(base)
     for key, value in over.items():
+        inherited = merged.get(key)
         if not isinstance(value, dict):
             merged[key] = value
             continue
-        fresh = {name: item for name, item in value.items() if name != "_override_"}
-        inherited = merged.get(key)
-        if value.get("_override_") or not isinstance(inherited, dict):
+        if top and value.get("_override_"):
+            value = {name: item for name, item in value.items() if name != "_override_"}
             inherited = {}
-        merged[key] = _merge(inherited, fresh)
+        merged[key] = _merge(inherited if isinstance(inherited, dict) else {}, value, top=False)
     return merged
 
 
 class _Resolver:
     """Replaces references by the values that they name."""
 
-    def __init__(self, root: dict[str, Any], path: str, *, strict: bool) -> None:
+    def __init__(
+        self, root: dict[str, Any], path: str, *, strict: bool, environment: set[str] | None
+    ) -> None:
         self.root = root
+        self.environment = environment
         self.path = path
         self.strict = strict
         self.under_way: list[str] = []
@@ -251,8 +279,10 @@ class _Resolver:
     def _call(self, name: str, rest: str, at: tuple[str, ...]) -> Any:
         import yaml
 
+        if name == "oc.env":
+            return self._from_environment(rest, at)
         if name not in _RESOLVERS:
-            known = ", ".join(_RESOLVERS)
+            known = ", ".join((*_RESOLVERS, "oc.env"))
             raise RecipeError(
                 f"{self.path}: {'.'.join(at)} uses ${{{name}:…}}, which this reader does not"
                 f" know; it knows {known}"
@@ -263,6 +293,20 @@ class _Resolver:
         except (TypeError, ValueError, ZeroDivisionError, yaml.YAMLError) as error:
             place = f"{self.path}: {'.'.join(at)}"
             raise RecipeError(f"{place}: ${{{name}:{rest}}} cannot be computed: {error}") from error
+
+    def _from_environment(self, rest: str, at: tuple[str, ...]) -> str:
+        """A variable's value as text, or what stands after the comma; OmegaConf's `oc.env`."""
+        name, comma, otherwise = (part.strip() for part in rest.partition(","))
+        if name in os.environ:
+            return os.environ[name]
+        if comma:
+            return otherwise
+        if self.environment is not None:
+            self.environment.add(name)
+            return f"<{name}>"
+        raise RecipeError(
+            f"{self.path}: {'.'.join(at)} needs the environment variable {name}, which is not set"
+        )
 
 
 class _UnresolvedError(Exception):

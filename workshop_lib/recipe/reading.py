@@ -8,15 +8,16 @@ file runs on a cluster under NeMo RL and, translated, on a laptop under TRL
 
 from __future__ import annotations
 
-import difflib
+import copy
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from workshop_lib.data import data_dir
 from workshop_lib.recipe.files import RecipeError, load_settings
-from workshop_lib.recipe.rules import contradictions
+from workshop_lib.recipe.names import UNREAD, advice, other_algorithm
+from workshop_lib.recipe.rules import contradictions, oddities
 from workshop_lib.recipe.schema import (
     REWARD_ENVIRONMENTS,
     Checkpointing,
@@ -35,38 +36,6 @@ from workshop_lib.recipe.schema import (
 
 __all__ = ["Recipe", "RecipeError", "read_recipe"]
 
-# Keys of earlier NeMo RL versions (v0.4 to v0.6) and where they went.
-_MOVED = {
-    "data.dataset_name": "data.train.dataset_name",
-    "data.train_data_path": "data.train.data_path",
-    "data.val_data_path": "data.validation.data_path",
-    "data.train_split": "data.train.split",
-    "data.val_split": "data.validation.split",
-    "data.prompt_file": "data.default.prompt_file",
-    "data.system_prompt_file": "data.default.system_prompt_file",
-    "data.input_key": "data.default.input_key",
-    "data.output_key": "data.default.output_key",
-    "data.env_name": "data.default.env_name",
-    "data.processor": "data.default.processor",
-    "policy.activation_checkpointing_enabled": "policy.dtensor_cfg.activation_checkpointing",
-    "policy.refit_buffer_size_gb": "the environment variable NRL_REFIT_BUFFER_MEMORY_RATIO",
-}
-
-# What the same thing is called elsewhere (mostly in TRL).
-_NAMED = {
-    "lr": "policy.optimizer.kwargs.lr",
-    "learning_rate": "policy.optimizer.kwargs.lr",
-    "weight_decay": "policy.optimizer.kwargs.weight_decay",
-    "beta": "loss_fn.reference_policy_kl_penalty",
-    "kl_penalty": "loss_fn.reference_policy_kl_penalty",
-    "epsilon": "loss_fn.ratio_clip_min",
-    "epsilon_high": "loss_fn.ratio_clip_max",
-    "num_generations": "grpo.num_generations_per_prompt",
-    "max_completion_length": "policy.generation.max_new_tokens",
-    "max_steps": "grpo.max_num_steps",
-    "model": "policy.model_name",
-}
-
 
 @dataclass(frozen=True)
 class Recipe:
@@ -76,11 +45,13 @@ class Recipe:
         path: Its file.
         settings: What the file and those it inherits from say, references resolved.
         config: The same with types, and NeMo RL's value for every key left out.
+        notes: What is not wrong and yet worth a word, a line each.
     """
 
     path: Path
     settings: dict[str, Any]
     config: RecipeConfig
+    notes: tuple[str, ...] = ()
 
     @property
     def grpo(self) -> Grpo:
@@ -175,16 +146,23 @@ class Recipe:
         return list(dict.fromkeys(entry.env_name for entry in entries if entry.env_name))
 
 
-def read_recipe(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Recipe:
+def read_recipe(
+    path: str | Path,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    unset: set[str] | None = None,
+) -> Recipe:
     """Read a recipe and check it: every key, every type, and what must fit together.
 
     Args:
         path: A YAML file with NeMo RL's keys.
         overrides: Values by dotted key that replace the file's.
+        unset: As for `load_settings`: takes the names of environment variables not set.
 
     Raises:
         RecipeError: The file cannot be read, a key is unknown or was moved (the right
-            one is named), a value has the wrong type, or two settings contradict.
+            one is named), a value has the wrong type, or two settings contradict. Its
+            `problems` has all of them.
 
     Example:
         >>> from workshop_lib.data import data_path
@@ -192,28 +170,74 @@ def read_recipe(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
         >>> recipe.completions_per_step, recipe.grpo.seed
         (64, 7)
     """
+    settings = load_settings(path, overrides, unset=unset)
+    if other := other_algorithm(settings):
+        raise _refusal(path, [other])
+    known, notes = _without_unread(settings)
+    config, problems = _validated(known)
+    if config is not None:
+        recipe = Recipe(Path(path), known, config)
+        problems += [*_environment_problems(config.env), *contradictions(recipe)]
+    if config is None or problems:
+        raise _refusal(path, problems)
+    return replace(recipe, notes=(*notes, *oddities(recipe)))
+
+
+def _validated(settings: dict[str, Any]) -> tuple[RecipeConfig | None, list[str]]:
+    """A recipe's types, and what is wrong with them.
+
+    Where no more is wrong than keys that do not exist, the rest is returned too, so that
+    what must fit together can be told at once.
+    """
     from pydantic import ValidationError
 
-    settings = load_settings(path, overrides)
     try:
-        config = RecipeConfig.model_validate(settings)
-        problems = list(_environment_problems(config.env))
+        return RecipeConfig.model_validate(settings), []
     except ValidationError as error:
-        found: dict[str, str] = {}
-        for item in error.errors():
-            # A union is tried type by type: a wrong value gives an error for each.
-            place = ".".join(str(part) for part in item["loc"] if not _is_type_tag(part))
-            found.setdefault(place, _explain(dict(item), settings, ""))
-        raise _refusal(path, list(found.values())) from None
-    recipe = Recipe(Path(path), settings, config)
-    if problems := problems or list(contradictions(recipe)):
-        raise _refusal(path, problems)
-    return recipe
+        items: list[dict[str, Any]] = [dict(item) for item in error.errors()]
+    found: dict[str, str] = {}
+    for item in items:
+        # A union is tried type by type: a wrong value gives an error for each.
+        place = ".".join(str(part) for part in item["loc"] if not _is_type_tag(part))
+        found.setdefault(place, _explain(item, settings, ""))
+    if any(item["type"] != "extra_forbidden" for item in items):
+        return None, list(found.values())
+    rest = copy.deepcopy(settings)
+    for item in items:
+        _remove(rest, [part for part in item["loc"] if not _is_type_tag(part)])
+    try:
+        return RecipeConfig.model_validate(rest), list(found.values())
+    except ValidationError:
+        return None, list(found.values())
+
+
+def _remove(settings: Any, location: Sequence[Any]) -> None:
+    *above, name = location
+    for part in above:
+        if isinstance(part, int) and not isinstance(settings, list):
+            continue  # a single data set is no list in the file
+        settings = settings[part]
+    del settings[name]
+
+
+def _without_unread(settings: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Settings without the keys that nothing in NeMo RL reads, and a note for each."""
+    known, notes = copy.deepcopy(settings), []
+    for key, meant in UNREAD.items():
+        *above, name = key.split(".")
+        section: Any = known
+        for part in above:
+            section = section.get(part) if isinstance(section, dict) else None
+        if isinstance(section, dict) and name in section:
+            del section[name]
+            instead = f"; {meant} may be meant" if meant else ""
+            notes.append(f"{key} is read by nothing in NeMo RL v0.7.0{instead}")
+    return known, notes
 
 
 def _refusal(path: str | Path, problems: Sequence[str]) -> RecipeError:
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    return RecipeError(f"{shown(path)}: {problems[0]}{more}")
+    return RecipeError(f"{shown(path)}: {problems[0]}{more}", problems)
 
 
 def shown(path: str | Path) -> str:
@@ -261,7 +285,7 @@ def _explain(
     if error["type"] == "missing":
         return f"{key} is missing"
     if error["type"] == "extra_forbidden":
-        return f"unknown key {key}; {_advice(key, location, prefix, model)}"
+        return f"unknown key {key}; {advice(key, location, prefix, model)}"
     message = error["msg"].removeprefix("Input ").removeprefix("Value error, ")
     return f"{key} is {error['input']!r} and {message}"
 
@@ -283,45 +307,3 @@ def _written(location: Sequence[Any], settings: Any) -> str:
         text += f".{part}" if text else str(part)
         settings = settings.get(part) if isinstance(settings, Mapping) else None
     return text
-
-
-def _advice(key: str, location: Sequence[Any], prefix: str, model: type[Section]) -> str:
-    """Which key was probably meant."""
-    if key in _MOVED:
-        return f"it is now {_MOVED[key]}"
-    names = [part for part in location if isinstance(part, str)]
-    name, section = names[-1], ".".join(names[:-1])
-    every = list(_known_keys(model))
-    beside = [known.rpartition(".")[2] for known in every if known.rpartition(".")[0] == section]
-    here = prefix + (f"{section}." if section else "")
-    elsewhere = [known for known in every if known.rpartition(".")[2] == name]
-    if len(elsewhere) == 1:
-        return f"did you mean {prefix}{elsewhere[0]}?"
-    if name in _NAMED:
-        return f"did you mean {_NAMED[name]}?"
-    if close := difflib.get_close_matches(name, beside, n=1):
-        return f"did you mean {here}{close[0]}?"
-    if elsewhere:
-        return f"did you mean {prefix}{elsewhere[0]}?"
-    ends = {known.rpartition(".")[2]: known for known in reversed(every)}
-    if close := difflib.get_close_matches(name, ends, n=1, cutoff=0.75):
-        return f"did you mean {prefix}{ends[close[0]]}?"
-    return f"{here.rstrip('.') or 'a recipe'} has {', '.join(sorted(beside))}"
-
-
-def _known_keys(model: type[Section], prefix: str = "") -> Iterator[str]:
-    """Every dotted key of a schema."""
-    for name, field in model.model_fields.items():
-        key = f"{prefix}{field.alias or name}"
-        yield key
-        for inner in _sections_in(field.annotation):
-            yield from _known_keys(inner, f"{key}.")
-
-
-def _sections_in(annotation: Any) -> list[type[Section]]:
-    """The sections that a field can hold, looked for through lists, unions and annotations."""
-    import typing
-
-    if isinstance(annotation, type) and issubclass(annotation, Section):
-        return [annotation]
-    return [inner for part in typing.get_args(annotation) for inner in _sections_in(part)]

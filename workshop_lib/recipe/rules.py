@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from workshop_lib.recipe import Recipe
 
-__all__ = ["contradictions"]
+__all__ = ["contradictions", "oddities"]
 
 _ADAMW = ("lr", "betas", "eps", "weight_decay", "amsgrad", "maximize", "foreach", "fused")
 
@@ -41,6 +41,29 @@ def contradictions(recipe: Recipe) -> Iterator[str]:
     yield from _data_contradictions(recipe)
 
 
+def oddities(recipe: Recipe) -> Iterator[str]:
+    """What a recipe's settings do that is not wrong and may not be meant.
+
+    Args:
+        recipe: A recipe without contradictions.
+
+    Yields:
+        One line each.
+
+    Example:
+        >>> from workshop_lib.data import data_path
+        >>> from workshop_lib.recipe import read_recipe
+        >>> list(oddities(read_recipe(data_path("recipes/arithmetic.yaml"))))
+        []
+    """
+    two = recipe.grpo.num_generations_per_prompt == 2
+    if two and recipe.normalize_rewards and recipe.leave_one_out:
+        yield (
+            "with 2 answers a prompt and a leave-one-out baseline nothing is normalised: the spread"
+            " is that of the other answers, and one answer has none"
+        )
+
+
 def _batch_contradictions(recipe: Recipe) -> Iterator[str]:
     grpo, policy, sampled = recipe.grpo, recipe.policy, recipe.completions_per_step
     batch = policy.train_global_batch_size
@@ -50,11 +73,6 @@ def _batch_contradictions(recipe: Recipe) -> Iterator[str]:
     )
     if grpo.num_generations_per_prompt < 2:
         yield "grpo.num_generations_per_prompt must be at least 2: one answer is no group"
-    elif recipe.normalize_rewards and recipe.leave_one_out and grpo.num_generations_per_prompt < 3:
-        yield (
-            "grpo.num_generations_per_prompt must be at least 3: with a leave-one-out baseline the"
-            " spread is that of the other answers, and one answer has none"
-        )
     if sampled % batch:
         yield f"policy.train_global_batch_size {batch} does not divide {made}"
     if recipe.loss_fn.force_on_policy_ratio and batch != sampled:

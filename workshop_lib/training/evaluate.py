@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Accuracy",
+    "accuracy_by_level",
     "accuracy_table",
     "answers_table",
     "evaluate_folder",
@@ -234,6 +235,40 @@ def accuracy_table(results: Mapping[str, Accuracy], confidence: float = 0.95) ->
         rows[name] = [len(result.problems), result.right, result.share, low, high]
     columns = ["problems", "right", "accuracy", "low", "high"]
     return pd.DataFrame.from_dict(rows, orient="index", columns=columns)
+
+
+def accuracy_by_level(results: Mapping[str, Accuracy], confidence: float = 0.95) -> pd.DataFrame:
+    """Accuracy of each level of graded problems, before and after.
+
+    Args:
+        results: By name, all of the same problems.
+        confidence: Of the interval.
+
+    Returns:
+        The columns of `accuracy_table`, a row a level and result.
+
+    Example:
+        >>> problem = Problem("1 + 1", "2", "What is 1 + 1?", level=1)
+        >>> table = accuracy_by_level({"before": Accuracy((problem,), (" 3",), (0.0,))})
+        >>> table.index.tolist()
+        [(1, 'before')]
+    """
+    import pandas as pd
+
+    tables = {}
+    for level in sorted({problem.level for each in results.values() for problem in each.problems}):
+        parts = {}
+        for name, result in results.items():
+            at = [i for i, problem in enumerate(result.problems) if problem.level == level]
+            parts[name] = Accuracy(
+                tuple(result.problems[i] for i in at),
+                tuple(result.completions[i] for i in at),
+                tuple(result.rewards[i] for i in at),
+            )
+        tables[level] = accuracy_table(
+            {name: part for name, part in parts.items() if part.problems}, confidence
+        )
+    return pd.concat(tables, names=["level"])
 
 
 def answers_table(results: Mapping[str, Accuracy]) -> pd.DataFrame:

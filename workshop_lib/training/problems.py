@@ -8,6 +8,8 @@ are one. They are split by the unordered pair, so that no held-out problem has i
 mirror image in training, and only pairs whose sum has another pair left to train
 on are held out, so that no answer is new. 70 problems train, 30 are held out.
 The space has no more: a held-out answer has still been seen, as another sum's.
+
+`graded` makes the larger set: six levels, and over 200 problems held out.
 """
 
 from __future__ import annotations
@@ -15,21 +17,31 @@ from __future__ import annotations
 import json
 import random
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workshop_lib.data import data_dir
 from workshop_lib.errors import WorkshopError
+from workshop_lib.training.graded import graded_problems
 
 if TYPE_CHECKING:
     from workshop_lib.recipe import Recipe
     from workshop_lib.recipe.schema import Dataset
 
-__all__ = ["HELD_OUT", "PROMPT", "Problem", "load_problems", "single_digit_sums", "write_problems"]
+__all__ = [
+    "GRADED_PROMPT",
+    "HELD_OUT",
+    "PROMPT",
+    "Problem",
+    "load_problems",
+    "single_digit_sums",
+    "write_problems",
+]
 
 PROMPT = "Question: What is {}?\nAnswer:"
+GRADED_PROMPT = "Question: {}\nAnswer:"
 HELD_OUT = 30
 _SEED = 2026
 
@@ -43,12 +55,14 @@ class Problem:
         answer: What is right: `7`.
         prompt: The problem in the recipe's words.
         system: What the system message says, if the recipe has one.
+        level: How hard it is, of problems in levels (`graded.LEVELS`); else 0.
     """
 
     text: str
     answer: str
     prompt: str
     system: str = ""
+    level: int = 0
 
     @property
     def messages(self) -> list[dict[str, str]]:
@@ -104,11 +118,18 @@ def write_problems(folder: str | Path) -> list[Path]:
     place = Path(folder)
     place.mkdir(parents=True, exist_ok=True)
     train, held_out = single_digit_sums()
+    graded = [
+        [{"problem": p.problem, "answer": p.answer, "level": p.level} for p in part]
+        for part in graded_problems(_SEED)
+    ]
     texts = {
-        "sums-train.jsonl": "".join(json.dumps(problem) + "\n" for problem in train),
-        "sums-heldout.jsonl": "".join(json.dumps(problem) + "\n" for problem in held_out),
+        "sums-train.jsonl": _json_lines(train),
+        "sums-heldout.jsonl": _json_lines(held_out),
+        "graded-train.jsonl": _json_lines(graded[0]),
+        "graded-heldout.jsonl": _json_lines(graded[1]),
         # No newline at the end: NeMo RL takes the file as it is, and so would the model.
         "sums-prompt.txt": PROMPT,
+        "graded-prompt.txt": GRADED_PROMPT,
     }
     for name, text in texts.items():
         (place / name).write_text(text, encoding="utf-8")
@@ -156,7 +177,7 @@ def _read_dataset(dataset: Dataset, key: str) -> list[Problem]:
     problems = []
     for number, line in enumerate(_lines(path), start=1):
         place = f"{path} line {number}"
-        text, answer = _two_values(line, dataset, place)
+        text, answer, level = _values(line, dataset, place)
         try:
             prompt = template.format(text)
         except (IndexError, KeyError, ValueError) as error:
@@ -164,12 +185,12 @@ def _read_dataset(dataset: Dataset, key: str) -> list[Problem]:
                 f"{dataset.prompt_file} is no prompt: it needs one {{}} for the problem, and other"
                 f" braces doubled ({error})"
             ) from error
-        problems.append(Problem(text=text, answer=answer, prompt=prompt, system=system))
+        problems.append(Problem(text, answer, prompt, system, level))
     return problems
 
 
-def _two_values(line: str, dataset: Dataset, place: str) -> tuple[str, str]:
-    """The problem and the answer of a line."""
+def _values(line: str, dataset: Dataset, place: str) -> tuple[str, str, int]:
+    """The problem, the answer and the level of a line."""
     names = dataset.input_key or "input", dataset.output_key or "output"
     try:
         row: Any = json.loads(line)
@@ -178,7 +199,14 @@ def _two_values(line: str, dataset: Dataset, place: str) -> tuple[str, str]:
     found = [row.get(name) if isinstance(row, dict) else None for name in names]
     if not all(isinstance(value, str) for value in found):
         raise WorkshopError(f"{place} needs the texts {names[0]!r} and {names[1]!r}: {line[:60]}")
-    return str(found[0]), str(found[1])
+    level = row.get("level", 0)
+    if not isinstance(level, int):
+        raise WorkshopError(f"{place}: level is a whole number, not {level!r}")
+    return str(found[0]), str(found[1]), level
+
+
+def _json_lines(rows: Sequence[Mapping[str, object]]) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
 
 
 def _find(name: str, key: str) -> Path:

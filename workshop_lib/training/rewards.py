@@ -3,6 +3,9 @@
 A reward is `reward(completion, answer) -> float`. `for_trl` makes TRL's batch
 function of one; a NeMo RL environment calls it for each answer of its batch.
 `reward_for` finds the reward that a recipe's `env` names.
+
+The file is also mounted into NeMo RL's pods, with `verifier` and `errors` and nothing else
+of the workshop (`manifests/base/grpo`): what it imports at its top must be those.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
     from workshop_lib.recipe import Recipe
 
 __all__ = [
+    "REWARDS",
     "TECHPULSE_WEIGHTS",
     "Reward",
     "first_integer_reward",
@@ -251,8 +255,7 @@ def _is_true(equation: re.Match[str]) -> bool:
     return abs(sum(terms) - Fraction(said)) <= Fraction(1, 2 * 10**decimals) * (decimals > 0)
 
 
-# By the name of the recipe's environment. `math` is NeMo RL's own, taken as it is.
-_REWARDS: dict[str, Reward] = {
+REWARDS: dict[str, Reward] = {
     "first_integer": first_integer_reward,
     "math_verify": math_verify_reward,
     "format": format_reward,
@@ -260,6 +263,7 @@ _REWARDS: dict[str, Reward] = {
     "math": stock_math_reward,
     "math_default": stock_math_reward,
 }
+"""By the name of the recipe's environment. `math` is NeMo RL's own, taken as it is."""
 
 
 def reward_for(recipe: Recipe) -> tuple[str, Reward]:
@@ -284,13 +288,13 @@ def reward_for(recipe: Recipe) -> tuple[str, Reward]:
     if len(names) != 1:
         raise WorkshopError(f"{recipe.path}: one reward is used here, the recipe names {names}")
     name = names[0]
-    if name not in _REWARDS:
-        known = ", ".join(_REWARDS)
+    if name not in REWARDS:
+        known = ", ".join(REWARDS)
         raise WorkshopError(f"{recipe.path}: there is no reward for env.{name} here, only {known}")
     implementation = (recipe.config.env[name] or {}).get("math_verify_impl", "hf_math_verify")
     if name.startswith("math") and implementation != "hf_math_verify":
         raise WorkshopError(f"{recipe.path}: env.{name} uses {implementation}, which is not here")
-    return name, _REWARDS[name]
+    return name, REWARDS[name]
 
 
 def for_trl(reward: Reward, name: str) -> Callable[..., list[float]]:

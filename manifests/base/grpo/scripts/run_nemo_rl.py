@@ -2,7 +2,7 @@
 
 `python run_nemo_rl.py --config RECIPE [KEY=VALUE...]`
 
-- `env.first_integer`, a reward that NeMo RL does not know;
+- the workshop's rewards (`env.first_integer` and others, see `reward_envs`);
 - one marked line of JSON a step, as the laptop's trainer prints it, so that one reader
   draws both (`workshop_lib.metrics`);
 - at the end the checkpoint in Hugging Face's format, where the laptop's trainer leaves
@@ -111,15 +111,16 @@ def report_steps(group_size: int) -> None:
     Logger.log_metrics, Logger.log_batched_dict_as_jsonl = log_metrics, log_batched_dict_as_jsonl
 
 
-def register_reward() -> None:
-    """Make `env.first_integer` known to NeMo RL, run by the Python of its base environment."""
+def register_rewards() -> None:
+    """Make the workshop's rewards known to NeMo RL, run by the Python of its base environment."""
     from nemo_rl.distributed.ray_actor_environment_registry import ACTOR_ENVIRONMENT_REGISTRY
     from nemo_rl.distributed.virtual_cluster import PY_EXECUTABLES
     from nemo_rl.environments.utils import register_env
+    from reward_envs import NAMES
 
-    actor = "first_integer_env.FirstIntegerEnvironment"
-    ACTOR_ENVIRONMENT_REGISTRY[actor] = PY_EXECUTABLES.SYSTEM
-    register_env("first_integer", actor)
+    for name, actor in NAMES.items():
+        ACTOR_ENVIRONMENT_REGISTRY[f"reward_envs.{actor}"] = PY_EXECUTABLES.SYSTEM
+        register_env(name, f"reward_envs.{actor}")
 
 
 def export(checkpoints: Path, output: Path) -> str:
@@ -161,7 +162,7 @@ def main(arguments: Sequence[str]) -> None:
     # stays: the one above may be another user's.
     for old in output.glob("*"):
         shutil.rmtree(old)
-    register_reward()
+    register_rewards()
     report_steps(config.grpo.num_generations_per_prompt)
     say("start", steps=config.grpo.max_num_steps)
     script = NEMO_RL / "examples/run_grpo.py"
