@@ -210,6 +210,13 @@ def test_several_engines_are_one_server():
     assert table["latency_p95_s"].iloc[1] == pytest.approx(1 + 2 * 3.6 / 4)
 
 
+def test_a_gauge_that_is_missing_for_a_moment_is_as_it_was():
+    """Ray's page has a gauge only when it was set since the page before."""
+    pages = [page("ray-serve", 3, level=2), parse_metrics(""), page("ray-serve", 1, level=2)]
+    table = _table([_Reading(float(n), [each]) for n, each in enumerate(pages)], window_s=5)
+    assert table["running"].tolist() == [3, 3, 1] and table["level"].tolist() == [2, 2, 2]
+
+
 def test_what_serves_is_seen_on_its_page():
     for name in SOURCES:
         table = _table([_Reading(0.0, [page(name, 1, level=2)])] * 2, window_s=5)

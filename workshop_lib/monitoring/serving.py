@@ -73,8 +73,8 @@ SOURCES = {
         ),
         Source(
             "ray-serve", "ray_serve_replica_processing_queries",
-            "ray_serve_deployment_queued_queries", "ray_serve_deployment_replica_healthy",
-            "healthy replicas", False, "ray_serve_deployment_processing_latency_ms",
+            "ray_serve_deployment_queued_queries", "ray_serve_autoscaling_target_replicas",
+            "replicas wanted", False, "ray_serve_deployment_processing_latency_ms",
             "time of a request in its replica", 0.001,
         ),
     )
@@ -123,9 +123,10 @@ class _Reading:
     def has(self, source: Source) -> bool:
         return any(source.running in page.values for page in self.pages)
 
-    def gauge(self, name: str, *, most: bool = False) -> float:
+    def gauge(self, name: str, *, most: bool = False) -> float | None:
+        """The gauge over all pages; None when none has it now."""
         values = [page.values[name] for page in self.pages if name in page.values]
-        return (max if most else sum)(values) if values else 0.0
+        return (max if most else sum)(values) if values else None
 
     def histogram(self, name: str) -> Histogram:
         total = Histogram(0, 0.0, {})
@@ -226,17 +227,22 @@ def _table(readings: Sequence[_Reading], window_s: float) -> pd.DataFrame:
         since = next(n for n, r in enumerate(readings) if r.time_s >= reading.time_s - window_s)
         lately = histograms[number] - histograms[since]
         factor = 100.0 if source.level_is_share else 1.0
+        level = reading.gauge(source.level, most=source.level_is_share)
         quantiles = [bucket_quantile(share, lately.buckets) for share in (0.5, 0.95)]
         rows.append(
             [
                 reading.time_s,
                 reading.gauge(source.running),
                 reading.gauge(source.waiting),
-                factor * reading.gauge(source.level, most=source.level_is_share),
+                None if level is None else factor * level,
                 *(None if q is None else q * source.latency_unit_s for q in quantiles),
             ]
         )
-    return _framed(pd.DataFrame(rows, columns=list(COLUMNS), dtype=float), source)
+    table = pd.DataFrame(rows, columns=list(COLUMNS), dtype=float)
+    # Ray has a gauge on its page only when it was set since the last one: it is as it was.
+    gauges = ["running", "waiting", "level"]
+    table[gauges] = table[gauges].ffill().fillna(0.0)
+    return _framed(table, source)
 
 
 def _framed(table: pd.DataFrame, source: Source) -> pd.DataFrame:
@@ -273,13 +279,17 @@ def serving_history(
     if source not in SOURCES:
         raise WorkshopError(f"there is no source {source!r}; there are {', '.join(SOURCES)}")
     names, labels = SOURCES[source], f"{{{selector}}}"
+
+    def lately(gauge: str) -> str:  # Ray's come and go
+        return f"last_over_time({gauge}{labels}[{window_s:g}s])"
+
     total = "max" if names.level_is_share else "sum"
     factor = 100 if names.level_is_share else 1
     rate = f"sum by (le) (rate({names.latency}_bucket{labels}[{window_s:g}s]))"
     expressions = {
-        "running": f"sum({names.running}{labels})",
-        "waiting": f"sum({names.waiting}{labels})",
-        "level": f"{factor} * {total}({names.level}{labels})",
+        "running": f"sum({lately(names.running)})",
+        "waiting": f"sum({lately(names.waiting)})",
+        "level": f"{factor} * {total}({lately(names.level)})",
         "latency_p50_s": f"{names.latency_unit_s:g} * histogram_quantile(0.5, {rate})",
         "latency_p95_s": f"{names.latency_unit_s:g} * histogram_quantile(0.95, {rate})",
     }
