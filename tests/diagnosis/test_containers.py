@@ -310,6 +310,13 @@ def test_a_probe_that_asks_the_wrong_port():
     log = {"vllm-0/main": "INFO:     Uvicorn running on http://0.0.0.0:8080 (Press CTRL+C to quit)"}
     check(snapshot(probed(readinessProbe=PROBE), told, logs=log), "probe-wrong-port",
           cause="port 8080")  # fmt: skip
+    for line in (
+        "Serving HTTP on 0.0.0.0 port 9000 (http://0.0.0.0:9000/) ...",
+        "listening on :9000",
+                 "Listening at: http://0.0.0.0:9000 (1)", "INFO server listening on 10.0.0.7:9000",
+                 "Starting vLLM API server 0 on http://0.0.0.0:9000"):  # fmt: skip
+        check(snapshot(probed(readinessProbe=PROBE), told, logs={"vllm-0/main": line}),
+              "probe-wrong-port", cause="port 9000")  # fmt: skip
     words = container(readinessProbe=PROBE, args=["--model", "m", "--port", "9000"])
     body = pod(ready=False, containers=[words], statuses=[running()])
     check(snapshot(body, told), "probe-wrong-port", cause="port 9000")

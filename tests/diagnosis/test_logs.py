@@ -225,6 +225,13 @@ def test_what_runs_and_hangs(case):
     assert check(snapshot(body, logs={"vllm-0/main": later})).verdict == "healthy"
 
 
+def test_a_server_that_got_over_a_refusal_is_well():
+    body = pod(ready=True, statuses=[running(ready=True)])
+    log = "redis: connect to redis:6379: Connection refused, retrying\n"
+    over = {"vllm-0/main": log + "connected\nlistening on port 8000\nready\n"}
+    assert check(snapshot(body, logs=over)).verdict == "healthy"
+
+
 def test_sockets_are_a_fault_only_where_efa_was_asked_for():
     log = {"vllm-0/main": "ip:1:1 [0] NCCL INFO NET/Socket : Using [0]eth0:10.0.0.1<0>\nstep 1\n"}
     plain = pod(ready=True, statuses=[running(ready=True)])

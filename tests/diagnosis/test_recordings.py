@@ -1,6 +1,9 @@
 """The diagnosis of what a real Kubernetes 1.36 recorded: one thing is broken, one finding."""
 
+import doctest
+import importlib
 import json
+import pkgutil
 import random
 import subprocess
 import sys
@@ -9,6 +12,7 @@ import time
 import pytest
 from snapshots import check, pod, snapshot
 
+import workshop_lib.diagnosis
 from workshop_lib.data import data_dir
 from workshop_lib.diagnosis import diagnose, load_snapshot, save_snapshot
 from workshop_lib.diagnosis.__main__ import main
@@ -134,6 +138,14 @@ def test_a_diagnosis_shows_itself():
     assert "CUDA out of memory. Tried to allocate" in page and "verdict: <b>problems" in page
     assert str(found).splitlines()[1].startswith("1. cuda-oom: ")
     assert found[0] in found and found[:1] == (found[0],)
+
+
+@pytest.mark.parametrize(
+    "name", [m.name for m in pkgutil.iter_modules(workshop_lib.diagnosis.__path__)]
+)
+def test_examples(name):
+    module = importlib.import_module(f"workshop_lib.diagnosis.{name}")
+    assert doctest.testmod(module).failed == 0
 
 
 def test_fields_that_a_server_left_out_or_nulled_are_no_error():

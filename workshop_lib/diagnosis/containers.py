@@ -308,5 +308,9 @@ def stall(view: View, pod: Json, status: Json, depth: Depth = Depth.STALL, *,
     match = search(text, NETWORK_SIGNS) if _has_efa(pod) else None
     if match and match.sign.rule in _STANDALONE:
         return log_cause(view, pod, name, match, Depth.APPLICATION, init=init)
-    match = search(text, ALL_SIGNS, running=True)
+    # What a server that is ready says last is how it is; what came before it has got over.
+    ready = bool(status.get("ready"))
+    match = search(text, ALL_SIGNS, running=True, last=10 if ready else 40)
+    if match and ready and match.sign in CONNECTION_SIGNS:
+        match = search(text, CONNECTION_SIGNS, running=True, last=3)
     return log_cause(view, pod, name, match, depth, init=init) if match else None

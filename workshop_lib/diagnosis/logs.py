@@ -77,17 +77,18 @@ def _lines(text: str) -> tuple[str, ...]:
 
 
 @functools.lru_cache(maxsize=2048)
-def search(text: str, signs: tuple[Sign, ...], *, running: bool = False) -> Match | None:
+def search(
+    text: str, signs: tuple[Sign, ...], *, running: bool = False, last: int = LAST_LINES
+) -> Match | None:
     """The first sign of a table that a log shows; of its lines, the last.
 
     Args:
         text: The log.
         signs: The table.
-        running: Only signs that count in a container that runs, in the last lines.
+        running: Only signs that count in a container that runs.
+        last: Only in so many last lines.
     """
-    lines = _lines(text)
-    if running:
-        lines = lines[-40:]
+    lines = _lines(text)[-last:]
     whole = "\n".join(lines).lower()
     for sign in signs:
         if running and not sign.running:

@@ -98,8 +98,9 @@ RAY_SIGNS: tuple[Sign, ...] = (
     ),
     Sign(
         "ray-registration-timeout",
-        ("registered within the timeout", "registration timeout", "worker_register_timeout"),
-        r"have not registered within the timeout|worker registration timeout|timed out registering",
+        ("registered within the timeout", "registration timeout", "register worker"),
+        r"have not registered within the timeout|Failed to register worker|"
+        r"worker registration timeout|timed out registering",
         "Ray started worker processes that did not report in time: the node is too busy, the disk "
         "with the Python environment too slow, or it has too few CPUs.",
         "raise RAY_worker_register_timeout_seconds, give the pod more CPUs, and keep the "
