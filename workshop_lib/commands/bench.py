@@ -107,7 +107,7 @@ class _Bench:
         reports: list[Report] = []
         error = ""
         try:
-            reports = measure(entry, rounds)
+            measure(entry, rounds, reports.append)
         except WorkshopError as failure:
             error = str(failure)
             self.problems.append(f"{entry.name}: {error}")

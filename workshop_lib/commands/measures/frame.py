@@ -247,12 +247,15 @@ def compare(quantity: Quantity, first: Sequence[float], second: Sequence[float])
     return Row(**{**vars(row), **about_bar})
 
 
-def measure(entry: Entry, rounds: int | None = None) -> list[Report]:
+def measure(
+    entry: Entry, rounds: int | None = None, on_report: Callable[[Report], None] = lambda _: None
+) -> list[Report]:
     """Measure an entry, showing progress.
 
     Args:
         entry: What to measure.
         rounds: How often; None: as the entry says.
+        on_report: Given each report as it is done: a later comparison may fail.
 
     Returns:
         The comparisons' reports.
@@ -275,6 +278,7 @@ def measure(entry: Entry, rounds: int | None = None) -> list[Report]:
                 lambda text: progress.update(done=next(coming), total=steps, text=text),
             )
             reports.append(_report(comparison, samples))
+            on_report(reports[-1])
         progress.update(done=steps, text="")
     return reports
 
