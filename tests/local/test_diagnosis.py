@@ -34,15 +34,6 @@ def test_a_config_map_that_is_not_there_and_then_is(cluster):
     assert cluster.diagnose("work").verdict == "healthy"
 
 
-def test_a_probe_of_a_path_that_is_not_there(cluster):
-    items = server()
-    pod_spec(items)["containers"][0]["readinessProbe"]["httpGet"]["path"] = "/nothing"
-    cluster.apply_objects("web", items)
-    found = until(lambda: (seen := cluster.diagnose("web")).verdict == "problems" and seen)
-    assert found.rules == ["readiness-probe"], found
-    assert "Readiness probe failed" in found[0].evidence[0]
-
-
 def test_a_service_that_selects_nobody_and_one_that_is_well(cluster):
     items = server()
     body(items, "Service")["spec"]["selector"] = {"app": "sever"}
