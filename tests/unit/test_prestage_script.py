@@ -52,6 +52,9 @@ def store(shared_store, monkeypatch, tmp_path):
     }  # fmt: skip
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
+    import boto3
+
+    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)  # it keeps the credentials that it found
     yield shared_store
     for each in listed(shared_store):
         shared_store.s3.delete_object(Bucket=BUCKET, Key=each)
