@@ -20,7 +20,7 @@ PYTHON ?= $(or $(found),$(error Python 3.11 is needed, and neither python3.11 no
 environment = $(PYTHON) workshop_lib/commands/environment.py
 
 # Two processes for tests, one of them for those that start Ray or vLLM (tests/conftest.py).
-together = -n 2 --dist loadgroup --no-loadscope-reorder
+together = -n 2 --no-loadscope-reorder
 
 .PHONY: help run test test-all bench guidellm lab notebooks check checks checks-environment lock clean distclean
 

@@ -53,20 +53,26 @@ def rendered_once():
         yield
 
 
-def is_heavy(item):
-    return (
-        item.path.relative_to(TESTS).as_posix() in HEAVY
-        or item.get_closest_marker("slow") is not None
-    )
+def scope_of(nodeid):
+    """What stays together in one process: all that is heavy, or else a file."""
+    path = nodeid.split("::")[0].removeprefix("tests/")
+    return "heavy" if path in HEAVY else path
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
     """Heavy tests first: they take longest, and end last even so."""
-    items.sort(key=lambda item: not is_heavy(item))
-    for item in items:
-        group = "heavy" if is_heavy(item) else item.path.relative_to(TESTS).as_posix()
-        item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda item: scope_of(item.nodeid) != "heavy")
+
+
+def pytest_xdist_make_scheduler(config, log):
+    from xdist.scheduler import LoadScopeScheduling
+
+    class HeavyInOneProcess(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            return scope_of(nodeid)
+
+    return HeavyInOneProcess(config, log)
 
 
 def pytest_configure():

@@ -202,7 +202,7 @@ def test_help_has_a_line_for_each_target():
     [
         ("run", "-m workshop_lib.commands.run"),
         ("notebooks", "-m workshop_lib.commands.notebooks"),
-        ("test", '-m pytest -n 2 --dist loadgroup --no-loadscope-reorder -m "not slow"'),
+        ("test", '-m pytest -n 2 --no-loadscope-reorder -m "not slow"'),
         ("test-all", "-m pytest"),
         ("bench", "-m workshop_lib.commands.bench"),
         ("lab", "-m workshop_lib.commands.lab"),

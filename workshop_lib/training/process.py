@@ -14,9 +14,6 @@ _ENVIRONMENT = {
     "HF_DATASETS_OFFLINE": "1",
     "TRL_EXPERIMENTAL_SILENCE": "1",
     "TOKENIZERS_PARALLELISM": "false",
-    # A thread that waits for the others sleeps. By default it spins, and two trainings on two
-    # cores take each other's time slices for it.
-    "OMP_WAIT_POLICY": "PASSIVE",
 }
 
 
