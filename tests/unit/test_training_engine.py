@@ -50,7 +50,6 @@ def test_the_plan(tmp_path: Path, model: Path) -> None:
 
 
 def test_what_is_set_in_the_environment_stays() -> None:
-    """Two trainings on two cores: threads that wait by spinning take each other's time."""
     environment = {"HF_HUB_OFFLINE": "0"}
     prepare_environment(environment)
     assert environment["HF_HUB_OFFLINE"] == "0" and environment["HF_DATASETS_OFFLINE"] == "1"
