@@ -47,10 +47,15 @@ def test_it_adds_what_it_says_and_nothing_else(component):
     assert container.pop("resources") != old.pop("resources")
     assert pod.pop("nodeSelector") != before.pop("nodeSelector")
     if component == "grpo":  # NeMo RL's image takes EFA's libraries from the node
-        assert pod["volumes"].pop() == {
-            "name": "efa", "hostPath": {"path": "/opt/amazon", "type": "Directory"}}  # fmt: skip
+        host = {"name": "efa", "hostPath": {"path": "/opt/amazon", "type": "Directory"}}
+        pod["volumes"].remove(host)
         mount = container["volumeMounts"].pop()
         assert mount == {"name": "efa", "mountPath": "/opt/amazon", "readOnly": True}
+    (shm,) = (each["emptyDir"] for each in pod["volumes"] if each["name"] == "shm")
+    (usual,) = (each["emptyDir"] for each in before["volumes"] if each["name"] == "shm")
+    for each in (pod, before):  # kustomize puts first what a patch names
+        each["volumes"].sort(key=lambda volume: volume["name"])
+    assert shm.pop("sizeLimit") == "128Gi" and usual.pop("sizeLimit") in ("48Gi", "128Gi")
     assert without == plain
 
 

@@ -35,7 +35,7 @@ def test_every_field_is_known(profile, component):
             assert schema.unknown_field(item.body, model) is None
         labels = item.body["metadata"]["labels"]
         assert labels["app.kubernetes.io/part-of"] == "ray-vllm-workshop"
-        assert item.origin.startswith(("manifests/", "data/"))
+        assert item.origin.startswith(("manifests/", "data/", "workshop_lib/"))
 
 
 @needs_crds

@@ -92,17 +92,18 @@ def primary_cidr(objects: Objects) -> Finding:
 
 
 def shared_volume(objects: Objects) -> Finding:
-    """Claims that several nodes write are ReadWriteMany, and bound where that can be seen."""
-    claims = objects.of("PersistentVolumeClaim")
+    """Claims are for several nodes (to write, or a model's to read), bound where that can be seen."""
+    claims = [each for each in objects.of("PersistentVolumeClaim") if not _private(each, objects)]
     if not claims:
-        return None, "no PersistentVolumeClaim among the objects"
+        return None, "no PersistentVolumeClaim for several pods among the objects"
     bad, good = _lists()
     open_: list[str] = []
     for claim in claims:
         spec, name = claim["spec"], f"PersistentVolumeClaim/{claim['metadata']['name']}"
         phase = (claim.get("status") or {}).get("phase")
         text = f"{name}: {spec['accessModes']}, {spec.get('storageClassName', 'default class')}"
-        if "ReadWriteMany" not in spec["accessModes"] or phase in ("Pending", "Lost"):
+        many = {"ReadWriteMany", "ReadOnlyMany"} & set(spec["accessModes"])
+        if not many or phase in ("Pending", "Lost"):
             bad.append(f"{text}, {phase or 'not applied'}")
         elif phase is None:
             open_.append(f"{text}, not applied")
@@ -111,6 +112,18 @@ def shared_volume(objects: Objects) -> Finding:
     if bad or not open_:
         return _verdict(bad, good)
     return None, "; ".join(dict.fromkeys(open_)) + ": whether it is bound shows on the cluster"
+
+
+def _private(claim: Json, objects: Objects) -> bool:
+    """Whether only a Job of one pod mounts a claim: a disk of its own, to work on."""
+    name = claim["metadata"]["name"]
+    users = [
+        (pod.kind, pod.count)
+        for pod in objects.templates
+        for volume in pod.spec.get("volumes") or []
+        if (volume.get("persistentVolumeClaim") or {}).get("claimName") == name
+    ]
+    return users == [("Job", 1)]
 
 
 def host_network(objects: Objects) -> Finding:
