@@ -92,7 +92,7 @@ def primary_cidr(objects: Objects) -> Finding:
 
 
 def shared_volume(objects: Objects) -> Finding:
-    """Claims are for several nodes (to write, or a model's to read), bound where that can be seen."""
+    """Claims are for several nodes, to write or to read, and bound where that can be seen."""
     claims = [each for each in objects.of("PersistentVolumeClaim") if not _private(each, objects)]
     if not claims:
         return None, "no PersistentVolumeClaim for several pods among the objects"
