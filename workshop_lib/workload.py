@@ -166,7 +166,8 @@ def handle(
 ) -> Workload:
     """The handle of a component: it watches the last object that has pods.
 
-    Without one it is for the last by kind and name, the same for every kernel.
+    Without one it is for the last by kind and name, the same for every kernel; claims are
+    passed over, since a kernel that looks for the component later does not count them.
 
     Args:
         cluster: Where it is applied.
@@ -176,7 +177,8 @@ def handle(
         notes: Fields without effect in this cluster, and why.
     """
     workloads = [body for body in bodies if body["kind"] in WORKLOAD_KINDS]
-    by_name = sorted(bodies, key=lambda body: (body["kind"], body["metadata"]["name"]))
+    others = [body for body in bodies if body["kind"] != "PersistentVolumeClaim"] or bodies
+    by_name = sorted(others, key=lambda body: (body["kind"], body["metadata"]["name"]))
     watched = (workloads or by_name)[-1]
     kind, name = watched["kind"], watched["metadata"]["name"]
     return Workload(cluster, component, kind, name, actions=actions, notes=notes)

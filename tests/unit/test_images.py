@@ -97,6 +97,6 @@ def test_no_build_tools_are_left_but_the_compiler_that_triton_calls():
 
 def test_nothing_is_installed_when_a_pod_starts():
     for profile in ("eks", "kind", "local"):
-        for folder in (ROOT / "overlays" / profile).iterdir():
+        for folder in (ROOT / "overlays" / profile).glob("*/"):
             for item in manifests.render(profile, folder.name):
                 assert not re.search(r"\b(pip|uv|apt-get|conda) install\b", str(item.body))

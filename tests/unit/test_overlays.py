@@ -44,7 +44,7 @@ def test_every_parameter_reaches_its_places(component):
     plain = [item.body for item in manifests.render("local", component)]
     for parameter in manifests.parameters_of("local", component).values():
         assert parameter.help.endswith(".")
-        value = parameter.allowed[0] if parameter.allowed else A_VALUE[parameter.type]
+        value = parameter.allowed[-1] if parameter.allowed else A_VALUE[parameter.type]
         if parameter.pattern:
             value = next(text for text in TEXTS if re.fullmatch(parameter.pattern, text))
         changed = [i.body for i in manifests.render("local", component, {parameter.name: value})]
