@@ -25,7 +25,7 @@ together = -n 2 --no-loadscope-reorder
 .PHONY: help run test test-all bench guidellm lab notebooks check checks checks-environment lock clean distclean
 
 help:
-	echo "make run         run the four notebooks on this machine's own Ray and vLLM; a report in build/ (12 minutes)"
+	echo "make run         run the four notebooks on this machine's own Ray and vLLM; a report in build/ (15 minutes)"
 	echo "make lab         open JupyterLab on its start page; Ctrl-C ends it"
 	echo "make test        run the tests (25 minutes)"
 	echo "make test-all    run the tests and those that take minutes each"
@@ -40,7 +40,7 @@ help:
 	echo "make distclean   make clean, and remove .venv"
 
 run:
-	$(environment) --say "Running the four notebooks on this machine: usually 12 to 15 minutes." \
+	$(environment) --say "Running the four notebooks on this machine: usually 15 minutes." \
 		-- -m workshop_lib.commands.run
 
 test:
