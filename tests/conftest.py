@@ -66,6 +66,7 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_xdist_make_scheduler(config, log):
+    """Not xdist's own `--dist loadgroup`: under pytest 9.2 its groups do not reach the scheduler."""
     from xdist.scheduler import LoadScopeScheduling
 
     class HeavyInOneProcess(LoadScopeScheduling):

@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 CONTENTS = {
     "checks": "checkov and kubernetes-validate into .venv-checks: 1 to 3 minutes",
-    "guidellm": "guidellm into .venv-guidellm (1.1 GB): 1 to 3 minutes",
+    "guidellm": "guidellm into .venv-guidellm (1.5 GB): 1 to 3 minutes",
 }
 WITHOUT = {
     "checks": "Without it its tests are skipped",
