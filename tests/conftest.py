@@ -66,7 +66,7 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_xdist_make_scheduler(config, log):
-    """Not xdist's own `--dist loadgroup`: under pytest 9.2 its groups do not reach the scheduler."""
+    """Instead of `--dist loadgroup`, whose groups are lost under pytest 9.2."""
     from xdist.scheduler import LoadScopeScheduling
 
     class HeavyInOneProcess(LoadScopeScheduling):
