@@ -42,6 +42,7 @@ __all__ = [
     "TrainingError",
     "build_trainer",
     "latest_checkpoint",
+    "model_folder",
     "plan_training",
     "train",
 ]
@@ -148,7 +149,7 @@ def plan_training(
     if resume and overwrite:
         raise TrainingError("--resume keeps the run that --overwrite removes; give one of the two")
     check_free(place, overwrite=overwrite or resume)
-    folder = _model_folder(recipe, model)
+    folder = model_folder(recipe, model)
     problems = load_problems(recipe)
     name, reward = reward_for(recipe)
     for problem in problems:
@@ -252,16 +253,30 @@ def _check_problems(recipe: Recipe, translation: Translation, problems: int) -> 
         raise TrainingError(f"{recipe.path}: {made} {wanted}, data.train has {problems} problems")
 
 
-def _model_folder(recipe: Recipe, model: str | Path | None) -> Path:
+def model_folder(recipe: Recipe, model: str | Path | None, *, option: str = "--model") -> Path:
+    """The folder of the model to train.
+
+    Args:
+        recipe: Its `policy.model_name` is trained when no folder is named.
+        model: A folder.
+        option: What the caller calls that folder, for errors.
+
+    Raises:
+        TrainingError: The folder holds no model, or the recipe's model is not on this machine.
+
+    Example:
+        >>> model_folder(recipe, None).name   # doctest: +SKIP
+        'SmolLM2-135M-Instruct'
+    """
     if model is not None:
         if problem := problem_of(Path(model)):
-            raise TrainingError(f"--model {model} cannot be used: {problem}")
+            raise TrainingError(f"{option} {model} cannot be used: {problem}")
         return Path(model).absolute()
     name = recipe.policy.model_name
     if not is_ready(name):
         raise TrainingError(
             f"{name} is not here; run `python -m workshop_lib.models prepare {name}`, or name a"
-            " folder with --model"
+            f" folder with {option}"
         )
     return model_path(name)
 

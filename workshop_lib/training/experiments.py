@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workshop_lib.metrics import COLUMNS
-from workshop_lib.models import is_ready, model_path
 from workshop_lib.progress import Progress
 from workshop_lib.recipe import Recipe, read_recipe
+from workshop_lib.training.engine import model_folder
 from workshop_lib.training.experiment_process import Job, follow
 from workshop_lib.training.run_folder import TrainingError
 
@@ -153,7 +153,7 @@ def compare_settings(
         raise TrainingError(f"steps is {steps}; train at least one step")
     shared = small_settings(key, steps) | dict(also or {})
     runs = [shared | overrides for overrides in _changes(key, values, recipe)]
-    folder = _model_folder(recipe, model)
+    folder = model_folder(recipe, model, option="model")
     with tempfile.TemporaryDirectory(prefix="grpo-experiment-") as scratch:
         file = Path(scratch) / recipe.path.name
         file.write_text(yaml.safe_dump(recipe.settings), encoding="utf-8")
@@ -230,18 +230,6 @@ def _changes(key: str, values: Sequence[Any], recipe: Recipe) -> Iterator[dict[s
             yield {key: value, "grpo.num_prompts_per_step": ANSWERS // value}
         else:
             yield {key: value}
-
-
-def _model_folder(recipe: Recipe, model: str | Path | None) -> Path:
-    if model is not None:
-        return Path(model).absolute()
-    name = recipe.policy.model_name
-    if not is_ready(name):
-        raise TrainingError(
-            f"{name} is not here; run `python -m workshop_lib.models prepare {name}`, or name a"
-            " folder with model="
-        )
-    return model_path(name)
 
 
 def _label(value: Any) -> str:
