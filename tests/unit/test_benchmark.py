@@ -9,6 +9,7 @@ import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -378,11 +379,23 @@ def test_goodput_by_hand() -> None:
         ({"levels": ()}, "levels must be whole numbers"),
         ({"levels": (0,)}, "levels must be whole numbers"),
         ({"levels": (100_000,)}, "levels must be whole numbers"),
+        ({"levels": (1.5,)}, "levels must be whole numbers"),
+        ({"levels": (float("nan"),)}, "levels must be whole numbers"),
+        ({"levels": (float("inf"),)}, "levels must be whole numbers"),
+        ({"rates_per_s": (float("nan"),)}, "rates must be numbers above 0"),
+        ({"rates_per_s": (0.0,)}, "rates must be numbers above 0"),
+        ({"duration_s": float("nan")}, "duration_s must be more than 0"),
+        ({"requests_per_level": 0}, "ask for a whole number, at least 1"),
+        ({"requests_per_level": float("nan")}, "ask for a whole number, at least 1"),
         ({"levels": (2, 2)}, "each level may appear once"),
         ({"levels": (8,), "requests_per_level": 4}, "cannot keep 8 in flight"),
-        ({"max_tokens": 0}, "max_tokens must be at least 1"),
-        ({"warmup": -1}, "warmup must not be negative"),
-        ({"timeout_s": 0}, "timeout_s must be more than 0"),
+        ({"max_tokens": 0}, "max_tokens must be a whole number, at least 1"),
+        ({"max_tokens": float("inf")}, "max_tokens must be a whole number, at least 1"),
+        ({"warmup": -1}, "warmup must be from 0 to"),
+        ({"warmup": 10**9}, "warmup must be from 0 to"),
+        ({"timeout_s": 0}, "timeout_s must be a number above 0"),
+        ({"timeout_s": float("nan")}, "timeout_s must be a number above 0"),
+        ({"timeout_s": float("inf")}, "timeout_s must be a number above 0"),
         ({"prompts": []}, "at least one prompt"),
         ({"prompts": "one string"}, "must be a list"),
     ],
@@ -394,6 +407,16 @@ def test_absurd_parameters_are_refused_before_anything_is_sent(
     with pytest.raises(WorkshopError, match=words):
         run_sweep(stub.url, **{"prompts": PROMPTS, **options})
     assert len(stub.bodies) == before
+
+
+def test_a_load_that_ended_before_its_first_answer_says_so() -> None:
+    """The stop button may be pressed at once: what reads the levels then gets one line."""
+    result = replace(result_of(), stopped=True)
+    with pytest.raises(WorkshopError, match=r"before its first answer \(it was stopped\)"):
+        _ = result.levels
+    for limits in ({"ttft_ms": 0, "itl_ms": 1}, {"ttft_ms": 1, "itl_ms": float("nan")}):
+        with pytest.raises(WorkshopError, match="limits must be more than 0"):
+            result.goodput(**limits)
 
 
 def test_a_connection_that_the_server_closed_while_idle_is_replaced() -> None:

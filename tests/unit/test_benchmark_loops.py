@@ -185,7 +185,7 @@ def test_an_open_loop_ends_where_the_server_cannot_follow() -> None:
 
 def test_ramps() -> None:
     assert ramp(2, 20, factor=3) == (2, 6, 18)
-    for arguments in ((0, 4), (8, 4)):
+    for arguments in ((0, 4), (8, 4), (1, 10**9), (1, float("inf")), (float("nan"), 4)):
         with pytest.raises(WorkshopError, match="a ramp needs"):
             ramp(*arguments)
 

@@ -53,6 +53,20 @@ def test_gauges_are_those_of_the_server_while_it_works(stub: StreamingServer) ->
         plot_engine(simulate_engine(JOBS[:1], prompt_tokens=1, blocks=9, block_size=9), seen)
 
 
+def test_a_slow_servers_steps_are_as_long_as_its_own_tokens() -> None:
+    """Arrivals are given in steps: on a machine five times slower they are as far apart in time."""
+    from workshop_lib.benchmark.observation import STEP_MS, _mean_step_ms
+    from workshop_lib.serving import ModelServer
+
+    with StreamingServer(ttft_ms=5, itl_ms=150) as slow, ModelServer(slow.url) as server:
+        assert _mean_step_ms(server) == STEP_MS  # it has answered nobody yet
+        observe_engine(slow.url, [Job("first", 0, 6)])
+        assert _mean_step_ms(server) >= 140
+        seen = observe_engine(slow.url, [Job("long", 0, 8), Job("late", 3, 2)])
+        sent_s = seen.requests.sent_s.tolist()
+        assert sent_s[1] - sent_s[0] >= 3 * 0.14
+
+
 def test_each_prompt_is_new_to_the_cache(stub: StreamingServer) -> None:
     stub.bodies.clear()
     for _ in range(2):
@@ -68,8 +82,8 @@ def test_a_request_that_fails_is_one_line(stub: StreamingServer) -> None:
         observe_engine(stub.url, [Job("a", 0, 8), Job("b", 0, 8)], prompt="FAULT:die x")
     with pytest.raises(ServerError, match="no server at"):
         observe_engine("http://127.0.0.1:9", JOBS)
-    for arguments in ({"step_ms": 0}, {"sample_every_s": -1}):
-        with pytest.raises(WorkshopError, match="must be more than 0"):
+    for arguments in ({"step_ms": 0}, {"sample_every_s": -1}, {"timeout_s": float("nan")}):
+        with pytest.raises(WorkshopError, match="must be a number above 0"):
             observe_engine(stub.url, JOBS, **arguments)
     with pytest.raises(WorkshopError, match="its own name"):
         observe_engine(stub.url, [Job("a", 0, 1), Job("a", 0, 1)])

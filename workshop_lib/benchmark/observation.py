@@ -7,6 +7,7 @@ whose gauges are read many times a second meanwhile.
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 import time
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["EngineObservation", "observe_engine"]
 
+STEP_MS = 30.0
 PROMPT = "Explain in plain words what a large language model does with a question."
 
 
@@ -71,17 +73,19 @@ def observe_engine(
     server: ModelServer | str,
     jobs: Sequence[Job],
     *,
-    step_ms: float = 30.0,
+    step_ms: float | None = None,
     prompt: str = PROMPT,
     sample_every_s: float = 0.1,
-    timeout_s: float = 120.0,
+    timeout_s: float = 600.0,
 ) -> EngineObservation:
     """Send requests to a vLLM server and read its gauges until all are answered.
 
     Args:
         server: The server, or its address. Its `/metrics` must be vLLM's own.
         jobs: The requests: how many tokens each wants, and in which step it arrives.
-        step_ms: Time of one step of the engine: turns a step of arrival into a moment.
+        step_ms: Time of one step of the engine: turns a step of arrival into a moment. By
+            default the server's own mean time between tokens, so that requests overlap on a
+            slow machine as they do on a fast one; 30 ms from a server that has answered nobody.
         prompt: What all of them ask, each with a mark before it, so that no request finds
             its beginning in the cache.
         sample_every_s: Time between two readings.
@@ -98,9 +102,10 @@ def observe_engine(
     """
     if not jobs or len({job.name for job in jobs}) < len(jobs):
         raise WorkshopError("observe_engine needs at least one request, each with its own name")
-    for name, value in (("step_ms", step_ms), ("sample_every_s", sample_every_s)):
-        if value <= 0:
-            raise WorkshopError(f"{name} must be more than 0, got {value}")
+    numbers = {"step_ms": step_ms, "sample_every_s": sample_every_s, "timeout_s": timeout_s}
+    for name, value in numbers.items():
+        if value is not None and not 0 < value < math.inf:
+            raise WorkshopError(f"{name} must be a number above 0, got {value}")
     if isinstance(server, str):
         with ModelServer(server) as own:
             return _observe(own, jobs, step_ms, prompt, sample_every_s, timeout_s)
@@ -110,7 +115,7 @@ def observe_engine(
 def _observe(
     server: ModelServer,
     jobs: Sequence[Job],
-    step_ms: float,
+    step_ms: float | None,
     prompt: str,
     sample_every_s: float,
     timeout_s: float,
@@ -118,6 +123,7 @@ def _observe(
     import pandas as pd
 
     blocks, block_size = _cache_size(server)
+    step_ms = _mean_step_ms(server) if step_ms is None else step_ms
     model = server.first_model()
     mark = f"{time.time_ns() % 10**9:09d}"
     bodies = {
@@ -211,6 +217,15 @@ def _cache_size(server: ModelServer) -> tuple[int, int]:
         raise ServerError(
             f"{server.base_url}/metrics does not say how many blocks its cache has: {labels}"
         ) from exc
+
+
+def _mean_step_ms(server: ModelServer) -> float:
+    """The mean time between two tokens since the server started: a step makes one of each."""
+    try:
+        mean_s = server.metrics().histogram("inter_token_latency_seconds").mean
+    except ServerError:
+        mean_s = None  # nothing answered yet, or a server that does not count it
+    return mean_s * 1000 if mean_s else STEP_MS
 
 
 def _sample(server: ModelServer, start_s: float, blocks: int) -> dict[str, float]:

@@ -13,6 +13,8 @@ __all__ = ["SATURATION_GAIN", "plan_closed", "plan_open", "poisson_arrivals", "r
 
 MAX_REQUESTS = 100_000
 MAX_RATE_PER_S = 2_000.0
+MAX_LEVEL = 4096
+_SMALL_LEVEL = 8
 
 SATURATION_GAIN = 0.1
 """A higher level that brings less than this share of throughput more brings nothing."""
@@ -25,7 +27,7 @@ def ramp(start: int = 1, limit: int = 256, *, factor: int = 2) -> tuple[int, ...
 
     Args:
         start: The first level.
-        limit: No level is above it.
+        limit: No level is above it; at most 4096.
         factor: How many times the one before each level is.
 
     Raises:
@@ -35,10 +37,11 @@ def ramp(start: int = 1, limit: int = 256, *, factor: int = 2) -> tuple[int, ...
         >>> ramp(1, 40)
         (1, 2, 4, 8, 16, 32)
     """
-    if start < 1 or limit < start or factor < 2:
+    whole = all(isinstance(value, int) for value in (start, limit, factor))
+    if not whole or not 1 <= start <= limit <= MAX_LEVEL or factor < 2:
         raise WorkshopError(
-            f"a ramp needs 1 <= start <= limit and a factor of at least 2, got start={start}, "
-            f"limit={limit}, factor={factor}"
+            f"a ramp needs whole numbers, 1 <= start <= limit <= {MAX_LEVEL} and a factor of at "
+            f"least 2, got start={start}, limit={limit}, factor={factor}"
         )
     levels = [start]
     while levels[-1] * factor <= limit:
@@ -83,25 +86,29 @@ def plan_closed(
     Args:
         levels: Requests in flight.
         requests: Requests at a level, or one number for each level; by default, without a
-            duration, four times the level, at least eight.
+            duration, four times the level up to 8 in flight and twice above, at least eight.
         duration_s: How long requests are sent at each level.
 
     Raises:
         WorkshopError: A value that makes no sense.
 
     Example:
-        >>> [level.requests for level in plan_closed((1, 4), None, None)]
-        [8, 16]
+        >>> [level.requests for level in plan_closed((1, 4, 32), None, None)]
+        [8, 16, 64]
     """
-    if not levels or any(level != int(level) or not 1 <= level <= 4096 for level in levels):
-        raise WorkshopError(f"levels must be whole numbers from 1 to 4096, got {list(levels)}")
+    # The range first: NaN and infinity are no integers that could be compared.
+    if not levels or any(not 1 <= level <= MAX_LEVEL or level % 1 for level in levels):
+        raise WorkshopError(
+            f"levels must be whole numbers from 1 to {MAX_LEVEL}, got {list(levels)}"
+        )
     _check_distinct("level", levels)
     _check_duration(duration_s)
     planned = []
     for level in levels:
         count = _count(requests, level)
         if count is None and duration_s is None:
-            count = max(8, 4 * level)
+            # Above, two rounds of so many tell as much as four, and take half the time.
+            count = max(8, (4 if level <= _SMALL_LEVEL else 2) * level)
         if count is not None and not level <= count <= MAX_REQUESTS:
             raise WorkshopError(
                 f"{count} requests cannot keep {level} in flight; "
@@ -216,8 +223,8 @@ def _tokens_per_s(level: LevelRun) -> float:
 
 def _count(requests: Requests, level: float) -> int | None:
     count = requests.get(level) if isinstance(requests, Mapping) else requests
-    if count is not None and count < 1:
-        raise WorkshopError(f"{count} requests measure nothing; ask for at least 1")
+    if count is not None and (not isinstance(count, int) or count < 1):
+        raise WorkshopError(f"{count} requests measure nothing; ask for a whole number, at least 1")
     return count
 
 

@@ -138,9 +138,17 @@ class BenchmarkResult:
         `_p99_ms` and `_mean_ms` are over successful requests (`itl`: over all gaps; its mean
         over all tokens),
         `server_<latency>_mean_ms` is the server's own.
+
+        Raises:
+            WorkshopError: No request had been answered when the load ended.
         """
         import pandas as pd
 
+        if not self.level_records:
+            why = self.ended or ("it was stopped" if self.stopped else "it had no time")
+            raise WorkshopError(
+                f"the load on {self.url} ended before its first answer ({why}); run it again"
+            )
         return pd.DataFrame([self._level_row(level) for level in self.level_records])
 
     def percentiles(self, confidence: float = 0.95) -> pd.DataFrame:
@@ -206,7 +214,7 @@ class BenchmarkResult:
         """
         import pandas as pd
 
-        if ttft_ms <= 0 or itl_ms <= 0:
+        if not (ttft_ms > 0 and itl_ms > 0):  # so that NaN is none either
             raise WorkshopError(f"limits must be more than 0 ms, got {ttft_ms} and {itl_ms}")
         rows = []
         for level in self.level_records:

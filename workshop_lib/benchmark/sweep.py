@@ -11,13 +11,14 @@ server that stalls is asked less and looks fast ("coordinated omission").
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from workshop_lib.benchmark.load import LevelRun, LoadPlan, LoadRun, OnProgress
-from workshop_lib.benchmark.plan import Requests, plan_closed, plan_open, saturated
+from workshop_lib.benchmark.plan import MAX_REQUESTS, Requests, plan_closed, plan_open, saturated
 from workshop_lib.benchmark.result import BenchmarkResult, LevelRecord, RequestRecord
 from workshop_lib.benchmark.streaming import StreamTimes
 from workshop_lib.errors import ServerError, WorkshopError
@@ -115,8 +116,8 @@ def start_sweep(
         rates_per_s: Open loop, in place of `levels`: requests a second, at the random moments
             of a Poisson process.
         requests_per_level: Requests at a level, or one number for each level. Without it and
-            without a duration: four times the level, at least eight; in an open loop those of
-            ten seconds.
+            without a duration: four times the level up to 8 in flight and twice above, at
+            least eight; in an open loop those of ten seconds.
         duration_s: Requests are sent for so long at each level; those then in flight are
             still waited for. With `requests_per_level` whichever comes first.
         stop_when_saturated: End after the level that shows that more load brings nothing.
@@ -222,12 +223,12 @@ def run_sweep(
 def _check(prompts: Sequence[Prompt], *, max_tokens: int, warmup: int, timeout_s: float) -> None:
     if isinstance(prompts, str) or not prompts:
         raise WorkshopError("prompts must be a list with at least one prompt")
-    if max_tokens < 1:
-        raise WorkshopError(f"max_tokens must be at least 1, got {max_tokens}")
-    if warmup < 0:
-        raise WorkshopError(f"warmup must not be negative, got {warmup}")
-    if timeout_s <= 0:
-        raise WorkshopError(f"timeout_s must be more than 0, got {timeout_s}")
+    if not isinstance(max_tokens, int) or max_tokens < 1:
+        raise WorkshopError(f"max_tokens must be a whole number, at least 1, got {max_tokens}")
+    if not isinstance(warmup, int) or not 0 <= warmup <= MAX_REQUESTS:
+        raise WorkshopError(f"warmup must be from 0 to {MAX_REQUESTS:,} requests, got {warmup}")
+    if not 0 < timeout_s < math.inf:
+        raise WorkshopError(f"timeout_s must be a number above 0, got {timeout_s}")
 
 
 def _body_maker(
