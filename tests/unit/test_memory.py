@@ -84,6 +84,62 @@ QWEN3_06B = {
     "tie_word_embeddings": True,
 }
 
+QWEN25_72B = {
+    **QWEN25_05B,
+    "hidden_size": 8192,
+    "intermediate_size": 29568,
+    "num_hidden_layers": 80,
+    "num_attention_heads": 64,
+    "num_key_value_heads": 8,
+    "vocab_size": 152064,
+    "tie_word_embeddings": False,
+}
+GEMMA2_27B = {
+    "architectures": ["Gemma2ForCausalLM"],
+    "hidden_size": 4608,
+    "intermediate_size": 36864,
+    "num_hidden_layers": 46,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 16,
+    "head_dim": 128,
+    "vocab_size": 256000,
+    "max_position_embeddings": 8192,
+    "sliding_window": 4096,
+}
+PHI3_MINI = {
+    "architectures": ["Phi3ForCausalLM"],
+    "hidden_size": 3072,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 32,
+    "vocab_size": 32064,
+    "max_position_embeddings": 4096,
+    "sliding_window": 2047,
+    "tie_word_embeddings": False,
+}
+DEEPSEEK_V3 = {
+    "architectures": ["DeepseekV3ForCausalLM"],
+    "hidden_size": 7168,
+    "intermediate_size": 18432,
+    "moe_intermediate_size": 2048,
+    "num_hidden_layers": 61,
+    "num_attention_heads": 128,
+    "num_key_value_heads": 128,
+    "q_lora_rank": 1536,
+    "kv_lora_rank": 512,
+    "qk_rope_head_dim": 64,
+    "qk_nope_head_dim": 128,
+    "v_head_dim": 128,
+    "n_routed_experts": 256,
+    "num_experts_per_tok": 8,
+    "n_shared_experts": 1,
+    "first_k_dense_replace": 3,
+    "vocab_size": 129280,
+    "max_position_embeddings": 163840,
+    "tie_word_embeddings": False,
+}
+
 
 def laptop_model() -> ModelShape:
     return ModelShape.named("smollm2-135m").with_dtype("float32")
@@ -95,9 +151,18 @@ def test_parameters_equal_the_published_totals(name: str, parameters: int) -> No
 
 
 @pytest.mark.parametrize(
-    ("config", "parameters"), [(QWEN25_05B, 494_032_768), (QWEN3_06B, 596_049_920)]
+    ("config", "parameters"),
+    [
+        (QWEN25_05B, 494_032_768),
+        (QWEN3_06B, 596_049_920),
+        (QWEN25_72B, 72_706_203_648),
+        (GEMMA2_27B, 27_227_128_320),
+        (PHI3_MINI, 3_821_079_552),
+        (DEEPSEEK_V3, 671_026_419_200),
+    ],
+    ids=["qwen2.5-0.5b", "qwen3-0.6b", "qwen2.5-72b", "gemma-2-27b", "phi-3-mini", "deepseek-v3"],
 )
-def test_biases_and_norms_of_qwen_are_counted(config: dict[str, object], parameters: int) -> None:
+def test_biases_and_norms_are_counted(config: dict[str, object], parameters: int) -> None:
     assert ModelShape.from_config(config).parameters == parameters
 
 
@@ -255,7 +320,11 @@ def test_a_device_gives_less_than_nvidia_smi_shows() -> None:
     [
         ("llama-3.1-70b", {"tp": 1}, "more than the device has"),
         ("llama-3.1-70b", {"tp": 2, "gpu_memory_utilization": 0.8}, "no memory for the KV cache"),
-        ("mistral-7b", {"max_model_len": 2_000_000}, "set max_model_len to at most"),
+        (
+            "llama-3.1-8b",
+            {"max_model_len": 131_072, "gpu_memory_utilization": 0.3},
+            "set max_model_len to at most",
+        ),
         ("mistral-7b", {"gpu_memory_utilization": 1.0}, "lower gpu_memory_utilization"),
     ],
 )
@@ -268,8 +337,8 @@ def test_what_does_not_fit_says_what_to_change(
 
 
 def test_the_advised_max_model_len_fits() -> None:
-    shape = ModelShape.named("mistral-7b")
-    budget = gpu_budget(shape, "l4", max_model_len=2_000_000)
+    shape = ModelShape.named("llama-3.1-8b")
+    budget = gpu_budget(shape, "l4", max_model_len=131_072)
     longest = int(budget.reason.rsplit(" ", 1)[1].replace(",", ""))
     assert gpu_budget(shape, "l4", max_model_len=longest).fits
     assert not gpu_budget(shape, "l4", max_model_len=longest + 1).fits
@@ -290,7 +359,22 @@ def test_cpu_budget_uses_the_given_cache() -> None:
         ({"architectures": ["Gemma3ForConditionalGeneration"]}, "is not modelled; known: Llama"),
         ({"quantization_config": {"quant_method": "mxfp4"}}, "quantized weights (mxfp4)"),
         ({"quantization_config": {"quant_method": "gptq", "bits": 3}}, "gptq with 3 bits"),
+        (
+            {"quantization_config": {"quant_method": "fp8", "weight_block_size": [0, 128]}},
+            "fp8 in groups of 0",
+        ),
+        (
+            {"quantization_config": {"quant_method": "awq", "bits": 4, "group_size": "x"}},
+            "awq in groups of 'x'",
+        ),
+        (
+            {"quantization_config": {"quant_method": "compressed-tensors", "config_groups": {}}},
+            "0 weight formats",
+        ),
+        ({"sliding_window": "4k", "use_sliding_window": True}, "sliding_window '4k'"),
         ({"hidden_size": None}, "positive integer 'hidden_size'"),
+        ({"hidden_size": 10**30}, "up to 1,000,000,000"),
+        ({"hidden_size": float("nan")}, "positive integer 'hidden_size'"),
         ({"num_hidden_layers": -1}, "positive integer 'num_hidden_layers'"),
         ({"num_key_value_heads": 3}, "no multiple"),
         ({"torch_dtype": "int4"}, "'int4' is not known"),
@@ -325,7 +409,7 @@ def test_sizes_that_cannot_be_are_refused() -> None:
             gpu_budget(shape, "h100", gpu_memory_utilization=utilization)
     with pytest.raises(WorkshopError, match="'h300' is not in the table; use one of a10g"):
         gpu_budget(shape, "h300")
-    with pytest.raises(WorkshopError, match="max_model_len must be at least 1"):
+    with pytest.raises(WorkshopError, match="max_model_len must be a number above 0"):
         gpu_budget(shape, "h100", max_model_len=0)
     with pytest.raises(WorkshopError, match="VLLM_CPU_KVCACHE_SPACE"):
         cpu_budget(shape, kv_gib=0, memory_gib=24)
@@ -372,6 +456,84 @@ def test_command_line_explains_bad_input_in_one_line(capsys: pytest.CaptureFixtu
     assert main(["--config", config, "--gpu", "h200", "--tp", "2"]) == 2
     out, error = capsys.readouterr()
     assert out == "" and error.count("\n") == 1 and "possible sizes: 1, 3" in error
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ("--gpu h200 --tp 0", "over 0 GPUs"),
+        ("--gpu h200 --tp 7", "over 7 GPUs does not divide"),
+        ("--gpu h200 --pp -1", "pp must be a number above 0"),
+        ("--gpu h200 --gpu-memory-utilization nan", "out of range"),
+        ("--gpu h200 --gpu-memory-utilization 1.5", "out of range"),
+        ("--gpu h200 --max-model-len 0", "max_model_len must be a number above 0"),
+        ("--gpu h200 --max-model-len 1000000000000", "knows 131,072 positions"),
+        ("--gpu h200 --block-size 0", "multiple of 16"),
+        ("--gpu h200 --block-size 17", "multiple of 16"),
+        ("--gpu h200 --max-num-seqs 0", "max_num_seqs must be a number above 0"),
+        ("--gpu h200 --max-num-seqs 9000", "less than max_num_seqs 9,000"),
+        ("--gpu h200 --max-num-batched-tokens -1", "max_num_batched_tokens must be a number"),
+        ("--gpu h200 --kv-cache-dtype fp4", "'fp4' is not known"),
+        ("--gpu h300", "'h300' is not in the table"),
+        ("--cpu-kv-gib 0", "VLLM_CPU_KVCACHE_SPACE must be a number above 0"),
+        ("--cpu-kv-gib 1 --memory-gib 0", "memory_gib must be a number above 0"),
+        ("--cpu-kv-gib 1 --memory-gib nan", "memory_gib must be a number above 0"),
+        ("--cpu-kv-gib 1 --block-size 0", "block_size must be at least 1"),
+    ],
+)
+def test_command_line_refuses_absurd_options(
+    options: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = str(ROOT / "data/models/llama-3.1-8b.json")
+    assert main(["--config", config, *options.split(), "--json"]) == 2
+    out, error = capsys.readouterr()
+    assert out == "" and error.count("\n") == 1 and words in error
+
+
+def test_command_line_names_an_architecture_that_it_does_not_know(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({**QWEN25_05B, "architectures": ["GptOssForCausalLM"]}))
+    assert main(["--config", str(config), "--gpu", "h200", "--json"]) == 2
+    assert "the architecture GptOssForCausalLM is not modelled" in capsys.readouterr().err
+
+
+def test_other_names_of_number_formats() -> None:
+    shape = ModelShape.named("llama-3.1-8b")
+    fp8 = gpu_budget(shape, "h200", kv_dtype="fp8").kv.tokens
+    assert gpu_budget(shape, "h200", kv_dtype="fp8_e4m3").kv.tokens == fp8
+    assert shape.with_dtype("half").dtype == "float16"
+
+
+@pytest.mark.parametrize(
+    ("scaling", "positions"),
+    [
+        (None, 32_768),
+        ({"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32_768}, 131_072),
+        ({"rope_type": "linear", "factor": 2.0}, 65_536),
+        ({"rope_type": "llama3", "factor": 8.0}, 32_768),
+        ({"rope_type": "default"}, 32_768),
+    ],
+)
+def test_positions_are_stretched_as_vllm_stretches_them(
+    scaling: dict[str, object] | None, positions: int
+) -> None:
+    shape = ModelShape.from_config({**QWEN25_05B, "rope_scaling": scaling})
+    assert shape.max_positions == positions
+    shape.check_length(positions)
+    with pytest.raises(ModelError, match="vLLM refuses more"):
+        shape.check_length(positions + 1)
+
+
+def test_a_step_has_as_many_requests_as_vllm_settles() -> None:
+    """With few tokens a step, requests are as few by default, and their logits smaller."""
+    shape = ModelShape.named("llama-3.1-8b")
+    few = gpu_budget(shape, "h200", max_num_batched_tokens=256, enforce_eager=True)
+    same = gpu_budget(
+        shape, "h200", max_num_batched_tokens=256, max_num_seqs=256, enforce_eager=True
+    )
+    assert few == same
 
 
 @pytest.mark.parametrize(

@@ -160,7 +160,7 @@ def test_what_no_node_can_hold_is_said() -> None:
         ("llama-3.1-70b", "h100", {}),
         ("llama-3.1-70b", "h100", {"tp": 2, "gpu_memory_utilization": 0.8}),
         ("mistral-7b", "h100", {"gpu_memory_utilization": 1.0}),
-        ("llama-2-7b", "l4", {"max_model_len": 20_000}),
+        ("llama-3.1-8b", "l4", {"max_model_len": 131_072}),
     ],
 )
 def test_suggested_changes_make_it_fit(name: str, device: str, settings: dict[str, float]) -> None:

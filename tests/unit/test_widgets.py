@@ -66,17 +66,14 @@ def test_moving_a_control_redraws_with_the_budgets_numbers(budgets, control, val
     ("control", "value", "reason", "has_picture"),
     [
         ("tp", 3, "tensor parallelism over 3 GPUs does not divide its 32 heads", False),
-        ("max_model_len", 131072 * 4, "too few for one request of 524,288", True),
+        ("max_model_len", 65536, "knows 32,768 positions and vLLM refuses more", False),
         ("model", "llama-3.1-70b", "GiB more than the device has", True),
         ("utilization", 0.3, "leave no memory for the KV cache", True),
     ],
 )
 def test_what_cannot_work_is_answered_by_its_reason(control, value, reason, has_picture, capfd):
     budgets = memory_explorer("mistral-7b", gpu="a100-40")
-    if control == "max_model_len":
-        budgets = memory_explorer("mistral-7b", gpu="a100-40", max_model_len=value)
-    else:
-        getattr(budgets, control).value = value
+    getattr(budgets, control).value = value
     assert reason in budgets.says
     assert "\n" not in budgets.says
     assert "✗" in budgets.answer.value
@@ -88,6 +85,17 @@ def test_what_cannot_work_is_answered_by_its_reason(control, value, reason, has_
         getattr(budgets, name).value = getattr(memory_explorer("mistral-7b"), name).value
     assert "✓" in budgets.answer.value
     assert budgets.picture.layout.visibility == "visible"
+
+
+def test_the_lessons_question_has_the_answer_that_it_expects():
+    budgets = memory_explorer("mistral-7b", gpu="a10g")
+    budgets.model.value, budgets.max_model_len.value = "llama-3.1-8b", 131072
+    assert "too few for one request of 131,072" in budgets.says
+    assert budgets.picture.layout.visibility == "visible"
+    budgets.utilization.value = 0.98
+    assert "too few" in budgets.says
+    budgets.tp.value = 2
+    assert "✓" in budgets.answer.value
 
 
 def test_its_static_picture_is_the_default_state(budgets):

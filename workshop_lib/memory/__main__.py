@@ -73,7 +73,8 @@ def _budget_from(options: argparse.Namespace) -> Budget:
     if options.dtype != "auto":
         shape = shape.with_dtype(options.dtype)
     # vLLM's default is the longest context that the model knows.
-    max_model_len = options.max_model_len or shape.max_positions
+    length = options.max_model_len
+    max_model_len = shape.max_positions if length is None else length
     if options.gpu is not None:
         return gpu_budget(
             shape,
@@ -81,7 +82,7 @@ def _budget_from(options: argparse.Namespace) -> Budget:
             gpu_memory_utilization=options.gpu_memory_utilization,
             max_model_len=max_model_len,
             tp=options.tp,
-            block_size=options.block_size or GPU_BLOCK_SIZE,
+            block_size=GPU_BLOCK_SIZE if options.block_size is None else options.block_size,
             kv_dtype=options.kv_cache_dtype,
             enforce_eager=options.enforce_eager,
             pp=options.pp,
@@ -92,10 +93,10 @@ def _budget_from(options: argparse.Namespace) -> Budget:
     return cpu_budget(
         shape,
         kv_gib=options.cpu_kv_gib,
-        memory_gib=options.memory_gib or _machine_memory_gib(),
+        memory_gib=_machine_memory_gib() if options.memory_gib is None else options.memory_gib,
         max_model_len=max_model_len,
         tp=options.tp,
-        block_size=options.block_size or CPU_BLOCK_SIZE,
+        block_size=CPU_BLOCK_SIZE if options.block_size is None else options.block_size,
         kv_dtype=options.kv_cache_dtype,
     )
 

@@ -104,11 +104,7 @@ def advise(
         raise WorkshopError(
             f"requests and gpus_per_node must be at least 1, got {requests} and {gpus_per_node}"
         )
-    if max_model_len > shape.max_positions:
-        raise WorkshopError(
-            f"{shape.name} knows {shape.max_positions:,} positions; max_model_len "
-            f"{max_model_len:,} is more"
-        )
+    shape.check_length(max_model_len)
     gpu = find_device(device) if isinstance(device, str) else device
     sizes = [tp for tp in shape.tp_sizes(gpus_per_node) if gpus_per_node % tp == 0]
     splits = [(tp, 1) for tp in sizes]

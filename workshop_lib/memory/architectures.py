@@ -32,6 +32,7 @@ class Traits:
 ARCHITECTURES = {
     "LlamaForCausalLM": Traits(),  # Llama 2 and 3, SmolLM2
     "MistralForCausalLM": Traits(),
+    "Phi3ForCausalLM": Traits(),  # its joined projections are as large as Llama's
     "Qwen2ForCausalLM": Traits(qkv_bias=True),
     "Qwen3ForCausalLM": Traits(qk_norm=True),
     "Gemma2ForCausalLM": Traits(norms=4, tied=True, full_every=2),
@@ -124,6 +125,9 @@ def layer_windows(config: Mapping[str, Any], traits: Traits, layers: int) -> tup
         traits: The architecture's.
         layers: Number of layers.
 
+    Raises:
+        ModelError: The window is no number of tokens.
+
     Source: `layer_types` in transformers' Gemma2Config, Gemma3Config, Qwen2Config; Mistral's
     implementation gives every layer the window.
 
@@ -132,6 +136,8 @@ def layer_windows(config: Mapping[str, Any], traits: Traits, layers: int) -> tup
         (4096, 0, 4096, 0)
     """
     window = config.get("sliding_window")
+    if window is not None and (not isinstance(window, int) or window < 0):
+        raise ModelError(f"sliding_window {window!r} is no number of tokens; check config.json")
     # Qwen2 and Qwen3 name a window and switch it off by use_sliding_window.
     if not window or not config.get("use_sliding_window", True):
         return (0,) * layers

@@ -7,6 +7,7 @@ estimated parts.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -207,7 +208,8 @@ def gpu_budget(
         enforce_eager: Whether vLLM runs without CUDA graphs and without compiling.
         pp: Pipeline-parallel size; the budget is that of the stage with the least room.
         max_num_batched_tokens: Tokens of one step; by default vLLM's choice for the device.
-        max_num_seqs: Requests of one step; by default vLLM's choice for the device.
+        max_num_seqs: Requests of one step; by default vLLM's choice for the device, but no
+            more than the tokens.
         first_start: Whether vLLM compiles the model at this start; a later start that finds
             the compiled files has up to 0.3 GiB more for its KV cache.
 
@@ -215,8 +217,9 @@ def gpu_budget(
         WorkshopError: A value out of range, or an unknown device.
         ModelError: The model cannot be split so.
 
-    Source: `request_memory` in vllm/v1/worker/utils.py and
-    `Worker.determine_available_memory` in vllm/v1/worker/gpu_worker.py.
+    Source: `request_memory` in vllm/v1/worker/utils.py,
+    `Worker.determine_available_memory` in vllm/v1/worker/gpu_worker.py, and for the limits of a
+    step `EngineArgs._set_default_max_num_seqs_and_batched_tokens_args`.
 
     Example:
         >>> shape = ModelShape.named("llama-3.1-70b")
@@ -228,11 +231,9 @@ def gpu_budget(
             f"gpu_memory_utilization {gpu_memory_utilization} is out of range; use 0.1 to 1.0"
         )
     gpu = find_device(device) if isinstance(device, str) else device
-    sequences = gpu.max_sequences if max_num_seqs is None else max_num_seqs
-    tokens = gpu.max_batched_tokens if max_num_batched_tokens is None else max_num_batched_tokens
-    _positive("max_num_seqs", sequences)
-    _positive("max_num_batched_tokens", tokens)
+    sequences, tokens = _step_limits(gpu, max_num_seqs, max_num_batched_tokens, max_model_len)
     _positive("pp", pp)
+    _check_request(shape, max_model_len, block_size)
     first_runner = uses_first_runner(shape)
     graphs = 0.0 if enforce_eager else COUNTED_GRAPHS_GIB if first_runner else CUDA_GRAPHS_GIB
     runtime = RUNTIME_TP_GIB if tp > 1 else RUNTIME_PP_GIB if pp > 1 else RUNTIME_GIB
@@ -319,6 +320,7 @@ def cpu_budget(
     """
     _positive("VLLM_CPU_KVCACHE_SPACE", kv_gib)
     _positive("memory_gib", memory_gib)
+    shape.check_length(max_model_len)
     capacity = kv_cache_capacity(
         kv_gib * GIB,
         shape,
@@ -342,6 +344,35 @@ def cpu_budget(
     )
 
 
+def _step_limits(
+    gpu: Device, sequences: int | None, tokens: int | None, max_model_len: int
+) -> tuple[int, int]:
+    """Requests and tokens of one step, as vLLM settles them."""
+    for name, value in (("max_num_seqs", sequences), ("max_num_batched_tokens", tokens)):
+        if value is not None:
+            _positive(name, value)
+    _positive("max_model_len", max_model_len)
+    settled = gpu.max_sequences if sequences is None else sequences
+    if tokens is None:
+        tokens = min(gpu.max_batched_tokens, settled * max_model_len)
+    if sequences is None:
+        return min(settled, tokens), tokens
+    if tokens < sequences:
+        raise WorkshopError(
+            f"max_num_batched_tokens {tokens:,} is less than max_num_seqs {sequences:,}, which "
+            "vLLM refuses: each running request needs a token of a step"
+        )
+    return sequences, tokens
+
+
+def _check_request(shape: ModelShape, max_model_len: int, block_size: int) -> None:
+    shape.check_length(max_model_len)
+    if block_size < 1 or block_size % GPU_BLOCK_SIZE:
+        raise WorkshopError(
+            f"block_size must be a multiple of {GPU_BLOCK_SIZE} on a GPU, got {block_size}"
+        )
+
+
 def _positive(name: str, value: float) -> None:
-    if value <= 0:
-        raise WorkshopError(f"{name} must be more than 0, got {value}")
+    if not 0 < value < math.inf:  # NaN is not positive either
+        raise WorkshopError(f"{name} must be a number above 0, got {value}")

@@ -6,6 +6,7 @@ layer, norms and an expert router stay in the model's own number format.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -65,25 +66,33 @@ def read_quantization(config: Mapping[str, Any], name: str) -> Quantization | No
     method = str(settings.get("quant_method", "unknown"))
     if method == "fp8":
         block = settings.get("weight_block_size")
-        return Quantization(method, 8, 32 / (block[0] * block[1]) if block else 0.0)
+        sizes = [_group_size(size, method, name) for size in block] if block else []
+        return Quantization(method, 8, 32 / math.prod(sizes) if sizes else 0.0)
     if method in ("awq", "gptq"):
         bits = _bits(settings.get("bits", settings.get("w_bit")), method, name)
         # A 16-bit scale and a packed zero point for each group.
-        group = int(settings.get("group_size") or 128)
+        group = _group_size(settings.get("group_size") or 128, method, name)
         zero_point = bits if method == "awq" else 0
-        return Quantization(method, bits, (16 + zero_point) / group if group > 0 else 0.0)
+        return Quantization(method, bits, (16 + zero_point) / group if group else 0.0)
     if method == "compressed-tensors":
         return _compressed_tensors(settings, name)
     known = "fp8, awq, gptq, compressed-tensors"
     raise ModelError(f"{name}: quantized weights ({method}) are not modelled; known: {known}")
 
 
+def _group_size(value: Any, method: str, name: str) -> int:
+    """Weights that share a scale; 0 when a whole column does (written as -1)."""
+    if not isinstance(value, int) or value == 0:
+        raise ModelError(f"{name}: {method} in groups of {value!r} is not modelled; check it")
+    return max(0, value)
+
+
 def _compressed_tensors(settings: Mapping[str, Any], name: str) -> Quantization:
     groups = list((settings.get("config_groups") or {}).values())
     formats = {
-        (group["weights"]["num_bits"], group["weights"].get("group_size") or 0)
+        (group["weights"].get("num_bits"), group["weights"].get("group_size") or -1)
         for group in groups
-        if isinstance(group, Mapping) and group.get("weights")
+        if isinstance(group, Mapping) and isinstance(group.get("weights"), Mapping)
     }
     if len(formats) != 1:
         raise ModelError(
@@ -92,7 +101,8 @@ def _compressed_tensors(settings: Mapping[str, Any], name: str) -> Quantization:
         )
     bits, group_size = formats.pop()
     bits = _bits(bits, "compressed-tensors", name)
-    return Quantization("compressed-tensors", bits, 16 / group_size if group_size > 0 else 0.0)
+    group_size = _group_size(group_size, "compressed-tensors", name)
+    return Quantization("compressed-tensors", bits, 16 / group_size if group_size else 0.0)
 
 
 def _bits(value: Any, method: str, name: str) -> int:

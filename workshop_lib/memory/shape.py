@@ -30,17 +30,22 @@ __all__ = ["ARCHITECTURES", "DTYPE_BYTES", "GIB", "ModelShape", "dtype_bytes"]
 GIB = 2**30
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "fp8": 1}
+# Other names that vLLM knows for them (--dtype, --kv-cache-dtype).
+_SAME_DTYPE = {"float": "float32", "half": "float16", "fp8_e4m3": "fp8", "fp8_e5m2": "fp8"}
 
 # vLLM pads the vocabulary to a multiple of this before it splits the embedding
 # (DEFAULT_VOCAB_PADDING_SIZE in vocab_parallel_embedding.py).
 _VOCAB_PADDING = 64
+# No size in any model's config.json is larger; what is, is a mistake.
+_LARGEST = 10**9
 
 
 def dtype_bytes(dtype: str) -> int:
     """Bytes that one number takes.
 
     Args:
-        dtype: A name in `DTYPE_BYTES`, with or without the prefix `torch.`.
+        dtype: A name in `DTYPE_BYTES`, with or without the prefix `torch.`, or one that means
+            the same to vLLM (`half`, `float`, `fp8_e4m3`, `fp8_e5m2`).
 
     Raises:
         ModelError: The name is not known.
@@ -49,8 +54,9 @@ def dtype_bytes(dtype: str) -> int:
         >>> dtype_bytes("bfloat16")
         2
     """
+    name = dtype.removeprefix("torch.")
     try:
-        return DTYPE_BYTES[dtype.removeprefix("torch.")]
+        return DTYPE_BYTES[_SAME_DTYPE.get(name, name)]
     except KeyError:
         known = ", ".join(DTYPE_BYTES)
         raise ModelError(f"the number format {dtype!r} is not known; use one of {known}") from None
@@ -61,7 +67,8 @@ class ModelShape:
     """The numbers of a decoder-only transformer that decide its memory.
 
     `kv_heads` equals `heads` in multi-head attention and is smaller in
-    grouped-query attention. `dtype` is the number format of the weights.
+    grouped-query attention. `dtype` is the number format of the weights, `max_positions`
+    the longest request that the model knows.
 
     Example:
         >>> shape = ModelShape.named("mistral-7b")
@@ -126,7 +133,7 @@ class ModelShape:
             kv_heads=_integer(config, "num_key_value_heads", name, default=heads),
             head_dim=_integer(config, "head_dim", name, default=hidden_size // heads),
             vocab_size=_integer(config, "vocab_size", name),
-            max_positions=_integer(config, "max_position_embeddings", name, default=2048),
+            max_positions=_positions(config, name),
             tied_embeddings=bool(config.get("tie_word_embeddings", traits.tied)),
             qkv_bias=traits.qkv_bias or attention_bias,
             output_bias=attention_bias,
@@ -180,7 +187,8 @@ class ModelShape:
             'float32'
         """
         dtype_bytes(dtype)
-        return replace(self, dtype=dtype.removeprefix("torch."))
+        name = dtype.removeprefix("torch.")
+        return replace(self, dtype=_SAME_DTYPE.get(name, name))
 
     @property
     def parameters(self) -> int:
@@ -236,6 +244,26 @@ class ModelShape:
         self.check_tp(tp)
         stages = range(pp) if stage is None else [stage]
         return max(stage_bytes(self, tp=tp, pp=pp, stage=number) for number in stages)
+
+    def check_length(self, max_model_len: int) -> None:
+        """Refuse a longest request that vLLM would refuse.
+
+        Args:
+            max_model_len: Longest request, tokens.
+
+        Raises:
+            ModelError: It is longer than the model knows.
+
+        Source: `_get_and_verify_max_len` in vllm/config/model.py.
+
+        Example:
+            >>> ModelShape.named("mistral-7b").check_length(32_768)
+        """
+        if max_model_len > self.max_positions:
+            raise ModelError(
+                f"{self.name} knows {self.max_positions:,} positions and vLLM refuses more; "
+                f"max_model_len {max_model_len:,} is too long"
+            )
 
     def kv_heads_per_gpu(self, tp: int = 1) -> int:
         """KV heads that one GPU holds: at least one, even if it is a copy.
@@ -339,12 +367,35 @@ def _latent(config: dict[str, Any], name: str) -> Latent:
     )
 
 
+def _positions(config: dict[str, Any], name: str) -> int:
+    """The longest request that vLLM accepts: positions, stretched where the config says so.
+
+    Source: `_get_and_verify_max_len` in vllm/config/model.py. YaRN's configs state the length
+    before or after; vLLM 0.25 multiplies the original one.
+    """
+    positions = _integer(config, "max_position_embeddings", name, default=2048)
+    scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    if not isinstance(scaling, dict) or "gemma3" in str(config.get("model_type", "")):
+        return positions
+    kind = scaling.get("rope_type") or scaling.get("type") or "default"
+    factor = scaling.get("factor") or 1.0
+    if kind in ("default", "su", "longrope", "llama3") or not isinstance(factor, (int, float)):
+        return positions
+    if "yarn" in kind:
+        original = scaling.get("original_max_position_embeddings")
+        return max(positions, int(original * factor) if isinstance(original, int) else 0)
+    return max(positions, int(positions * factor))
+
+
 def _integer(config: dict[str, Any], key: str, name: str, *, default: int | None = None) -> int:
     value = config.get(key)
     if value is None:
         value = default
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ModelError(f"{name}: config.json needs a positive integer {key!r}, got {value!r}")
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _LARGEST:
+        raise ModelError(
+            f"{name}: config.json needs a positive integer {key!r} up to {_LARGEST:,}, "
+            f"got {value!r}"
+        )
     return value
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MemoryExplorer", "memory_explorer"]
 
-MODELS = ("mistral-7b", "llama-2-7b", "llama-3.1-70b", "llama-3.1-405b")
+MODELS = ("mistral-7b", "llama-2-7b", "llama-3.1-8b", "llama-3.1-70b", "llama-3.1-405b")
 MAX_MODEL_LENGTHS = tuple(2**power for power in range(9, 18))  # 512 to 131,072 tokens
 MAX_TP = 8
 """GPUs of one node: tensor parallelism across nodes is too slow to be chosen by a slider."""
