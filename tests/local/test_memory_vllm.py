@@ -20,25 +20,36 @@ WINDOWS = {
 }
 
 
-def vllm_capacity(windows: list[int], length: int, memory: int) -> tuple[int, float, int]:
+def vllm_capacity(
+    windows: list[int], length: int, memory: int, **sizes: Any
+) -> tuple[int, float, int]:
     """Blocks, concurrency and tokens as vLLM computes them for layers with these windows."""
     import torch
-    from vllm.config import CacheConfig, VllmConfig
-    from vllm.v1.core import kv_cache_utils
     from vllm.v1.kv_cache_interface import FullAttentionSpec, SlidingWindowSpec
 
-    sizes: dict[str, Any] = {
+    sizes = {
         "block_size": 16,
         "num_kv_heads": 8,
         "head_size": 128,
         "dtype": torch.bfloat16,
+        **sizes,
     }
-    specs = {
-        f"layer.{i}": SlidingWindowSpec(sliding_window=window, **sizes)
-        if window
-        else FullAttentionSpec(**sizes)
-        for i, window in enumerate(windows)
-    }
+    return capacity_of_specs(
+        {
+            f"layer.{i}": SlidingWindowSpec(sliding_window=window, **sizes)
+            if window
+            else FullAttentionSpec(**sizes)
+            for i, window in enumerate(windows)
+        },
+        length,
+        memory,
+    )
+
+
+def capacity_of_specs(specs: dict[str, Any], length: int, memory: int) -> tuple[int, float, int]:
+    from vllm.config import CacheConfig, VllmConfig
+    from vllm.v1.core import kv_cache_utils
+
     config = VllmConfig(cache_config=CacheConfig(block_size=16))
     config.cache_config.kv_cache_layout = "LBNHC"
     config.model_config = SimpleNamespace(max_model_len=length, original_max_model_len=length)
@@ -72,6 +83,57 @@ def test_capacity_equals_vllms(name: str, length: int) -> None:
     blocks, concurrency, tokens = vllm_capacity(windows, length, memory)
     assert (capacity.blocks, capacity.tokens) == (blocks, tokens)
     assert capacity.concurrency == pytest.approx(concurrency)
+
+
+SPLITS = [
+    ("mistral-7b", 2, "auto"),
+    ("llama-3.1-70b", 8, "auto"),
+    ("llama-3.1-70b", 16, "auto"),  # more GPUs than KV heads: copies
+    ("llama-3.1-8b", 1, "fp8"),
+    ("mixtral-8x7b", 4, "fp8"),
+    ("qwen3-30b-a3b", 2, "auto"),
+    ("gemma-2-9b", 2, "auto"),
+    ("gemma-3-1b", 1, "auto"),
+]
+
+
+@pytest.mark.parametrize(("name", "tp", "kv_dtype"), SPLITS)
+def test_known_models_take_as_many_bytes_as_vllms_specs(name: str, tp: int, kv_dtype: str) -> None:
+    import torch
+
+    shape = ModelShape.named(name)
+    windows = list(shape.windows) or [0] * shape.layers
+    blocks, concurrency, tokens = vllm_capacity(
+        windows,
+        8000,
+        10 * GIB,
+        num_kv_heads=max(1, shape.kv_heads // tp),
+        head_size=shape.head_dim,
+        dtype=torch.uint8 if kv_dtype == "fp8" else torch.bfloat16,
+    )
+    capacity = kv_cache_capacity(10 * GIB, shape, max_model_len=8000, tp=tp, kv_dtype=kv_dtype)
+    assert (capacity.blocks, capacity.tokens) == (blocks, tokens)
+    assert capacity.concurrency == pytest.approx(concurrency)
+
+
+@pytest.mark.parametrize("tp", [1, 2, 4])
+def test_latent_attention_takes_as_many_bytes_as_vllms_spec(tp: int) -> None:
+    """All heads share one vector, so tensor parallelism saves nothing of it."""
+    import torch
+    from vllm.v1.kv_cache_interface import MLAAttentionSpec
+
+    shape = ModelShape.named("deepseek-v2-lite")
+    assert shape.latent is not None
+    spec = MLAAttentionSpec(
+        block_size=16,
+        num_kv_heads=1,
+        head_size=shape.latent.kv_rank + shape.latent.rope_dim,
+        dtype=torch.bfloat16,
+    )
+    specs = {f"layer.{i}": spec for i in range(shape.layers)}
+    blocks, _, tokens = capacity_of_specs(specs, 4096, 10 * GIB)
+    capacity = kv_cache_capacity(10 * GIB, shape, max_model_len=4096, tp=tp)
+    assert (capacity.blocks, capacity.tokens) == (blocks, tokens)
 
 
 def test_block_tables_equal_vllms() -> None:
