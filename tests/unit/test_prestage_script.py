@@ -395,8 +395,11 @@ def test_two_jobs_with_two_models_under_one_name(scripts, store, between, tmp_pa
     if at == 1:  # before the first had said that it is there, the second was through
         assert told == []
     else:
-        assert re.search(r"another Job brings one to s3://.*; wait for its end. If there is no "
-                         r"such Job any more: aws s3 rm s3://.*/workshop-upload.json", told[0])  # fmt: skip
+        assert re.search(
+            r"another Job brings one to s3://.*; wait for its end. If there is no such Job any "
+            r"more: aws s3 rm s3://.*/workshop-upload.json",
+            told[0],
+        )
     second()
     assert whole(store) and read(store, "a.safetensors") == b"two a.safetensors"
     assert f"{PLACE}workshop-upload.json" not in listed(store)
