@@ -1,19 +1,24 @@
 """A room on a cluster: made twice, looked at, handed out, cleaned up; nobody else's is touched."""
 
+import json
 import stat
 
 import pytest
 import yaml
 from emulated import kubeconfig
+from emulator import Fault
 from objects import deployment, objects
 
 from workshop_lib import manifests
 from workshop_lib.checks import Check, CheckList
+from workshop_lib.cleaning import check_clean
+from workshop_lib.data import data_path
 from workshop_lib.errors import ConflictError, NotFoundError, WorkshopError
 from workshop_lib.kubernetes import KubernetesCluster
 from workshop_lib.local.cluster import LocalCluster
 from workshop_lib.room import Learner, Room, share_checks
 from workshop_lib.room.__main__ import main
+from workshop_lib.room.board import read_board
 from workshop_lib.room.kubeconfigs import write_kubeconfigs
 from workshop_lib.room.room import in_namespace
 
@@ -60,22 +65,78 @@ def test_somebody_elses_namespace_refuses_the_whole_list(emulator, room):
         Room(room.cluster, "monday").apply(LEARNERS[:1])
 
 
+CHECKED = CheckList(
+    [
+        Check("all nodes", True, "2"),
+        Check("GPUs", False, "0 of 8", "x"),
+        Check("EFA", None, "none", applies=False),
+    ]
+)
+
+
+def recorded_pod(emulator, namespace, recording):
+    """A pod as a real cluster had it, in a learner's namespace."""
+    body = json.loads(data_path(f"recorded/kubernetes/{recording}.json").read_text())["pods"][0]
+    body["metadata"]["namespace"] = namespace
+    body["metadata"].pop("ownerReferences", None)
+    emulator.store.put(emulator.kind("Pod"), namespace, {"apiVersion": "v1", "kind": "Pod", **body})
+    return body["metadata"]["name"]
+
+
 def test_the_table_has_everyone(emulator, room):
     room.apply(LEARNERS)
     ada = in_namespace(room.cluster, "ada")
     ada.apply_objects("demo", objects(deployment()))
-    share_checks(
-        ada, "01", CheckList([Check("all nodes", True, "2"), Check("GPUs", False, "0 of 8", "x"),
-                              Check("EFA", None, "none", applies=False)]),
-    )  # fmt: skip
+    recorded_pod(emulator, "ada", "image-pull")
     share_checks(ada, "02", CheckList([Check("answers", True, "yes")]))
+    share_checks(ada, "01", CHECKED)
     rows = room.table().set_index("learner").to_dict("index")
     assert list(rows) == ["ada", "grace"]
     assert rows["ada"]["components"] == "demo" and rows["ada"]["pods"] == "0/1"
-    assert rows["ada"]["checks"] == "01: 1/2, 02: 1/1" and rows["ada"]["open"] == "GPUs"
+    assert rows["ada"]["checks"] == "01: 1/2, 02: 1/1" and rows["ada"]["open"] == "01: GPUs"
+    assert "image" in rows["ada"]["problems"] and rows["ada"]["problems"] == "; ".join(
+        finding.cause for finding in ada.diagnose()
+    )
     assert rows["grace"]["pods"] == "0/0" and rows["grace"]["checks"] == "-"
-    with pytest.raises(NotFoundError, match="lesson 03 has no checks"):
-        share_checks(ada, "03", CheckList())
+    assert rows["grace"]["problems"] == "healthy"
+
+
+def test_one_learner_who_cannot_be_read_hides_nobody(emulator, room):
+    room.apply(LEARNERS)
+    refuse = Fault("GET", "/namespaces/ada/pods", times=99, status=403)
+    emulator.faults.append(refuse)
+    rows = room.table().set_index("learner").to_dict("index")
+    assert rows["ada"]["problems"].startswith("cannot be read: ")
+    assert rows["grace"]["problems"] == "healthy"
+
+
+def test_checks_are_shared_with_a_learners_rights(emulator, room, capsys):
+    room.apply(LEARNERS)
+    role = next(o.body for o in manifests.render("eks", "namespace") if o.kind == "Role")
+    emulator.rules, emulator.rules_everywhere = role["rules"], False
+    ada = in_namespace(room.cluster, "ada")
+    before = ada.remains()
+    share_checks(ada, "01", CheckList([Check("all nodes", False, "1 of 2", "x")]))
+    share_checks(ada, "01", CHECKED)  # the cell was run again: the last counts
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        "shared with the instructor of room friday: 1 of 2 checks"
+    )
+    assert emulator.refused == set()
+    # They are no component: a lesson that looks whether it left something finds nothing.
+    assert ada.remains() == before and check_clean(ada, before).passed
+    ada.clean()
+    assert read_board(ada) == ("01: 1/2", "01: GPUs")
+
+
+def test_without_a_room_nothing_is_shared(emulator, cluster, capsys):
+    share_checks(cluster, "01", CHECKED)
+    share_checks(LocalCluster(state="t-room"), "01", CHECKED)
+    assert emulator.changes() == [] and capsys.readouterr().out == ""
+    for nowhere in (cluster, LocalCluster(state="t-room")):  # a mistake shows on a laptop, too
+        with pytest.raises(NotFoundError, match="lesson 03 has no checks"):
+            share_checks(nowhere, "03", CheckList())
+        with pytest.raises(WorkshopError, match="two digits"):
+            share_checks(nowhere, "ray/1", CHECKED)
 
 
 def test_a_kubeconfig_is_a_learners_own(emulator, room, tmp_path, capsys):
@@ -105,8 +166,9 @@ def test_cleaning_keeps_data_until_told(emulator, room):
     ada = in_namespace(room.cluster, "ada")
     ada.apply("storage")
     ada.apply_objects("demo", objects(deployment()))
+    share_checks(ada, "01", CHECKED)
     assert room.clean() == ["ada", "grace"]
-    assert ada.components() == ["learner", "namespace"]
+    assert ada.components() == ["learner", "namespace"] and read_board(ada) == ("-", "-")
     claims = emulator.kind("PersistentVolumeClaim")
     assert emulator.store.get(claims, "ada", "shared") is not None
     assert room.clean(data=True) == ["ada", "grace"]
@@ -139,6 +201,8 @@ def test_the_command_changes_nothing_without_yes(emulator, config, quick, tmp_pa
     assert Room(connected(config), "friday").namespaces() == ["ada"]
     assert main(["clean", "--data", "--yes", *command]) == 0
     assert Room(connected(config), "friday").namespaces() == []
+    assert main(["table", *command]) == 0
+    assert "room friday: no namespaces" in capsys.readouterr().out
     bad = kubeconfig("http://127.0.0.1:1")
     config.write_text(yaml.safe_dump(bad))
     assert main(["table", *command]) == 1

@@ -3,6 +3,7 @@ Pod Identity agent's credentials, and a file server that resumes, breaks off and
 
 import contextlib
 import hashlib
+import http.client
 import http.server
 import json
 import threading
@@ -92,15 +93,19 @@ class Files:
     Attributes:
         content: Path to bytes.
         moods: What happens to the next requests, in order: `hang:N` sends N bytes and then nothing
-            until `released`; `break:N` sends N bytes and closes; a number is an HTTP status.
+            until `released`; `break:N` sends N bytes and closes; `short:N` sends N bytes without
+            ever saying how many there are; `whole` knows no Range; a number is an HTTP status.
+        moods_of: How the paths begin that the moods are for.
         asked: (path, first byte asked for, Authorization), of each request.
         released: Lets those go that hang.
+        on_hang: Called when one begins to.
     """
 
     def __init__(self):
-        self.content, self.moods, self.asked = {}, [], []
+        self.content, self.moods, self.asked, self.moods_of = {}, [], [], "/file"
         self.released = threading.Event()
         self.sent = threading.Event()
+        self.on_hang = lambda: None
 
     def put(self, path, data):
         self.content[path] = data
@@ -113,23 +118,86 @@ class Files:
                 wanted = self.headers.get("Range", "bytes=0-")
                 start = int(wanted.removeprefix("bytes=").rstrip("-"))
                 files.asked.append((path, start, self.headers.get("Authorization")))
-                mood = files.moods.pop(0) if files.moods and path.startswith("/file") else ""
+                mood = files.moods.pop(0) if files.moods and path.startswith(files.moods_of) else ""
                 if isinstance(mood, int) or path not in files.content:
                     self.send_error(mood or 404)
                     return
                 data = files.content[path]
+                if mood == "whole":
+                    start, mood = 0, ""
                 if start >= len(data):
                     self.send_error(416)
                     return
                 self.send_response(206 if start else 200)
-                self.send_header("Content-Length", str(len(data) - start))
-                self.end_headers()
                 kind, _, count = mood.partition(":")
+                if kind != "short":
+                    self.send_header("Content-Length", str(len(data) - start))
+                self.end_headers()
                 self.wfile.write(data[start : start + int(count)] if kind else data[start:])
                 self.wfile.flush()
                 if kind == "hang":
                     files.sent.set()
+                    files.on_hang()
                     files.released.wait(60)
                 self.close_connection = True
 
         return Handler
+
+
+class Between:
+    """A server before the object store, which lets through what it is told to.
+
+    Attributes:
+        address: The store's.
+        seen: Method and path of each request.
+        on_request: Called with a request's number, from 1, and `before` or `after` the store has
+            done it; what it returns, if anything, is the status that is answered instead.
+    """
+
+    def __init__(self, address):
+        self.address, self.seen, self.on_request = address, [], lambda number, when: None
+        self.lock = threading.Lock()
+
+    def handler(between):
+        class Handler(Quiet):
+            def forward(self):
+                with between.lock:
+                    between.seen.append((self.command, self.path))
+                    number = len(between.seen)
+                data = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                if status := between.on_request(number, "before"):
+                    self.send_response(status)
+                    self.send_header("Content-Length", "0")
+                    self.end_headers()
+                    return
+                host, port = between.address.removeprefix("http://").split(":")
+                store = http.client.HTTPConnection(host, int(port), timeout=60)
+                store.request(self.command, self.path, data, dict(self.headers))
+                answer = store.getresponse()
+                body = answer.read()
+                store.close()
+                between.on_request(number, "after")
+                with contextlib.suppress(OSError):  # who asked may have been killed
+                    self.send_response(answer.status)
+                    for name, value in answer.getheaders():
+                        if name.lower() not in (
+                            "connection",
+                            "transfer-encoding",
+                            "server",
+                            "date",
+                        ):
+                            self.send_header(name, value)
+                    self.end_headers()
+                    self.wfile.write(body)
+
+            do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = forward
+
+        return Handler
+
+
+def served_files():
+    """A file server; in a test's module: `files = pytest.fixture(served_files)`."""
+    found = Files()
+    with serving(found.handler()) as found.address:
+        yield found
+        found.released.set()

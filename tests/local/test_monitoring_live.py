@@ -32,7 +32,7 @@ pytestmark = [
 
 def ask(cluster, service, times=4):
     with cluster.forward(service, 8000) as url, ThreadPoolExecutor(times) as pool:
-        server = ModelServer(url)
+        server = ModelServer(url, timeout_s=READY_S)
         done = pool.map(lambda n: server.chat(f"Say {n}.", max_tokens=16), range(times))
         assert all(answer.completion_tokens for answer in done)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from local_helpers import body, texts, until
-from object_store import BUCKET, ROLE, Files, agent, object_store, serving
+from object_store import BUCKET, ROLE, agent, object_store, served_files, serving
 
 from workshop_lib import manifests
 from workshop_lib.errors import ClusterError
@@ -20,6 +20,9 @@ pytest.importorskip("moto", reason="moto is not installed; make installs it")
 MODEL = "org/tiny"
 PLACE = "models/org--tiny/"
 WEIGHTS = os.urandom(3_000_000)
+
+
+files = pytest.fixture(served_files)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -45,14 +48,6 @@ def store(shared_store):
     yield shared_store
     for each in listed(shared_store):
         shared_store.s3.delete_object(Bucket=BUCKET, Key=each)
-
-
-@pytest.fixture
-def files():
-    found = Files()
-    with serving(found.handler()) as found.address:
-        yield found
-        found.released.set()
 
 
 @pytest.fixture
@@ -109,7 +104,9 @@ def test_a_model_from_an_address_is_in_the_bucket_marker_last(cluster, store, fi
     head = store.s3.head_object(Bucket=BUCKET, Key=f"{PLACE}w.safetensors")
     assert head["StorageClass"] == "INTELLIGENT_TIERING" and head["ContentLength"] == len(WEIGHTS)
     noted = marker(store)
-    assert noted["model"] == MODEL and noted["source"] == f"{files.address}/file.tar"
+    assert (
+        noted["model"] == MODEL and noted["source"] == f"{files.address}/file.tar#sha256={sha256}"
+    )
     assert noted["files"]["w.safetensors"]["bytes"] == len(WEIGHTS)
     lines = texts(work)
     assert any(f"role/{ROLE}" in line and "may write to" in line for line in lines)

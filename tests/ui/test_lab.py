@@ -23,6 +23,7 @@ from streaming_server import StreamingServer
 
 from workshop_lib.commands.execute import find_notebooks
 from workshop_lib.commands.kernels import CHECKOUT
+from workshop_lib.commands.lab import START_PAGE
 from workshop_lib.commands.stopping import stop_everything
 from workshop_lib.errors import WorkshopError
 from workshop_lib.results import read_records
@@ -383,7 +384,9 @@ def saved_records(path):
 
 def test_start_page_links_every_notebook():
     folder = CHECKOUT / "notebooks"
-    links = re.findall(r"\]\(([\w/]+\.ipynb)\)", (folder / "START.md").read_text())
+    page = nbformat.read(folder / START_PAGE, as_version=4)
+    text = "\n".join(cell.source for cell in page.cells)
+    links = re.findall(r"\]\(([\w/]+\.ipynb)\)", text)
     there = {str(path.relative_to(folder)) for path in find_notebooks(folder, solutions=True)}
     assert there <= set(links)
 

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["START_PAGE", "main"]
 
 SETTINGS = Path(__file__).with_name("lab_settings")
-START_PAGE = "START.md"
+START_PAGE = "START.ipynb"
 
 UNSET = ("MPLBACKEND",)
 """Kernels choose their own: a shell that says Agg, as CI does, would hide figures."""

@@ -9,7 +9,8 @@ python -m workshop_lib.room clean --yes                remove what learners made
 ```
 """
 
-from workshop_lib.room.room import Room, room_objects, room_price, share_checks
+from workshop_lib.room.board import share_checks
+from workshop_lib.room.room import Room, room_objects, room_price
 from workshop_lib.room.roster import Learner, read_roster
 
 __all__ = ["Learner", "Room", "read_roster", "room_objects", "room_price", "share_checks"]

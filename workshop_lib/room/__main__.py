@@ -78,7 +78,10 @@ def _run(
 ) -> int:
     room = Room(cluster, options.room)
     if options.command == "table":
-        print(room.table().to_string(index=False))
+        table = room.table()
+        print(
+            f"room {options.room}: no namespaces" if table.empty else table.to_string(index=False)
+        )
     elif options.command == "kubeconfig":
         files = write_kubeconfigs(cluster, learners, Path(options.folder), hours=options.hours)
         print(*(f"{name}: {file}" for name, file in files.items()), sep="\n")

@@ -9,35 +9,32 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from workshop_lib import manifests
-from workshop_lib.cluster import Cluster
-from workshop_lib.errors import (
-    ClusterError,
-    ConflictError,
-    NotFoundError,
-    WorkshopError,
-)
+from workshop_lib.cluster import WORKLOAD_KINDS, Cluster
+from workshop_lib.errors import ClusterError, ConflictError, OperatorError, WorkshopError
 from workshop_lib.kubernetes.cluster import KubernetesCluster
-from workshop_lib.kubernetes.resources import COMPONENT, LABELS, resource_of_kind
+from workshop_lib.kubernetes.resources import LABELS, resource_of_kind
 from workshop_lib.manifests import Object
 from workshop_lib.progress import Progress, track
+from workshop_lib.room.board import put_board, read_board, wipe_board
 from workshop_lib.room.roster import Learner
 from workshop_lib.workload import readiness
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from workshop_lib.checks import CheckList
-
-__all__ = ["ROOM", "Room", "in_namespace", "room_objects", "room_price", "share_checks"]
+__all__ = ["ROOM", "Room", "in_namespace", "room_objects", "room_price"]
 
 ROOM = "workshop.techpulse/room"
 """Label of a learner's namespace: the room that it belongs to."""
 
-CHECKS = "checks-"
-"""Beginning of the names of ConfigMaps with a lesson's checks."""
+AT_ONCE = 8
+"""Learners that are looked at at once: a row is some thirty questions to the API server."""
+
+SHOWN_CAUSES = 2
 
 _SHARED = {"namespace", "learner"}
 """Components that a room makes: they are no learner's work."""
@@ -212,6 +209,7 @@ class Room:
                 learner, self.cluster.profile, self.name
             ).items():
                 done += there.apply_objects(component, objects).actions.values()
+            put_board(there, self.name)
             counts = {each: done.count(each) for each in ("created", "configured", "unchanged")}
             rows.append({"learner": learner.name, "namespace": learner.namespace, **counts})
         return pd.DataFrame(rows)
@@ -242,6 +240,7 @@ class Room:
                 claims = [body["metadata"]["name"] for body in bodies]
             # First what runs, so that a machine is not paid for while a namespace ends.
             there.clean(claims=claims, timeout_s=timeout_s)
+            wipe_board(there)
         if data:
             self._delete_namespaces(found, timeout_s)
         return found
@@ -274,87 +273,52 @@ class Room:
         Returns:
             `learner`, `components` (what is applied), `pods` (ready of wanted), `checks` (passed
             of shared, for each lesson), `open` (checks that did not pass), and `problems` (what
-            `diagnose` found, where the cluster has it).
+            `diagnose` found, the root cause first).
         """
         import pandas as pd
 
         columns = ["learner", "components", "pods", "checks", "open", "problems"]
-        rows = [self._row(name) for name in track(self.namespaces(), "looking")]
+        names = self.namespaces()
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            rows = list(track(pool.map(self._row, names), "looking", total=len(names)))
         return pd.DataFrame(rows, columns=columns)
 
     def _row(self, namespace: str) -> list[str]:
+        """A learner's row; what cannot be read of one learner does not hide the others."""
         there = in_namespace(self.cluster, namespace)
-        labels = ",".join(f"{key}={value}" for key, value in LABELS.items())
-        components = [
-            name for name in there.components()
-            if name not in _SHARED and not name.startswith(CHECKS)
-        ]  # fmt: skip
-        ready, wanted = 0, 0
-        for kind in ("Job", "Deployment", "RayCluster", "RayService"):
-            try:
-                bodies = there._api.list(resource_of_kind(kind), namespace, labels=labels)[0]
-            except ClusterError:
-                continue  # no operator knows this kind here
-            for body in bodies:
-                if not body["metadata"].get("ownerReferences"):
-                    now, all_of_it, _ = readiness(body)
-                    ready, wanted = ready + now, wanted + all_of_it
-        passed, still_open = self._checks(there, namespace, labels)
-        return [
-            namespace, ", ".join(components) or "-", f"{ready}/{wanted}", passed, still_open,
-            _problems(there),
-        ]  # fmt: skip
+        try:
+            return [
+                namespace,
+                ", ".join(name for name in there.components() if name not in _SHARED) or "-",
+                _pods(there),
+                *read_board(there),
+                _problems(there),
+            ]
+        except WorkshopError as error:
+            return [namespace, "?", "?", "?", "?", f"cannot be read: {error}"]
 
-    def _checks(self, there: KubernetesCluster, namespace: str, labels: str) -> tuple[str, str]:
-        bodies = there._api.list(resource_of_kind("ConfigMap"), namespace, labels=labels)[0]
-        shared = {
-            body["metadata"]["name"].removeprefix(CHECKS): body.get("data") or {}
-            for body in bodies
-            if body["metadata"]["name"].startswith(CHECKS)
-        }
-        passed = [f"{lesson}: {each['passed']}/{each['total']}" for lesson, each in shared.items()]
-        still_open = [each["open"] for each in shared.values() if each.get("open")]
-        return ", ".join(passed) or "-", "; ".join(still_open) or "-"
+
+def _pods(there: KubernetesCluster) -> str:
+    """Pods that are ready, of those that are wanted."""
+    ready, wanted = 0, 0
+    labels = ",".join(f"{key}={value}" for key, value in LABELS.items())
+    for kind in WORKLOAD_KINDS:
+        try:
+            bodies = there._api.list(resource_of_kind(kind), there.namespace, labels=labels)[0]
+        except OperatorError:
+            continue  # no operator knows this kind here
+        for body in bodies:
+            if not body["metadata"].get("ownerReferences"):
+                now, all_of_it, _ = readiness(body)
+                ready, wanted = ready + now, wanted + all_of_it
+    return f"{ready}/{wanted}"
 
 
 def _problems(there: KubernetesCluster) -> str:
-    """What the diagnosis says, where the cluster has one."""
-    diagnose = getattr(there, "diagnose", None)
-    if diagnose is None:
-        return "-"
-    found = diagnose()
+    """What the diagnosis says: the first causes, and how many more there are."""
+    found = there.diagnose()
     if found.verdict != "problems":
         return str(found.verdict)
-    return "; ".join(finding.cause for finding in found)
-
-
-def share_checks(cluster: Cluster, lesson: str, checks: CheckList) -> None:
-    """Put a lesson's checks where the instructor's table reads them: a ConfigMap, no more.
-
-    Args:
-        cluster: The learner's cluster; on a laptop nobody else reads it.
-        lesson: Such as `01`.
-        checks: The lesson's checks.
-
-    Raises:
-        NotFoundError: There are no checks to share.
-
-    Example:
-        >>> share_checks(cluster, "01", checks)   # doctest: +SKIP
-    """
-    asked = [check for check in checks if check.outcome != "not applicable"]
-    if not asked:
-        raise NotFoundError(f"lesson {lesson} has no checks that apply here")
-    data = {
-        "passed": str(sum(check.outcome == "pass" for check in asked)),
-        "total": str(len(asked)),
-        "open": "; ".join(check.name for check in checks.open),
-    }
-    name = f"{CHECKS}{lesson}"
-    body = {
-        "apiVersion": "v1",
-        "kind": "ConfigMap",
-        "metadata": {"name": name, "labels": {**LABELS, COMPONENT: name}},
-        "data": data,
-    }
-    cluster.apply_objects(name, [Object(body, "this notebook's checks")])  # type: ignore[attr-defined]
+    causes = [finding.cause for finding in found]
+    more = [f"{len(causes) - SHOWN_CAUSES} more"] if len(causes) > SHOWN_CAUSES else []
+    return "; ".join(causes[:SHOWN_CAUSES] + more)

