@@ -366,3 +366,13 @@ def test_a_variable_that_may_be_missing(tmp_path: Path) -> None:
 def test_a_wrong_number_behind_a_reference_is_named() -> None:
     said = refusal({"grpo.num_prompts_per_step": "x"})
     assert "${grpo.num_prompts_per_step}" in said and "'x' is no number" in said
+
+
+def test_a_moved_key_that_changes_nothing_is_noted() -> None:
+    """NeMo RL v0.7.0's own grpo-moonlight-16b has this one, as false."""
+    stale = "policy.activation_checkpointing_enabled"
+    (note,) = read_recipe(ARITHMETIC, {stale: False}).notes
+    assert stale in note and "policy.dtensor_cfg.activation_checkpointing says the same" in note
+    assert f"{stale}; it is now policy.dtensor_cfg.activation_checkpointing" in refusal(
+        {stale: True}
+    )
