@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import struct
 from pathlib import Path
@@ -192,6 +193,63 @@ def test_a_restart_replaces_what_came_after_it(tmp_path: Path) -> None:
     assert run.frame.reward.tolist() == [0.25] * 5 + [0.75]
     assert run.frame.batches.tolist() == [2.0] * 6
     assert run.frame.kl.isna().all() and "no penalty" in run.notes[0]
+    assert run.notes[-1].startswith("2 starts, a file each")
+
+
+def test_a_restart_of_nemo_rl_makes_another_folder(tmp_path: Path) -> None:
+    """As NeMo RL's logger does: exp_001, and exp_002 for the run that goes on."""
+    for name, steps in (("exp_001", range(1, 5)), ("exp_002", range(4, 8))):
+        place = tmp_path / name / "tensorboard"
+        place.mkdir(parents=True)
+        written(place / "events.out.tfevents.1.a", steps, steps[0] / 10, time=100 * steps[0])
+    run = read_run(tmp_path)
+    assert run.frame.reward.tolist() == pytest.approx([0.1] * 3 + [0.4] * 4)
+    assert read_run(tmp_path / "exp_001").frame.step.tolist() == [1, 2, 3, 4]
+
+
+def test_a_folder_of_several_runs_is_none(tmp_path: Path) -> None:
+    """They were mixed by their times once."""
+    with pytest.raises(WorkshopError, match=r"2 runs below it: honest, reward-hacking; name one"):
+        read_run(NEMO)
+    with pytest.raises(WorkshopError, match=r"\d runs below it: .* and \d more; name one"):
+        read_run(data_path("recorded/trl"))
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.log").write_text("\n".join(console_lines("honest")[:400]))
+    (tmp_path / "vllm.log").write_text("INFO no run\n")
+    with pytest.raises(WorkshopError, match=r"2 runs below it: a.log, b.log"):
+        read_run(tmp_path)
+    (tmp_path / "a.log").unlink()
+    assert read_run(tmp_path).source == "NeMo RL console"
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(WorkshopError, match="neither a file nor a folder"):
+        read_run(tmp_path / "pipe")
+
+
+@pytest.mark.parametrize("form", ["simple", "float", "double", "bytes", "half", "whole"])
+def test_every_form_in_which_a_scalar_is_written(form: str, tmp_path: Path) -> None:
+    """TensorBoard's old style, TensorFlow 2's tensors, and tensors as bytes."""
+    from workshop_lib.metrics import event_file as module
+
+    event = module._event_class()(wall_time=1.0, step=3)
+    value = event.summary.value.add(tag="train/reward")
+    if form == "simple":
+        value.simple_value = 2.0
+    elif form == "float":
+        value.tensor.float_val.append(2.0)
+    elif form == "double":
+        value.tensor.double_val.append(2.0)
+    elif form == "whole":
+        value.tensor.int64_val.append(2)
+    else:
+        value.tensor.dtype = 1 if form == "bytes" else 19
+        value.tensor.tensor_content = struct.pack("<f" if form == "bytes" else "<e", 2.0)
+    # What is no scalar, a text or a picture, is passed over.
+    event.summary.value.add(tag="text").tensor.tensor_content = b"\x01" * 40
+    data = event.SerializeToString()
+    header = struct.pack("<Q", len(data))
+    path = tmp_path / "events.out.tfevents.1.a"
+    path.write_bytes(header + crc(header) + data + crc(data))
+    assert [(s.tag, s.step, s.value) for s in read_scalars(path)] == [("train/reward", 3, 2.0)]
 
 
 def test_a_console_that_ends_anywhere(runs: dict[str, Run]) -> None:

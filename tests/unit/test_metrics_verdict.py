@@ -14,6 +14,7 @@ from workshop_lib.metrics.verdict import (
     hacking_by_echo,
     hacking_by_judge,
     hacking_by_signs,
+    hacking_by_validation,
     learning,
     no_signal,
     stalled,
@@ -54,8 +55,9 @@ def test_the_hacked_run_with_a_judge() -> None:
         " (first and last 3 steps)"
     )
     assert [finding.kind for finding in verdict.findings] == [
-        "hacking", "hacking", "hacking", "unstable", "learning",
+        "hacking", "hacking", "unstable", "learning",
     ]  # fmt: skip
+    assert hacking_by_signs(frame) is None, "who knows need not suspect"
 
 
 def test_the_hacked_run_by_what_it_wrote() -> None:
@@ -184,8 +186,9 @@ def test_not_unstable(columns: dict[str, list[float]]) -> None:
 
 
 def test_mastered_is_not_without_signal() -> None:
-    frame = made(reward=[1.0] * 10, zero_std_share=1.0)
+    frame = made(reward=[0.4, 0.7, 0.9] + [1.0] * 7, zero_std_share=1.0)
     assert no_signal(frame) is None and stalled(frame) is None
+    assert judge(frame).kind == "learning"
     assert no_signal(frame.assign(reward=0.5)) is not None
     assert no_signal(frame.assign(reward=0.5, zero_std_share=0.9)) is None
 
@@ -237,3 +240,80 @@ def test_no_step_at_all() -> None:
     verdict = judge(made(reward=[0.5])[:0])
     assert verdict.kind == "too early" and verdict.reason == "no step is done yet"
     assert str(verdict).startswith("too early: ")
+
+
+def test_problems_that_are_too_easy_teach_nothing() -> None:
+    easy = made(reward=[0.97, 0.98, 1.0, 0.97, 0.99, 1.0] * 3, zero_std_share=0.8)
+    verdict = judge(easy)
+    assert verdict.kind == "no signal" and "0.98 from the first steps on" in verdict.reason
+    assert "harder problems" in verdict.findings[0].advice
+    assert judge(easy[:5]).kind == "too early"
+    # Not quite mastered, and at rest: not a matter of easier problems.
+    verdict = judge(made(reward=[0.85, 0.88, 0.84, 0.87] * 3))
+    assert verdict.kind == "stalled" and "harder problems" in verdict.findings[0].advice
+
+
+def test_rewards_on_another_scale_have_no_level() -> None:
+    """A reward from -1 to 1 or to 10 can be learned and lost, but 0.95 of it says nothing."""
+    sign = {"mean_length": [10.0] * 10 + [7.0] * 3, "kl": [0.1] * 10 + [0.3] * 3}
+    high = made(reward=[8.5] * 10 + [9.5] * 3, **sign)
+    assert hacking_by_signs(high) is None and judge(high).kind == "learning"
+    assert no_signal(made(reward=[5.0] * 10, zero_std_share=0.5)) is None
+    swings = made(reward=[0.4, -0.4, 0.3, -0.1, 0.5, -0.3, 0.3, -0.4, 0.1, -0.3])
+    assert unstable(swings) is None, "it swings as it always did"
+    assert unstable(made(reward=[-1.0] * 3 + [0.9] * 6 + [-1.0] * 3)) is not None
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_an_honest_run_at_rest_is_not_suspected_for_its_noise(seed: int) -> None:
+    """Few and short answers: length, KL and reward swing by more than the rule's least sizes."""
+    import numpy as np
+
+    draw = np.random.default_rng(seed)
+    frame = made(
+        reward=list(np.clip(0.88 + 0.05 * draw.standard_normal(300), 0, 1)),
+        mean_length=list(6 * np.exp(0.25 * draw.standard_normal(300))),
+        kl=list(0.1 * np.exp(0.5 * draw.standard_normal(300))),
+    )
+    suspected = [end for end in range(13, 301) if hacking_by_signs(frame[:end])]
+    assert len(suspected) <= 3  # of 288; without the noise some twenty
+
+
+def test_the_reward_rises_and_the_validation_does_not() -> None:
+    frame = made(reward=[0.2, 0.2, 0.3, 0.5, 0.7, 0.8, 0.9, 0.9, 0.9])
+    flat = pd.DataFrame({"step": [0, 5, 9], "accuracy": [0.21, 0.25, 0.22]})
+    finding = hacking_by_validation(frame, flat)
+    assert finding is not None and finding.kind == "hacking"
+    assert "from 0.23 to 0.90, the accuracy in validation from 0.21 to 0.22" in finding.reason
+    assert judge(frame, flat).kind == "hacking" and judge(frame).kind == "learning"
+    risen = flat.assign(accuracy=[0.2, 0.5, 0.7])
+    assert hacking_by_validation(frame, risen) is None
+    for few in (flat[:1], flat[:0], flat.assign(accuracy=NOTHING)):
+        assert hacking_by_validation(frame, few) is None
+    # Both fall, or both stand still: no reward was gained.
+    assert hacking_by_validation(frame.assign(reward=0.9), flat.assign(accuracy=0.6)) is None
+
+
+@pytest.mark.parametrize("name", ["honest", "reward-hacking"])
+def test_the_recorded_validations_share_their_runs_verifier(name: str) -> None:
+    run = read_run(data_path(f"recorded/nemo-rl/{name}"))
+    assert len(run.validation) >= 5 and hacking_by_validation(run.frame, run.validation) is None
+
+
+def test_an_entropy_that_collapses_before_anything_was_learned() -> None:
+    collapse = [2.0] * 3 + [1.0, 0.5, 0.2] + [0.05] * 6
+    frame = made(reward=[0.2] * 3 + [0.4] * 9, entropy=collapse)
+    finding = unstable(frame)
+    assert finding is not None and "the entropy fell from 2.00 to 0.05 nats" in finding.reason
+    assert unstable(frame.assign(reward=0.9)) is None, "sure, because it is right"
+    assert unstable(frame[:11]) is None and unstable(frame.assign(entropy=NOTHING)) is None
+
+
+def test_steps_without_a_reward() -> None:
+    frame = made(reward=[NOTHING] * 12)
+    verdict = judge(frame)
+    assert verdict.kind == "too early"
+    assert verdict.reason == "12 steps are done, and none says its reward"
+    assert judge(made(reward=[0.5])).reason == "1 step is done and shows no trend yet"
+    with_gaps = made(reward=[0.1, NOTHING, 0.2, 0.4, NOTHING, 0.5, 0.7, 0.9, 0.9])
+    assert judge(with_gaps).kind == "learning"

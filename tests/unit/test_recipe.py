@@ -104,6 +104,9 @@ def test_it_says_all_that_nemo_rl_reads() -> None:
         ("data.train_data_path", "it is now data.train.data_path"),
         ("data.prompt_file", "it is now data.default.prompt_file"),
         ("lossfn", "did you mean loss_fn?"),
+        ("grpo.kl_coef", "did you mean loss_fn.reference_policy_kl_penalty?"),
+        ("grpo.num_iterations", "did you mean policy.train_global_batch_size?"),
+        ("policy.lora_rank", "did you mean policy.dtensor_cfg.lora_cfg.dim?"),
         ("grpo.zzz", "grpo has adv_estimator, "),
     ],
 )
@@ -261,6 +264,12 @@ def test_numbers_as_omegaconf_reads_them(tmp_path: Path, text: str, value: objec
     assert found == value and type(found) is type(value)
 
 
+# Each anchor stands for ten of the one before: 10^9 values in ten lines.
+MANY = "a0: &a0 [x]\n" + "".join(
+    f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 10)
+)
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -274,6 +283,18 @@ def test_numbers_as_omegaconf_reads_them(tmp_path: Path, text: str, value: objec
         ("a: ${mul:1}\n", "cannot be computed"),
         ("defaults: me.yaml\n", "in a circle"),
         ("a: !!python/object:os.system {}\n", "could not determine a constructor"),
+        ("defaults: 3\n", "defaults is 3 and should name a file"),
+        ("defaults: {a: b}\n", "should name a file"),
+        ("? [1, 2]\n: 3\n", "a key must be a word"),
+        ("a: &here {b: *here}\n", "an anchor (&) holds itself"),
+        ("a: &here [*here]\n", "an anchor (&) holds itself"),
+        ("a: " + "[" * 3000, "nested too deeply"),
+        (MANY, "holds more than 100,000 values"),
+        # What Python would multiply into gigabytes, and NeMo RL does.
+        ("a: ${mul:ab,10000000000}\n", "'ab' is no number"),
+        ("a: ${mul:[1],10000000000}\n", "[1] is no number"),
+        ("a: ${mul:2,3,4}\n", "it takes 2 numbers, not 3"),
+        ("a: ${b.c}\nb: null\n", "b is None and should be a section: a refers to b.c"),
     ],
 )
 def test_a_file_that_is_no_recipe(tmp_path: Path, text: str, said: str) -> None:
@@ -322,3 +343,36 @@ def test_set_key_makes_sections() -> None:
     settings: dict[str, Any] = {}
     set_key(settings, "a.b.c", 1)
     assert settings == {"a": {"b": {"c": 1}}} and leaves(settings) == {"a.b.c": 1}
+
+
+def test_a_key_with_dots_in_a_file(tmp_path: Path) -> None:
+    path = write(tmp_path, "dots.yaml", f"defaults: {ARITHMETIC}\ngrpo.seed: 1\n")
+    with pytest.raises(RecipeError, match=r"unknown key grpo\.seed; write it in sections: grpo: {"):
+        read_recipe(path)
+
+
+@pytest.mark.parametrize("rate", [".nan", ".inf", "-1.0e-5", "fast", "true"])
+def test_a_rate_that_is_none(tmp_path: Path, rate: str) -> None:
+    text = f"defaults: {ARITHMETIC}\npolicy: {{optimizer: {{kwargs: {{lr: {rate}}}}}}}\n"
+    with pytest.raises(RecipeError, match=r"policy\.optimizer\.kwargs\.lr is"):
+        read_recipe(write(tmp_path, "rate.yaml", text))
+
+
+def test_a_variable_that_may_be_missing(tmp_path: Path) -> None:
+    text = "a: ${oc.env:WS_NOT_SET,null}\nb: ${oc.env:WS_NOT_SET,3}\n"
+    assert load_settings(write(tmp_path, "env.yaml", text)) == {"a": None, "b": "3"}
+
+
+def test_a_wrong_number_behind_a_reference_is_named() -> None:
+    said = refusal({"grpo.num_prompts_per_step": "x"})
+    assert "${grpo.num_prompts_per_step}" in said and "'x' is no number" in said
+
+
+def test_a_moved_key_that_changes_nothing_is_noted() -> None:
+    """NeMo RL v0.7.0's own grpo-moonlight-16b has this one, as false."""
+    stale = "policy.activation_checkpointing_enabled"
+    (note,) = read_recipe(ARITHMETIC, {stale: False}).notes
+    assert stale in note and "policy.dtensor_cfg.activation_checkpointing says the same" in note
+    assert f"{stale}; it is now policy.dtensor_cfg.activation_checkpointing" in refusal(
+        {stale: True}
+    )

@@ -6,6 +6,7 @@ import random
 import string
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -153,6 +154,27 @@ def test_a_tower_of_powers_is_stopped_in_time(verifier: Verifier) -> None:
 def test_an_unreadable_right_answer_is_an_error(verifier: Verifier) -> None:
     with pytest.raises(WorkshopError, match="no value that math-verify can read"):
         math_verify_reward("21", "", verifier=verifier)
+
+
+def test_a_right_answer_that_is_read_slowly_is_no_unreadable_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A busy machine took over 2 s to build the parser, and a training ended with an error."""
+    from math_verify import parser
+
+    from workshop_lib.training import verifier as module
+
+    extract = parser.extract_target_from_pred
+
+    def slow(text: str, *rest: Any, **named: Any) -> Any:
+        time.sleep(2.2 if "boxed" in text else 0)
+        return extract(text, *rest, **named)
+
+    monkeypatch.setattr(parser, "extract_target_from_pred", slow)
+    module._answer.cache_clear()
+    said = module._compare("It is 17.", "17", accept_unevaluated=False)
+    assert said == {"right": True}
+    module._answer.cache_clear()
 
 
 def test_a_verifier_that_died_is_started_anew(verifier: Verifier) -> None:

@@ -170,6 +170,7 @@ def test_nemo_rls_step_becomes_a_record() -> None:
     rollouts = {
         "rewards": [1.0, 0.0, 0.0, 0.0],
         "content": [[f"prompt {n // 2}", f" answer {n}", ""] for n in range(4)],
+        "advantages": [[0.7, 0.7], [-0.7, -0.7], [0.0, 0.0], [0.0, 0.0]],
     }
     train = {
         "grad_norm": np.float32(2.5),
@@ -185,6 +186,12 @@ def test_nemo_rls_step_becomes_a_record() -> None:
     assert (row.zero_std_share, row.grad_norm, row.mean_length) == (0.5, 2.5, 5.5)
     assert (row.step_s, row.generation_s) == (4.0, 1.5)
     assert log.samples.completion.tolist() == [" answer 0", " answer 2"]
+    group = log.group(3)
+    assert group[["completion", "reward", "advantage"]].to_numpy().tolist() == [
+        [" answer 0", 1.0, 0.7],
+        [" answer 1", 0.0, -0.7],
+    ]
+    assert log.group(2).empty
     assert script("run_nemo_rl").MARK == MARK
 
 

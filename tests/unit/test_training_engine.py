@@ -94,6 +94,14 @@ def test_bad_input_is_one_line_and_nothing_is_written(
     assert not (tmp_path / "run").exists()
 
 
+def test_values_may_stand_after_the_options(
+    tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = ["--output", str(tmp_path / "run"), "--model", str(model)]
+    assert main([str(ARITHMETIC), *where, "grpo.seed=x", "--steps", "3"]) == 2
+    assert "grpo.seed is 'x'" in capsys.readouterr().err
+
+
 def test_an_answer_that_no_one_can_give(tmp_path: Path, model: Path) -> None:
     (tmp_path / "p.jsonl").write_text('{"problem": "1 + 1", "answer": "two"}\n' * 8)
     recipe = read_recipe(ARITHMETIC, {"data.train.data_path": str(tmp_path / "p.jsonl")})

@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except WorkshopError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 2
-    verdict = judge(run.frame)
+    verdict = judge(run.frame, run.validation)
     print(json.dumps(_summary(run, verdict), indent=2) if options.json else _text(run, verdict))
     return 0
 

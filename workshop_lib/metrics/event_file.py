@@ -21,6 +21,9 @@ __all__ = ["Scalar", "is_event_file", "read_scalars"]
 
 _HEADER_BYTES, _FOOTER_BYTES = 12, 4
 
+# TensorFlow's numbers of types (types.proto), and how `struct` calls them.
+_FORMS = {1: "<f", 2: "<d", 3: "<i", 9: "<q", 19: "<e"}
+
 
 @dataclass(frozen=True)
 class Scalar:
@@ -110,10 +113,14 @@ def _records(data: bytes, path: str | Path) -> Iterator[tuple[int, bytes]]:
 def _number(value: Any) -> float | None:
     if value.HasField("simple_value"):
         return float(value.simple_value)
-    for name in ("float_val", "double_val"):
+    for name in ("float_val", "double_val", "int_val", "int64_val"):
         numbers = getattr(value.tensor, name)
         if len(numbers) == 1:
             return float(numbers[0])
+    # The same as bytes, in the machine's order, which is little-endian wherever this runs.
+    form = _FORMS.get(value.tensor.dtype)
+    if form and len(value.tensor.tensor_content) == struct.calcsize(form):
+        return float(struct.unpack(form, value.tensor.tensor_content)[0])
     return None
 
 
@@ -134,8 +141,12 @@ def _event_class() -> Any:
     double, single, text = kinds.TYPE_DOUBLE, kinds.TYPE_FLOAT, kinds.TYPE_STRING
     messages: dict[str, list[tuple[str, int, Any, Any, str]]] = {
         "Tensor": [
+            ("dtype", 1, optional, kinds.TYPE_INT32, ""),
+            ("tensor_content", 4, optional, kinds.TYPE_BYTES, ""),
             ("float_val", 5, repeated, single, ""),
             ("double_val", 6, repeated, double, ""),
+            ("int_val", 7, repeated, kinds.TYPE_INT32, ""),
+            ("int64_val", 10, repeated, kinds.TYPE_INT64, ""),
         ],
         "Value": [
             ("tag", 1, optional, text, ""),

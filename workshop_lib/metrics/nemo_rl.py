@@ -110,6 +110,8 @@ def read_event_files(
             row["zero_std_share"] = shares["0"] + shares["1"]
     if baselines:
         notes.append(BASELINE_NOTE)
+    if len(paths) > 1:
+        notes.append(f"{len(paths)} starts, a file each; steps that were done again are the last's")
     if done:
         first = done[min(done)]
         began = first["time"] - first["step_s"]

@@ -103,6 +103,27 @@ class TrainingLog:
         ]
         return _frame(rows, _COMPLETION_COLUMNS)
 
+    def group(self, step: int) -> pd.DataFrame:
+        """All answers of the group with the largest spread of a step.
+
+        Args:
+            step: The step, from 1.
+
+        Returns:
+            The columns of `read_completions`; no row where the trainer did not report it.
+
+        Example:
+            >>> TrainingLog().group(1).empty
+            True
+        """
+        rows = [
+            {name: answer.get(name) for name in _COMPLETION_COLUMNS} | {"step": step}
+            for record in self.records
+            if record["step"] == step
+            for answer in record.get("group") or []
+        ]
+        return _frame(rows, _COMPLETION_COLUMNS)
+
 
 def marked_line(event: str, **values: Any) -> str:
     """A line for `read_log`.

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from workshop_lib.errors import WorkshopError
 from workshop_lib.metrics.columns import RUN_COLUMNS, VALIDATION_COLUMNS, from_steps
-from workshop_lib.metrics.console import read_console
+from workshop_lib.metrics.console import ConsoleLog, read_console
 from workshop_lib.metrics.event_file import is_event_file
 from workshop_lib.metrics.nemo_rl import read_event_files
 from workshop_lib.metrics.records import (
@@ -30,6 +31,8 @@ __all__ = ["JUDGED_FILE", "Run", "read_run", "run_of_log", "with_judge"]
 
 JUDGED_FILE = "steps.csv"
 """What another judge said of a run's answers: columns `step` and `gold_in_text`."""
+
+_START = re.compile(r"exp_\d+")
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,8 @@ def read_run(path: str | Path) -> Run:
         ('NeMo RL event files', 60, 60)
     """
     path = Path(path)
+    if path.exists() and not path.is_dir() and not path.is_file():
+        raise WorkshopError(f"{path} is neither a file nor a folder")  # reading a pipe waits
     try:
         if path.is_dir():
             return _read_folder(path)
@@ -134,18 +139,54 @@ def _read_folder(folder: Path) -> Run:
         return _of_records(folder, folder)
     # NeMo RL: <log_dir>/exp_001/tensorboard/events.out.tfevents.*
     files = sorted(folder.rglob("events.out.tfevents.*"))
-    logs = sorted(folder.glob("*.log"))
+    roots = sorted({_root(file, folder) for file in files})
+    if len(roots) > 1:
+        raise _several(folder, roots)
+    logs = [(log, console) for log, console in _consoles(folder) if console.planned]
     if files:
         run = _of_event_files(folder, files)
         if logs:
-            run = replace(run, planned=read_console(_lines(logs[0])).planned)
+            run = replace(run, planned=logs[0][1].planned)
         return _with_judged(_with_rollouts(run, folder), folder)
-    if logs:
-        return _with_judged(_of_log(logs[0]), folder)
+    if len(logs) > 1:
+        raise _several(folder, [log for log, _ in logs])
+    if found := logs or [(log, None) for log in sorted(folder.glob("*.log"))[:1]]:
+        return _with_judged(_of_log(found[0][0]), folder)
+    below = sorted(file.parent for file in folder.rglob(METRICS_FILE))
+    if below:
+        raise _several(folder, below)
     raise WorkshopError(
         f"{folder} holds no run: no {METRICS_FILE}, no event file (events.out.tfevents.*) and"
         " no *.log"
     )
+
+
+def _root(file: Path, folder: Path) -> Path:
+    """The folder of the run that an event file belongs to.
+
+    NeMo RL makes a folder `exp_001` in its log folder, and `exp_002` when it is started again.
+    """
+    place = file.parent
+    if place != folder and place.name == "tensorboard":
+        place = place.parent
+    if place != folder and _START.fullmatch(place.name):
+        place = place.parent
+    return place
+
+
+def _several(folder: Path, runs: list[Path]) -> WorkshopError:
+    names = [str(run.relative_to(folder)) for run in runs]
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    several = "a run" if len(names) == 1 else f"{len(names)} runs"
+    return WorkshopError(
+        f"{folder} holds {several} below it: {', '.join(names[:3])}{more}; name one, for example"
+        f" {runs[-1]}"
+    )
+
+
+def _consoles(folder: Path) -> Iterator[tuple[Path, ConsoleLog]]:
+    for log in sorted(folder.glob("*.log")):
+        yield log, read_console(_lines(log))
 
 
 def _of_records(path: Path, folder: Path) -> Run:

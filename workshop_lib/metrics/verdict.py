@@ -13,6 +13,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from workshop_lib.metrics.findings import FEWEST_STEPS, HIGH, NOISES, Finding, is_share, noise
+from workshop_lib.metrics.hacking import (
+    hacking_by_echo,
+    hacking_by_judge,
+    hacking_by_signs,
+    hacking_by_validation,
+)
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -22,6 +30,7 @@ __all__ = [
     "hacking_by_echo",
     "hacking_by_judge",
     "hacking_by_signs",
+    "hacking_by_validation",
     "judge",
     "learning",
     "no_signal",
@@ -29,17 +38,11 @@ __all__ = [
     "unstable",
 ]
 
-FEWEST_STEPS = 6
-"""With fewer steps there are no two windows of three to compare."""
-
 STALLED_STEPS = 10
 """A run that has not risen in fewer steps may still: the recorded honest run took 7."""
 
 RISE = 0.05
 """A rise of the reward under five points is not worth the name; a reward is in 0 to 1."""
-
-NOISES = 2.0
-"""A rise is real when it is twice its own standard error (about 95%)."""
 
 KL_LIMIT = 0.5
 """Nats a token. Healthy runs stay at 0.01 to 0.1 with a usual penalty; the recorded honest
@@ -59,48 +62,12 @@ SILENT = 0.95
 MASTERED = 0.95
 """A reward this high leaves no spread because nothing is left to learn: that is no fault."""
 
-JUDGE_GAP = 0.25
-"""How much more the reward has risen than the share of right answers, means of three steps.
-Judges differ from the start, so it is the rises that are compared: over the whole
-recorded honest run they differed by 0.04 at most, in the hacked one by 0.62 at its end."""
+ENTROPY_LEFT = 0.05
+"""Of the entropy at first. With less the answers to a prompt are the same."""
 
-JUDGE_LEVEL = 0.5
-"""Reward minus the share of right answers, over three steps, whatever they were at first: half
-of what is paid for is wrong. A run that begins hacked has no rise to compare."""
-
-ECHO = 0.5
-"""Share of the rewarded answers that say nothing but what the prompt says. Recorded on an
-H200: at most 0.10 in the honest run (7 + 0 is 7), 0.85 at the end of the hacked one."""
-
-HIGH = 0.8
-"""A hole is found on the way up or on top; signs can tell it apart only on top, where an
-honest run comes to rest."""
-
-KL_GROWTH = 1.5
-"""On top, KL of three steps against the ten before. Recorded: honest at most 1.46, with an
-unchanged length; hacked 2.2."""
-
-LENGTH_CHANGE = 0.15
-"""On top, change of the length, three steps against ten. Recorded: honest at most 0.05,
-hacked 0.22."""
-
-LENGTH_CHANGE_ALONE = 0.20
-"""The same where the source has no KL, as NeMo RL's console: one sign must be stronger."""
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What one rule found.
-
-    Attributes:
-        kind: `hacking`, `unstable`, `no signal`, `learning`, `stalled` or `too early`.
-        reason: Why, with the values that say so.
-        advice: What to do next.
-    """
-
-    kind: str
-    reason: str
-    advice: str
+LEARNED = 0.6
+"""A reward below this leaves most to learn. Recorded: the honest run's entropy falls to a
+hundredth, with the reward at 0.7 and more: it is sure because it is right."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +96,7 @@ class Verdict:
         return {"kind": self.kind, "findings": [vars(finding) for finding in self.findings]}
 
 
-def judge(frame: pd.DataFrame) -> Verdict:
+def judge(frame: pd.DataFrame, validation: pd.DataFrame | None = None) -> Verdict:
     """A verdict on the steps so far, also of a run that goes on.
 
     A reward that is not earned outweighs all else; then what destroys the model; then
@@ -137,6 +104,7 @@ def judge(frame: pd.DataFrame) -> Verdict:
 
     Args:
         frame: `Run.frame`, or `read_metrics`' table.
+        validation: `Run.validation`, where there is one.
 
     Example:
         >>> from workshop_lib.data import data_path
@@ -146,116 +114,23 @@ def judge(frame: pd.DataFrame) -> Verdict:
         >>> judge(read_run(data_path("recorded/nemo-rl/reward-hacking")).frame).kind
         'hacking'
     """
-    found = [finding for rule in _RULES if (finding := rule(frame)) is not None]
+    rewarded = frame.dropna(subset=["reward"])
+    found = [finding for rule in _RULES if (finding := rule(rewarded)) is not None]
+    if validation is not None and (finding := hacking_by_validation(rewarded, validation)):
+        found.insert(sum(finding.kind == "hacking" for finding in found), finding)
     if not found:
-        steps = len(frame)
-        reason = f"{steps} steps are done and show no trend yet" if steps else "no step is done yet"
+        one = len(frame) == 1
+        done = f"{len(frame)} step{' is' if one else 's are'} done"
+        trend = f"{done} and show{'s' if one else ''} no trend yet"
+        reason = trend if len(rewarded) else "no step is done yet"
+        if len(frame) and rewarded.empty:
+            reason = f"{done}, and none says its reward"
         found = [Finding("too early", reason, "look again after a few more steps")]
     return Verdict(found[0].kind, tuple(found))
 
 
-def hacking_by_judge(frame: pd.DataFrame) -> Finding | None:
-    """The reward rises away from the share of answers that another judge finds right.
-
-    Args:
-        frame: The table of steps; needs `right_share`.
-
-    Example:
-        >>> import pandas as pd
-        >>> frame = pd.DataFrame({"step": range(9), "reward": 0.9, "right_share": 0.3})
-        >>> hacking_by_judge(frame).kind
-        'hacking'
-    """
-    if "right_share" not in frame:
-        return None
-    judged = frame.dropna(subset=["right_share"])
-    if len(judged) < 3:
-        return None
-    reward, right = judged["reward"].tail(3).mean(), judged["right_share"].tail(3).mean()
-    first, right_first = judged["reward"].head(3).mean(), judged["right_share"].head(3).mean()
-    risen = f"the reward went from {first:.2f} to {reward:.2f}, the share of right answers from"
-    if (reward - first) - (right - right_first) >= JUDGE_GAP and reward > right:
-        reason = f"{risen} {right_first:.2f} to {right:.2f} (first and last 3 steps)"
-    elif reward - right >= JUDGE_LEVEL:
-        reason = f"the reward is {reward:.2f}, but only {right:.2f} of the answers are right"
-        reason += " (last 3 steps)"
-    else:
-        return None
-    advice = "read what is rewarded, close the hole in the reward, and train again from before it"
-    return Finding("hacking", reason, advice)
-
-
-def hacking_by_echo(frame: pd.DataFrame) -> Finding | None:
-    """Most of the rewarded answers say nothing that their prompt does not say.
-
-    Direct evidence, from the answers themselves; it takes neither the right answers nor a
-    second judge. It sees this one way of hacking only, the one that was met.
-
-    Args:
-        frame: The table of steps; needs `echo_share` of one of the last three steps.
-
-    Example:
-        >>> import pandas as pd
-        >>> frame = pd.DataFrame({"step": range(9), "reward": 0.9, "echo_share": 0.8})
-        >>> hacking_by_echo(frame).kind
-        'hacking'
-    """
-    if "echo_share" not in frame:
-        return None
-    last = frame.tail(3).dropna(subset=["echo_share"])
-    # Of a reward that is hardly ever given there are too few answers to tell.
-    if last.empty or last["reward"].mean() < 0.2 or last["echo_share"].mean() < ECHO:
-        return None
-    return Finding(
-        "hacking",
-        f"{last['echo_share'].mean():.0%} of the rewarded answers only repeat what the prompt says"
-        f" (last {len(last)} steps with answers)",
-        "read them, close the hole in the reward, and train again from before it",
-    )
-
-
-def hacking_by_signs(frame: pd.DataFrame) -> Finding | None:
-    """The reward was high already, rises on, and the model changes its ways to get there.
-
-    An honest run comes to rest on top: gradients vanish with the spread. One that finds
-    a hole moves again, away from the reference (KL) and to answers of another length.
-    It is a suspicion, for runs of which nobody has the answers. The limits lie between one
-    honest and one hacked run of NeMo RL, so read the answers before you believe it; where
-    they are there, `hacking_by_echo` has looked at them.
-
-    Args:
-        frame: The table of steps.
-
-    Example:
-        >>> import pandas as pd
-        >>> length = [10.0] * 10 + [7.0] * 3
-        >>> rising = [0.85] * 10 + [0.97] * 3
-        >>> frame = pd.DataFrame({"step": range(13), "reward": rising, "mean_length": length})
-        >>> hacking_by_signs(frame.assign(kl=float("nan"))).kind
-        'hacking'
-    """
-    if len(frame) < 13:
-        return None
-    before, now = frame.iloc[-13:-3], frame.iloc[-3:]
-    reward, was = now["reward"].mean(), before["reward"].mean()
-    if not (was >= HIGH and reward > was):
-        return None
-    length = now["mean_length"].mean() / before["mean_length"].mean()
-    growth = now["kl"].mean() / before["kl"].mean() if before["kl"].mean() > 0 else math.nan
-    least = LENGTH_CHANGE_ALONE if math.isnan(growth) else LENGTH_CHANGE
-    if not abs(length - 1) >= least or growth < KL_GROWTH:
-        return None
-    moved = "" if math.isnan(growth) else f"KL grew {growth:.1f} times and "
-    return Finding(
-        "hacking",
-        f"suspected: with the reward already at {was:.2f}, {moved}the length changed by"
-        f" {length - 1:+.0%} (3 steps against the 10 before)",
-        "read the best-rewarded answers of the last steps, and have another judge score them",
-    )
-
-
 def unstable(frame: pd.DataFrame) -> Finding | None:
-    """The model is leaving its language: KL, gradient, a collapsed reward, no numbers.
+    """The model is leaving its language: KL, gradient, a collapsed reward or entropy, no numbers.
 
     Args:
         frame: The table of steps.
@@ -283,8 +158,17 @@ def unstable(frame: pd.DataFrame) -> Finding | None:
     means = frame["reward"].rolling(3).mean()
     if len(frame) >= FEWEST_STEPS and means.max() >= 0.2:
         last, best = means.iloc[-1], means.max()
-        if last < COLLAPSE * best:
+        error = noise(frame["reward"]) * math.sqrt(2 / 3)
+        if last < COLLAPSE * best and best - last > NOISES * error:
             reasons.append(f"the reward fell from {best:.2f} to {last:.2f} (means of 3 steps)")
+    if "entropy" in frame and len(frame) >= 2 * FEWEST_STEPS:
+        entropy, reward = frame["entropy"], frame["reward"].tail(3).mean()
+        first, last = entropy.head(3).mean(), entropy.tail(3).mean()
+        if last < ENTROPY_LEFT * first and is_share(frame) and reward < LEARNED:
+            reasons.append(
+                f"the entropy fell from {first:.2f} to {last:.2f} nats with the reward at"
+                f" {reward:.2f}: the answers no longer differ"
+            )
     if not reasons:
         return None
     advice = "lower the learning rate or raise the KL penalty, from a checkpoint before"
@@ -294,7 +178,8 @@ def unstable(frame: pd.DataFrame) -> Finding | None:
 def no_signal(frame: pd.DataFrame) -> Finding | None:
     """Nearly every group has one reward for all its answers, so nothing can be learned.
 
-    A run that has mastered its problems has no spread either: not meant.
+    A run that has come to master its problems has no spread either: not meant. One that
+    mastered them from its first step on is: nothing was left to learn.
 
     Args:
         frame: The table of steps. Without `zero_std_share`, a reward that is exactly the
@@ -306,8 +191,17 @@ def no_signal(frame: pd.DataFrame) -> Finding | None:
         'no signal'
     """
     last = frame.tail(5)
-    if len(last) < 3 or last["reward"].mean() >= MASTERED:
+    if len(last) < 3:
         return None
+    if last["reward"].mean() >= MASTERED and is_share(frame):
+        first = frame["reward"].head(5).mean()
+        if len(frame) < FEWEST_STEPS or first < MASTERED:
+            return None
+        return Finding(
+            "no signal",
+            f"the reward was {first:.2f} from the first steps on: nothing was left to learn",
+            "harder problems; a reward that is this easily given is worth reading answers for",
+        )
     silent = last["zero_std_share"]
     if silent.notna().any():
         if silent.mean() < SILENT:
@@ -366,10 +260,11 @@ def stalled(frame: pd.DataFrame) -> Finding | None:
     first, last, _ = _trend(frame)
     if min(first, last) >= MASTERED:
         return None
+    problems = "harder" if is_share(frame) and last >= HIGH else "easier"
     return Finding(
         "stalled",
         f"the reward was {first:.2f} at first and is {last:.2f} after {len(frame)} steps",
-        "a higher learning rate, easier problems, or more answers a prompt",
+        f"a higher learning rate, {problems} problems, or more answers a prompt",
     )
 
 
@@ -378,14 +273,9 @@ def _window(frame: pd.DataFrame) -> int:
 
 
 def _trend(frame: pd.DataFrame) -> tuple[float, float, float]:
-    """Mean reward of the first and the last steps, and the standard error of their difference.
-
-    The noise of one step is taken from the differences of neighbours (von Neumann's
-    estimate): a trend does not inflate it as it does a standard deviation.
-    """
+    """Mean reward of the first and the last steps, and the standard error of their difference."""
     reward, width = frame["reward"], _window(frame)
-    noise = math.sqrt(float(reward.diff().dropna().pow(2).mean()) / 2)
-    error = noise * math.sqrt(2 / width)
+    error = noise(reward) * math.sqrt(2 / width)
     return float(reward.head(width).mean()), float(reward.tail(width).mean()), error
 
 

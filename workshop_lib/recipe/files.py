@@ -27,6 +27,7 @@ _FLOAT = re.compile(
     r"^[-+]?(?:[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?|\.[0-9_]+(?:[eE][-+]?[0-9]+)?"
     r"|[0-9][0-9_]*[eE][-+]?[0-9]+|\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
 )
+_MOST_VALUES = 100_000  # NeMo RL's largest has hundreds; anchors can make billions
 _RESOLVERS: dict[str, Callable[[Any, Any], Any]] = {
     "mul": lambda a, b: a * b,
     "div": lambda a, b: a / b,
@@ -78,6 +79,7 @@ def load_settings(
         8
     """
     settings = _with_defaults(Path(path), (), follow_defaults)
+    _size(settings, str(path), (), {})
     for key, value in (overrides or {}).items():
         set_key(settings, key, value)
     resolver = _Resolver(settings, str(path), strict=follow_defaults, environment=unset)
@@ -142,10 +144,28 @@ def _with_defaults(path: Path, above: tuple[Path, ...], follow: bool) -> dict[st
     named = settings.pop("defaults", None)
     if named is None or not follow:
         return settings
+    names = named if isinstance(named, list) else [named]
+    if not all(isinstance(name, str) for name in names):
+        raise RecipeError(
+            f"{path}: defaults is {named!r} and should name a file, or a list of them"
+        )
     merged: dict[str, Any] = {}
-    for name in [named] if isinstance(named, str) else named:
-        merged = _merge(merged, _with_defaults(path.parent / str(name), (*above, resolved), follow))
+    for name in names:
+        merged = _merge(merged, _with_defaults(path.parent / name, (*above, resolved), follow))
     return _merge(merged, settings)
+
+
+def _size(value: Any, path: str, above: tuple[int, ...], known: dict[int, int]) -> int:
+    """How many values there are with every anchor (&) written out; anchors can hold themselves."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    if id(value) in above:
+        raise RecipeError(f"{path}: an anchor (&) holds itself")
+    if inner and id(value) not in known:
+        below = (*above, id(value))
+        known[id(value)] = sum(_size(each, path, below, known) for each in inner)
+        if known[id(value)] > _MOST_VALUES:
+            raise RecipeError(f"{path} is no recipe: it holds more than {_MOST_VALUES:,} values")
+    return known.get(id(value), 1) if inner else 1
 
 
 def _parse(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
@@ -165,6 +185,8 @@ def _parse(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
         raise RecipeError(f"{path}{place}: {error.problem or error}") from error
     except yaml.YAMLError as error:
         raise RecipeError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    except RecursionError:
+        raise RecipeError(f"{path} is no recipe: it is nested too deeply") from None
     if not isinstance(settings, dict):
         raise RecipeError(f"{path} is no recipe: it holds {type(settings).__name__}, not sections")
     return settings
@@ -181,6 +203,10 @@ def _loader() -> type[Any]:
                 if key_node.tag == "tag:yaml.org,2002:merge":
                     continue  # `<<: *anchor`, whose keys are meant to be replaced
                 key = self.construct_object(key_node, deep=True)
+                if not isinstance(key_node, yaml.ScalarNode):
+                    raise yaml.constructor.ConstructorError(
+                        None, None, "a key must be a word", key_node.start_mark
+                    )
                 if key in seen:
                     raise yaml.constructor.ConstructorError(
                         None, None, f"the key {key!r} stands twice", key_node.start_mark
@@ -243,17 +269,18 @@ class _Resolver:
             return _UNRESOLVED
 
     def _text(self, text: str, at: tuple[str, ...]) -> Any:
+        written = text
         while match := _INTERPOLATION.search(text):
-            found = self._reference(match.group(1).strip(), at)
+            found = self._reference(match.group(1).strip(), at, written)
             if match.span() == (0, len(text)):
                 return found
             text = text[: match.start()] + str(found) + text[match.end() :]
         return text
 
-    def _reference(self, reference: str, at: tuple[str, ...]) -> Any:
+    def _reference(self, reference: str, at: tuple[str, ...], written: str) -> Any:
         name, colon, rest = reference.partition(":")
         if colon:
-            return self._call(name, rest, at)
+            return self._call(name, rest, at, written)
         parts = reference.split(".")
         if reference.startswith("."):
             levels = len(reference) - len(reference.lstrip("."))
@@ -262,10 +289,15 @@ class _Resolver:
         if key in self.under_way:
             raise RecipeError(f"{self.path}: {'.'.join(at)} refers to itself, through {key}")
         here: Any = self.root
-        for part in parts:
+        for depth, part in enumerate(parts):
             if not isinstance(here, dict) or part not in here:
                 if not self.strict:
                     raise _UnresolvedError
+                if not isinstance(here, dict):
+                    raise RecipeError(
+                        f"{self.path}: {'.'.join(parts[:depth])} is {here!r} and should be a"
+                        f" section: {'.'.join(at)} refers to {key}"
+                    )
                 raise RecipeError(
                     f"{self.path}: {'.'.join(at)} refers to {key}, which is not there"
                 )
@@ -276,7 +308,7 @@ class _Resolver:
         finally:
             self.under_way.pop()
 
-    def _call(self, name: str, rest: str, at: tuple[str, ...]) -> Any:
+    def _call(self, name: str, rest: str, at: tuple[str, ...], written: str) -> Any:
         import yaml
 
         if name == "oc.env":
@@ -289,18 +321,24 @@ class _Resolver:
             )
         try:
             numbers = [yaml.load(part, Loader=_loader()) for part in rest.split(",")]
+            if len(numbers) != 2:
+                raise TypeError(f"it takes 2 numbers, not {len(numbers)}")
+            for number in numbers:
+                # Python multiplies texts and lists too, into gigabytes.
+                if isinstance(number, bool) or not isinstance(number, int | float):
+                    raise TypeError(f"{number!r} is no number")
             return _RESOLVERS[name](*numbers)
-        except (TypeError, ValueError, ZeroDivisionError, yaml.YAMLError) as error:
+        except (ArithmeticError, TypeError, ValueError, yaml.YAMLError) as error:
             place = f"{self.path}: {'.'.join(at)}"
-            raise RecipeError(f"{place}: ${{{name}:{rest}}} cannot be computed: {error}") from error
+            raise RecipeError(f"{place}: {written} cannot be computed: {error}") from error
 
-    def _from_environment(self, rest: str, at: tuple[str, ...]) -> str:
+    def _from_environment(self, rest: str, at: tuple[str, ...]) -> str | None:
         """A variable's value as text, or what stands after the comma; OmegaConf's `oc.env`."""
         name, comma, otherwise = (part.strip() for part in rest.partition(","))
         if name in os.environ:
             return os.environ[name]
         if comma:
-            return otherwise
+            return None if otherwise == "null" else otherwise
         if self.environment is not None:
             self.environment.add(name)
             return f"<{name}>"

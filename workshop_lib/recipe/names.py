@@ -44,6 +44,19 @@ NAMED = {
     "max_completion_length": "policy.generation.max_new_tokens",
     "max_steps": "grpo.max_num_steps",
     "model": "policy.model_name",
+    "kl_coef": "loss_fn.reference_policy_kl_penalty",
+    "clip_range": "loss_fn.ratio_clip_min",
+    "group_size": "grpo.num_generations_per_prompt",
+    "num_iterations": "policy.train_global_batch_size",
+    "scale_rewards": "grpo.normalize_rewards",
+    "per_device_train_batch_size": "policy.train_micro_batch_size",
+    "gradient_accumulation_steps": "policy.train_global_batch_size",
+    "gradient_checkpointing": "policy.dtensor_cfg.activation_checkpointing",
+    "vllm_gpu_memory_utilization": "policy.generation.vllm_cfg.gpu_memory_utilization",
+    "save_steps": "checkpointing.save_period",
+    "lora_r": "policy.dtensor_cfg.lora_cfg.dim",
+    "lora_rank": "policy.dtensor_cfg.lora_cfg.dim",
+    "lora_alpha": "policy.dtensor_cfg.lora_cfg.alpha",
 }
 
 UNREAD = {
@@ -102,6 +115,9 @@ def advice(key: str, location: Sequence[Any], prefix: str, model: type[Section])
     every = list(known_keys(model))
     beside = [known.rpartition(".")[2] for known in every if known.rpartition(".")[0] == section]
     here = prefix + (f"{section}." if section else "")
+    if name in every:  # of one word, with dots in it
+        *sections, last = name.split(".")
+        return f"write it in sections: {': {'.join(sections)}: {{{last}: …{'}' * len(sections)}"
     elsewhere = [known for known in every if known.rpartition(".")[2] == name]
     if len(elsewhere) == 1:
         return f"did you mean {prefix}{elsewhere[0]}?"

@@ -16,7 +16,7 @@ from typing import Any
 
 from workshop_lib.data import data_dir
 from workshop_lib.recipe.files import RecipeError, load_settings
-from workshop_lib.recipe.names import UNREAD, advice, other_algorithm
+from workshop_lib.recipe.names import MOVED, UNREAD, advice, other_algorithm
 from workshop_lib.recipe.rules import contradictions, oddities
 from workshop_lib.recipe.schema import (
     REWARD_ENVIRONMENTS,
@@ -221,18 +221,34 @@ def _remove(settings: Any, location: Sequence[Any]) -> None:
 
 
 def _without_unread(settings: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Settings without the keys that nothing in NeMo RL reads, and a note for each."""
+    """Settings without the keys that nothing in NeMo RL reads, and a note for each.
+
+    A moved key is left out too where it says what its new place says: stale and harmless, as in
+    a configuration that NeMo RL published with v0.7.0.
+    """
     known, notes = copy.deepcopy(settings), []
     for key, meant in UNREAD.items():
-        *above, name = key.split(".")
-        section: Any = known
-        for part in above:
-            section = section.get(part) if isinstance(section, dict) else None
-        if isinstance(section, dict) and name in section:
-            del section[name]
+        if _take(known, key) is not _NOTHING:
             instead = f"; {meant} may be meant" if meant else ""
             notes.append(f"{key} is read by nothing in NeMo RL v0.7.0{instead}")
+    for key, now in MOVED.items():
+        old, new = _take(copy.deepcopy(known), key), _take(copy.deepcopy(known), now)
+        if old is not _NOTHING and type(old) is type(new) and old == new:
+            _take(known, key)
+            notes.append(f"{key} is read by nothing in NeMo RL v0.7.0; {now} says the same")
     return known, notes
+
+
+_NOTHING = object()
+
+
+def _take(settings: dict[str, Any], key: str) -> Any:
+    """Remove a dotted key, and give its value; `_NOTHING` where it is not there."""
+    *above, name = key.split(".")
+    section: Any = settings
+    for part in above:
+        section = section.get(part) if isinstance(section, dict) else None
+    return section.pop(name, _NOTHING) if isinstance(section, dict) else _NOTHING
 
 
 def _refusal(path: str | Path, problems: Sequence[str]) -> RecipeError:

@@ -7,6 +7,7 @@ that meets them; others it never notices.
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -158,7 +159,7 @@ def _optimizer_problems(recipe: Recipe) -> Iterator[str]:
             meant = f"did you mean {place}.{close[0]}?" if close else f"it has {', '.join(_ADAMW)}"
             yield f"unknown key {place}.{name} of torch.optim.AdamW; {meant}"
     rate = optimizer.kwargs.get("lr", 1e-3)
-    if isinstance(rate, bool) or not isinstance(rate, int | float) or rate < 0:
+    if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate < math.inf:
         yield f"{place}.lr is {rate!r} and should be a number of at least 0"
 
 

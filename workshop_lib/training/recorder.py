@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, pvariance
 from typing import IO, Any
 
 from workshop_lib.metrics import (
@@ -138,8 +138,12 @@ class Recorder:
         self._metrics.flush()
         self.say(self._line(record))
         if self.report is not None:
-            # One completion of each group: enough to read, short enough for a log.
-            self.report(marked_line("step", **plain, samples=rows[:: self.group_size]))
+            # One completion of each group, and all of the group with the largest spread: enough
+            # to read and to compute with, short enough for a log.
+            starts = range(0, len(rows), size)
+            divided = max(starts, key=lambda at: pvariance(rewards[at : at + size]))
+            group = rows[divided : divided + size]
+            self.report(marked_line("step", **plain, samples=rows[::size], group=group))
 
     def _sampled(self, logs: Mapping[str, Any]) -> dict[str, Any]:
         """With what dynamic sampling threw away: as in NeMo RL, `reward` is of all answers."""

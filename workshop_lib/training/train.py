@@ -32,7 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Example:
         >>> main(["data/recipes/arithmetic.yaml", "--output", "build/grpo"])  # doctest: +SKIP
     """
-    wishes = _parser().parse_args(arguments)
+    # Values may stand before the options or after them.
+    wishes = _parser().parse_intermixed_args(arguments)
     from workshop_lib.training.engine import plan_training, train
 
     try:

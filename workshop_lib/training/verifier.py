@@ -164,13 +164,29 @@ def shared_verifier() -> Verifier:
     return verifier
 
 
+@cache
+def _answer(answer: str) -> list[Any]:
+    """In the other process: the right answer, read once.
+
+    Without a time limit of its own: an answer that is read slowly, on a busy machine, is not one
+    that cannot be read. The asker's limit holds.
+    """
+    from math_verify import parse
+    from math_verify.parser import LatexExtractionConfig
+
+    found: list[Any] = parse(
+        f"\\boxed{{{answer}}}", [LatexExtractionConfig()], parsing_timeout=None
+    )
+    return found
+
+
 def _compare(completion: str, answer: str, *, accept_unevaluated: bool) -> dict[str, bool]:
     """In the other process: read both, and compare."""
     from math_verify import parse, verify
     from math_verify.parser import ExprExtractionConfig, LatexExtractionConfig
 
     # What NeMo RL's math environment extracts, so that both judge alike.
-    right = parse(f"\\boxed{{{answer}}}", [LatexExtractionConfig()], parsing_timeout=2)
+    right = _answer(answer)
     if not right:
         return {"unreadable_answer": True}
     found = parse(completion, [ExprExtractionConfig(), LatexExtractionConfig()], parsing_timeout=2)
@@ -205,8 +221,10 @@ def _serve() -> None:
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what a library prints is no reply
 
-    import math_verify  # noqa: F401  (a second, before the first request's clock runs)
     from math_verify.errors import TimeoutException
+
+    # The parsers are built with their first text: seconds, before a request's clock runs.
+    _compare("$\\frac{1}{2}$", "0.5", accept_unevaluated=False)
 
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_LIMIT_BYTES, _MEMORY_LIMIT_BYTES))
     print(json.dumps({"ready": True}), file=replies, flush=True)

@@ -22,7 +22,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean, pvariance, stdev
 from typing import Any
 
 MARK = "@grpo "
@@ -67,6 +67,21 @@ def step_record(
         for at, content in enumerate(rollouts["content"])
         if at % group_size == 0
     ]
+    # The group with the largest spread, whole. An advantage is the same for an answer's tokens.
+    divided = max(range(len(groups)), key=lambda number: pvariance(groups[number])) * group_size
+    answers = [
+        {
+            "group": at // group_size,
+            "prompt": content[0],
+            "completion": content[1],
+            "reward": rewards[at],
+            "advantage": float(max(tokens, key=abs)),
+        }
+        for at, (content, tokens) in enumerate(
+            zip(rollouts["content"], rollouts.get("advantages", []), strict=False)
+        )
+        if divided <= at < divided + group_size
+    ]
     return {
         "step": step,
         "reward": fmean(rewards),
@@ -83,6 +98,7 @@ def step_record(
         "generation_s": number(seconds, "generation"),
         "time": time.time(),
         "samples": samples,
+        "group": answers,
     }
 
 
@@ -106,7 +122,8 @@ def report_steps(group_size: int) -> None:
     def log_batched_dict_as_jsonl(self: Any, rows: Any, filename: str) -> None:
         written(self, rows, filename)
         if filename.startswith("train_data_step"):
-            seen["rollouts"] = {name: list(rows[name]) for name in ("rewards", "content")}
+            names = [name for name in ("rewards", "content", "advantages") if name in rows]
+            seen["rollouts"] = {name: list(rows[name]) for name in names}
 
     Logger.log_metrics, Logger.log_batched_dict_as_jsonl = log_metrics, log_batched_dict_as_jsonl
 
