@@ -150,8 +150,8 @@ def _read_folder(folder: Path) -> Run:
         return _with_judged(_with_rollouts(run, folder), folder)
     if len(logs) > 1:
         raise _several(folder, [log for log, _ in logs])
-    if found := logs or [(log, None) for log in sorted(folder.glob("*.log"))[:1]]:
-        return _with_judged(_of_log(found[0][0]), folder)
+    if found := [log for log, _ in logs] or sorted(folder.glob("*.log")):
+        return _with_judged(_of_log(found[0]), folder)
     below = sorted(file.parent for file in folder.rglob(METRICS_FILE))
     if below:
         raise _several(folder, below)
