@@ -175,6 +175,14 @@ def test_committed_notebook_is_fit(source):
     assert problems(read_notebook(source), machine_paths()) == []
 
 
+@pytest.mark.parametrize("path", find_notebooks(CHECKOUT / "notebooks"), ids=lambda path: path.stem)
+def test_a_lesson_shares_its_last_checks(path):
+    cells = ["".join(cell["source"]) for cell in read_notebook(path)["cells"]]
+    shares = [cell for cell in cells if "share_checks(" in cell]
+    assert len(shares) == 1
+    assert f'share_checks(cluster, "{path.stem[:2]}"' in shares[0]
+
+
 @pytest.mark.timeout(1500)
 @pytest.mark.parametrize("source", [marked(path) for path in NOTEBOOKS])
 def test_executes(source):
