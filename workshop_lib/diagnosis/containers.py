@@ -11,14 +11,18 @@ from workshop_lib.diagnosis.logs import Match, Sign, last_words, search
 from workshop_lib.diagnosis.signs_general import CONNECTION_SIGNS, PROGRAM_SIGNS
 from workshop_lib.diagnosis.signs_gpu import GPU_SIGNS, NETWORK_SIGNS
 from workshop_lib.diagnosis.signs_ray import RAY_DEATHS, RAY_SIGNS
+from workshop_lib.diagnosis.signs_training import TRAINING_SIGNS
 from workshop_lib.diagnosis.signs_vllm import MODEL_SIGNS, VLLM_SIGNS
 from workshop_lib.diagnosis.view import Json, View, conditions, fits, ref
 
 __all__ = ["ALL_SIGNS", "crash", "log_cause", "logs_of_end", "stall"]
 
+CERTIFICATE = tuple(sign for sign in PROGRAM_SIGNS if sign.rule == "certificate")
+"""Before all that failed for want of trust."""
+
 ALL_SIGNS: tuple[Sign, ...] = (
-    *GPU_SIGNS, *VLLM_SIGNS, *RAY_SIGNS, *NETWORK_SIGNS, *PROGRAM_SIGNS[:5], *CONNECTION_SIGNS,
-    *PROGRAM_SIGNS[5:], *MODEL_SIGNS, *RAY_DEATHS,
+    *CERTIFICATE, *GPU_SIGNS, *VLLM_SIGNS, *RAY_SIGNS, *NETWORK_SIGNS, *PROGRAM_SIGNS[:5], *CONNECTION_SIGNS,
+    *PROGRAM_SIGNS[5:], *TRAINING_SIGNS, *MODEL_SIGNS, *RAY_DEATHS,
 )  # fmt: skip
 
 _STANDALONE = ("nccl-over-tcp",)

@@ -22,7 +22,7 @@ _PORT = [
     r"(?:nc|telnet): (?:connect to )?(?P<host>[\w.-]+)[ :]+(?:port )?(?P<port>\d{2,5})",
 ]
 _NAME = [
-    r"lookup (?P<host>[\w.-]+)", r"resolve host(?:name)?:? '?(?P<host>[\w.-]+)",
+    r"lookup (?!address\b)(?P<host>[\w.-]+)", r"resolve host(?:name)?:? '?(?P<host>[\w.-]+)",
     r"server can't find (?P<host>[\w.-]+)", r"(?:can't|[Ff]ailed to) resolve '(?P<host>[\w.-]+)",
     r"bad address '(?P<host>[\w.-]+)", r"ENOTFOUND (?P<host>[\w.-]+)",
     r"https?://(?P<host>[\w.-]+)", r"host='(?P<host>[\w.-]+)'",

@@ -11,6 +11,7 @@ from workshop_lib.diagnosis import containers, images, probes, scheduling, setup
 from workshop_lib.diagnosis.cause import Cause, Depth, Lesson
 from workshop_lib.diagnosis.disruptions import disrupted, node_down
 from workshop_lib.diagnosis.logs import repeated_line
+from workshop_lib.diagnosis.node_groups import node_comes
 from workshop_lib.diagnosis.view import Json, View, conditions, ref, seconds
 from workshop_lib.diagnosis.waits import wait_cause
 
@@ -48,6 +49,8 @@ class PodRules:
             yield from self._failed(pod)
         elif node := self._lost_node(pod):
             yield node
+        elif scheduling.is_unscheduled(pod) and (coming := node_comes(self.view, pod)):
+            self.notes.append(f"{ref(pod)}: waits for a node that is being added: {coming}")
         elif scheduling.is_unscheduled(pod):
             found = list(scheduling.unscheduled(self.view, pod))
             if not found:
@@ -68,7 +71,8 @@ class PodRules:
             "False", "Unknown",
         ):  # fmt: skip
             return node_down(node, [ref(pod)])
-        gone = self.view.has_nodes and name and node is None and name != "this-machine"
+        gone = (self.view.has_nodes and name and node is None and name != "this-machine"
+                and ready.get("status") != "True")  # fmt: skip
         if gone or ready.get("reason") == "NodeNotReady" or phase == "Unknown":
             return Cause(
                 "node-lost", str(name),

@@ -11,7 +11,8 @@ import re
 from workshop_lib.diagnosis.cause import Cause, Depth, Lesson
 from workshop_lib.diagnosis.view import Json, View, event_time, ref, seconds
 
-__all__ = ["kill_time", "killed_by_probe", "not_ready", "starting_window_s"]
+__all__ = ["kill_time", "killed_by_probe", "not_ready", "ports_in_log",
+           "starting_window_s"]  # fmt: skip
 
 _LOADING = re.compile(
     r"Loading safetensors|Loading checkpoint shards|Starting to load model|Loading model|"
@@ -73,7 +74,7 @@ def killed_by_probe(view: View, pod: Json, status: Json) -> Cause | None:
     kills = [
         event
         for event in view.events(pod, "Killing")
-        if re.search(rf"Container {re.escape(name)} failed (liveness|startup) probe",
+        if re.search(rf"[Cc]ontainer {re.escape(name)} failed (liveness|startup) probe",
                      str(event.get("message")))
     ]  # fmt: skip
     if not kills:
@@ -117,7 +118,7 @@ def kill_time(view: View, pod: Json, status: Json) -> float:
     times = [
         event_time(event)
         for event in view.events(pod, "Killing")
-        if re.search(rf"Container {name} failed (?:liveness|startup) probe",
+        if re.search(rf"[Cc]ontainer {name} failed (?:liveness|startup) probe",
                      str(event.get("message")))
     ]  # fmt: skip
     return max(times, default=0.0)
@@ -214,9 +215,7 @@ def _wrong_port(view: View, pod: Json, spec: Json, probe: Json, log: str) -> int
     probed = _number(spec, action.get("port"))
     if probed is None:
         return None
-    # On this machine every pod's ports have been given other numbers.
-    local = (pod.get("spec") or {}).get("nodeName") == "this-machine"
-    told = [] if local else [int(each) for each in _LISTENS.findall(log)]
+    told = ports_in_log(pod, log)
     if told:
         return None if probed in told else told[-1]
     words = " ".join([*(spec.get("command") or []), *(spec.get("args") or [])])
@@ -228,6 +227,18 @@ def _wrong_port(view: View, pod: Json, spec: Json, probe: Json, log: str) -> int
     if declared and probed not in declared and not asked:
         return int(declared[0])
     return None
+
+
+def ports_in_log(pod: Json, log: str) -> list[int]:
+    """The ports that a server says in its log it listens on.
+
+    Args:
+        pod: Its pod.
+        log: What it wrote.
+    """
+    # On this machine every pod's ports have been given other numbers.
+    local = (pod.get("spec") or {}).get("nodeName") == "this-machine"
+    return [] if local else [int(each) for each in _LISTENS.findall(log)]
 
 
 def _number(spec: Json, port: object) -> int | None:

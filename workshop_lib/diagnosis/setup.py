@@ -54,13 +54,15 @@ def missing_object(pod: Json, message: str) -> Cause | None:
     return None
 
 
-def config_trouble(pod: Json, status: Json) -> Cause:
+def config_trouble(pod: Json, status: Json) -> Cause | None:
     """Why a container cannot be configured (CreateContainerConfigError)."""
     waiting = (status.get("state") or {}).get("waiting") or {}
     message = str(waiting.get("message") or waiting.get("reason"))
     if found := missing_object(pod, message):
         return found
     name = str(status.get("name"))
+    if _SYNC.search(message):
+        return None  # the kubelet was not up to date yet, and tries again
     if claim := re.search(r'persistentvolumeclaim "([^"]+)" not found', message):
         return Cause("pvc-missing", claim[1],
                      f"The pod mounts the claim {claim[1]!r}, and there is none of that name.",
@@ -93,6 +95,10 @@ _STARTS: list[tuple[str, str, str, str]] = [
      "The program of container {name} is built for another processor than the node's (arm64 "
      "against amd64).",
      "build the image for the node's processor, or set nodeSelector: {{kubernetes.io/arch: ...}}"),
+    ("workdir-or-mount", r"chdir to cwd|error mounting|mkdir .*read-only",
+     "A mount or the working folder of container {name} cannot be set up.",
+     "compare volumeMounts (mountPath, subPath) and workingDir with what is in the image: a file "
+     "cannot be mounted over a folder"),
     ("command-not-found", r"executable file not found|no such file or directory",
      "The command of container {name} does not exist in its image: {program}.",
      "correct command: in the manifest (a path, or the image's own entrypoint); look: kubectl "
@@ -109,7 +115,7 @@ _STARTS: list[tuple[str, str, str, str]] = [
     ("memory-limit-tiny", r"memory limit too low|cgroup.*memory|OOM-killed.*init",
      "The memory limit of container {name} is too small even to start it.",
      "raise resources.limits.memory"),
-    ("workdir-or-mount", r"chdir to cwd|mkdir .*read-only|error mounting|not a directory|mount",
+    ("workdir-or-mount", r"not a directory|mount",
      "A mount or the working folder of container {name} cannot be set up.",
      "compare volumeMounts (mountPath, subPath) and workingDir with what is in the image: a file "
      "cannot be mounted over a folder"),
