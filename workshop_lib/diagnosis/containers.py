@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterator
 
 from workshop_lib.diagnosis.cause import Cause, Depth, Lesson
-from workshop_lib.diagnosis.dialled import dialled, service_named, targets
-from workshop_lib.diagnosis.logs import Match, Sign, last_words, search
+from workshop_lib.diagnosis.dialled import dialled, dialled_near, service_named, targets
+from workshop_lib.diagnosis.logs import Match, Sign, first_error, last_words, search
 from workshop_lib.diagnosis.signs_general import CONNECTION_SIGNS, PROGRAM_SIGNS
 from workshop_lib.diagnosis.signs_gpu import GPU_SIGNS, NETWORK_SIGNS
 from workshop_lib.diagnosis.signs_ray import RAY_DEATHS, RAY_SIGNS
@@ -62,6 +62,8 @@ def log_cause(view: View, pod: Json, name: str, match: Match, depth: Depth, *,
         named = str(match.groups["host"])
         host, _, number = named.partition(":")
         port = int(number) if number.isdigit() else port
+    if sign.target and not host:
+        host, port = dialled_near(match.near)
     shown = f"{host}:{port}" if host and port else host or "a server"
     waits_for = targets(view, host) if host else set()
     waits_for.discard(ref(pod))
@@ -230,9 +232,7 @@ def crash(view: View, pod: Json, status: Json, *, init: bool = False) -> Cause |
         match = None  # it was told to stop while it waited: why it was stopped comes first
     if match and not (match.sign.vague and code in (137, 139)):
         found = log_cause(view, pod, name, match, Depth.CRASH, init=init)
-        if match.sign.vague and (words := last_words(text)) and words not in found.evidence:
-            found.evidence.append(words)
-        return found
+        return _with_root(found, text) if match.sign.vague else found
     if not code and reason in ("", "Completed"):
         return _ends_well(view, pod, name, who, text)
     if code in _CODES:
@@ -254,6 +254,19 @@ def crash(view: View, pod: Json, status: Json, *, init: bool = False) -> Cause |
         "the cause", Lesson.WHEN, [ref(pod)], Depth.CRASH,
         waits_for={*companions(view, pod), *view.owners(pod)}, vague=True,
     )  # fmt: skip
+
+
+_CONSEQUENCE = re.compile("|".join(s.pattern for s in (*MODEL_SIGNS, *RAY_DEATHS)), re.IGNORECASE)
+
+
+def _with_root(found: Cause, text: str) -> Cause:
+    """A cause that only says what died, with the first error of the log, or its last words."""
+    if words := first_error(text, _CONSEQUENCE):
+        found.cause += f" The first error in its log: {words}"
+        found.evidence.insert(0, words)
+    elif (words := last_words(text)) and words not in found.evidence:
+        found.evidence.append(words)
+    return found
 
 
 def _oom(view: View, pod: Json, name: str, who: str, text: str) -> Cause:
@@ -302,6 +315,14 @@ def _has_efa(pod: Json) -> bool:
     )
 
 
+_GOT_OVER = re.compile(
+    r"\b(?:connected|reconnected|succeeded|established|is (?:now )?(?:ready|up|reachable)|"
+    r"serving|started|startup complete|joined|resumed|recovered)\b|\b200 OK\b|listening on|"
+    r"running on http", re.IGNORECASE,
+)  # fmt: skip
+"""What a log says when a server that did not answer does."""
+
+
 def stall(view: View, pod: Json, status: Json, depth: Depth = Depth.STALL, *,
           init: bool = False) -> Cause | None:  # fmt: skip
     """Why a container that runs makes no progress, when the end of its log says so."""
@@ -317,4 +338,11 @@ def stall(view: View, pod: Json, status: Json, depth: Depth = Depth.STALL, *,
     match = search(text, ALL_SIGNS, running=True, last=10 if ready else 40)
     if match and ready and match.sign in CONNECTION_SIGNS:
         match = search(text, CONNECTION_SIGNS, running=True, last=3)
-    return log_cause(view, pod, name, match, depth, init=init) if match else None
+    if match and match.sign in CONNECTION_SIGNS and any(map(_GOT_OVER.search, match.after)):
+        return None
+    if match and match.sign.vague and (root := search(text, ALL_SIGNS)) and not root.sign.vague:
+        match = root  # what died has said why, further up
+    if match is None:
+        return None
+    found = log_cause(view, pod, name, match, depth, init=init)
+    return _with_root(found, text) if match.sign.vague else found

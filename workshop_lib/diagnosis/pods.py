@@ -234,6 +234,8 @@ class PodRules:
         ended = state.get("terminated") or last.get("terminated") or {}
         if ended.get("reason") in ("StartError", "ContainerCannotRun"):
             return setup.start_trouble(self.view, pod, status, str(ended.get("message") or ""))
+        if hook := setup.hook_trouble(self.view, pod, status):
+            return hook
         killed = probes.killed_by_probe(self.view, pod, status)
         found = containers.crash(self.view, pod, status, init=init)
         if killed is None or (found is not None and found.rule == "oom-killed"):
@@ -387,6 +389,9 @@ class PodRules:
         if age_s <= limit_s:
             what = "its image is pulled" if pulling else "it is set up"
             self.notes.append(f"{ref(pod)}: {what} ({age_s:.0f} s)")
+            return
+        if not pulling and (cause := setup.config_map_missing(self.view, pod)):
+            yield cause
             return
         yield Cause(
             "image-slow" if pulling else "unknown", ref(pod),
