@@ -7,13 +7,14 @@ from collections.abc import Iterator
 
 from workshop_lib.diagnosis.cause import Cause, Depth, Lesson
 from workshop_lib.diagnosis.dialled import dialled, dialled_near, service_named, targets
+from workshop_lib.diagnosis.isolation import BLOCKED, by_policy, isolating
 from workshop_lib.diagnosis.logs import Match, Sign, first_error, last_words, search
 from workshop_lib.diagnosis.signs_general import CONNECTION_SIGNS, PROGRAM_SIGNS
 from workshop_lib.diagnosis.signs_gpu import GPU_SIGNS, NETWORK_SIGNS
 from workshop_lib.diagnosis.signs_ray import RAY_DEATHS, RAY_SIGNS
 from workshop_lib.diagnosis.signs_training import TRAINING_SIGNS
 from workshop_lib.diagnosis.signs_vllm import MODEL_SIGNS, VLLM_SIGNS
-from workshop_lib.diagnosis.view import Json, View, conditions, fits, ref
+from workshop_lib.diagnosis.view import Json, View, conditions, ref
 
 __all__ = ["ALL_SIGNS", "crash", "log_cause", "logs_of_end", "stall"]
 
@@ -77,49 +78,9 @@ def log_cause(view: View, pod: Json, name: str, match: Match, depth: Depth, *,
         sign.rule, f"{view.top(pod)}/{host}", cause, [match.line], fix, sign.taught_in,
         [ref(pod)], depth, waits_for=waits_for, vague=sign.vague,
     )  # fmt: skip
-    if found.rule in ("connection-timeout", "name-not-resolved", "ray-head-unreachable") and (
-        policies := isolating(view, pod, host)
-    ):
-        return _by_policy(found, policies, shown)
+    if found.rule in BLOCKED and (policies := isolating(view, pod, found.rule, host, port)):
+        return by_policy(found, policies, shown)
     return _by_service(view, pod, found, host, port) if host else found
-
-
-def isolating(view: View, pod: Json, host: str) -> list[str]:
-    """The NetworkPolicies that may keep a pod from a host, when nothing else does.
-
-    A pod that some policy of a direction selects may only do what its policies allow; what
-    they allow is for a person to read. Only asked when what was dialled is there and well.
-    """
-    service, behind = service_named(view, host) if host else (None, [])
-    well = [p for p in behind if conditions(p).get("Ready", {}).get("status") == "True"]
-    if behind and not well:
-        return []
-    if service is None and "." not in host and view.items("services"):
-        return []  # the name itself is wrong
-    found = []
-    for policy in view.items("networkpolicies"):
-        spec = policy.get("spec") or {}
-        kinds = spec.get("policyTypes") or ["Ingress"]
-        for direction, pods in (("Egress", [pod]), ("Ingress", well)):
-            chosen = any(fits(spec.get("podSelector"), p["metadata"].get("labels")) for p in pods)
-            if direction in kinds and chosen and spec.get(direction.lower()) != [{}]:
-                found.append(ref(policy))
-    return list(dict.fromkeys(found))
-
-
-def _by_policy(found: Cause, policies: list[str], shown: str) -> Cause:
-    names = ", ".join(each.partition("/")[2] for each in policies)
-    found.rule, found.key = "network-policy", names
-    found.cause = (
-        f"The pod does not get through to {shown}, which is there: the namespace's network "
-        f"policies ({names}) let through only what they name."
-    )
-    found.fix = (
-        "compare kubectl describe networkpolicy with the pods' labels and the port; allow it (DNS "
-        "needs egress to port 53, UDP and TCP)"
-    )
-    found.objects += [each for each in policies if each not in found.objects]
-    return found
 
 
 def companions(view: View, pod: Json) -> set[str]:
