@@ -22,8 +22,8 @@ CERTIFICATE = tuple(sign for sign in PROGRAM_SIGNS if sign.rule == "certificate"
 """Before all that failed for want of trust."""
 
 ALL_SIGNS: tuple[Sign, ...] = (
-    *CERTIFICATE, *GPU_SIGNS, *VLLM_SIGNS, *RAY_SIGNS, *NETWORK_SIGNS, *PROGRAM_SIGNS[:5], *CONNECTION_SIGNS,
-    *PROGRAM_SIGNS[5:], *TRAINING_SIGNS, *MODEL_SIGNS, *RAY_DEATHS,
+    *CERTIFICATE, *GPU_SIGNS, *VLLM_SIGNS, *RAY_SIGNS, *NETWORK_SIGNS, *PROGRAM_SIGNS[:5],
+    *CONNECTION_SIGNS, *PROGRAM_SIGNS[5:], *TRAINING_SIGNS, *MODEL_SIGNS, *RAY_DEATHS,
 )  # fmt: skip
 
 _STANDALONE = ("nccl-over-tcp",)

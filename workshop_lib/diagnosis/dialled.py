@@ -27,8 +27,8 @@ _NAME = [
     r"server can't find (?P<host>[\w.-]+)", r"(?:can't|[Ff]ailed to) resolve '(?P<host>[\w.-]+)",
     r"bad address '(?P<host>[\w.-]+)", r"ENOTFOUND (?P<host>[\w.-]+)",
     r"https?://(?P<host>[\w.-]+)", r"host='(?P<host>[\w.-]+)'",
-    r"(?:^|[\s:])(?!information:)(?P<host>[A-Za-z][\w-]*(?:\.[\w-]+)*): (?:Name or|Temporary failure|Unknown host"
-    r"|forward host|Try again|No address)",
+    r"(?:^|[\s:])(?!information:)(?P<host>[A-Za-z][\w-]*(?:\.[\w-]+)*): (?:Name or|"
+    r"Temporary failure|Unknown host|forward host|Try again|No address)",
     r"[Uu]nknown host:? '?(?P<host>[\w.-]+)", r"[\"'](?P<host>[a-z0-9][\w-]*(?:\.[\w-]+)*)[\"']",
 ]  # fmt: skip
 

@@ -11,10 +11,10 @@ import re
 
 from workshop_lib.diagnosis.view import Json, View, event_time
 
-__all__ = ["KARPENTER", "no_group", "node_comes"]
+__all__ = ["KARPENTER", "no_group", "node_comes", "plugin_says"]
 
-KARPENTER = re.compile(r"incompatible with nodepool|no nodepools? found|no instance type (?:which )?"
-                       r"(?:satisf|has enough|met)|nodepool.*(?:limits|requirements)")  # fmt: skip
+KARPENTER = re.compile(r"incompatible with nodepool|no nodepools? found|no instance type "
+                       r"(?:which )?(?:satisf|has enough|met)|nodepool.*(?:limits|require)")  # fmt: skip
 
 _STARTS_S = 600.0
 """A machine with GPUs needs minutes to come; after so long it does not come."""
@@ -46,3 +46,22 @@ def no_group(view: View, pod: Json) -> str:
         if event.get("reason") == "NotTriggerScaleUp" or KARPENTER.search(message):
             return message
     return ""
+
+
+def plugin_says(view: View, resource: str) -> str:
+    """What the device plugin's DaemonSet says of itself, as the end of a sentence.
+
+    Args:
+        view: The snapshot; it may hold no DaemonSets at all, and then nothing is said.
+        resource: Such as `nvidia.com/gpu`.
+    """
+    if not view.knows("daemonsets"):
+        return ""
+    word = "efa" if "efa" in resource else resource.partition(".")[0]
+    plugins = [d for d in view.items("daemonsets") if word in (name := d["metadata"]["name"])
+               and "plugin" in name]  # fmt: skip
+    if not plugins:
+        return f" (there is no DaemonSet of a device plugin for {word})"
+    status = plugins[0].get("status") or {}
+    return (f" (DaemonSet {plugins[0]['metadata']['name']}: {status.get('numberReady') or 0} of "
+            f"{status.get('desiredNumberScheduled') or 0} pods ready)")  # fmt: skip

@@ -30,6 +30,15 @@ _GPU_FAULT = re.compile(r"\bXid\b|fallen off the bus|uncorrectable ECC", re.IGNO
 _RECENT_S = 3600.0
 
 
+def _evicts(view: View, name: str) -> bool:
+    """Whether a pod of the snapshot was evicted from a node: then that is one thing with it."""
+    return any(
+        (pod.get("status") or {}).get("reason") == "Evicted"
+        and (pod.get("spec") or {}).get("nodeName") == name
+        for pod in view.pods
+    )
+
+
 def _reported(view: View, node: Json, on_it: list[str]) -> Iterator[Cause]:
     """What watchers of the node say: node-problem-detector, EKS's node monitoring agent.
 
@@ -81,16 +90,19 @@ def node_causes(view: View) -> Iterator[Cause]:
             and (pod.get("status") or {}).get("phase") not in ("Succeeded", "Failed")
         ]  # fmt: skip
         if found.get("Ready", {}).get("status") in ("False", "Unknown"):
-            yield node_down(node, on_it)
+            down = node_down(node, on_it)
+            down.background = not on_it
+            yield down
             continue
         yield from _reported(view, node, on_it)
         for kind, (what, fix) in _PRESSURE.items():
             if found.get(kind, {}).get("status") == "True":
+                rule = "evicted" if _evicts(view, name) else "node-pressure"
                 yield Cause(
-                    "evicted" if kind != "NetworkUnavailable" else "node-not-ready",
+                    rule if kind != "NetworkUnavailable" else "node-not-ready",
                     f"{name}/{what}",
                     f"The node {name} runs out of {what} ({kind}): it takes no new pods, and "
                     "evicts some that it has.",
                     [str(found[kind].get("message") or kind)], fix, Lesson.BELOW_SERVE,
-                    [ref(node)], Depth.NODE,
+                    [ref(node)], Depth.NODE, background=True,
                 )  # fmt: skip

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from workshop_lib.diagnosis.cause import Cause, Depth, Lesson
-from workshop_lib.diagnosis.node_groups import KARPENTER, no_group
+from workshop_lib.diagnosis.node_groups import KARPENTER, no_group, plugin_says
 from workshop_lib.diagnosis.placement import (
     CONTROL_PLANE,
     extended,
@@ -128,6 +128,18 @@ def _gated(pod: Json, message: str) -> Cause:
 
 
 def _nobody_schedules(pod: Json) -> Cause:
+    claims = [
+        str(c.get("resourceClaimName") or c.get("resourceClaimTemplateName") or c.get("name"))
+        for c in (pod.get("spec") or {}).get("resourceClaims") or []
+    ]
+    if claims:  # the scheduler does not even begin before they are there, and says nothing
+        return _cause(
+            pod, "resource-claim", ",".join(claims),
+            f"The pod waits for the devices that it claims ({', '.join(claims)}, dynamic resource "
+            "allocation): until the ResourceClaim is there, no node is looked for.",
+            "kubectl get resourceclaims,resourceclaimtemplates,deviceclasses; make the claim, or "
+            "correct its name in spec.resourceClaims", claims[0],
+        )  # fmt: skip
     name = (pod.get("spec") or {}).get("schedulerName", "default-scheduler")
     if name != "default-scheduler":
         return _cause(
@@ -325,7 +337,8 @@ def _insufficient(view: View, pod: Json, message: str, detail: str,
         return _cause(
             pod, rule, resource,
             f"The pod asks for {ask}, and no node of the cluster offers that resource: either it "
-            f"has no nodes with {what}, or their device plugin does not run.",
+            f"has no nodes with {what}, or their device plugin does not run"
+            f"{plugin_says(view, resource)}.",
             f"kubectl get nodes -o custom-columns=NAME:.metadata.name,HAS:'.status.allocatable."
             f"{resource.replace('.', chr(92) + '.')}'; then add a node group with {what}, or "
             "install the device plugin (kubectl get daemonsets -A)", message, lesson,
