@@ -14,7 +14,8 @@ from workshop_lib.diagnosis.view import Json, View, event_time
 __all__ = ["KARPENTER", "no_group", "node_comes", "plugin_says"]
 
 KARPENTER = re.compile(r"incompatible with nodepool|no nodepools? found|no instance type "
-                       r"(?:which )?(?:satisf|has enough|met)|nodepool.*(?:limits|require)")  # fmt: skip
+                       r"(?:which )?(?:satisf|has enough|met)|"
+                       r"nodepool.*(?:limits|require)")  # fmt: skip
 
 _STARTS_S = 600.0
 """A machine with GPUs needs minutes to come; after so long it does not come."""

@@ -305,6 +305,10 @@ def _of_rule(view: View, pod: Json, message: str, reasons: list[tuple[int, str]]
     counted = "; ".join(f"{n}: {text}" for n, text in reasons) or message
     if rule in TEXTS:
         text, fix, lesson = TEXTS[rule]
+        if rule == "topology-spread" and "missing required label" in message:
+            spread = (pod.get("spec") or {}).get("topologySpreadConstraints") or []
+            keys = ", ".join(str(s.get("topologyKey")) for s in spread if isinstance(s, dict))
+            text += f" Some nodes lack the label that it spreads over ({keys or 'topologyKey'})."
         nodes = [ref(n) for n in view.nodes if (n.get("spec") or {}).get("unschedulable")]
         first = nodes if rule == "nodes-cordoned" else []
         return _cause(pod, rule, _group(view, pod), text, fix, message, lesson, first=first)

@@ -43,7 +43,7 @@ def missing_object(pod: Json, message: str, quoted: str = "") -> Cause | None:
         kind = {"configmap": "ConfigMap", "secret": "Secret"}[found[1].lower()]
         name = found[2].rpartition("/")[2]
         return _cause(
-            f"{kind.lower()}-missing", name, pod, message,
+            f"{kind.lower()}-missing", name, pod, quoted,
             f"The pod needs the {kind} {name!r}, and there is none of that name in its namespace.",
             f"kubectl get {kind.lower()}s shows which there are; create it, or correct the name in "
             "the pod's spec", first=(f"{kind}/{name}",))  # fmt: skip

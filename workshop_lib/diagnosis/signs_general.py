@@ -208,8 +208,9 @@ CONNECTION_SIGNS: tuple[Sign, ...] = (
             "no route to host",
             "network is unreachable",
         ),
-        r"connect(?:ion|ing)?\b.{0,80}timed out|connect timeout|ConnectTimeout|dial tcp \S+ i/o "
-        r"timeout|No route to host|Network is unreachable|(?:nc|curl|wget|telnet).*timed out",
+        r"connect(?:ion|ing)?\b.{0,80}timed out|(?<!SEC.)connect timeout|ConnectTimeout|dial tcp "
+        r"\S+ i/o timeout|No route to host|Network is unreachable|"
+        r"(?:nc|curl|wget|telnet).*timed out",
         "{who} dials {host} and gets no answer at all: packets are dropped on the way (a "
         "NetworkPolicy, a security group), or the address is nobody's any more.",
         "kubectl get networkpolicies; check the address and the security groups of the nodes",
