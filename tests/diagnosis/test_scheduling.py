@@ -267,7 +267,7 @@ def test_pressure_and_what_it_evicted():
                for i in range(3)]  # fmt: skip
     check(snapshot(*evicted, node(pressure="MemoryPressure")), "evicted", cause="memory",
           objects=["Node/node-a", "Pod/vllm-2"])  # fmt: skip
-    check(snapshot(node(pressure="DiskPressure")), "evicted", cause="disk space")
+    check(snapshot(node(pressure="DiskPressure")), "node-pressure", cause="disk space")
     full = pod(phase="Failed", reason="Evicted",
                message='Usage of EmptyDir volume "shm" exceeds the limit "1Gi". ')  # fmt: skip
     check(snapshot(full, node()), "ephemeral-storage-limit", cause="'shm'")

@@ -204,7 +204,7 @@ def test_a_snapshot_is_read_like_manifests():
 
     for target in (snapshot, Cluster()):
         outcomes = {c.name.partition(": ")[2]: c.outcome for c in check_production(target)}
-        assert outcomes["the shared volume is bound and ReadWriteMany"] == "pass"
+        assert outcomes["the shared volume is bound, and for many nodes"] == "pass"
         assert outcomes["GPU nodes offer their EFA devices"] == "pass"
         assert outcomes["GPU metrics are exported"] == "pass"
         assert outcomes["alerts on restarts, memory kills and GPU errors"] == "pass"

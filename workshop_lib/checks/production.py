@@ -63,7 +63,7 @@ CHECKLIST = (
     Item("infrastructure", "nodes are in the VPC's primary CIDR", rules.primary_cidr,
          "efa_network.check_subnets(ec2, subnet_ids), and the counters under load",
          "that EFA drops packets in a secondary CIDR is reported without a public source"),
-    Item("infrastructure", "the shared volume is bound and ReadWriteMany", rules.shared_volume,
+    Item("infrastructure", "the shared volume is bound, and for many nodes", rules.shared_volume,
          "kubectl describe pvc; cluster.apply('storage', ...) as an administrator"),
     Item("infrastructure", "hostNetwork only where EFA is asked for", rules.host_network,
          "use the components with EFA on EFA nodes, the plain ones elsewhere",

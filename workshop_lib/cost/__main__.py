@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from workshop_lib.commands.piped import piped
 from workshop_lib.cost import budget, catalogue_table, component_cost
 from workshop_lib.errors import WorkshopError
 from workshop_lib.manifests import components
@@ -58,4 +59,4 @@ def _shown(table: pd.DataFrame) -> str:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(piped(main))

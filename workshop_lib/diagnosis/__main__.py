@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Sequence
 
+from workshop_lib.commands.piped import piped
 from workshop_lib.diagnosis.diagnose import diagnose, load_snapshot
 from workshop_lib.errors import WorkshopError
 
@@ -41,4 +42,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(piped(main))

@@ -61,6 +61,7 @@ class Cause:
         depth: How near to the root it lies.
         waits_for: Objects whose own trouble would explain this one.
         vague: It only says how something ended; a cause that says why takes its place.
+        background: It comes last, unless something waits for it: a node that nobody here uses.
     """
 
     rule: str
@@ -73,3 +74,4 @@ class Cause:
     depth: Depth
     waits_for: set[str] = field(default_factory=set)
     vague: bool = False
+    background: bool = False

@@ -17,7 +17,8 @@ __all__ = ["add_ray_state", "of_component"]
 COMPONENT = "app.kubernetes.io/component"
 
 SHARED = ("nodes", "storageclasses", "resourcequotas", "limitranges", "namespaces",
-          "networkpolicies", "serviceaccounts", "customresourcedefinitions")  # fmt: skip
+          "networkpolicies", "daemonsets", "prometheusrules", "servicemonitors", "podmonitors",
+           "serviceaccounts", "customresourcedefinitions")  # fmt: skip
 """Lists of what all components share."""
 
 

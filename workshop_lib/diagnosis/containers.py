@@ -6,19 +6,24 @@ import re
 from collections.abc import Iterator
 
 from workshop_lib.diagnosis.cause import Cause, Depth, Lesson
-from workshop_lib.diagnosis.dialled import dialled, service_named, targets
-from workshop_lib.diagnosis.logs import Match, Sign, last_words, search
+from workshop_lib.diagnosis.dialled import dialled, dialled_near, service_named, targets
+from workshop_lib.diagnosis.isolation import BLOCKED, by_policy, isolating
+from workshop_lib.diagnosis.logs import Match, Sign, first_error, last_words, search
 from workshop_lib.diagnosis.signs_general import CONNECTION_SIGNS, PROGRAM_SIGNS
 from workshop_lib.diagnosis.signs_gpu import GPU_SIGNS, NETWORK_SIGNS
 from workshop_lib.diagnosis.signs_ray import RAY_DEATHS, RAY_SIGNS
+from workshop_lib.diagnosis.signs_training import TRAINING_SIGNS
 from workshop_lib.diagnosis.signs_vllm import MODEL_SIGNS, VLLM_SIGNS
-from workshop_lib.diagnosis.view import Json, View, conditions, fits, ref
+from workshop_lib.diagnosis.view import Json, View, conditions, ref
 
 __all__ = ["ALL_SIGNS", "crash", "log_cause", "logs_of_end", "stall"]
 
+CERTIFICATE = tuple(sign for sign in PROGRAM_SIGNS if sign.rule == "certificate")
+"""Before all that failed for want of trust."""
+
 ALL_SIGNS: tuple[Sign, ...] = (
-    *GPU_SIGNS, *VLLM_SIGNS, *RAY_SIGNS, *NETWORK_SIGNS, *PROGRAM_SIGNS[:5], *CONNECTION_SIGNS,
-    *PROGRAM_SIGNS[5:], *MODEL_SIGNS, *RAY_DEATHS,
+    *CERTIFICATE, *GPU_SIGNS, *VLLM_SIGNS, *RAY_SIGNS, *NETWORK_SIGNS, *PROGRAM_SIGNS[:5],
+    *CONNECTION_SIGNS, *PROGRAM_SIGNS[5:], *TRAINING_SIGNS, *MODEL_SIGNS, *RAY_DEATHS,
 )  # fmt: skip
 
 _STANDALONE = ("nccl-over-tcp",)
@@ -58,6 +63,8 @@ def log_cause(view: View, pod: Json, name: str, match: Match, depth: Depth, *,
         named = str(match.groups["host"])
         host, _, number = named.partition(":")
         port = int(number) if number.isdigit() else port
+    if sign.target and not host:
+        host, port = dialled_near(match.near)
     shown = f"{host}:{port}" if host and port else host or "a server"
     waits_for = targets(view, host) if host else set()
     waits_for.discard(ref(pod))
@@ -71,49 +78,9 @@ def log_cause(view: View, pod: Json, name: str, match: Match, depth: Depth, *,
         sign.rule, f"{view.top(pod)}/{host}", cause, [match.line], fix, sign.taught_in,
         [ref(pod)], depth, waits_for=waits_for, vague=sign.vague,
     )  # fmt: skip
-    if found.rule in ("connection-timeout", "name-not-resolved", "ray-head-unreachable") and (
-        policies := isolating(view, pod, host)
-    ):
-        return _by_policy(found, policies, shown)
+    if found.rule in BLOCKED and (policies := isolating(view, pod, found.rule, host, port)):
+        return by_policy(found, policies, shown)
     return _by_service(view, pod, found, host, port) if host else found
-
-
-def isolating(view: View, pod: Json, host: str) -> list[str]:
-    """The NetworkPolicies that may keep a pod from a host, when nothing else does.
-
-    A pod that some policy of a direction selects may only do what its policies allow; what
-    they allow is for a person to read. Only asked when what was dialled is there and well.
-    """
-    service, behind = service_named(view, host) if host else (None, [])
-    well = [p for p in behind if conditions(p).get("Ready", {}).get("status") == "True"]
-    if behind and not well:
-        return []
-    if service is None and "." not in host and view.items("services"):
-        return []  # the name itself is wrong
-    found = []
-    for policy in view.items("networkpolicies"):
-        spec = policy.get("spec") or {}
-        kinds = spec.get("policyTypes") or ["Ingress"]
-        for direction, pods in (("Egress", [pod]), ("Ingress", well)):
-            chosen = any(fits(spec.get("podSelector"), p["metadata"].get("labels")) for p in pods)
-            if direction in kinds and chosen and spec.get(direction.lower()) != [{}]:
-                found.append(ref(policy))
-    return list(dict.fromkeys(found))
-
-
-def _by_policy(found: Cause, policies: list[str], shown: str) -> Cause:
-    names = ", ".join(each.partition("/")[2] for each in policies)
-    found.rule, found.key = "network-policy", names
-    found.cause = (
-        f"The pod does not get through to {shown}, which is there: the namespace's network "
-        f"policies ({names}) let through only what they name."
-    )
-    found.fix = (
-        "compare kubectl describe networkpolicy with the pods' labels and the port; allow it (DNS "
-        "needs egress to port 53, UDP and TCP)"
-    )
-    found.objects += [each for each in policies if each not in found.objects]
-    return found
 
 
 def companions(view: View, pod: Json) -> set[str]:
@@ -226,9 +193,7 @@ def crash(view: View, pod: Json, status: Json, *, init: bool = False) -> Cause |
         match = None  # it was told to stop while it waited: why it was stopped comes first
     if match and not (match.sign.vague and code in (137, 139)):
         found = log_cause(view, pod, name, match, Depth.CRASH, init=init)
-        if match.sign.vague and (words := last_words(text)) and words not in found.evidence:
-            found.evidence.append(words)
-        return found
+        return _with_root(found, text) if match.sign.vague else found
     if not code and reason in ("", "Completed"):
         return _ends_well(view, pod, name, who, text)
     if code in _CODES:
@@ -250,6 +215,19 @@ def crash(view: View, pod: Json, status: Json, *, init: bool = False) -> Cause |
         "the cause", Lesson.WHEN, [ref(pod)], Depth.CRASH,
         waits_for={*companions(view, pod), *view.owners(pod)}, vague=True,
     )  # fmt: skip
+
+
+_CONSEQUENCE = re.compile("|".join(s.pattern for s in (*MODEL_SIGNS, *RAY_DEATHS)), re.IGNORECASE)
+
+
+def _with_root(found: Cause, text: str) -> Cause:
+    """A cause that only says what died, with the first error of the log, or its last words."""
+    if words := first_error(text, _CONSEQUENCE):
+        found.cause += f" The first error in its log: {words}"
+        found.evidence.insert(0, words)
+    elif (words := last_words(text)) and words not in found.evidence:
+        found.evidence.append(words)
+    return found
 
 
 def _oom(view: View, pod: Json, name: str, who: str, text: str) -> Cause:
@@ -298,6 +276,14 @@ def _has_efa(pod: Json) -> bool:
     )
 
 
+_GOT_OVER = re.compile(
+    r"\b(?:connected|reconnected|succeeded|established|is (?:now )?(?:ready|up|reachable)|"
+    r"serving|started|startup complete|joined|resumed|recovered)\b|\b200 OK\b|listening on|"
+    r"running on http", re.IGNORECASE,
+)  # fmt: skip
+"""What a log says when a server that did not answer does."""
+
+
 def stall(view: View, pod: Json, status: Json, depth: Depth = Depth.STALL, *,
           init: bool = False) -> Cause | None:  # fmt: skip
     """Why a container that runs makes no progress, when the end of its log says so."""
@@ -313,4 +299,11 @@ def stall(view: View, pod: Json, status: Json, depth: Depth = Depth.STALL, *,
     match = search(text, ALL_SIGNS, running=True, last=10 if ready else 40)
     if match and ready and match.sign in CONNECTION_SIGNS:
         match = search(text, CONNECTION_SIGNS, running=True, last=3)
-    return log_cause(view, pod, name, match, depth, init=init) if match else None
+    if match and match.sign in CONNECTION_SIGNS and any(map(_GOT_OVER.search, match.after)):
+        return None
+    if match and match.sign.vague and (root := search(text, ALL_SIGNS)) and not root.sign.vague:
+        match = root  # what died has said why, further up
+    if match is None:
+        return None
+    found = log_cause(view, pod, name, match, depth, init=init)
+    return _with_root(found, text) if match.sign.vague else found

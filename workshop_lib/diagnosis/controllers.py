@@ -253,7 +253,25 @@ def _autoscaler(view: View, body: Json, notes: list[str]) -> Iterator[Cause]:
     limited = found.get("ScalingLimited", {})
     broken = next((c for c in (able, active) if c.get("status") == "False"
                    and c.get("reason") != "ScalingDisabled"), None)  # fmt: skip
-    if broken:
+    if broken and broken.get("reason") == "FailedGetScale":
+        target = (body.get("spec") or {}).get("scaleTargetRef") or {}
+        yield Cause(
+            "autoscaler-target", ref(body),
+            f"The autoscaler {body['metadata']['name']} is to scale {target.get('kind', '?')} "
+            f"{target.get('name', '?')!r}, and cannot: there is none of that name.",
+            [str(broken.get("message") or broken.get("reason"))],
+            "correct scaleTargetRef, or apply what it names", Lesson.SCALING, [ref(body)],
+            Depth.CONTROLLER,
+        )  # fmt: skip
+    elif broken and "missing request for" in str(broken.get("message")):
+        yield Cause(
+            "autoscaler-no-request", ref(body),
+            "The autoscaler scales by a share of what the pods request, and a container of them "
+            "requests nothing of that kind.", [str(broken.get("message"))],
+            "set resources.requests in every container of the pods that it scales",
+            Lesson.SCALING, [ref(body)], Depth.CONTROLLER,
+        )  # fmt: skip
+    elif broken:
         yield Cause(
             "autoscaler-blind", ref(body),
             "The autoscaler cannot read the metric that it scales by, so it does nothing.",
@@ -262,4 +280,8 @@ def _autoscaler(view: View, body: Json, notes: list[str]) -> Iterator[Cause]:
             Lesson.SCALING, [ref(body)], Depth.CONTROLLER,
         )  # fmt: skip
     elif limited.get("status") == "True" and limited.get("reason") == "TooManyReplicas":
-        notes.append(f"{ref(body)}: at its maximum of replicas; requests above that queue up")
+        most = (body.get("spec") or {}).get("maxReplicas", "?")
+        notes.append(
+            f"{ref(body)}: at its maximum of {most} replicas, and would have more; requests above "
+            "that queue up (raise maxReplicas, if the nodes have room)"
+        )

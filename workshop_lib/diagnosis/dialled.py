@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from workshop_lib.diagnosis.view import Json, View, ref
 
-__all__ = ["dialled", "service_named"]
+__all__ = ["dialled", "dialled_near", "service_named", "targets"]
 
 _PORT = [
     r"(?:https?|tcp|grpc|ray|nats|redis)://(?P<host>[\w.-]+):(?P<port>\d{2,5})",
@@ -22,14 +23,29 @@ _PORT = [
     r"(?:nc|telnet): (?:connect to )?(?P<host>[\w.-]+)[ :]+(?:port )?(?P<port>\d{2,5})",
 ]
 _NAME = [
-    r"lookup (?P<host>[\w.-]+)", r"resolve host(?:name)?:? '?(?P<host>[\w.-]+)",
+    r"lookup (?!address\b)(?P<host>[\w.-]+)", r"resolve host(?:name)?:? '?(?P<host>[\w.-]+)",
     r"server can't find (?P<host>[\w.-]+)", r"(?:can't|[Ff]ailed to) resolve '(?P<host>[\w.-]+)",
     r"bad address '(?P<host>[\w.-]+)", r"ENOTFOUND (?P<host>[\w.-]+)",
     r"https?://(?P<host>[\w.-]+)", r"host='(?P<host>[\w.-]+)'",
-    r"(?:^|[\s:])(?P<host>[A-Za-z][\w-]*(?:\.[\w-]+)*): (?:Name or|Temporary failure|Unknown host"
-    r"|forward host|Try again|No address)",
+    r"(?:^|[\s:])(?!information:)(?P<host>[A-Za-z][\w-]*(?:\.[\w-]+)*): (?:Name or|"
+    r"Temporary failure|Unknown host|forward host|Try again|No address)",
     r"[Uu]nknown host:? '?(?P<host>[\w.-]+)", r"[\"'](?P<host>[a-z0-9][\w-]*(?:\.[\w-]+)*)[\"']",
 ]  # fmt: skip
+
+
+_URL = re.compile(r"https?://(?P<host>[\w.-]+)(?::(?P<port>\d+))?|host='(?P<other>[\w.-]+)'")
+
+
+def dialled_near(lines: Sequence[str]) -> tuple[str, int]:
+    """The server that lines beside an error name by its URL; an empty name and 0 without one.
+
+    Args:
+        lines: The lines, the nearest first.
+    """
+    for line in lines:
+        if found := _URL.search(line):
+            return found["host"] or found["other"], int(found["port"] or 0)
+    return "", 0
 
 
 def dialled(line: str) -> tuple[str, int]:

@@ -101,11 +101,30 @@ def image_trouble(view: View, pod: Json, status: Json) -> Cause:
         if re.search(words, said.replace(image, ""), re.IGNORECASE):
             host = _host(said, image)
             key = host if rule == "image-registry-unreachable" else image
-            return _cause(rule, key, pod, quoted, text.format(image=image, host=host),
-                          fix.format(image=image, host=host))  # fmt: skip
+            found = _cause(rule, key, pod, quoted, text.format(image=image, host=host),
+                           fix.format(image=image, host=host))  # fmt: skip
+            return _without_secret(view, pod, found) if rule == "image-unauthorized" else found
     return _cause("image-pull", image, pod, quoted, f"The image {image} cannot be pulled.",
                   f"kubectl describe pod {pod['metadata']['name']} has the runtime's words; try "
                   f"crictl pull {image} on the node")  # fmt: skip
+
+
+def _without_secret(view: View, pod: Json, found: Cause) -> Cause:
+    """The same, when the kubelet says that the pod's pull secret is not there."""
+    events = view.events(pod, "FailedToRetrieveImagePullSecret")
+    if not events:
+        return found
+    message = str(events[-1].get("message") or "")
+    names = re.search(r"\(([^)]+)\)", message)
+    secrets = [n.strip() for n in names[1].split(",")] if names else []
+    found.cause += f" The pod's pull secret {', '.join(secrets)} is not there, or holds no key."
+    found.fix = (
+        f"kubectl create secret docker-registry {' '.join(secrets[:1])} in the pod's namespace, or "
+        "correct imagePullSecrets; then the next try succeeds"
+    )
+    found.evidence.append(message)
+    found.objects += [f"Secret/{name}" for name in secrets]
+    return found
 
 
 def image_of(pod: Json, status: Json) -> str:

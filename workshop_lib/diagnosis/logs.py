@@ -12,10 +12,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["Match", "Sign", "last_words", "repeated_line", "search"]
+__all__ = ["Match", "Sign", "first_error", "last_words", "repeated_line", "search"]
 
 LAST_LINES = 400
 _LONGEST = 500
+_NEAR = 4
 _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
 
@@ -54,11 +55,15 @@ class Match:
         sign: Which one.
         line: The line, as it was written.
         groups: What its groups caught.
+        near: The lines beside it, the nearest first.
+        after: The lines after it.
     """
 
     sign: Sign
     line: str
     groups: dict[str, str]
+    near: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()
 
     def text(self, template: str, **more: str) -> str:
         """A cause or fix with the caught words filled in."""
@@ -95,9 +100,13 @@ def search(
             continue
         if not any(word in whole for word in sign.words):
             continue
-        for line in reversed(lines):
+        for place in range(len(lines) - 1, -1, -1):
+            line = lines[place]
             if found := _compiled(sign.pattern).search(line[:4000]):
-                return Match(sign, shown(line, found.start()), found.groupdict())
+                near = (*reversed(lines[max(0, place - _NEAR) : place]),
+                        *lines[place + 1 : place + 1 + _NEAR])  # fmt: skip
+                return Match(sign, shown(line, found.start()), found.groupdict(), near,
+                             lines[place + 1 :])  # fmt: skip
     return None
 
 
@@ -129,6 +138,32 @@ def last_words(text: str) -> str:
             if pattern.search(_ANSI.sub("", line)):
                 return shown(line)
     return shown(lines[-1]) if lines else ""
+
+
+_PREFIX = re.compile(
+    r"^(?:\([\w .=,:+-]+\) ?)*(?:(?:ERROR|CRITICAL|FATAL|WARNING|INFO)\b[ :]*)?"
+    r"(?:\[?\d{2,4}-\d\d[-\d]*[T ][\d:.,]+\]? ?)?(?:\[[\w./]+:\d+\] ?)?(?:E +)?"
+)
+_RAISED = re.compile(r"^(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Timeout|Interrupt)\b")
+
+
+def first_error(text: str, consequences: re.Pattern[str]) -> str:
+    r"""The first line of a log that raises something that is no consequence of another thing.
+
+    Args:
+        text: The log; its lines may have a prefix of a process's name, level and time.
+        consequences: What lines say that only tell of another error.
+
+    Example:
+        >>> first_error("(EngineCore pid=1) ERROR 11-21 03:57:40 [core.py:8] KeyError: 'x'\n"
+        ...             "RuntimeError: engine died", re.compile("died"))
+        "(EngineCore pid=1) ERROR 11-21 03:57:40 [core.py:8] KeyError: 'x'"
+    """
+    for line in _lines(text):
+        plain = _PREFIX.sub("", _ANSI.sub("", line)).lstrip()
+        if _RAISED.search(plain) and not consequences.search(line):
+            return shown(line)
+    return ""
 
 
 def repeated_line(text: str) -> str:

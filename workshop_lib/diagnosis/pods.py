@@ -11,6 +11,7 @@ from workshop_lib.diagnosis import containers, images, probes, scheduling, setup
 from workshop_lib.diagnosis.cause import Cause, Depth, Lesson
 from workshop_lib.diagnosis.disruptions import disrupted, node_down
 from workshop_lib.diagnosis.logs import repeated_line
+from workshop_lib.diagnosis.node_groups import node_comes
 from workshop_lib.diagnosis.view import Json, View, conditions, ref, seconds
 from workshop_lib.diagnosis.waits import wait_cause
 
@@ -48,6 +49,8 @@ class PodRules:
             yield from self._failed(pod)
         elif node := self._lost_node(pod):
             yield node
+        elif scheduling.is_unscheduled(pod) and (coming := node_comes(self.view, pod)):
+            self.notes.append(f"{ref(pod)}: waits for a node that is being added: {coming}")
         elif scheduling.is_unscheduled(pod):
             found = list(scheduling.unscheduled(self.view, pod))
             if not found:
@@ -68,7 +71,8 @@ class PodRules:
             "False", "Unknown",
         ):  # fmt: skip
             return node_down(node, [ref(pod)])
-        gone = self.view.has_nodes and name and node is None and name != "this-machine"
+        gone = (self.view.has_nodes and name and node is None and name != "this-machine"
+                and ready.get("status") != "True")  # fmt: skip
         if gone or ready.get("reason") == "NodeNotReady" or phase == "Unknown":
             return Cause(
                 "node-lost", str(name),
@@ -230,6 +234,8 @@ class PodRules:
         ended = state.get("terminated") or last.get("terminated") or {}
         if ended.get("reason") in ("StartError", "ContainerCannotRun"):
             return setup.start_trouble(self.view, pod, status, str(ended.get("message") or ""))
+        if hook := setup.hook_trouble(self.view, pod, status):
+            return hook
         killed = probes.killed_by_probe(self.view, pod, status)
         found = containers.crash(self.view, pod, status, init=init)
         if killed is None or (found is not None and found.rule == "oom-killed"):
@@ -383,6 +389,9 @@ class PodRules:
         if age_s <= limit_s:
             what = "its image is pulled" if pulling else "it is set up"
             self.notes.append(f"{ref(pod)}: {what} ({age_s:.0f} s)")
+            return
+        if not pulling and (cause := setup.config_map_missing(self.view, pod)):
+            yield cause
             return
         yield Cause(
             "image-slow" if pulling else "unknown", ref(pod),

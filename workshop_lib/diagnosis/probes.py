@@ -11,7 +11,8 @@ import re
 from workshop_lib.diagnosis.cause import Cause, Depth, Lesson
 from workshop_lib.diagnosis.view import Json, View, event_time, ref, seconds
 
-__all__ = ["kill_time", "killed_by_probe", "not_ready", "starting_window_s"]
+__all__ = ["kill_time", "killed_by_probe", "not_ready", "ports_in_log",
+           "starting_window_s"]  # fmt: skip
 
 _LOADING = re.compile(
     r"Loading safetensors|Loading checkpoint shards|Starting to load model|Loading model|"
@@ -50,7 +51,8 @@ def starting_window_s(probe: Json) -> float:
 
 def _unhealthy(view: View, pod: Json, name: str, kind: str, since: float) -> str:
     """The last message of a failed probe of one kind, since a time."""
-    found = ""
+    found, answered = "", ""
+    times = {"": 0}
     for event in view.events(pod, "Unhealthy"):
         field = str((event.get("involvedObject") or {}).get("fieldPath") or "")
         if field and f"{{{name}}}" not in field:
@@ -58,7 +60,16 @@ def _unhealthy(view: View, pod: Json, name: str, kind: str, since: float) -> str
         message = str(event.get("message") or "")
         if message.startswith(f"{kind} probe") and event_time(event) >= since - 1:
             found = message
-    return found
+            times[found] = max(_times(event), times.get(found, 0))
+            answered = found if "statuscode" in found else answered
+    # A busy machine makes some probes late; what the server answers otherwise says more.
+    late = re.search(r"deadline exceeded|timeout", found)
+    return answered if late and times.get(answered, 0) > times[found] else found
+
+
+def _times(event: Json) -> int:
+    """How often an event was seen."""
+    return int((event.get("series") or {}).get("count") or event.get("count") or 1)
 
 
 def killed_by_probe(view: View, pod: Json, status: Json) -> Cause | None:
@@ -73,7 +84,7 @@ def killed_by_probe(view: View, pod: Json, status: Json) -> Cause | None:
     kills = [
         event
         for event in view.events(pod, "Killing")
-        if re.search(rf"Container {re.escape(name)} failed (liveness|startup) probe",
+        if re.search(rf"[Cc]ontainer {re.escape(name)} failed (liveness|startup) probe",
                      str(event.get("message")))
     ]  # fmt: skip
     if not kills:
@@ -117,7 +128,7 @@ def kill_time(view: View, pod: Json, status: Json) -> float:
     times = [
         event_time(event)
         for event in view.events(pod, "Killing")
-        if re.search(rf"Container {name} failed (?:liveness|startup) probe",
+        if re.search(rf"[Cc]ontainer {name} failed (?:liveness|startup) probe",
                      str(event.get("message")))
     ]  # fmt: skip
     return max(times, default=0.0)
@@ -214,9 +225,7 @@ def _wrong_port(view: View, pod: Json, spec: Json, probe: Json, log: str) -> int
     probed = _number(spec, action.get("port"))
     if probed is None:
         return None
-    # On this machine every pod's ports have been given other numbers.
-    local = (pod.get("spec") or {}).get("nodeName") == "this-machine"
-    told = [] if local else [int(each) for each in _LISTENS.findall(log)]
+    told = ports_in_log(pod, log)
     if told:
         return None if probed in told else told[-1]
     words = " ".join([*(spec.get("command") or []), *(spec.get("args") or [])])
@@ -228,6 +237,18 @@ def _wrong_port(view: View, pod: Json, spec: Json, probe: Json, log: str) -> int
     if declared and probed not in declared and not asked:
         return int(declared[0])
     return None
+
+
+def ports_in_log(pod: Json, log: str) -> list[int]:
+    """The ports that a server says in its log it listens on.
+
+    Args:
+        pod: Its pod.
+        log: What it wrote.
+    """
+    # On this machine every pod's ports have been given other numbers.
+    local = (pod.get("spec") or {}).get("nodeName") == "this-machine"
+    return [] if local else [int(each) for each in _LISTENS.findall(log)]
 
 
 def _number(spec: Json, port: object) -> int | None:

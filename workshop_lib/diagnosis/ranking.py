@@ -22,7 +22,10 @@ def root_causes(causes: Iterable[Cause]) -> list[tuple[Cause, list[str]]]:
         The causes that are left, each with the objects that only wait for it.
     """
     roots, explained = _roots(_merged(causes))
-    roots.sort(key=lambda cause: (cause.depth, cause.vague, -len(cause.objects)))
+    roots.sort(key=lambda cause: (
+        cause.background and id(cause) not in explained, cause.depth, cause.vague,
+        -len(cause.objects),
+    ))  # fmt: skip
     return [(cause, explained.get(id(cause), [])) for cause in roots]
 
 
@@ -48,6 +51,7 @@ def _merged(causes: Iterable[Cause]) -> list[Cause]:
             continue
         same.objects += [each for each in cause.objects if each not in same.objects]
         same.waits_for |= cause.waits_for
+        same.background = same.background and cause.background
         for quote in cause.evidence:
             if quote not in same.evidence and len(same.evidence) < _QUOTES:
                 same.evidence.append(quote)

@@ -21,6 +21,7 @@ from workshop_lib.diagnosis.view import Json, View, conditions, ref
 __all__ = ["ray_causes"]
 
 _STARTING_S = 600.0
+_UNPLACED = re.compile(r"taken more than \d+s to be scheduled|cannot be scheduled|infeasible")
 _BAD_APP = ("DEPLOY_FAILED", "UNHEALTHY")
 
 
@@ -172,6 +173,18 @@ def _applications(view: View, applications: Mapping[str, Any], objects: list[str
         below = app.get(deployments_key) or app.get("deployments") or {}
         sick = {n: d for n, d in below.items()
                 if d.get("status") in ("UNHEALTHY", "DEPLOY_FAILED")}  # fmt: skip
+        short = next((m for d in below.values() if _UNPLACED.search(
+            m := str(d.get("message") or ""))), "")  # fmt: skip
+        if short and not sick:
+            yield Cause(
+                "ray-infeasible", f"{objects[0]}/{name}",
+                f"The Serve application {name!r} waits for resources that the Ray cluster does not "
+                "have: a replica asks for more than any of its nodes has free.", [short[:500]],
+                "compare ray_actor_options (or placement_group_bundles) with the workers' "
+                "resources; add workers, or ask for less", Lesson.RAY_GPUS, objects,
+                Depth.APPLICATION, waits_for=waits_for,
+            )  # fmt: skip
+            continue
         if state == "DEPLOYING" and not sick:
             notes.append(f"Serve application {name}: still deploying")
             continue

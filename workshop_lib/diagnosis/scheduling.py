@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from workshop_lib.diagnosis.cause import Cause, Depth, Lesson
+from workshop_lib.diagnosis.node_groups import KARPENTER, no_group, plugin_says
 from workshop_lib.diagnosis.placement import (
     CONTROL_PLANE,
     extended,
@@ -37,11 +38,12 @@ _SOON_S = 30.0
 _RULES: list[tuple[str, str]] = [
     (r"untolerated taint|had taints? .*that the pod didn't tolerate", "taint-not-tolerated"),
     (r"didn't match Pod's node affinity/selector|node\(s\) didn't match node selector"
-     r"|didn't match the requested node name", "node-selector"),
+     r"|didn't match the requested node name|plugin\(s\) \[Node(?:Affinity|Name)", "node-selector"),
     (r"anti-affinity", "pod-anti-affinity"),
     (r"pod affinity", "pod-affinity"),
     (r"topology spread", "topology-spread"),
-    (r"volume node affinity conflict|no available volume zone", "volume-zone"),
+    (r"volume node affinity conflict|no available volume zone|PersistentVolume's node affinity",
+     "volume-zone"),
     (r"didn't find available persistent volumes|non-existent pv|non-existent persistentvolume",
      "volume-not-found"),
     (r"exceed max volume count", "too-many-volumes"),
@@ -49,7 +51,7 @@ _RULES: list[tuple[str, str]] = [
     (r"free ports for the requested pod ports", "host-port-taken"),
     (r"Too many pods", "too-many-pods"),
     (r"were unschedulable", "nodes-cordoned"),
-    (r"claims|resourceclaim|device", "resource-claim"),
+    (r"claims|resource ?claim|[Dd]evice|DynamicResources", "resource-claim"),
     (r"Insufficient", "insufficient"),
 ]  # fmt: skip
 
@@ -90,13 +92,17 @@ def unscheduled(view: View, pod: Json) -> Iterator[Cause]:
         yield _gated(pod, message)
         return
     if not message:
-        events = view.events(pod, "FailedScheduling")
-        message = str(events[-1].get("message") or "") if events else ""
+        said = [str(e.get("message") or "") for e in view.events(pod, "FailedScheduling")]
+        said = [m for m in said if not KARPENTER.search(m)] or said
+        message = said[-1] if said else ""
     if not message:
         if view.age_s(pod["metadata"].get("creationTimestamp")) > _SOON_S:
             yield _nobody_schedules(pod)
         return
-    yield _explain(view, pod, message)
+    found = _explain(view, pod, message)
+    if (refused := no_group(view, pod)) and refused not in found.evidence:
+        found.evidence.append(refused)
+    yield found
 
 
 def _cause(pod: Json, rule: str, key: str, text: str, fix: str, message: str,
@@ -122,6 +128,18 @@ def _gated(pod: Json, message: str) -> Cause:
 
 
 def _nobody_schedules(pod: Json) -> Cause:
+    claims = [
+        str(c.get("resourceClaimName") or c.get("resourceClaimTemplateName") or c.get("name"))
+        for c in (pod.get("spec") or {}).get("resourceClaims") or []
+    ]
+    if claims:  # the scheduler does not even begin before they are there, and says nothing
+        return _cause(
+            pod, "resource-claim", ",".join(claims),
+            f"The pod waits for the devices that it claims ({', '.join(claims)}, dynamic resource "
+            "allocation): until the ResourceClaim is there, no node is looked for.",
+            "kubectl get resourceclaims,resourceclaimtemplates,deviceclasses; make the claim, or "
+            "correct its name in spec.resourceClaims", claims[0],
+        )  # fmt: skip
     name = (pod.get("spec") or {}).get("schedulerName", "default-scheduler")
     if name != "default-scheduler":
         return _cause(
@@ -148,8 +166,17 @@ def _explain(view: View, pod: Json, message: str) -> Cause:
         )  # fmt: skip
     if claim := _claim_trouble(view, pod, message):
         return claim
+    if KARPENTER.search(message):
+        return _cause(
+            pod, "no-node-group", "nodepools",
+            "No node has room for the pod, and Karpenter cannot add one: none of its NodePools "
+            "allows an instance type that has what the pod asks for.",
+            "compare the pod's requests, nodeSelector and tolerations with: kubectl describe "
+            "nodepools; add a NodePool (GPU instance types, zones, capacity type, limits)",
+            message, Lesson.BELOW_SERVE,
+        )  # fmt: skip
     reasons = parse_reasons(message)
-    rule, detail = _primary(view, pod, reasons)
+    rule, detail = _primary(view, pod, message, reasons)
     return _of_rule(view, pod, message, reasons, rule, detail)
 
 
@@ -208,16 +235,19 @@ def _rule_of(reason: str) -> str:
     return next((rule for words, rule in _RULES if re.search(words, reason)), "scheduler-refuses")
 
 
-def _primary(view: View, pod: Json, reasons: list[tuple[int, str]]) -> tuple[str, str]:
+def _primary(
+    view: View, pod: Json, message: str, reasons: list[tuple[int, str]]
+) -> tuple[str, str]:
     """The rule that names what to change, and the reason or resource it is about."""
     by_rule: dict[str, str] = {}
     for _, reason in reasons:
         if any(taint in reason for taint in CONTROL_PLANE) and len(reasons) > 1:
             continue  # a control plane refuses everybody
         by_rule.setdefault(_rule_of(reason), reason)
-    if not by_rule:
-        return ("scheduler-refuses", "") if not reasons else (_rule_of(reasons[0][1]),
-                                                              reasons[0][1])  # fmt: skip
+    if not by_rule and reasons:
+        return _rule_of(reasons[0][1]), reasons[0][1]
+    if not by_rule:  # it speaks of the pod as a whole, and counts no nodes
+        return _rule_of(message.split(" preemption:")[0]), message
     if len(by_rule) > 1 and (best := _by_nodes(view, pod, set(by_rule))):
         return best, by_rule.get(best, "")
     # Without nodes to look at: GPU nodes usually carry a taint, the others lack GPUs.
@@ -275,6 +305,10 @@ def _of_rule(view: View, pod: Json, message: str, reasons: list[tuple[int, str]]
     counted = "; ".join(f"{n}: {text}" for n, text in reasons) or message
     if rule in TEXTS:
         text, fix, lesson = TEXTS[rule]
+        if rule == "topology-spread" and "missing required label" in message:
+            spread = (pod.get("spec") or {}).get("topologySpreadConstraints") or []
+            keys = ", ".join(str(s.get("topologyKey")) for s in spread if isinstance(s, dict))
+            text += f" Some nodes lack the label that it spreads over ({keys or 'topologyKey'})."
         nodes = [ref(n) for n in view.nodes if (n.get("spec") or {}).get("unschedulable")]
         first = nodes if rule == "nodes-cordoned" else []
         return _cause(pod, rule, _group(view, pod), text, fix, message, lesson, first=first)
@@ -307,7 +341,8 @@ def _insufficient(view: View, pod: Json, message: str, detail: str,
         return _cause(
             pod, rule, resource,
             f"The pod asks for {ask}, and no node of the cluster offers that resource: either it "
-            f"has no nodes with {what}, or their device plugin does not run.",
+            f"has no nodes with {what}, or their device plugin does not run"
+            f"{plugin_says(view, resource)}.",
             f"kubectl get nodes -o custom-columns=NAME:.metadata.name,HAS:'.status.allocatable."
             f"{resource.replace('.', chr(92) + '.')}'; then add a node group with {what}, or "
             "install the device plugin (kubectl get daemonsets -A)", message, lesson,
@@ -380,6 +415,18 @@ def _node_taint(view: View, pod: Json, message: str, key: str, nodes: list[str])
     )  # fmt: skip
 
 
+def _affinity(spec: Json) -> str:
+    """What the required node affinity asks for, in a few words."""
+    required = (((spec.get("affinity") or {}).get("nodeAffinity") or {}).get(
+        "requiredDuringSchedulingIgnoredDuringExecution") or {})  # fmt: skip
+    words = [
+        f"{e.get('key')} {e.get('operator')} {', '.join(e.get('values') or [])}".strip()
+        for term in required.get("nodeSelectorTerms") or []
+        for e in [*(term.get("matchExpressions") or []), *(term.get("matchFields") or [])]
+    ]
+    return "; ".join(words[:4]) or "other labels than nodes have"
+
+
 def _selector(view: View, pod: Json, message: str) -> Cause:
     spec = pod.get("spec") or {}
     selector = spec.get("nodeSelector") or {}
@@ -396,7 +443,8 @@ def _selector(view: View, pod: Json, message: str) -> Cause:
         pod, "node-selector", _group(view, pod),
         f"The pod may only run on nodes with the label {asked}, and no node that is free to take "
         "it has that." if selector else
-        "The pod's node affinity names labels that no node has.",
+        f"The pod's node affinity asks for {_affinity(spec)}, and no node that is free to take it "
+        "has that.",
         "compare kubectl get nodes --show-labels with nodeSelector and affinity in the pod's spec; "
         "correct the value, or add nodes of that kind", message, Lesson.RAY_JOB,
     )  # fmt: skip

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 
 from workshop_lib.diagnosis.cause import Cause, Depth, Lesson
+from workshop_lib.diagnosis.probes import ports_in_log
 from workshop_lib.diagnosis.view import Json, View, conditions, fits, ref
 
 __all__ = ["service_causes"]
@@ -116,6 +117,8 @@ def _somebody(view: View, service: Json, pods: list[Json]) -> Iterator[Cause]:
     for port in (service.get("spec") or {}).get("ports") or []:
         target = port.get("targetPort", port.get("port"))
         numbers, names = _ports(ready[0])
+        if not isinstance(target, str | int):
+            continue
         if isinstance(target, str) and not target.isdigit():
             if all(target not in _ports(pod)[1] for pod in ready):
                 known = ", ".join(sorted(names)) or "none"
@@ -163,6 +166,7 @@ def _known_ports(view: View, pod: Json) -> set[int]:
     """Ports that a pod's command line and probes name."""
     found: set[int] = set()
     for each in (pod.get("spec") or {}).get("containers") or []:
+        found |= set(ports_in_log(pod, view.log(pod["metadata"]["name"], str(each.get("name")))))
         words = " ".join([*(each.get("command") or []), *(each.get("args") or [])])
         found |= {int(n) for n in re.findall(r"--(?:\w+-)*port[= ](\d{2,5})", words)}
         found |= {int(n) for n in re.findall(r"http\.server (\d{2,5})", words)}

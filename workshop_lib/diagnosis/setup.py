@@ -12,7 +12,8 @@ import re
 from workshop_lib.diagnosis.cause import Cause, Depth, Lesson
 from workshop_lib.diagnosis.view import Json, View, event_time, ref
 
-__all__ = ["config_trouble", "mount_trouble", "start_trouble"]
+__all__ = ["config_map_missing", "config_trouble", "hook_trouble", "mount_trouble",
+           "start_trouble"]  # fmt: skip
 
 _MISSING = re.compile(r'(configmap|secret) "([^"]+)" not found', re.IGNORECASE)
 _KEY = re.compile(r"couldn't find key (\S+) in (ConfigMap|Secret) (\S+)")
@@ -28,12 +29,13 @@ def _cause(rule: str, key: str, pod: Json, quoted: str, text: str, fix: str,
                  waits_for=waits_for or set())  # fmt: skip
 
 
-def missing_object(pod: Json, message: str) -> Cause | None:
+def missing_object(pod: Json, message: str, quoted: str = "") -> Cause | None:
     """A ConfigMap, Secret or key that is named and not there, whoever says so."""
+    quoted = quoted or message
     if found := _KEY.search(message):
         kind, name = found[2], found[3].rpartition("/")[2].rstrip(".,:")
         return _cause(
-            f"{kind.lower()}-key-missing", f"{name}/{found[1]}", pod, message,
+            f"{kind.lower()}-key-missing", f"{name}/{found[1]}", pod, quoted,
             f"The pod wants the key {found[1]!r} of the {kind} {name!r}, and it has no such key.",
             f"kubectl describe {kind.lower()} {name} lists the keys; correct the key in the pod's "
             f"spec, or add it to the {kind}", first=(f"{kind}/{name}",))  # fmt: skip
@@ -41,26 +43,28 @@ def missing_object(pod: Json, message: str) -> Cause | None:
         kind = {"configmap": "ConfigMap", "secret": "Secret"}[found[1].lower()]
         name = found[2].rpartition("/")[2]
         return _cause(
-            f"{kind.lower()}-missing", name, pod, message,
+            f"{kind.lower()}-missing", name, pod, quoted,
             f"The pod needs the {kind} {name!r}, and there is none of that name in its namespace.",
             f"kubectl get {kind.lower()}s shows which there are; create it, or correct the name in "
             "the pod's spec", first=(f"{kind}/{name}",))  # fmt: skip
     if found := _UNREFERENCED.search(message):
         return _cause(
-            "volume-key-missing", found[1], pod, message,
+            "volume-key-missing", found[1], pod, quoted,
             f"A volume of the pod names the key {found[1]!r} of a ConfigMap or Secret, and it has "
             "no such key.",
             "compare the volume's items with kubectl describe configmap or secret")  # fmt: skip
     return None
 
 
-def config_trouble(pod: Json, status: Json) -> Cause:
+def config_trouble(pod: Json, status: Json) -> Cause | None:
     """Why a container cannot be configured (CreateContainerConfigError)."""
     waiting = (status.get("state") or {}).get("waiting") or {}
     message = str(waiting.get("message") or waiting.get("reason"))
     if found := missing_object(pod, message):
         return found
     name = str(status.get("name"))
+    if _SYNC.search(message):
+        return None  # the kubelet was not up to date yet, and tries again
     if claim := re.search(r'persistentvolumeclaim "([^"]+)" not found', message):
         return Cause("pvc-missing", claim[1],
                      f"The pod mounts the claim {claim[1]!r}, and there is none of that name.",
@@ -93,6 +97,10 @@ _STARTS: list[tuple[str, str, str, str]] = [
      "The program of container {name} is built for another processor than the node's (arm64 "
      "against amd64).",
      "build the image for the node's processor, or set nodeSelector: {{kubernetes.io/arch: ...}}"),
+    ("workdir-or-mount", r"chdir to cwd|error mounting|mkdir .*read-only",
+     "A mount or the working folder of container {name} cannot be set up.",
+     "compare volumeMounts (mountPath, subPath) and workingDir with what is in the image: a file "
+     "cannot be mounted over a folder"),
     ("command-not-found", r"executable file not found|no such file or directory",
      "The command of container {name} does not exist in its image: {program}.",
      "correct command: in the manifest (a path, or the image's own entrypoint); look: kubectl "
@@ -109,7 +117,7 @@ _STARTS: list[tuple[str, str, str, str]] = [
     ("memory-limit-tiny", r"memory limit too low|cgroup.*memory|OOM-killed.*init",
      "The memory limit of container {name} is too small even to start it.",
      "raise resources.limits.memory"),
-    ("workdir-or-mount", r"chdir to cwd|mkdir .*read-only|error mounting|not a directory|mount",
+    ("workdir-or-mount", r"not a directory|mount",
      "A mount or the working folder of container {name} cannot be set up.",
      "compare volumeMounts (mountPath, subPath) and workingDir with what is in the image: a file "
      "cannot be mounted over a folder"),
@@ -121,6 +129,39 @@ _STARTS: list[tuple[str, str, str, str]] = [
      "The container runtime did not make container {name} in time: the node is overloaded.",
      "look at the node's load and disk: kubectl describe node; large images on slow disks do this"),
 ]  # fmt: skip
+
+
+def hook_trouble(view: View, pod: Json, status: Json) -> Cause | None:
+    """The postStart hook for which a container was stopped; None when there was none."""
+    name = str(status.get("name"))
+    for event in reversed(view.events(pod, "FailedPostStartHook")):
+        field = str((event.get("involvedObject") or {}).get("fieldPath") or "")
+        if field and f"{{{name}}}" not in field:
+            continue
+        return _cause(
+            "post-start-hook", f"{view.top(pod)}/{name}", pod, str(event.get("message") or ""),
+            f"The postStart hook of container {name} fails, and Kubernetes stops the container for "
+            "it, again and again.",
+            "run its command by hand (kubectl exec), correct lifecycle.postStart, or do the work "
+            "in the container's own script or in an init container",
+        )  # fmt: skip
+    return None
+
+
+def config_map_missing(view: View, pod: Json) -> Cause | None:
+    """A ConfigMap that a volume of the pod names and the namespace lacks, when no event says so.
+
+    Events are kept for an hour. Only asked of a whole list: one with the ConfigMap that
+    Kubernetes itself puts into every namespace.
+    """
+    if view.find("ConfigMap", "kube-root-ca.crt") is None:
+        return None
+    for volume in (pod.get("spec") or {}).get("volumes") or []:
+        source = volume.get("configMap") or {}
+        name = source.get("name")
+        if name and not source.get("optional") and view.find("ConfigMap", name) is None:
+            return missing_object(pod, f'configmap "{name}" not found', quoted=name)
+    return None
 
 
 def start_trouble(view: View, pod: Json, status: Json, message: str) -> Cause:

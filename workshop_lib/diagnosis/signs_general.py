@@ -50,9 +50,17 @@ PROGRAM_SIGNS: tuple[Sign, ...] = (
     ),
     Sign(
         "module-missing",
-        ("no module named", "cannot import name", "importerror", "cannot open shared object file"),
+        (
+            "no module named",
+            "cannot import name",
+            "importerror",
+            "cannot open shared object file",
+            "version `glibc",
+            "undefined symbol",
+        ),
         r"No module named '?(?P<what>[\w.]+)|ImportError: (?P<import>.*)|cannot import name|"
-        r"(?P<lib>\S+\.so\S*): cannot open shared object file",
+        r"(?P<lib>\S+\.so\S*): cannot open shared object file|version `GLIBC\S* not found|"
+        r"undefined symbol: ",
         "The image of {who} lacks a package that its program needs (or has another version).",
         "use an image that has it, or install it when the image is built, not when the pod starts",
         Lesson.VLLM_WHEN,
@@ -91,8 +99,8 @@ PROGRAM_SIGNS: tuple[Sign, ...] = (
             "keyerror",
             "environment variable",
         ),
-        r"(?P<what>[A-Z_][A-Z0-9_]{2,}): (?:unbound variable|parameter (?:null or )?not set)|"
-        r"KeyError: '(?P<key>[A-Z_][A-Z0-9_]{2,})'|"
+        r"(?P<what>\w{3,}): (?:unbound variable|parameter (?:null or )?not set)|"
+        r"KeyError: '(?P<key>(?-i:[A-Z_][A-Z0-9_]{2,}))'|"
         r"[Ee]nvironment variable .{0,40}(?:not set|missing|required|undefined)",
         "{who} needs an environment variable that it was not given.",
         "set it under env: in the manifest (from a ConfigMap or Secret)",
@@ -200,8 +208,9 @@ CONNECTION_SIGNS: tuple[Sign, ...] = (
             "no route to host",
             "network is unreachable",
         ),
-        r"connect(?:ion|ing)?\b.{0,80}timed out|connect timeout|ConnectTimeout|dial tcp \S+ i/o "
-        r"timeout|No route to host|Network is unreachable|(?:nc|curl|wget|telnet).*timed out",
+        r"connect(?:ion|ing)?\b.{0,80}timed out|(?<!SEC.)connect timeout|ConnectTimeout|dial tcp "
+        r"\S+ i/o timeout|No route to host|Network is unreachable|"
+        r"(?:nc|curl|wget|telnet).*timed out",
         "{who} dials {host} and gets no answer at all: packets are dropped on the way (a "
         "NetworkPolicy, a security group), or the address is nobody's any more.",
         "kubectl get networkpolicies; check the address and the security groups of the nodes",

@@ -69,6 +69,15 @@ GPU_SIGNS: tuple[Sign, ...] = (
         Lesson.VLLM_WHEN,
     ),
     Sign(
+        "gpu-fabric",
+        ("system not yet initialized",),
+        r"system not yet initialized",
+        "The GPUs of the node are not joined by their NVSwitch fabric yet (CUDA error 802).",
+        "nvidia-fabricmanager must run on the node, in the driver's own version: systemctl status "
+        "nvidia-fabricmanager; use EKS's accelerated AMI, or replace the node",
+        Lesson.WHEN,
+    ),
+    Sign(
         "gpu-architecture",
         ("no kernel image is available", "sm_"),
         r"no kernel image is available for execution|with CUDA capability sm_\d+ is not compatible",
@@ -184,6 +193,31 @@ NETWORK_SIGNS: tuple[Sign, ...] = (
         "read the logs of the other ranks: the one that failed first has the cause",
         Lesson.GRPO_WHEN,
         vague=True,
+    ),
+    Sign(
+        "nccl-duplicate-gpu",
+        ("duplicate gpu detected",),
+        r"Duplicate GPU detected",
+        "Two ranks of {who} use the same GPU, which NCCL does not allow.",
+        "one GPU for each rank: torch.cuda.set_device(LOCAL_RANK), as many processes as "
+        "nvidia.com/gpu; GPUs that are shared (time slicing) cannot hold two ranks",
+        Lesson.GRPO_WHEN,
+    ),
+    Sign(
+        "nccl-version-mismatch",
+        ("mismatched nccl version", "nccl version mismatch"),
+        r"Mismatched NCCL version|NCCL version mismatch",
+        "The ranks have different versions of NCCL: they run different images or environments.",
+        "use one image (and one Python environment) for all ranks",
+        Lesson.GRPO_WHEN,
+    ),
+    Sign(
+        "nccl-interface",
+        ("no socket interface found", "no interface found"),
+        r"no (?:socket )?interface found",
+        "NCCL finds no network interface of the name that {who} is told to use.",
+        "correct or remove NCCL_SOCKET_IFNAME (ip addr in the pod lists the names: eth0 on EKS)",
+        Lesson.GRPO_WHEN,
     ),
     Sign(
         "nccl-init",

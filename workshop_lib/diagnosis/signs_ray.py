@@ -15,8 +15,9 @@ __all__ = ["RAY_DEATHS", "RAY_SIGNS"]
 RAY_SIGNS: tuple[Sign, ...] = (
     Sign(
         "ray-version-mismatch",
-        ("version mismatch",),
-        r"Version mismatch: ?(?:The cluster was started with|.*(?:Ray|Python))",
+        ("version mismatch", "versions differ between client and server"),
+        r"Version mismatch: ?(?:The cluster was started with|.*(?:Ray|Python))|"
+        r"(?:Python|Ray)(?: \w+)? versions differ between client and server",
         "{who} has another version of Ray or Python than the cluster that it joins.",
         "use one image for head, workers and driver (and the same rayVersion)",
         Lesson.RAY_WHEN,
@@ -75,10 +76,11 @@ RAY_SIGNS: tuple[Sign, ...] = (
     ),
     Sign(
         "ray-head-unreachable",
-        ("gcs", "running ray instance"),
+        ("gcs", "running ray instance", "failed to connect to ray at address"),
         r"Unable to connect to GCS.{0,20}? at (?P<host>[\w.:-]+)|Timed out while waiting for GCS|"
         r"Failed to get cluster ID from GCS|Could not find any running Ray instance|"
-        r"failed to connect to GCS",
+        r"failed to connect to GCS|"
+        r"Failed to connect to Ray at address:? (?:\w+://)?(?P<address>[\w.-]+(?::\d+)?)",
         "The worker cannot reach Ray's head (GCS): the head is not there, the address is wrong or "
         "an old one, or the port is closed.",
         "does the head run, and is its address that of this run? Does a NetworkPolicy let 6379 "
@@ -89,12 +91,23 @@ RAY_SIGNS: tuple[Sign, ...] = (
     ),
     Sign(
         "ray-port-taken",
-        ("already running at", "session name"),
-        r"Ray is trying to start at .*already running at|Session name .* does not match",
+        ("already running at", "session name", "used by other components"),
+        r"Ray is trying to start at .*already running at|Session name .* does not match|"
+        r"trying to use a port number \d+ that is used by other components",
         "Another Ray head listens on that address already: two clusters share one network "
         "(hostNetwork), or an earlier one was not stopped.",
         "run without hostNetwork, give each cluster its own ports, or stop the other one",
         Lesson.RAY_JOB,
+    ),
+    Sign(
+        "ray-runtime-env",
+        ("runtimeenvsetuperror", "failed to set up runtime environment", "runtime env failed"),
+        r"RuntimeEnvSetupError|Failed to set up runtime environment|runtime_?env failed",
+        "Ray could not make the environment (runtime_env) that a task or actor of {who} asks for: "
+        "a package, a download or a folder in it cannot be had.",
+        "the next lines say which (pip's or uv's error); better, put packages into the image and "
+        "take runtime_env out",
+        Lesson.RAY_WHEN,
     ),
     Sign(
         "ray-registration-timeout",

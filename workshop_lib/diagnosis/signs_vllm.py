@@ -128,11 +128,52 @@ VLLM_SIGNS: tuple[Sign, ...] = (
             "invalid choice",
             "expected one argument",
             "arguments are required",
+            "error: argument",
         ),
         r"error: (?P<what>(?:unrecognized arguments|argument \S+: |the following arguments).*)",
         "The command line of {who} is wrong: {what}.",
         "correct args: in the manifest; --help lists what there is",
         Lesson.VLLM_DEPLOY,
+    ),
+    Sign(
+        "quantization",
+        ("quantization method", "minimum capability"),
+        r"quantization method .*(?:is not supported for the current GPU|does not match)|"
+        r"Unknown quantization method",
+        "The model's quantization does not fit: this GPU does not support it, or --quantization "
+        "names another one than the model has.",
+        "take --quantization out (vLLM reads it from config.json), or use a model or a GPU "
+        "generation that go together (FP8 from Ada and Hopper on)",
+        Lesson.VLLM_WHEN,
+    ),
+    Sign(
+        "lora",
+        ("lora",),
+        r"Loading lora .*failed|No adapter found for|LoRA rank \d+ is greater than max_lora_rank|"
+        r"does not support LoRA|adapter_config\.json",
+        "The server in {who} cannot load a LoRA adapter: its folder is not there, or it is larger "
+        "than the server was told.",
+        "check the path in --lora-modules (a folder with adapter_config.json), and that "
+        "--max-lora-rank is at least the adapter's rank",
+        Lesson.VLLM_WHEN,
+    ),
+    Sign(
+        "chat-template",
+        ("chat template",),
+        r"supplied chat template.*doesn't exist",
+        "The chat template that {who} is told to use is not there.",
+        "mount the file and correct --chat-template, or take it out: models for chat bring their "
+        "own",
+        Lesson.VLLM_WHEN,
+    ),
+    Sign(
+        "hf-rate-limit",
+        ("429 client error",),
+        r"429 Client Error",
+        "Hugging Face answers {who} that too many requests came from here.",
+        "fetch the model once into the shared volume (cluster.apply('model')), pass a token "
+        "(HF_TOKEN), and let pods start one after the other",
+        Lesson.VLLM_WHEN,
     ),
     Sign(
         "hf-gated",

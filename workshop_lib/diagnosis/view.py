@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from workshop_lib.diagnosis.shape import in_form
 from workshop_lib.errors import WorkshopError
 
 __all__ = ["Json", "View", "conditions", "event_time", "fits", "ref", "seconds"]
@@ -115,7 +116,8 @@ class View:
                 "this is no snapshot: an object with lists such as 'pods' and 'events' is "
                 "expected; take one with cluster.snapshot()"
             )
-        self.raw = snapshot
+        answers = {key: _answer(snapshot[key]) for key in ("ray", "serve") if key in snapshot}
+        self.raw: Json = {**snapshot, **answers}
         self._lists: dict[str, list[Json]] = {}
         for key, kind in KINDS.items():
             items = snapshot.get(key) or []
@@ -123,8 +125,10 @@ class View:
                 items = items.get("items") or []
             if not isinstance(items, list) or not all(isinstance(i, Mapping) for i in items):
                 raise WorkshopError(f"this is no snapshot: {key!r} is not a list of objects")
+            formed = (in_form(item) for item in items)
             self._lists[key] = [
-                item if item.get("kind") else {**item, "kind": kind} for item in items
+                {**item, "kind": item.get("kind") or kind, "metadata": _named(item)}
+                for item in formed
             ]
         logs = snapshot.get("logs") or {}
         self.logs: Mapping[str, str] = logs if isinstance(logs, Mapping) else {}
@@ -133,7 +137,8 @@ class View:
         self._events: dict[str, list[Json]] = defaultdict(list)
         for event in sorted(self._lists["events"], key=event_time):
             about = event.get("involvedObject") or event.get("regarding") or {}
-            self._events[f"{about.get('kind')}/{about.get('name')}"].append(event)
+            said = event if "message" in event else {**event, "message": event.get("note") or ""}
+            self._events[f"{about.get('kind')}/{about.get('name')}"].append(said)
         self.now = self._latest()
         self._owned: dict[str, list[Json]] = defaultdict(list)
         for pod in self.pods:
@@ -264,6 +269,19 @@ class View:
         ]
         # What hangs in silence leaves no time behind: nobody takes a snapshot at once.
         return max([*latest, *(stamp + TAKEN_AFTER_S for stamp in sorted(made)[:1])], default=0.0)
+
+
+def _answer(body: object) -> object:
+    """What Ray or Serve answered, in form; an empty object for another thing."""
+    if isinstance(body, list):
+        return [in_form(each, 1) for each in body if isinstance(each, Mapping)]
+    return in_form(body) if isinstance(body, Mapping) else {}
+
+
+def _named(item: Json) -> Json:
+    """An object's metadata; one without a name gets an empty one."""
+    metadata: Json = item.get("metadata") or {}
+    return metadata if "name" in metadata else {**metadata, "name": ""}
 
 
 def _uid(event: Json) -> str | None:

@@ -20,8 +20,10 @@ _WAITS = re.compile(r"\bwait(?:s|ing|ed)?\b|\bretry|\btrying\b|not (?:yet )?(?:r
                     r"\b|unreachable|still no", re.IGNORECASE)  # fmt: skip
 _IDLE = re.compile(r"request|connections?\b|\bjobs?\b|\bwork\b|event|message|task|signal|ctrl",
                    re.IGNORECASE)  # fmt: skip
-_NCCL = re.compile(r"NCCL INFO (?:Bootstrap|NET/|Using network|NCCL_|comm .*Init START|"
-                   r"ncclCommInitRank .*START)")  # fmt: skip
+_NCCL = re.compile(
+    r"NCCL INFO (?!.*(?:Init COMPLETE|Connected all|Launch mode|Abort|Destroy|"
+    r"opCount))"
+)
 _LOOP = re.compile(r"\b(?:until|while)\b")
 _NAMES = re.compile(
     r"(?:nslookup|getent hosts|host|dig|ping(?: -\w+ ?\d*)*|nc(?: -\w+)*|curl(?: -\w+)*|"

@@ -6,6 +6,7 @@ kinds that the cluster does not know.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 from workshop_lib.errors import ForbiddenError, OperatorError, WorkshopError
 from workshop_lib.kubernetes.api import Api
 from workshop_lib.kubernetes.container_log import container_statuses
-from workshop_lib.kubernetes.resources import resource_of_kind
+from workshop_lib.kubernetes.resources import Resource, resource_of_kind
 
 __all__ = ["take_snapshot"]
 
@@ -23,7 +24,19 @@ KINDS = (
     "Pod", "Event", "Job", "Deployment", "ReplicaSet", "Service", "EndpointSlice",
     "PersistentVolumeClaim", "ResourceQuota", "LimitRange", "ConfigMap", "ServiceAccount",
     "NetworkPolicy", "RayCluster", "RayService", "RayJob", "Node", "StorageClass",
+    "ServiceMonitor", "PodMonitor", "PrometheusRule",
 )  # fmt: skip
+
+OTHERS = (
+    Resource("apps/v1", "DaemonSet", "daemonsets", namespaced=False),
+    Resource("apps/v1", "StatefulSet", "statefulsets"),
+    Resource("autoscaling/v2", "HorizontalPodAutoscaler", "horizontalpodautoscalers"),
+)
+"""What the workshop never makes, and what explains something where it is.
+
+DaemonSets of all namespaces: device plugins and exporters live elsewhere. A learner usually
+may not list these, which is no news.
+"""
 
 LOG_LINES, LOG_BYTES = 300, 65536
 WELL_LOGS = 50
@@ -52,6 +65,9 @@ def take_snapshot(api: Api, namespace: str) -> dict[str, Any]:
             if kind in ("Pod", "Event"):
                 raise
             notes.append(f"{resource.plural} were not read: {error}")
+    for resource in OTHERS:
+        with contextlib.suppress(ForbiddenError, OperatorError):
+            found[resource.plural] = api.list(resource, namespace)[0]
     found["logs"] = dict(_logs(api, namespace, found["pods"]))
     found["notes"] = notes
     return found

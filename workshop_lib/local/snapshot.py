@@ -20,7 +20,8 @@ Json = Mapping[str, Any]
 LISTS = {
     "Job": "jobs", "Deployment": "deployments", "Service": "services", "ConfigMap": "configmaps",
     "PersistentVolumeClaim": "persistentvolumeclaims", "RayCluster": "rayclusters",
-    "RayService": "rayservices",
+    "RayService": "rayservices", "ServiceMonitor": "servicemonitors", "PodMonitor": "podmonitors",
+    "PrometheusRule": "prometheusrules",
 }  # fmt: skip
 """What the snapshot holds; Secrets never."""
 

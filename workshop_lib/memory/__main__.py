@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Sequence
 
+from workshop_lib.commands.piped import piped
 from workshop_lib.errors import WorkshopError
 from workshop_lib.memory.adviser import suggest_changes
 from workshop_lib.memory.budget import Budget, cpu_budget, gpu_budget
@@ -135,4 +136,4 @@ def _text(budget: Budget) -> str:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(piped(main))

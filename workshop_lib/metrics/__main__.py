@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from workshop_lib.commands.piped import piped
 from workshop_lib.errors import WorkshopError
 from workshop_lib.metrics.columns import RUN_COLUMNS
 from workshop_lib.metrics.run import Run, read_run
@@ -95,4 +96,4 @@ def _text(run: Run, verdict: Verdict) -> str:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(piped(main))

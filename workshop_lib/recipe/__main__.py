@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from workshop_lib.commands.piped import piped
 from workshop_lib.errors import WorkshopError
 from workshop_lib.recipe.check import CheckedRecipe, check_recipe
 
@@ -76,4 +77,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(piped(main))
