@@ -175,7 +175,7 @@ def test_a_learner_may_do_what_the_library_asks_and_nothing_else(emulator, clust
     # at the nodes: that cannot be granted in one namespace, and a refusal is an answer.
     assert emulator.refused <= {
         ("storage.k8s.io", "storageclasses", "list"), ("", "nodes", "list"),
-        ("", "persistentvolumes", "list"),
+        ("", "persistentvolumes", "list"), ("apps", "daemonsets", "list"),
         ("rbac.authorization.k8s.io", "clusterroles", "list"),
         ("rbac.authorization.k8s.io", "clusterrolebindings", "list"),
     }  # fmt: skip
