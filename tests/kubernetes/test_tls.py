@@ -44,9 +44,7 @@ def authority():
     )
     pem = serialization.Encoding.PEM
     form = serialization.PrivateFormat.PKCS8
-    return certificate.public_bytes(pem), key.private_bytes(
-        pem, form, serialization.NoEncryption()
-    )
+    return certificate.public_bytes(pem), key.private_bytes(pem, form, serialization.NoEncryption())
 
 
 @pytest.fixture

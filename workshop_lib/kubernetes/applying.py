@@ -303,7 +303,6 @@ class Applier:
             return ManifestError(f"{error} (manifests/overlays/*/{self.component})")
         return error
 
-
     def _deletion(self, step: _Step) -> str:
         """The call that makes room for a changed object."""
         if step.resource.kind != CLAIM:

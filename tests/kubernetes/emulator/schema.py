@@ -120,7 +120,8 @@ def invalid(old, new):
     if kind == "PersistentVolumeClaim" and old and old["spec"] != spec:
         said = (
             "Forbidden: spec is immutable after creation except resources.requests and "
-            "volumeAttributesClassName for bound claims\n@@ -1,6 +1,6 @@\n {\n-  \"old\"\n+  \"new\"\n }"
+            "volumeAttributesClassName for bound claims\n"
+            '@@ -1,6 +1,6 @@\n {\n-  "old"\n+  "new"\n }'
         )
         return [("FieldValueForbidden", said, "spec")]
     return []
