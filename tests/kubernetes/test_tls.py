@@ -102,6 +102,18 @@ def test_an_authority_that_is_not_known(server, tmp_path):
     assert "\n" not in line
 
 
+def test_a_server_that_is_none(emulator, config):
+    """As a real one answers to HTTP without TLS: it is no manifest's fault."""
+    said = "Client sent an HTTP request to an HTTPS server."
+    emulator.fail("GET", "/version", status=400, body={"message": said})
+    with pytest.raises(ConnectError) as error:
+        KubernetesCluster("kind", kubeconfig=config)
+    assert str(error.value) == (
+        f"{emulator.url} does not answer as a Kubernetes API server does (400: {said}); "
+        "correct `server` in the kubeconfig"
+    )
+
+
 LENGTH = 1 << 22
 
 
