@@ -272,6 +272,8 @@ class Workload:
         rows = []
         for pod in self.observe().pods:
             state, reason = pod_state(pod)
+            if pod["metadata"].get("deletionTimestamp"):  # an old one, while its successor runs
+                state = "Terminating"
             statuses = pod["status"].get("containerStatuses") or []
             rows.append(
                 {
@@ -391,7 +393,10 @@ class Workload:
                 shown = "; ".join(filter(None, (text, news)))
                 progress.update(done=done, total=wanted, text=shown)
                 if elapsed_s > timeout_s:
-                    why = problems or _last_event(observation.events, "Warning")
+                    seen = observation.events
+                    why = (
+                        problems or _held_up(observation.pods, seen) or _last_event(seen, "Warning")
+                    )
                     state = "; ".join(filter(None, (text, why))) or "it still runs"
                     raise WaitTimeoutError(
                         f"{self.kind}/{self.name} is not {goal} after {timeout_s:g} s: {state}"
@@ -401,7 +406,9 @@ class Workload:
         raise AssertionError("a watch goes on until it is closed")
 
     def _last_line(self) -> str:
-        lines = [line.text for line in self.logs(tail=1) if line.text.strip()]
+        lines = []
+        with contextlib.suppress(NotFoundError):  # it goes meanwhile: the watch will say so
+            lines = [line.text for line in self.logs(tail=1) if line.text.strip()]
         return lines[-1][:120] if lines else ""
 
     def _evidence(self, observation: Observation) -> str:
@@ -426,14 +433,25 @@ def _problems(pods: Sequence[Json]) -> str:
     for pod in pods:
         state, reason = pod_state(pod)
         if reason and reason != "not ready yet" and state != "Failed":
-            return f"{pod['metadata']['name']} is {state}{_since(pod, state)}: {reason}"
+            return f"{pod['metadata']['name']} is {state}{_since(pod)}: {reason}"
     return ""
 
 
-def _since(pod: Json, state: str) -> str:
-    """Since when a pod is Pending, in words."""
+def _held_up(pods: Sequence[Json], events: Sequence[Json]) -> str:
+    """The first pod that is Pending for a reason that only its last warning tells, in words."""
+    for pod in pods:
+        uid = pod["metadata"].get("uid")
+        own = [each for each in events if each["involvedObject"].get("uid") == uid]
+        if (since := _since(pod)) and (why := _last_event(own, "Warning")):
+            return f"{pod['metadata']['name']} is {pod_state(pod)[0]}{since}: {why}"
+    return ""
+
+
+def _since(pod: Json) -> str:
+    """Since when a pod is Pending, in words: for a node, or on its node for an image or volume."""
     stamp = conditions(pod).get("PodScheduled", {}).get("lastTransitionTime")
-    return f" since {stamp[11:19]} UTC" if state == "Pending" and stamp else ""
+    pending = (pod.get("status") or {}).get("phase") == "Pending"
+    return f" since {stamp[11:19]} UTC" if pending and stamp else ""
 
 
 def _last_event(events: Sequence[Json], kind: str | None = None) -> str:

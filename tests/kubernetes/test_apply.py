@@ -3,6 +3,7 @@
 import base64
 import json
 import re
+from pathlib import Path
 
 import pytest
 from objects import claim, config_map, deployment, job, objects, ray_cluster, secret, service
@@ -16,8 +17,11 @@ from workshop_lib.errors import (
     ManifestError,
     NotFoundError,
     OperatorError,
+    WorkshopError,
 )
 from workshop_lib.kubernetes.resources import COMPONENT
+
+DATA = Path(__file__).parents[1] / "data" / "kubernetes" / "http"
 
 
 def refused(kind, cluster, *bodies, component="demo", **options):
@@ -162,7 +166,11 @@ def test_a_claim_is_shared_and_stays_with_the_first(emulator, cluster):
         "first"
     )
     line = refused(ClusterError, cluster, claim(size="2Gi"), component="second")
-    assert "PersistentVolumeClaim/shared: a volume cannot change while it exists (spec)" in line
+    assert line == (
+        "PersistentVolumeClaim/shared: a volume cannot change while it exists (spec); first "
+        "cluster.delete('first', claims=['shared']), and its data goes with it; "
+        "nothing was changed"
+    )
 
 
 def test_a_jobs_pods_cannot_change(emulator, cluster):
@@ -171,6 +179,60 @@ def test_a_jobs_pods_cannot_change(emulator, cluster):
     assert line == (
         "Job/talk: a Job's pods cannot change while it exists (spec.template); "
         "first cluster.delete('demo'); nothing was changed"
+    )
+
+
+REFUSALS = json.loads((DATA / "refusals.json").read_text())
+SAID = {
+    "apply-job-template": "Job/talk: a Job's pods cannot change while it exists (spec.template); "
+    "first cluster.delete('demo'); nothing was changed",
+    "apply-bad-quantity": "Job/bad: quantities must match the regular expression '^([+-]?[0-9.]+)"
+    "([eEinumkKMGTP]*[-+]?[0-9]*)$'; correct the manifest (manifests/overlays/*/demo); "
+    "nothing was changed",
+    "apply-wrong-type": 'Job/bad: spec.template.spec.containers[name="main"].image: expected '
+    "string, got 3; correct the manifest (manifests/overlays/*/demo); nothing was changed",
+    "apply-claim-changed": "PersistentVolumeClaim/shared: a volume cannot change while it exists "
+    "(spec); first cluster.delete('demo', claims=['shared']), and its data goes with it; "
+    "nothing was changed",
+    "apply-service-address": "Service/server: this field cannot change while it exists "
+    "(spec.clusterIPs[0]); first cluster.delete('demo'); nothing was changed",
+    "apply-selector-mismatch": "Deployment/server: spec.template.metadata.labels: `selector` does "
+    "not match template `labels`; correct the manifest or parameter "
+    "(manifests/overlays/*/demo); nothing was changed",
+    "apply-custom-resource": "RayCluster/raycluster: spec.headGroupSpec: Required value; correct "
+    "the manifest or parameter (manifests/overlays/*/demo); nothing was changed",
+    "apply-quota": 'PersistentVolumeClaim/second: refused: persistentvolumeclaims "second" is '
+    "forbidden: exceeded quota: small, requested: persistentvolumeclaims=1, used: "
+    "persistentvolumeclaims=1, limited: persistentvolumeclaims=1; nothing was changed",
+    "apply-pod-security": 'Pod/host: refused: pods "host" is forbidden: violates PodSecurity '
+    '"baseline:latest": host namespaces (hostNetwork=true); nothing was changed',
+}
+
+
+@pytest.mark.parametrize("name", SAID)
+def test_what_a_real_server_refused(emulator, cluster, name):
+    """Each recorded refusal, once, as a line that says what is wrong and what to do."""
+    request, response = REFUSALS[name]["request"], REFUSALS[name]["response"]
+    body = request["body"]
+    if "changed" in name or "template" in name or "address" in name:  # something was there before
+        applied(cluster, {**body, "metadata": {"name": body["metadata"]["name"]}})
+    sent = len(emulator.sent("PATCH"))
+    emulator.fail(
+        "PATCH", request["path"], status=response["status"], body=response["body"], times=9
+    )
+    kind = WorkshopError if response["status"] == 422 else (
+        ForbiddenError if response["status"] == 403 else ManifestError)  # fmt: skip
+    assert refused(kind, cluster, body) == SAID[name]
+    assert len(emulator.sent("PATCH")) == sent + 1, "an opinion is no hiccup"
+
+
+def test_a_namespace_lies_in_none(emulator, cluster):
+    body = REFUSALS["forbidden-namespace"]["response"]["body"]
+    emulator.fail("GET", "/api/v1/namespaces/workshop$", status=403, body=body)
+    namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "workshop"}}
+    assert refused(ForbiddenError, cluster, namespace) == (
+        "Namespace/workshop: user 'other' may not get namespaces in the whole cluster; ask for "
+        'this rule in a ClusterRole: {apiGroups: [""], resources: ["namespaces"], verbs: ["get"]}'
     )
 
 

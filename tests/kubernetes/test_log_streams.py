@@ -72,6 +72,31 @@ def test_previous(emulator, cluster, running):
     assert texts(running.logs()) == ["second run"]
 
 
+def test_a_previous_log_that_the_node_has_deleted(emulator, cluster, running):
+    """A kubelet says so with status 200: it is no line of the container's."""
+    emulator.kubelet.restart("talk-abcde").write("second run")
+    emulator.kubelet.deleted.add(("talk-abcde", "main"))
+    emulator.set_state("talk-abcde", {"running": {}}, restarts=1)
+    with pytest.raises(NotFoundError) as error:
+        list(running.logs(previous=True))
+    assert str(error.value) == (
+        "talk-abcde: its node has deleted the log of the previous run (it keeps one); "
+        "logs() has the last run's"
+    )
+    assert cluster.snapshot()["logs"] == {"talk-abcde/main": "second run\n"}
+
+
+def test_following_over_a_restart_whose_log_is_deleted(emulator, cluster, running):
+    emulator.kubelet.log("talk-abcde").write("first run")
+    lines = running.logs(follow=True)
+    assert next(lines).text == "first run"
+    emulator.kubelet.deleted.add(("talk-abcde", "main"))
+    emulator.set_state("talk-abcde", {"running": {}}, restarts=1)
+    emulator.kubelet.restart("talk-abcde").write("second run")
+    assert next(lines).text == "second run"
+    lines.close()
+
+
 def test_following_ends_with_the_workload_and_not_with_a_stream(emulator, cluster, running):
     log = emulator.kubelet.log("talk-abcde")
     log.write("a")

@@ -216,3 +216,41 @@ def test_inside_a_running_event_loop(emulator, cluster):
         return work.wait_ready(timeout_s=20)
 
     assert asyncio.run(cell()).name == "talk"
+
+
+def pending(emulator, **status):
+    """The Job's pod, on its node since a known time, and not running yet."""
+    pod = emulator.add_pod(emulator.get("Job", "talk"), "talk-abcde", phase="Pending")
+    scheduled = condition("PodScheduled", lastTransitionTime="2026-11-22T01:00:25Z")
+    pod["status"] = {"phase": "Pending", "conditions": [scheduled], **status}
+    emulator.put(pod)
+    return pod
+
+
+def in_vain(work):
+    with pytest.raises(WaitTimeoutError) as error:
+        work.wait_ready(timeout_s=0.5)
+    return str(error.value)
+
+
+def test_a_pod_on_its_node_is_pending_since(emulator, cluster):
+    """For an image, or for a volume: the second only an event tells."""
+    work = started(cluster, job())
+    why = {"reason": "ErrImagePull", "message": "not found"}
+    pod = pending(emulator, containerStatuses=[{"name": "main", "state": {"waiting": why}}])
+    said = "talk-abcde is ErrImagePull since 01:00:25 UTC: not found"
+    assert said in in_vain(work)
+    creating = {"waiting": {"reason": "ContainerCreating"}}
+    pod["status"]["containerStatuses"] = [{"name": "main", "state": creating}]
+    emulator.put(pod)
+    message = 'MountVolume.SetUp failed for volume "v" : configmap "nope" not found'
+    emulator.put(event(pod, "FailedMount", message, "Warning"))
+    assert f"talk-abcde is Pending since 01:00:25 UTC: FailedMount: {message}" in in_vain(work)
+
+
+def test_an_old_pod_that_is_going_is_told_from_the_new_one(emulator, cluster):
+    work = started(cluster, job())
+    pod = emulator.add_pod(emulator.get("Job", "talk"), "talk-abcde")
+    pod["metadata"]["deletionTimestamp"] = "2026-11-22T01:17:31Z"
+    emulator.put(pod)
+    assert work.table()["state"].tolist() == ["Terminating"]

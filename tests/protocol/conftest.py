@@ -2,7 +2,8 @@
 
 A world gives a cluster, objects that it can apply, and the means to make a pod do
 something. `LocalCluster` plays the manifests with real processes; behind the Kubernetes
-API stands the emulator, whose controllers and kubelet the world plays.
+API stands the emulator, whose controllers and kubelet the world plays. A real cluster is
+asked too when `WORKSHOP_TEST_KUBECONFIG` names its kubeconfig; see `real_cluster.py`.
 """
 
 import copy
@@ -16,6 +17,7 @@ from emulated import cluster as kubernetes_cluster  # noqa: F401
 from emulated import config, emulator, quick  # noqa: F401
 from local_helpers import assert_nothing_left, until
 from objects import deployment, service
+from real_cluster import IMAGE, KUBECONFIG, real_namespace
 
 from workshop_lib.local.cluster import LocalCluster
 from workshop_lib.manifests import Object
@@ -44,7 +46,6 @@ class World:
     def __init__(self, cluster, orders):
         self.cluster = cluster
         self.orders = orders
-        orders.touch()
 
     def job(self, name="talk", *, gpus=None, **env):
         """A Job of one rank that says what `run` tells it to say."""
@@ -70,6 +71,10 @@ class World:
 
 class LocalWorld(World):
     """This machine: pods are processes, and do what they are told."""
+
+    def __init__(self, cluster, orders):
+        super().__init__(cluster, orders)
+        orders.touch()
 
     def run(self, *lines, code=None):
         """The Job's pod says the lines; with a code, it ends."""
@@ -176,10 +181,67 @@ class KubernetesWorld(World):
             http.server_close()
 
 
-@pytest.fixture(params=["local", "kubernetes"])
+SERVE = """
+import os
+from http.server import BaseHTTPRequestHandler, HTTPServer
+class Hello(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(os.environ["HOSTNAME"].encode())
+HTTPServer(("", 8000), Hello).serve_forever()
+"""
+
+
+class RealWorld(World):
+    """A real cluster: pods are told what to do by commands in them."""
+
+    image = IMAGE
+    storage_class = "standard"
+
+    def job(self, *args, **kwargs):
+        body = super().job(*args, **kwargs)
+        command = body["spec"]["template"]["spec"]["containers"][0]["command"]
+        command[2] = f'touch "$0"\n{OBEY}'
+        return body
+
+    def _pod(self, name):
+        pods = self.cluster.observe("Job", name).pods
+        return pods[0] if pods else None
+
+    def started(self, name="talk"):
+        until(lambda: (pod := self._pod(name)) and pod["status"]["phase"] == "Running")
+
+    def run(self, *lines, name="talk", code=None):
+        self.started(name)
+        more = [*lines, *([] if code is None else [f"exit {code}"])]
+        write = ["bash", "-c", 'printf "%s\\n" "$@" >> "$0"', str(self.orders), *more]
+        self.cluster.exec(f"{name}-0", write)
+
+    def unschedulable(self, name="talk"):
+        until(lambda: (pod := self._pod(name)) and pod["status"].get("conditions"))
+
+    def server(self):
+        body = deployment()
+        container = body["spec"]["template"]["spec"]["containers"][0]
+        container |= {"image": self.image, "command": ["python3", "-c", SERVE],
+                      "ports": [{"name": "http", "containerPort": 8000}],
+                      "readinessProbe": {"httpGet": {"path": "/", "port": "http"}}}  # fmt: skip
+        body["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] = 1
+        return [service(port=80), body]
+
+    def serving(self):
+        return self.cluster.get("web").wait_ready(timeout_s=120).pods[0]
+
+
+@pytest.fixture(params=["local", "kubernetes", *(["real"] if KUBECONFIG else [])])
 def world(request, tmp_path):
     """Each of the worlds; nothing of it is left behind."""
     orders = tmp_path / "orders"
+    if request.param == "real":
+        with real_namespace() as found:
+            yield RealWorld(found, "/tmp/orders")
+        return
     if request.param == "kubernetes":
         made = KubernetesWorld(
             request.getfixturevalue("kubernetes_cluster"), orders,

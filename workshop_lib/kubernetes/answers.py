@@ -26,7 +26,10 @@ _CANNOT = re.compile(
     r'User "(?P<user>[^"]+)" cannot (?P<verb>\w+) resource "(?P<resource>[^"]+)" '
     r'in API group "(?P<group>[^"]*)"(?: in the namespace "(?P<namespace>[^"]+)")?'
 )
-_SCHEMA = "failed to create typed patch object"
+_SCHEMA = ("failed to create typed patch object", "failed to convert new object")
+_DUMP = re.compile(r"^Invalid value: (?:[\[{&]|[\w.]+\{).*[\]})]: (?=.)")
+"""A value as the server quotes it; of a Job it is the whole pod, thousands of characters."""
+_FIXED = ("field is immutable", "is immutable after creation", "may not change once set")
 
 
 @dataclass(frozen=True)
@@ -68,13 +71,24 @@ class Answer:
         return list((self.json().get("details") or {}).get("causes") or [])
 
     @property
+    def fixed_fields(self) -> list[str]:
+        """The fields that cannot change any more, when nothing else was wrong with an object."""
+        if self.status != 422:
+            return []
+        fixed = [any(said in str(each.get("message")) for said in _FIXED) for each in self.causes]
+        return sorted({str(each.get("field")) for each in self.causes}) if all(fixed) else []
+
+    @property
     def is_missing_kind(self) -> bool:
         """404 because nobody serves such a path: the kind's operator is not installed."""
         return self.status == 404 and self.json().get("kind") != "Status"
 
     @property
-    def is_unknown_field(self) -> bool:
-        """A field that the schema does not have; server-side apply answers 500 to it."""
+    def breaks_schema(self) -> bool:
+        """A field that the schema does not have, or a value that its field cannot hold.
+
+        Server-side apply answers 500 to both.
+        """
         return self.message.startswith(_SCHEMA) or (
             self.status == 400 and "strict decoding error" in self.message
         )
@@ -82,7 +96,7 @@ class Answer:
     @property
     def is_worth_retrying(self) -> bool:
         """Too many requests, or trouble that passes: not the server's opinion of the request."""
-        return self.status in (429, 500, 502, 503, 504) and not self.is_unknown_field
+        return self.status in (429, 500, 502, 503, 504) and not self.breaks_schema
 
 
 def retry_after_s(headers: Mapping[str, str]) -> float | None:
@@ -110,7 +124,7 @@ def problem(answer: Answer, what: str) -> WorkshopError:
         answer: The answer.
         what: What was asked, such as `Job/model`.
     """
-    if answer.is_unknown_field:
+    if answer.breaks_schema:
         return ManifestError(f"{what}: {_schema_problem(answer.message)}; correct the manifest")
     if answer.status == 401:
         return ConnectError(
@@ -135,11 +149,13 @@ def problem(answer: Answer, what: str) -> WorkshopError:
 
 def _schema_problem(message: str) -> str:
     """The field, out of the server's sentence about its schema."""
-    _, _, tail = message.partition("): ")
+    message = re.sub(r"&value\.valueUnstructured\{Value:(.*?)\}", r"\1", message)
+    message = re.sub(r"^failed to convert new object .*Kind=\w+: ", "", message)
+    _, _, tail = message.partition("): ") if message.startswith(_SCHEMA) else ("", "", message)
     path, _, said = (tail or message).partition(": ")
     if said.startswith("field not declared"):
         return f"there is no field {path.lstrip('.')}"
-    return tail or message
+    return (tail or message).lstrip(".")
 
 
 def _forbidden(answer: Answer, what: str) -> ForbiddenError:
@@ -147,10 +163,12 @@ def _forbidden(answer: Answer, what: str) -> ForbiddenError:
     if found is None:  # a quota, or the namespace's Pod Security: the server explains
         return ForbiddenError(f"{what}: refused: {answer.message}")
     verb, resource, group = found["verb"], found["resource"], found["group"]
-    where = f"namespace {found['namespace']!r}" if found["namespace"] else "the whole cluster"
+    # Of a Namespace the server says that it lies in itself; only a ClusterRole can allow it all.
+    namespace = "" if resource == "namespaces" else found["namespace"]
+    where = f"namespace {namespace!r}" if namespace else "the whole cluster"
     verbs = '["patch", "create"]' if verb == "patch" else f'["{verb}"]'
     rule = f'{{apiGroups: ["{group}"], resources: ["{resource}"], verbs: {verbs}}}'
-    kind = "Role" if found["namespace"] else "ClusterRole"
+    kind = "Role" if namespace else "ClusterRole"
     return ForbiddenError(
         f"{what}: user {found['user']!r} may not {verb} {resource} in {where}; "
         f"ask for this rule in a {kind}: {rule}"
@@ -159,5 +177,9 @@ def _forbidden(answer: Answer, what: str) -> ForbiddenError:
 
 def _invalid(answer: Answer) -> str:
     """Each field that is wrong, and why; the server's own sentence when it names none."""
-    wrong = [f"{c['field']}: {c['message']}" for c in answer.causes if c.get("field")]
+    wrong = [
+        f"{cause['field']}: {_DUMP.sub('', ' '.join(str(cause['message']).split()))}"
+        for cause in answer.causes
+        if cause.get("field", "<nil>") != "<nil>"  # what a custom resource's rules did not look at
+    ]
     return "; ".join(dict.fromkeys(wrong)) or answer.message

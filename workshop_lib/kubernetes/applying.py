@@ -288,13 +288,10 @@ class Applier:
                 f"{step.key}: somebody else has set {', '.join(found)}; leave it to them, or take "
                 f"it over with cluster.apply({self.component!r}, force=True)"
             )
-        if answer.status == 422 and step.before is not None and "mmutable" in answer.message:
-            fields = ", ".join(
-                sorted({c["field"] for c in answer.causes if "mmutable" in c["message"]})
-            )
+        if step.before is not None and (fields := answer.fixed_fields):
             return ClusterError(
                 f"{step.key}: {_fixed(step.resource.kind)} cannot change while it exists "
-                f"({fields or 'its spec'}); first cluster.delete({self.component!r})"
+                f"({', '.join(fields)}); first {self._deletion(step)}"
             )
         if answer.status == 404 and f'namespaces "{self.namespace}" not found' in answer.message:
             return NotFoundError(
@@ -305,6 +302,13 @@ class Applier:
         if isinstance(error, ManifestError):
             return ManifestError(f"{error} (manifests/overlays/*/{self.component})")
         return error
+
+    def _deletion(self, step: _Step) -> str:
+        """The call that makes room for a changed object."""
+        if step.resource.kind != CLAIM:
+            return f"cluster.delete({self.component!r})"
+        name, owner = step.body["metadata"]["name"], step.body["metadata"]["labels"][COMPONENT]
+        return f"cluster.delete({owner!r}, claims=[{name!r}]), and its data goes with it"
 
 
 def _fixed(kind: str) -> str:

@@ -13,7 +13,7 @@ from workshop_lib.cluster import WORKLOAD_KINDS, ExecResult, LogLine, Observatio
 from workshop_lib.cost import announce
 from workshop_lib.diagnosis import Diagnosis, diagnose
 from workshop_lib.diagnosis.component import add_ray_state, of_component
-from workshop_lib.errors import NotFoundError, WorkshopError
+from workshop_lib.errors import ConnectError, NotFoundError, WorkshopError
 from workshop_lib.kubernetes import deleting, executing, logs, observe, snapshot, watch
 from workshop_lib.kubernetes.answers import problem
 from workshop_lib.kubernetes.api import Api
@@ -69,6 +69,11 @@ class KubernetesCluster:
         self.namespace = namespace or self._api.access.namespace
         try:
             answer = self._api.request("GET", "/version", tries=min(tries, 3))
+            if answer.status in (400, 404):  # HTTP where TLS is spoken, or another server
+                raise ConnectError(
+                    f"{self.server} does not answer as a Kubernetes API server does "
+                    f"({answer.status}: {answer.message}); correct `server` in the kubeconfig"
+                )
             if not answer.ok:
                 raise problem(answer, f"connecting to {self.server}")
         except WorkshopError:

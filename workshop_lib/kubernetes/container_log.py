@@ -12,6 +12,7 @@ from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
 from workshop_lib.cluster import LogLine
+from workshop_lib.errors import NotFoundError
 from workshop_lib.kubernetes.answers import problem, retry_after_s
 from workshop_lib.kubernetes.api import Api, Lost, Pauses, read
 from workshop_lib.kubernetes.observe import INDEX
@@ -22,11 +23,14 @@ from workshop_lib.kubernetes.streams import StoppableStream, blocks
 if TYPE_CHECKING:
     from urllib3 import BaseHTTPResponse
 
-__all__ = ["LOOK_EVERY_S", "ContainerLog", "Lines", "container_statuses"]
+__all__ = ["LOOK_EVERY_S", "LOST_LOG", "ContainerLog", "Lines", "container_statuses"]
 
 Json = Mapping[str, Any]
 Lines = Iterator[LogLine]
 """A batch of lines."""
+
+LOST_LOG = "unable to retrieve container logs for "
+"""How the kubelet begins its only line, with status 200, when it has deleted a run's log."""
 
 SILENT_S = 300.0
 """A stream that is silent for so long is opened anew: it may be dead."""
@@ -99,6 +103,7 @@ class ContainerLog:
         self._position = Position()
         self._reader = StoppableStream()
         self._heard = False
+        self._gone = False
         index = (pod["metadata"].get("annotations") or {}).get(INDEX)
         self._who = (self._name, None if index is None else int(index), container)
 
@@ -114,6 +119,11 @@ class ContainerLog:
         """
         if not self._follow:
             yield from self._whole(previous=self._previous)
+            if self._previous and self._gone:
+                raise NotFoundError(
+                    f"{self._name}: its node has deleted the log of the previous run (it keeps "
+                    "one); logs() has the last run's"
+                )
             return
         breaks, run = _Breaks(self._api.tries), None
         while not self._reader.stopped.is_set():
@@ -198,7 +208,9 @@ class ContainerLog:
             rest = data[end:]
             if end and (texts := self._position.new(_split(data[:end]))):
                 yield _log_lines(*self._who, texts)
-        if whole and rest and (texts := self._position.new(_split(rest))):
+        if rest.startswith(LOST_LOG.encode()):
+            self._gone = True
+        elif whole and rest and (texts := self._position.new(_split(rest))):
             yield _log_lines(*self._who, texts)
 
     def _refused(self, response: BaseHTTPResponse) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from workshop_lib.errors import ForbiddenError, OperatorError, WorkshopError
 from workshop_lib.kubernetes.api import Api
-from workshop_lib.kubernetes.container_log import container_statuses
+from workshop_lib.kubernetes.container_log import LOST_LOG, container_statuses
 from workshop_lib.kubernetes.resources import Resource, resource_of_kind
 
 __all__ = ["take_snapshot"]
@@ -103,4 +103,4 @@ def _log(api: Api, namespace: str, pod: str, container: str, *, previous: bool) 
         answer = api.request("GET", path, params=params, tries=1)
     except WorkshopError:
         return ""  # a node that does not answer: the rest of the snapshot counts all the more
-    return answer.text if answer.ok else ""
+    return answer.text if answer.ok and not answer.text.startswith(LOST_LOG) else ""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import socket
+import ssl
 import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -37,7 +39,7 @@ class StoppableStream:
             if self._response is not None:
                 # ValueError and the others: it has ended by itself meanwhile.
                 with contextlib.suppress(ValueError, OSError, RuntimeError, AttributeError):
-                    self._response.shutdown()
+                    _shut(self._response)
 
     @contextlib.contextmanager
     def reading(self, response: BaseHTTPResponse) -> Iterator[bool]:
@@ -58,6 +60,19 @@ class StoppableStream:
             with self._lock:
                 self._response = None
             response.close()
+
+
+def _shut(response: BaseHTTPResponse) -> None:
+    """Make a read of a response end, which another thread is in.
+
+    Not by `SSLSocket.shutdown`: it takes the encryption away first, and the reader would be
+    given what the server has sent since, encrypted, as if it were the answer.
+    """
+    connection = getattr(getattr(response, "_sock_shutdown", None), "__self__", None)
+    if isinstance(connection, ssl.SSLSocket):
+        socket.socket.shutdown(connection, socket.SHUT_RD)
+    else:
+        response.shutdown()
 
 
 def chunks(response: BaseHTTPResponse, size: int = 1 << 16) -> Iterator[bytes]:

@@ -141,7 +141,7 @@ class Mirror:
             if response.status != 200:
                 self._refused(response)
             for line in _lines(response):
-                self._take(json.loads(line))
+                self._take(_event(line))
                 self._brought = True
 
     def _refused(self, response: BaseHTTPResponse) -> NoReturn:
@@ -171,6 +171,15 @@ class Mirror:
             else:
                 self._objects[uid] = item
         self._on_change()
+
+
+def _event(line: bytes) -> dict[str, Any]:
+    """A line of a watch; one that is none means that the stream is broken."""
+    try:
+        event: dict[str, Any] = json.loads(line)
+    except ValueError as error:
+        raise Lost(f"it brought no event ({error})") from None
+    return event
 
 
 def _lines(response: BaseHTTPResponse) -> Iterator[bytes]:

@@ -39,6 +39,7 @@ class Kubelet:
     Attributes:
         drop_after: A log stream breaks off after at most so many lines, in the middle of one.
         drops: How often that happened; it stops at `most_drops`.
+        deleted: Of these containers, as (pod, container), the previous run's log is gone.
     """
 
     def __init__(self, seed=0):
@@ -47,6 +48,7 @@ class Kubelet:
         self.drops = 0
         self.most_drops = 10**9
         self.ports = {}
+        self.deleted = set()
         self.random = random.Random(seed)
 
     def log(self, pod, container="main"):
@@ -66,6 +68,11 @@ class Kubelet:
             if len(runs) < 2:
                 raise Problem(400, f'previous terminated container "{container}" in pod "{name}" '
                               "not found", "BadRequest")  # fmt: skip
+            if (name, container) in self.deleted:  # as recorded: 200, no timestamp, no newline
+                handler.start_chunks("text/plain")
+                handler.send_chunk(b"unable to retrieve container logs for containerd://573a9ba5")
+                handler.end_chunks()
+                return
             runs = runs[:-1]
         if not runs:
             raise Problem(400, f'container "{container}" in pod "{name}" is waiting to start: '

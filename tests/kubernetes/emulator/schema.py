@@ -1,5 +1,6 @@
 """What the API server knows of its objects: kinds, fields, defaults, a few rules."""
 
+import json
 import typing
 
 KINDS = {
@@ -113,12 +114,14 @@ def invalid(old, new):
             return [("FieldValueRequired", 'Required value: valid values: "OnFailure", "Never"',
                      "spec.template.spec.restartPolicy")]  # fmt: skip
         if old and old["spec"]["template"] != spec["template"]:
-            return [("FieldValueInvalid", "Invalid value: {...}: field is immutable",
-                     "spec.template")]  # fmt: skip
+            # The whole template, in Go's words: thousands of characters before the reason.
+            said = f"Invalid value: {json.dumps(spec['template'])}: field is immutable"
+            return [("FieldValueInvalid", said, "spec.template")]
     if kind == "PersistentVolumeClaim" and old and old["spec"] != spec:
         said = (
             "Forbidden: spec is immutable after creation except resources.requests and "
-            "volumeAttributesClassName for bound claims"
+            "volumeAttributesClassName for bound claims\n"
+            '@@ -1,6 +1,6 @@\n {\n-  "old"\n+  "new"\n }'
         )
         return [("FieldValueForbidden", said, "spec")]
     return []

@@ -58,9 +58,12 @@ class Fault:
 
 
 class Emulator:
-    """A cluster of one namespace, `workshop`, served on loopback until it is closed."""
+    """A cluster of one namespace, `workshop`, served on loopback until it is closed.
 
-    def __init__(self, *, crds=True):
+    With a certificate (an `ssl.SSLContext`) it is served over TLS, as every real one is.
+    """
+
+    def __init__(self, *, crds=True, certificate=None):
         self.store = Store()
         self.kubelet = Kubelet()
         self.tokens = {"good-token"}
@@ -87,7 +90,12 @@ class Emulator:
                 self._resources[version, resource.plural] = resource
         self._http = _Server(("127.0.0.1", 0), _Handler)
         self._http.emulator = self
-        self.url = f"http://127.0.0.1:{self._http.server_address[1]}"
+        if certificate is not None:  # each connection shakes hands in its own thread
+            self._http.socket = certificate.wrap_socket(
+                self._http.socket, server_side=True, do_handshake_on_connect=False
+            )
+        scheme = "http" if certificate is None else "https"
+        self.url = f"{scheme}://127.0.0.1:{self._http.server_address[1]}"
         self._stop = threading.Event()
         self._threads = [
             threading.Thread(target=self._http.serve_forever, args=(0.05,), daemon=True),

@@ -1,0 +1,65 @@
+"""Against a real cluster, when one is named (`real_cluster.py` says how); nothing of it is kept.
+
+The tests of `tests/protocol` run against it too. Here is what only a real server can tell.
+"""
+
+import pytest
+from objects import config_map, job, objects
+from real_cluster import IMAGE, KUBECONFIG, REASON, real_namespace
+
+from workshop_lib import manifests
+from workshop_lib.errors import WaitTimeoutError
+from workshop_lib.kubernetes.applying import prepared
+from workshop_lib.kubernetes.resources import resource_of, resource_of_kind
+from workshop_lib.kubernetes.streams import StoppableStream
+from workshop_lib.kubernetes.watch import Expired, Mirror
+
+pytestmark = pytest.mark.skipif(not KUBECONFIG, reason=REASON)
+
+
+@pytest.mark.parametrize("profile", ["eks", "kind"])
+def test_every_object_is_accepted(profile):
+    """Strictly validated as a dry run: no pod is made and no image pulled."""
+    refused, unknown = [], set()
+    with real_namespace(profile) as cluster:
+        for component in manifests.components(profile):
+            found = manifests.render(profile, component, {})
+            for body in prepared(component, found, cluster.namespace):
+                resource = resource_of(body)
+                answer = cluster._api.apply(resource, cluster.namespace, body, dry_run=True)
+                if answer.is_missing_kind:
+                    unknown.add(resource.group)
+                elif not answer.ok and not answer.fixed_fields:  # there already, with other values
+                    refused.append(f"{component}: {answer.message}")
+    assert refused == []
+    assert unknown <= {"ray.io", "monitoring.coreos.com"}, "these come with operators"
+
+
+def test_a_pod_that_the_namespace_does_not_admit():
+    """The Job is made, its pod is not: only an event of the Job tells why."""
+    with real_namespace() as cluster:
+        body = job(image=IMAGE)
+        body["spec"]["template"]["spec"]["hostNetwork"] = True
+        level = {"metadata": {"name": cluster.namespace, "labels": {
+            "pod-security.kubernetes.io/enforce": "baseline"}}}  # fmt: skip
+        answer = cluster._api.request(
+            "PATCH", f"/api/v1/namespaces/{cluster.namespace}", body=level,
+            content_type="application/merge-patch+json",
+        )  # fmt: skip
+        assert answer.ok
+        work = cluster.apply_objects("demo", objects(body))
+        with pytest.raises(WaitTimeoutError, match="violates PodSecurity"):
+            work.wait_ready(timeout_s=15)
+
+
+def test_a_version_that_has_expired():
+    """The watch says so in the way that makes the mirror list anew."""
+    with real_namespace() as cluster:
+        cluster.apply_objects("demo", objects(config_map()))
+        configs = resource_of_kind("ConfigMap")
+        mirror = Mirror(cluster._api, cluster.namespace, configs, lambda: None)
+        mirror.stop()
+        again = Mirror.__new__(Mirror)
+        vars(again).update(vars(mirror), _version="1", _reader=StoppableStream())
+        with pytest.raises(Expired):
+            again._watch_once()
