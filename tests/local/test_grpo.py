@@ -14,9 +14,17 @@ from grpo_helpers import ARITHMETIC, SMALL, make_tiny_model
 from workshop_lib.commands.measures.frame import measure
 from workshop_lib.commands.measures.grpo_step import GrpoStep
 from workshop_lib.data import data_path
-from workshop_lib.metrics import read_completions, read_metrics, steps_to_reward
+from workshop_lib.metrics import (
+    judge,
+    read_completions,
+    read_metrics,
+    read_run,
+    steps_to_reward,
+    with_judge,
+)
 from workshop_lib.models import prepare
 from workshop_lib.recipe import read_recipe
+from workshop_lib.training import math_verify_reward
 from workshop_lib.training.engine import latest_checkpoint, plan_training, train
 from workshop_lib.training.evaluate import evaluate_folder
 
@@ -208,3 +216,24 @@ def test_the_reward_rises(model: Path, tmp_path: Path, seed: int) -> None:
     before, after = (evaluate_folder(folder, recipe) for folder in (model, result.checkpoint))
     print(f"held out: {before.right} of 30 before, {after.right} of 30 after")
     assert after.right >= before.right + 5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("verifier", "kind"), [("math", "hacking"), ("math_verify", None)], ids=["hacked", "cured"]
+)
+def test_the_reward_is_hacked_and_the_verifier_cures_it(
+    model: Path, tmp_path: Path, verifier: str, kind: str | None
+) -> None:
+    """Live what `data/recorded/trl/hacked` and `cured` recorded: echoes are all that is learned."""
+    overrides = {"data.default.env_name": verifier, f"env.{verifier}.num_workers": 2}
+    recipe = read_recipe(data_path("recipes/hackable.yaml"), overrides)
+    train(plan_training(recipe, output=tmp_path, model=model, seed=1), say=print)
+    run = with_judge(read_run(tmp_path), math_verify_reward)
+    last = run.frame.tail(3)
+    if kind:
+        assert judge(run.frame).kind == kind
+        assert last["reward"].mean() > 0.9 and last["right_share"].mean() < 0.1
+    else:
+        assert judge(run.frame).kind != "hacking"
+        assert run.frame["right_share"].tolist() == pytest.approx(run.frame["reward"].tolist())

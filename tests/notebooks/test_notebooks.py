@@ -103,6 +103,7 @@ def hacking_was_seen(records):
     assert records["hacked"] == {"reward": 0.996, "right": 0.242}
     # Of the answers sampled before any training: the stock verifier pays for echoes as well.
     assert records["paid"]["stock"] > records["paid"]["honest"]
+    assert records["laptop_verdicts"]["hacked"] == "hacking" != records["laptop_verdicts"]["cured"]
 
 
 def settings_were_compared(records):

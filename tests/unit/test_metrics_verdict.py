@@ -9,7 +9,14 @@ import pandas as pd
 import pytest
 
 from workshop_lib.data import data_path
-from workshop_lib.metrics import RUN_COLUMNS, echo_share, judge, read_rollouts, read_run
+from workshop_lib.metrics import (
+    RUN_COLUMNS,
+    echo_share,
+    judge,
+    read_rollouts,
+    read_run,
+    with_judge,
+)
 from workshop_lib.metrics.verdict import (
     hacking_by_echo,
     hacking_by_judge,
@@ -20,6 +27,7 @@ from workshop_lib.metrics.verdict import (
     stalled,
     unstable,
 )
+from workshop_lib.training import math_verify_reward
 
 NOTHING = float("nan")
 
@@ -42,6 +50,15 @@ def kinds(frame: pd.DataFrame) -> list[str]:
 def test_the_honest_run_is_learning_and_never_suspected(source: str) -> None:
     said = kinds(unjudged(source))
     assert said[:8] == ["too early"] * 8 and set(said[8:]) == {"learning"}
+
+
+def test_the_laptops_hacked_run_and_its_cure() -> None:
+    """Echoes from the third step on, without a judge; the cured one earns nothing, and says so."""
+    said = kinds(recorded("trl/hacked"))
+    assert said[-1] == "hacking" and "learning" not in said[4:]
+    assert judge(recorded("trl/cured")).kind == "no signal"
+    hacked = with_judge(read_run(data_path("recorded/trl/hacked")), math_verify_reward).frame
+    assert hacked["reward"].iloc[-1] > 0.95 and hacked["right_share"].max() < 0.1
 
 
 def test_the_hacked_run_with_a_judge() -> None:

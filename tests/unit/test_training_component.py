@@ -161,7 +161,7 @@ def test_another_recipe_of_the_same_component() -> None:
     assert recipe.path.name == "graded.yaml" and recipe.grpo.max_num_steps == 3
     paths = {entry.data_path for entry in recipe.datasets("validation")}
     assert paths == {"data/problems/graded-heldout.jsonl"}
-    with pytest.raises(ManifestError, match="not one of arithmetic, graded"):
+    with pytest.raises(ManifestError, match="not one of arithmetic, graded, hackable"):
         training_recipe("local", {"recipe": "gradd"})
 
 

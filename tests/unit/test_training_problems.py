@@ -15,6 +15,7 @@ from workshop_lib.training.graded import LEVELS, graded_problems
 from workshop_lib.training.problems import (
     HELD_OUT,
     PROMPT,
+    large_sums,
     load_problems,
     main,
     single_digit_sums,
@@ -32,7 +33,7 @@ def test_the_committed_files_are_what_the_script_writes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([str(tmp_path)]) == 0
-    assert len(capsys.readouterr().out.splitlines()) == 6
+    assert len(capsys.readouterr().out.splitlines()) == 8
     for path in tmp_path.iterdir():
         assert path.read_bytes() == data_path(f"problems/{path.name}").read_bytes(), path.name
 
@@ -161,3 +162,10 @@ def test_a_level_is_a_number(tmp_path: Path) -> None:
     path.write_text('{"problem": "1 + 1", "answer": "2", "level": "easy"}\n')
     with pytest.raises(WorkshopError, match="level is a whole number, not 'easy'"):
         load_problems(read_recipe(ARITHMETIC, {"data.train.data_path": str(path)}))
+
+
+def test_large_sums_are_many_and_in_one_part_only() -> None:
+    train, held_out = large_sums()
+    pairs = [frozenset(row["problem"].split(" + ")) for row in train + held_out]
+    assert (len(train), len(held_out), len(set(pairs))) == (120, 40, 160)
+    assert all(str(sum(map(int, row["problem"].split(" + ")))) == row["answer"] for row in train)

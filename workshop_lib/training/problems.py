@@ -9,7 +9,9 @@ mirror image in training, and only pairs whose sum has another pair left to trai
 on are held out, so that no answer is new. 70 problems train, 30 are held out.
 The space has no more: a held-out answer has still been seen, as another sum's.
 
-`graded` makes the larger set: six levels, and over 200 problems held out.
+`graded` makes the larger set: six levels, and over 200 problems held out. Sums of
+three digits are for `recipes/hackable.yaml`: too hard for a small model to compute,
+easy to repeat.
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ __all__ = [
     "HELD_OUT",
     "PROMPT",
     "Problem",
+    "large_sums",
     "load_problems",
     "single_digit_sums",
     "write_problems",
@@ -103,6 +106,29 @@ def single_digit_sums(seed: int = _SEED) -> tuple[list[dict[str, str]], list[dic
     return parts[False], parts[True]
 
 
+def large_sums(seed: int = _SEED) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
+    """Sums of three digits: 120 to train on, 40 held out, no pair twice in any order.
+
+    Args:
+        seed: Draws them.
+
+    Returns:
+        Problems to train on and problems held out, with `problem` and `answer`.
+
+    Example:
+        >>> train, held_out = large_sums()
+        >>> len(train), len(held_out)
+        (120, 40)
+    """
+    draw = random.Random(f"{seed} large sums")
+    pairs: dict[tuple[int, int], dict[str, str]] = {}
+    while len(pairs) < 160:
+        a, b = draw.randint(100, 999), draw.randint(100, 999)
+        pairs.setdefault((min(a, b), max(a, b)), {"problem": f"{a} + {b}", "answer": str(a + b)})
+    problems = list(pairs.values())
+    return problems[:120], problems[120:]
+
+
 def write_problems(folder: str | Path) -> list[Path]:
     """Write the problems and their prompt as NeMo RL's `ResponseDataset` reads them.
 
@@ -118,6 +144,7 @@ def write_problems(folder: str | Path) -> list[Path]:
     place = Path(folder)
     place.mkdir(parents=True, exist_ok=True)
     train, held_out = single_digit_sums()
+    large = large_sums()
     graded = [
         [{"problem": p.problem, "answer": p.answer, "level": p.level} for p in part]
         for part in graded_problems(_SEED)
@@ -125,6 +152,8 @@ def write_problems(folder: str | Path) -> list[Path]:
     texts = {
         "sums-train.jsonl": _json_lines(train),
         "sums-heldout.jsonl": _json_lines(held_out),
+        "large-sums-train.jsonl": _json_lines(large[0]),
+        "large-sums-heldout.jsonl": _json_lines(large[1]),
         "graded-train.jsonl": _json_lines(graded[0]),
         "graded-heldout.jsonl": _json_lines(graded[1]),
         # No newline at the end: NeMo RL takes the file as it is, and so would the model.
