@@ -50,13 +50,22 @@ def jobs(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return asked
 
 
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """What is looked at before a training is asked for; here none is."""
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    (tmp_path / "tokenizer.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(bytes(512))
+    return tmp_path
+
+
 @pytest.mark.parametrize(("key", "values"), KEYS)
 def test_every_setting_makes_a_recipe_that_can_be_trained(
-    jobs: list[Any], tmp_path: Path, key: str, values: list[Any]
+    jobs: list[Any], model: Path, key: str, values: list[Any]
 ) -> None:
     from workshop_lib.training.translate import translate
 
-    comparison = compare_settings(read_recipe(ARITHMETIC), key, values, model=tmp_path)
+    comparison = compare_settings(read_recipe(ARITHMETIC), key, values, model=model)
     ((_, recipes),) = jobs
     for recipe, value in zip(recipes, values, strict=True):
         assert recipe.completions_per_step == ANSWERS
@@ -70,10 +79,10 @@ def test_every_setting_makes_a_recipe_that_can_be_trained(
     assert comparison._repr_png_().startswith(b"\x89PNG")
 
 
-def test_a_recipe_with_overrides_keeps_them(jobs: list[Any], tmp_path: Path) -> None:
+def test_a_recipe_with_overrides_keeps_them(jobs: list[Any], model: Path) -> None:
     recipe = read_recipe(ARITHMETIC, {"grpo.seed": 7})
     compare_settings(
-        recipe, KEYS[1][0], KEYS[1][1], model=tmp_path, also={"grpo.num_prompts_per_step": 2,
+        recipe, KEYS[1][0], KEYS[1][1], model=model, also={"grpo.num_prompts_per_step": 2,
         "policy.train_global_batch_size": 16, "policy.train_micro_batch_size": 16},
     )  # fmt: skip
     ((_, (first, _)),) = jobs
@@ -90,16 +99,16 @@ def test_a_recipe_with_overrides_keeps_them(jobs: list[Any], tmp_path: Path) -> 
     ],
 )
 def test_what_is_refused(
-    jobs: list[Any], tmp_path: Path, key: str, values: list[Any], said: str
+    jobs: list[Any], model: Path, key: str, values: list[Any], said: str
 ) -> None:
     with pytest.raises((TrainingError, RecipeError), match=said):
-        compare_settings(read_recipe(ARITHMETIC), key, values, model=tmp_path)
+        compare_settings(read_recipe(ARITHMETIC), key, values, model=model)
     assert jobs == []
 
 
-def test_the_figure_has_a_line_a_value(jobs: list[Any], tmp_path: Path) -> None:
+def test_the_figure_has_a_line_a_value(jobs: list[Any], model: Path) -> None:
     comparison: SettingsComparison = compare_settings(
-        read_recipe(ARITHMETIC), "policy.optimizer.kwargs.lr", [1e-6, 1e-5, 1e-4], model=tmp_path
+        read_recipe(ARITHMETIC), "policy.optimizer.kwargs.lr", [1e-6, 1e-5, 1e-4], model=model
     )
     figure = plot_settings(comparison.frame, key=comparison.key)
     assert len(figure.axes) == 6
