@@ -183,10 +183,12 @@ def test_the_load_is_as_asked(stub: StreamingServer) -> None:
     stub.bodies.clear()
     run_sweep(stub.url, PROMPTS, levels=(6,), requests_per_level=15, max_tokens=4, warmup=1)
     assert stub.most_running == 6
-    assert len(stub.bodies) == 16
-    body = stub.bodies[-1]
+    # What an interrupted client had sent may be read only now; it asked for other lengths.
+    asked = [body for body in stub.bodies if body["max_tokens"] == 4]
+    assert len(asked) == 16
+    body = asked[-1]
     assert body["stream_options"] == {"include_usage": True} and body["ignore_eos"] is True
-    assert body["max_tokens"] == 4 and body["temperature"] == 0
+    assert body["temperature"] == 0
 
 
 def test_connections_are_kept(stub: StreamingServer) -> None:
