@@ -220,20 +220,24 @@ def test_the_reward_rises(model: Path, tmp_path: Path, seed: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("verifier", "kind"), [("math", "hacking"), ("math_verify", None)], ids=["hacked", "cured"]
+    ("verifier", "steps"), [("math", 6), ("math_verify", 3)], ids=["hacked", "cured"]
 )
 def test_the_reward_is_hacked_and_the_verifier_cures_it(
-    model: Path, tmp_path: Path, verifier: str, kind: str | None
+    model: Path, tmp_path: Path, verifier: str, steps: int
 ) -> None:
     """Live what `data/recorded/trl/hacked` and `cured` recorded: echoes are all that is learned."""
-    overrides = {"data.default.env_name": verifier, f"env.{verifier}.num_workers": 2}
+    overrides = {
+        "data.default.env_name": verifier,
+        f"env.{verifier}.num_workers": 2,
+        "grpo.max_num_steps": steps,
+    }
     recipe = read_recipe(data_path("recipes/hackable.yaml"), overrides)
     train(plan_training(recipe, output=tmp_path, model=model, seed=1), say=print)
     run = with_judge(read_run(tmp_path), math_verify_reward)
     last = run.frame.tail(3)
-    if kind:
-        assert judge(run.frame).kind == kind
-        assert last["reward"].mean() > 0.9 and last["right_share"].mean() < 0.1
+    if verifier == "math":
+        assert judge(run.frame).kind == "hacking"
+        assert last["reward"].mean() > 0.8 and last["right_share"].mean() < 0.1
     else:
         assert judge(run.frame).kind != "hacking"
         assert run.frame["right_share"].tolist() == pytest.approx(run.frame["reward"].tolist())
