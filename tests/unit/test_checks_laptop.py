@@ -63,4 +63,4 @@ def test_a_model_that_is_not_there_is_said(monkeypatch, tmp_path):
     monkeypatch.setenv("WORKSHOP_MODELS_DIR", str(tmp_path))
     check = outcome_of("the model")
     assert check.outcome == "cannot tell" and "not yet" in check.evidence
-    assert "workshop_lib.models" in check.fix
+    assert "workshop_lib.models prepare" in check.fix

@@ -86,7 +86,7 @@ def _model() -> Check:
         "the model is in the cache", there or None,
         f"{models.DEFAULT_MODEL} at {models.model_path()}" if there
         else "not yet: the first notebook that needs it makes it ready, in half a minute",
-        "python -m workshop_lib.models makes it ready now",
+        "python -m workshop_lib.models prepare makes it ready now",
     )  # fmt: skip
 
 

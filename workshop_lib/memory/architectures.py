@@ -25,6 +25,7 @@ class Traits:
     tied: bool = False
     moe: bool = False
     latent: bool = False
+    router_bias: bool = False
     # The layers that see everything: every n-th; 0 when `config.json` does not alternate.
     full_every: int = 0
 
@@ -40,7 +41,7 @@ ARCHITECTURES = {
     "MixtralForCausalLM": Traits(moe=True),
     "Qwen3MoeForCausalLM": Traits(qk_norm=True, moe=True),
     "DeepseekV2ForCausalLM": Traits(moe=True, latent=True),
-    "DeepseekV3ForCausalLM": Traits(moe=True, latent=True),
+    "DeepseekV3ForCausalLM": Traits(moe=True, latent=True, router_bias=True),
 }
 
 
@@ -54,6 +55,7 @@ class Experts:
         size: Inner size of one expert.
         shared_size: Inner size of the experts that every token uses, together.
         dense_layers: Layers at the start that keep a plain MLP.
+        router_bias: The router keeps a correction for each expert.
     """
 
     count: int
@@ -61,6 +63,7 @@ class Experts:
     size: int
     shared_size: int = 0
     dense_layers: int = 0
+    router_bias: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,12 +85,13 @@ class Latent:
     query_rank: int = 0
 
 
-def read_experts(config: Mapping[str, Any], name: str) -> Experts:
+def read_experts(config: Mapping[str, Any], name: str, *, router_bias: bool = False) -> Experts:
     """The experts of a mixture-of-experts model.
 
     Args:
         config: A parsed `config.json`.
         name: The model's name, for messages.
+        router_bias: The architecture's.
 
     Raises:
         ModelError: A key is missing, or only some layers have experts in a way not modelled.
@@ -114,6 +118,7 @@ def read_experts(config: Mapping[str, Any], name: str) -> Experts:
         size=size,
         shared_size=shared * size,
         dense_layers=int(config.get("first_k_dense_replace") or 0),
+        router_bias=router_bias,
     )
 
 

@@ -40,6 +40,11 @@ _VOCAB_PADDING = 64
 _LARGEST = 10**9
 
 
+def _dtype_name(dtype: str) -> str:
+    name = dtype.removeprefix("torch.")
+    return _SAME_DTYPE.get(name, name)
+
+
 def dtype_bytes(dtype: str) -> int:
     """Bytes that one number takes.
 
@@ -54,9 +59,8 @@ def dtype_bytes(dtype: str) -> int:
         >>> dtype_bytes("bfloat16")
         2
     """
-    name = dtype.removeprefix("torch.")
     try:
-        return DTYPE_BYTES[_SAME_DTYPE.get(name, name)]
+        return DTYPE_BYTES[_dtype_name(dtype)]
     except KeyError:
         known = ", ".join(DTYPE_BYTES)
         raise ModelError(f"the number format {dtype!r} is not known; use one of {known}") from None
@@ -142,7 +146,9 @@ class ModelShape:
             dtype=_config_dtype(config),
             norms=traits.norms,
             windows=windows if any(windows) else (),
-            experts=read_experts(config, name) if traits.moe else None,
+            experts=read_experts(config, name, router_bias=traits.router_bias)
+            if traits.moe
+            else None,
             latent=_latent(config, name) if traits.latent else None,
             quantization=read_quantization(config, name),
         )
@@ -187,8 +193,7 @@ class ModelShape:
             'float32'
         """
         dtype_bytes(dtype)
-        name = dtype.removeprefix("torch.")
-        return replace(self, dtype=_SAME_DTYPE.get(name, name))
+        return replace(self, dtype=_dtype_name(dtype))
 
     @property
     def parameters(self) -> int:

@@ -160,7 +160,5 @@ def _beside(shape: ModelShape, layer: int, tp: int) -> int:
     if shape.latent:
         count += shape.latent.kv_rank + shape.latent.query_rank
     if shape.experts and layer >= shape.experts.dense_layers:
-        count += hidden * shape.experts.count
-        # DeepSeek-V3 keeps a correction for each expert beside its router.
-        count += shape.experts.count * (shape.architecture == "DeepseekV3ForCausalLM")
+        count += (hidden + shape.experts.router_bias) * shape.experts.count
     return count
