@@ -17,10 +17,41 @@ from typing import Any, cast
 from urllib.parse import urlsplit
 
 import httptools
+import msgspec
 
 __all__ = ["StreamClient", "StreamTimes"]
 
 _DONE = b"[DONE]"
+
+
+class _Delta(msgspec.Struct):
+    content: str | None = None
+    reasoning: str | None = None
+    reasoning_content: str | None = None
+
+
+class _Choice(msgspec.Struct):
+    """Of a chat (`delta`) or a plain completion (`text`)."""
+
+    delta: _Delta | None = None
+    text: str | None = None
+    finish_reason: str | None = None
+
+
+class _Usage(msgspec.Struct):
+    prompt_tokens: int
+    completion_tokens: int
+
+
+class _Message(msgspec.Struct):
+    """What of a message counts here; the rest of it is passed over, not built."""
+
+    choices: list[_Choice] | None = None
+    usage: _Usage | None = None
+    error: Any = None
+
+
+_decode = msgspec.json.Decoder(_Message).decode
 
 
 @dataclass(slots=True)
@@ -262,21 +293,24 @@ class _Connection(asyncio.Protocol):
             self._done = True
             return
         try:
-            message = json.loads(data)
-            if usage := message.get("usage"):
-                times.prompt_tokens = usage["prompt_tokens"]
-                times.completion_tokens = usage["completion_tokens"]
-            if error := message.get("error"):
-                words = error.get("message", error) if isinstance(error, dict) else error
-                _fail(times, "server", str(words)[:200])
-                return
-            for choice in message["choices"]:
-                if choice.get("finish_reason"):
-                    times.finish_reason = choice["finish_reason"]
-                if _text(choice):
-                    times.text_s.append(self._now)
-        except (ValueError, KeyError, TypeError, AttributeError):
+            message = _decode(data)
+        except msgspec.MsgspecError:  # no JSON, or not of this form
             self._break("malformed", f"not a completion message: {data[:80]!r}")
+            return
+        if usage := message.usage:
+            times.prompt_tokens = usage.prompt_tokens
+            times.completion_tokens = usage.completion_tokens
+        if error := message.error:
+            words = error.get("message", error) if isinstance(error, dict) else error
+            _fail(times, "server", str(words)[:200])
+        elif message.choices is None:
+            self._break("malformed", f"not a completion message: {data[:80]!r}")
+        else:
+            for choice in message.choices:
+                if choice.finish_reason:
+                    times.finish_reason = choice.finish_reason
+                if _has_text(choice):
+                    times.text_s.append(self._now)
 
     def _break(self, kind: str, detail: str) -> None:
         """End the exchange and the connection: what follows cannot be understood."""
@@ -288,14 +322,12 @@ class _Connection(asyncio.Protocol):
             self._finished.set_result(None)
 
 
-def _text(choice: dict[str, Any]) -> str:
-    """The text of a message's choice: chat, reasoning, or plain completion."""
-    delta = choice.get("delta")
+def _has_text(choice: _Choice) -> bool:
+    """Whether a choice brings text: an answer's, or that of the reasoning before it."""
+    delta = choice.delta
     if delta is None:
-        return str(choice.get("text") or "")
-    return str(
-        delta.get("content") or delta.get("reasoning") or delta.get("reasoning_content") or ""
-    )
+        return bool(choice.text)
+    return bool(delta.content or delta.reasoning or delta.reasoning_content)
 
 
 def _fail(times: StreamTimes, kind: str, detail: str) -> None:
