@@ -9,11 +9,11 @@ the kernel; on Linux all processes share that clock.
 from __future__ import annotations
 
 import contextlib
-import heapq
 import json
 import select
 import socket
 import time
+from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -46,7 +46,7 @@ class Load:
     watch_pid: int | None = None
 
 
-@dataclass
+@dataclass(slots=True)
 class Stream:
     """One answer; times are seconds of the monotonic clock.
 
@@ -132,7 +132,7 @@ def _answer(status: str, body: Any) -> bytes:
     return head.encode() + b"\r\n\r\n" + data
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class _Client:
     """One connection."""
 
@@ -141,13 +141,14 @@ class _Client:
     open: bool = True
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class _Answering:
-    """A stream that is being sent."""
+    """A stream that is being sent, and when its next token is due."""
 
     client: _Client
     stream: Stream
     tokens: int
+    due_s: float
 
 
 class MockServer:
@@ -169,7 +170,10 @@ class MockServer:
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         self._epoll = select.epoll()
         self._clients: dict[int, _Client] = {}
-        self._due: list[tuple[float, int, _Answering]] = []
+        # Two queues, each in the order of due times by itself: first tokens are all due
+        # equally long after their requests, further ones after those before.
+        self._first: deque[_Answering] = deque()
+        self._further: deque[_Answering] = deque()
         self._load = Load(0.0, 0.0)
         self._seen = Observation()
         self._cpu_before = (0.0, 0.0)
@@ -195,7 +199,8 @@ class MockServer:
 
         select() because it takes microseconds: epoll's own timeout is whole ms.
         """
-        left_s = self._due[0][0] - time.monotonic() if self._due else None
+        heads = [queue[0].due_s for queue in (self._first, self._further) if queue]
+        left_s = min(heads) - time.monotonic() if heads else None
         if left_s is not None and left_s <= 0:
             return [fd for fd, _ in self._epoll.poll(0)]
         if not select.select([self._epoll], [], [], left_s)[0]:
@@ -208,7 +213,8 @@ class MockServer:
             return
         self._load = load
         self._seen = Observation()
-        self._due.clear()
+        self._first.clear()
+        self._further.clear()
         self._control.send(self.url)
 
     def _accept(self) -> None:
@@ -276,10 +282,10 @@ class MockServer:
             self._cpu_before = self._cpu_s()
         stream = Stream(len(self._seen.streams) + 1, now)
         self._seen.streams.append(stream)
-        due = now + self._load.ttft_ms / 1000
-        # The number decides between equal times, so that answers are never compared.
-        heapq.heappush(self._due, (due, stream.number, _Answering(client, stream, tokens)))
-        self._seen.most_at_once = max(self._seen.most_at_once, len(self._due))
+        due_s = now + self._load.ttft_ms / 1000
+        self._first.append(_Answering(client, stream, tokens, due_s))
+        at_once = len(self._first) + len(self._further)
+        self._seen.most_at_once = max(self._seen.most_at_once, at_once)
 
     def _cpu_s(self) -> tuple[float, float]:
         return family_cpu_s(self._watched), time.process_time()
@@ -287,17 +293,19 @@ class MockServer:
     def _send_due(self) -> None:
         """Send the tokens whose time has come, at most one a stream, then look for requests."""
         now, itl_s = time.monotonic(), self._load.itl_ms / 1000
-        for _ in range(len(self._due)):
-            due, number, answering = self._due[0]
-            if due > now:
+        first, further = self._first, self._further
+        for _ in range(len(first) + len(further)):
+            # The earlier of the two heads, so that what follows joins its queue in order.
+            from_first = first and not (further and further[0].due_s <= first[0].due_s)
+            queue = first if from_first else further
+            if queue[0].due_s > now:
                 return
+            answering = queue.popleft()
             if self._send_token(answering):
                 # From the time it was due, so that lateness does not add up; but one
                 # that is behind by more than a gap may not pass the others.
-                following = max(due + itl_s, now)
-                heapq.heapreplace(self._due, (following, number, answering))
-            else:
-                heapq.heappop(self._due)
+                answering.due_s = max(answering.due_s + itl_s, now)
+                further.append(answering)
 
     def _send_token(self, answering: _Answering) -> bool:
         """Send an answer's next token; False when it was the last, or the client has gone."""
