@@ -11,7 +11,8 @@ from collections import Counter
 from collections.abc import Iterator
 
 from workshop_lib.diagnosis.cause import Cause, Depth, Lesson
-from workshop_lib.diagnosis.node_groups import KARPENTER, no_group, plugin_says
+from workshop_lib.diagnosis.disruptions import preempted_mates
+from workshop_lib.diagnosis.node_groups import KARPENTER, no_group, not_added, plugin_says
 from workshop_lib.diagnosis.placement import (
     CONTROL_PLANE,
     extended,
@@ -21,7 +22,7 @@ from workshop_lib.diagnosis.placement import (
     untolerated,
     wanted,
 )
-from workshop_lib.diagnosis.scheduling_texts import TEXTS
+from workshop_lib.diagnosis.scheduling_texts import TEXTS, devices_say
 from workshop_lib.diagnosis.view import Json, View, conditions, ref
 
 __all__ = ["is_unscheduled", "parse_reasons", "unscheduled"]
@@ -47,6 +48,7 @@ _RULES: list[tuple[str, str]] = [
     (r"didn't find available persistent volumes|non-existent pv|non-existent persistentvolume",
      "volume-not-found"),
     (r"exceed max volume count", "too-many-volumes"),
+    (r"ReadWriteOncePod", "claim-in-use"),
     (r"enough free storage", "storage-full"),
     (r"free ports for the requested pod ports", "host-port-taken"),
     (r"Too many pods", "too-many-pods"),
@@ -102,6 +104,8 @@ def unscheduled(view: View, pod: Json) -> Iterator[Cause]:
     found = _explain(view, pod, message)
     if (refused := no_group(view, pod)) and refused not in found.evidence:
         found.evidence.append(refused)
+        not_added(found, refused)
+    found.waits_for |= preempted_mates(view, pod)
     yield found
 
 
@@ -202,8 +206,9 @@ def _claim_trouble(view: View, pod: Json, message: str) -> Cause | None:
         )  # fmt: skip
     if found:
         return Cause(
-            "volume-lost", name, f"The claim {name!r} is bound to a volume that does not exist any "
-            "more; its data is gone with it.", [message],
+            "volume-lost", f"PersistentVolumeClaim/{name}",
+            f"The claim {name!r} is bound to a volume that does not exist any more; its data is "
+            "gone with it.", [message],
             f"kubectl delete pvc {name}, then apply it again and fill it anew", Lesson.WHEN,
             [f"PersistentVolumeClaim/{name}", ref(pod)], Depth.STORAGE,
         )  # fmt: skip
@@ -309,6 +314,8 @@ def _of_rule(view: View, pod: Json, message: str, reasons: list[tuple[int, str]]
             spread = (pod.get("spec") or {}).get("topologySpreadConstraints") or []
             keys = ", ".join(str(s.get("topologyKey")) for s in spread if isinstance(s, dict))
             text += f" Some nodes lack the label that it spreads over ({keys or 'topologyKey'})."
+        if rule == "resource-claim":
+            text += devices_say(message)
         nodes = [ref(n) for n in view.nodes if (n.get("spec") or {}).get("unschedulable")]
         first = nodes if rule == "nodes-cordoned" else []
         return _cause(pod, rule, _group(view, pod), text, fix, message, lesson, first=first)
@@ -348,6 +355,13 @@ def _insufficient(view: View, pod: Json, message: str, detail: str,
             "install the device plugin (kubectl get daemonsets -A)", message, lesson,
         )  # fmt: skip
     stem = "gpu" if "gpu" in resource else resource.split("/")[-1]
+    if view.has_nodes and amount > most == 0:
+        return _cause(
+            pod, f"{stem}-too-large", resource + _group(view, pod),
+            f"The pod asks for {ask}, and no node of the cluster offers any of it.",
+            f"take {resource} out of resources, or add nodes that are set up to offer it",
+            message, lesson,
+        )  # fmt: skip
     if view.has_nodes and amount > most + 1e-9:
         return _cause(
             pod, f"{stem}-too-large", resource + _group(view, pod),

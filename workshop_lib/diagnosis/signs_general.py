@@ -58,10 +58,11 @@ PROGRAM_SIGNS: tuple[Sign, ...] = (
             "version `glibc",
             "undefined symbol",
         ),
-        r"No module named '?(?P<what>[\w.]+)|ImportError: (?P<import>.*)|cannot import name|"
-        r"(?P<lib>\S+\.so\S*): cannot open shared object file|version `GLIBC\S* not found|"
-        r"undefined symbol: ",
-        "The image of {who} lacks a package that its program needs (or has another version).",
+        r"(?P<what>No module named '?[\w.]+'?|ImportError: .{0,160}|cannot import name.{0,80}|"
+        r"\S+\.so\S*: cannot open shared object file|version `GLIBC\S* not found|"
+        r"undefined symbol: \S*)",
+        "The image of {who} lacks a package that its program needs (or has another version): "
+        "{what}.",
         "use an image that has it, or install it when the image is built, not when the pod starts",
         Lesson.VLLM_WHEN,
     ),
