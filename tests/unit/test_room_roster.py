@@ -22,6 +22,9 @@ def roster(tmp_path, name, text):
         ("l.csv", "\ufeffname, gpus\n# two people\nada, 2\n\ngrace,\n"),
         ("l.csv", "gpus,name\r\n2,ada\r\n,grace\r\n"),
         ("l.yaml", "- {name: ada, gpus: 2}\n- grace\n"),
+        ("L.CSV", "name;gpus\nada;2\ngrace;\n;\n"),
+        ("l.csv", "name,gpus\nada,2\ngrace,\n,\n,\n"),
+        ("l.YML", "- {name: ada, gpus: 2}\n- grace\n"),
     ],
 )
 def test_lists_are_read(tmp_path, name, text):

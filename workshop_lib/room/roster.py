@@ -82,18 +82,22 @@ def read_roster(file: str | Path) -> list[Learner]:
 
 
 def _rows(path: Path, text: str) -> list[Mapping[str, Any]]:
-    if path.suffix in (".yaml", ".yml"):
+    kind = path.suffix.lower()
+    if kind in (".yaml", ".yml"):
         return _yaml_rows(path, text)
     lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
-    if path.suffix != ".csv":
+    if kind != ".csv":
         return [{"name": line.strip()} for line in lines]
-    reader = csv.DictReader(lines, skipinitialspace=True)
+    # Where a comma is for decimals, spreadsheets part columns with a semicolon.
+    mark = ";" if lines and ";" in lines[0] and "," not in lines[0] else ","
+    reader = csv.DictReader(lines, skipinitialspace=True, delimiter=mark)
     fields = [field.strip() for field in reader.fieldnames or []]
     if "name" not in fields:
         raise WorkshopError(f"{path}: the first line must name the columns, one of them `name`")
     return [
         {key.strip(): str(value or "").strip() for key, value in row.items() if key is not None}
         for row in reader
+        if any(str(value or "").strip() for value in row.values())  # else an empty row
     ]
 
 
