@@ -8,6 +8,7 @@ from snapshots import (
     crashing,
     ended,
     event,
+    job,
     node,
     pending,
     pod,
@@ -16,6 +17,8 @@ from snapshots import (
     status,
     waiting,
 )
+
+from workshop_lib.diagnosis import diagnose
 
 IMAGE = "reg.corp:5000/vllm:1"
 HEAD = (f'failed to pull and unpack image "{IMAGE}": failed to resolve reference "{IMAGE}": failed '
@@ -181,6 +184,19 @@ NAMES = {
                "math_verify"),
     "library": ("ImportError: libcudart.so.13: cannot open shared object file: No such file",
                 "module-missing", "libcudart.so.13"),
+    "variable": ("KeyError: 'MODEL_ID'", "variable-missing", "MODEL_ID"),
+    "file": ("FileNotFoundError: [Errno 2] No such file or directory: '/config/serve.yaml'",
+             "file-missing", "'/config/serve.yaml'"),
+    "proxy": ("requests.exceptions.ProxyError: HTTPSConnectionPool(host='huggingface.co', "
+              "port=443): Max retries exceeded (Caused by ProxyError('Unable to connect to proxy', "
+              "NewConnectionError('Connection refused')))", "proxy", "proxy"),
+    "xet": ("RuntimeError: Data processing error: CAS service error : Request failed after 5 "
+            "retries: error sending request for url (https://cas-server.xethub.hf.co/v1/x)",
+            "model-download", "Hugging Face"),
+    "locked": ("NCCL WARN NET/OFI Couldn't open a fabric access domain. RC: -12, ERROR: Cannot "
+               "allocate memory", "efa-memlock", "lock memory"),
+    "actor": ("core_worker.cc: The actor or task with ID ffff cannot be scheduled right now. It "
+              "requires {GPU: 2.0} for placement", "ray-infeasible", "more than its nodes have"),
     "hub": ("requests.exceptions.ConnectionError: HTTPSConnectionPool(host='huggingface.co', "
             "port=443): Max retries exceeded with url: /api/models/x (Caused by "
             "NameResolutionError(\"Failed to resolve 'huggingface.co' ([Errno -3] Temporary "
@@ -193,6 +209,38 @@ def test_what_a_log_names_is_named(name):
     text, rule, cause = NAMES[name]
     body, logs = crashing(text=text + "\n")
     check(snapshot(body, node(), logs=logs), rule, cause=cause, evidence=text[:60])
+
+
+def test_a_job_that_fails_in_words_that_nobody_knows():
+    body = job("train", failed="NewReason", message="it is {over} now")
+    assert "{over}" in str(diagnose(snapshot(body, node())))
+    policy = job("train", failed="PodFailurePolicy", message="Container main for pod demo/train-x "
+                 "failed with exit code 42 matching FailJob rule at index 0")  # fmt: skip
+    check(snapshot(policy, node()), "job-failure-policy", cause="exit code 42")
+
+
+def test_what_pydantic_finds_wrong_is_quoted():
+    body, logs = crashing(text="pydantic_core.ValidationError: 1 validation error for ModelConfig\n"
+                          "  Value error, Unknown dtype: 'fp16' [type=value_error]\n"
+                          "    For further information visit the page\n")  # fmt: skip
+    check(snapshot(body, node(), logs=logs), "container-exit", cause="Unknown dtype: 'fp16'")
+
+
+SETUPS = {
+    "account": ("FailedMount", 'MountVolume.SetUp failed for volume "kube-api-access-x" : failed '
+                'to fetch token: serviceaccounts "reader" not found', "service-account-missing",
+                "'reader'"),
+    "device": ("FailedPrepareDynamicResources", "Failed to prepare dynamic resources: DRA driver "
+               "gpu.nvidia.com is not registered", "resource-claim-prepare", "gpu.nvidia.com"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SETUPS)
+def test_what_a_node_cannot_make_ready(name):
+    reason, words, rule, cause = SETUPS[name]
+    body = pod(phase="Pending", statuses=[waiting("ContainerCreating")])
+    said = event("Pod/vllm-0", reason, words)
+    check(snapshot(body, node(), said), rule, cause=cause, evidence=words)
 
 
 def test_an_init_container_that_ends_well_beside_a_start_error():

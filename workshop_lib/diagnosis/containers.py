@@ -19,8 +19,8 @@ from workshop_lib.diagnosis.view import Json, View, conditions, ref
 
 __all__ = ["ALL_SIGNS", "crash", "log_cause", "logs_of_end", "stall"]
 
-CERTIFICATE = tuple(sign for sign in PROGRAM_SIGNS if sign.rule == "certificate")
-"""Before all that failed for want of trust."""
+CERTIFICATE = tuple(sign for sign in PROGRAM_SIGNS if sign.rule in ("certificate", "proxy"))
+"""Before all that failed for want of trust, or of a way out."""
 
 ALL_SIGNS: tuple[Sign, ...] = (
     *CERTIFICATE, *GPU_SIGNS, *VLLM_SIGNS, *RAY_SIGNS, *NETWORK_SIGNS, *PROGRAM_SIGNS[:5],

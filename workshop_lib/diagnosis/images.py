@@ -27,7 +27,7 @@ _PULLS: list[tuple[str, str, str, str]] = [
     ("image-platform",
      r"no match for platform|no matching manifest for|exec format error|"
      r"image operating system|does not match the specified platform",
-     "The image {image} has no build for the processor of the node ({arch}).",
+     "The image {image} has no build for the processor architecture of the node ({arch}).",
      "build it for both (docker buildx build --platform linux/amd64,linux/arm64), or choose nodes "
      "of the processor that it is built for with nodeSelector: {{kubernetes.io/arch: ...}}"),
     ("image-rate-limit",
@@ -43,8 +43,9 @@ _PULLS: list[tuple[str, str, str, str]] = [
     ("image-unauthorized",
      r"unauthorized|401 Unauthorized|403 Forbidden|authentication required|no basic auth credential"
      r"|authorization (?:failed|token has expired)|access denied|access forbidden|denied:",
-     "The registry does not let the cluster have {image}: it is private, or there is no such "
-     "repository (registries answer the same for both).",
+     "The registry does not let the cluster have {image} (unauthorized): it is private and the "
+     "node has no credentials for it, or there is no such repository (registries answer the same "
+     "for both).",
      "check the name; then kubectl create secret docker-registry and name it in imagePullSecrets, "
      "or on EKS give the node's role ecr:BatchGetImage"),
     ("image-not-found",

@@ -84,8 +84,8 @@ def not_added(found: Cause, refused: str) -> None:
     wants = f"{asks[0]}: no node has that free" if asks else "No node has room for the pod"
     if _NO_MACHINES.search(refused):
         found.rule, found.key = "no-capacity", "cloud"
-        found.cause = (f"{wants}; one was to be added, and the cloud has no such machine free "
-                       "now.")  # fmt: skip
+        found.cause = (f"{wants}; one was to be added, and the cloud has no capacity: no such "
+                       "machine is free now.")  # fmt: skip
         found.fix = ("allow more instance types, zones or capacity types (spot and on-demand) in "
                      "the NodePool; for P instances use a capacity reservation or a Capacity "
                      "Block")  # fmt: skip

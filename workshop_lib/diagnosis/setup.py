@@ -281,6 +281,20 @@ def mount_trouble(view: View, pod: Json) -> Cause | None:
                      f"The pod mounts the claim {claim[1]!r}, and there is none of that name.",
                      [message], "apply the claim first: cluster.apply('storage')", Lesson.WHEN,
                      [f"PersistentVolumeClaim/{claim[1]}", ref(pod)], Depth.STORAGE)  # fmt: skip
+    if account := re.search(r'serviceaccounts? "([^"]+)" not found', message):
+        return _cause(
+            "service-account-missing", account[1], pod, message,
+            f"The pod runs as the service account {account[1]!r}, and that was deleted, or is not "
+            "in its namespace.", f"kubectl create serviceaccount {account[1]}, or apply the "
+            "component that brings it", first=(f"ServiceAccount/{account[1]}",),
+        )  # fmt: skip
+    if reason == "FailedPrepareDynamicResources":
+        return _cause(
+            "resource-claim-prepare", view.top(pod), pod, message,
+            "The node cannot make the devices ready that the pod claims (dynamic resource "
+            f"allocation): {message[-200:]}", "kubectl get pods -A -o wide shows whether the "
+            "devices' DRA driver runs on that node; kubectl describe resourceclaims",
+        )  # fmt: skip
     return _by_words(view, pod, message, _MOUNTS) or _cause(
         "volume-mount",
         view.top(pod),

@@ -102,16 +102,16 @@ PROGRAM_SIGNS: tuple[Sign, ...] = (
         ),
         r"(?P<what>\w{3,}): (?:unbound variable|parameter (?:null or )?not set)|"
         r"KeyError: '(?P<key>(?-i:[A-Z_][A-Z0-9_]{2,}))'|"
-        r"[Ee]nvironment variable .{0,40}(?:not set|missing|required|undefined)",
-        "{who} needs an environment variable that it was not given.",
+        r"(?P<said>[Ee]nvironment variable .{0,40}(?:not set|missing|required|undefined))",
+        "{who} needs an environment variable that it was not given: {what}{key}{said}.",
         "set it under env: in the manifest (from a ConfigMap or Secret)",
         Lesson.WHEN,
     ),
     Sign(
         "file-missing",
         ("filenotfounderror", "no such file or directory"),
-        r"FileNotFoundError|No such file or directory",
-        "{who} opens a file that is not there.",
+        r"(?:FileNotFoundError|No such file or directory)(?:[^']*(?P<path>: '[^']+'))?",
+        "{who} opens a file that is not there{path}.",
         "check the path and that the volume with it is mounted (kubectl exec <pod> -- ls <path>)",
         Lesson.WHEN,
     ),
@@ -146,6 +146,16 @@ PROGRAM_SIGNS: tuple[Sign, ...] = (
         "{who} does not trust a server's certificate: it is expired, for another name, or of an "
         "authority that the image does not know.",
         "correct the host name, or add the authority (a proxy's) to the image: SSL_CERT_FILE",
+        Lesson.WHEN,
+    ),
+    Sign(
+        "proxy",
+        ("proxyerror", "to proxy", "tunnel connection failed", "proxyconnect"),
+        r"ProxyError|[Uu]nable to connect to proxy|Tunnel connection failed|proxyconnect",
+        "{who} is told to go through a proxy (HTTP_PROXY, HTTPS_PROXY), and that proxy does not "
+        "answer or refuses.",
+        "correct or remove HTTP_PROXY and HTTPS_PROXY; NO_PROXY must have .svc, .cluster.local and "
+        "the cluster's addresses",
         Lesson.WHEN,
     ),
     Sign(

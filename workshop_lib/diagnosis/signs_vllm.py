@@ -280,7 +280,8 @@ VLLM_SIGNS: tuple[Sign, ...] = (
         r"huggingface\.co.*(?:Max retries|timed"
         r" ?out|Failed to|resolve)|(?:Max retries|Read timed out|ConnectTimeout|ConnectionError)"
         r".*(?:huggingface|hf\.co|xethub)|offline mode is enabled|"
-        r"outgoing traffic has been disabled",
+        r"outgoing traffic has been disabled|CAS service error|"
+        r"error sending request for url \(https://[\w.-]*(?:huggingface\.co|hf\.co)",
         "{who} cannot download its model: Hugging Face is out of reach from the pod, or too slow.",
         "fetch the model once into the shared volume beforehand (cluster.apply('model')) and "
         "serve it from that folder; check egress (NetworkPolicy, NAT gateway)",
