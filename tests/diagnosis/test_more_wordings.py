@@ -13,6 +13,7 @@ from snapshots import (
     pending,
     pod,
     running,
+    service,
     snapshot,
     status,
     waiting,
@@ -217,6 +218,16 @@ def test_a_job_that_fails_in_words_that_nobody_knows():
     policy = job("train", failed="PodFailurePolicy", message="Container main for pod demo/train-x "
                  "failed with exit code 42 matching FailJob rule at index 0")  # fmt: skip
     check(snapshot(policy, node()), "job-failure-policy", cause="exit code 42")
+
+
+@pytest.mark.parametrize("words", ["Could not connect to server", "Couldn't connect to server"])
+def test_who_dials_a_service_with_the_wrong_port_is_a_consequence(words):
+    client, logs = crashing("client-0", 7, f"curl: (7) Failed to connect to vllm port 80 after 2 ms: "
+                            f"{words}\n", labels={"app": "client"})  # fmt: skip
+    server = pod(labels={"app": "vllm"}, ready=True, statuses=[running(250, ready=True)],
+                 containers=[container(ports=[{"containerPort": 8080}])])  # fmt: skip
+    wrong = service(selector={"app": "vllm"}, port=80, target=9000)
+    check(snapshot(client, server, wrong, node(), logs=logs), "service-target-port", cause="9000")
 
 
 def test_what_pydantic_finds_wrong_is_quoted():

@@ -201,8 +201,8 @@ CONNECTION_SIGNS: tuple[Sign, ...] = (
     ),
     Sign(
         "connection-refused",
-        ("connection refused", "econnrefused", "errno 111"),
-        r"connection refused|ECONNREFUSED|Errno 111",
+        ("connection refused", "econnrefused", "errno 111", "connect to server"),
+        r"connection refused|ECONNREFUSED|Errno 111|Could(?:n't| not) connect to server",
         "{who} dials {host}, and nobody listens on that port there.",
         "is the server up, and is that the port it listens on? kubectl get endpointslices",
         Lesson.RAY_WHEN,
