@@ -222,12 +222,22 @@ def test_a_job_that_fails_in_words_that_nobody_knows():
 
 @pytest.mark.parametrize("words", ["Could not connect to server", "Couldn't connect to server"])
 def test_who_dials_a_service_with_the_wrong_port_is_a_consequence(words):
-    client, logs = crashing("client-0", 7, f"curl: (7) Failed to connect to vllm port 80 after 2 ms: "
-                            f"{words}\n", labels={"app": "client"})  # fmt: skip
+    said = f"curl: (7) Failed to connect to vllm port 80 after 2 ms: {words}\n"
+    client, logs = crashing("client-0", 7, said, labels={"app": "client"})
     server = pod(labels={"app": "vllm"}, ready=True, statuses=[running(250, ready=True)],
                  containers=[container(ports=[{"containerPort": 8080}])])  # fmt: skip
     wrong = service(selector={"app": "vllm"}, port=80, target=9000)
     check(snapshot(client, server, wrong, node(), logs=logs), "service-target-port", cause="9000")
+
+
+def test_the_toleration_is_for_the_workers_taint_and_of_its_effect():
+    waits = pending("0/2 nodes are available: 2 node(s) had untolerated taint(s).")
+    control = node("c", taints=[("node-role.kubernetes.io/control-plane", "", "NoSchedule")])
+    worker = node("w", taints=[("dedicated", "training", "NoExecute")])
+    found = check(snapshot(waits, control, worker), "taint-not-tolerated", cause="dedicated=train")
+    assert "key: dedicated, operator: Exists, effect: NoExecute" in found[0].fix
+    only = check(snapshot(waits, control), "taint-not-tolerated", cause="control-plane")
+    assert "effect: NoSchedule" in only[0].fix
 
 
 def test_what_pydantic_finds_wrong_is_quoted():
