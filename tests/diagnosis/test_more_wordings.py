@@ -240,6 +240,16 @@ def test_the_toleration_is_for_the_workers_taint_and_of_its_effect():
     assert "effect: NoSchedule" in only[0].fix
 
 
+@pytest.mark.parametrize("warning", [
+    "libibverbs: Warning: RLIMIT_MEMLOCK is 8192 bytes. This will severely limit registrations.",
+    "WARNING: Retrying (Retry(total=4)) after connection broken by 'ProxyError('Unable to connect "
+    "to proxy', OSError('Tunnel'))': /simple/x/",
+])  # fmt: skip
+def test_a_warning_on_the_way_is_not_the_cause(warning):
+    body, logs = crashing(text=f"{warning}\nModuleNotFoundError: No module named 'x'\n")
+    check(snapshot(body, node(), logs=logs), "module-missing", cause="'x'")
+
+
 def test_what_pydantic_finds_wrong_is_quoted():
     body, logs = crashing(text="pydantic_core.ValidationError: 1 validation error for ModelConfig\n"
                           "  Value error, Unknown dtype: 'fp16' [type=value_error]\n"

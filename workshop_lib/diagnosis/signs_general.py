@@ -151,7 +151,8 @@ PROGRAM_SIGNS: tuple[Sign, ...] = (
     Sign(
         "proxy",
         ("proxyerror", "to proxy", "tunnel connection failed", "proxyconnect"),
-        r"ProxyError|[Uu]nable to connect to proxy|Tunnel connection failed|proxyconnect",
+        r"(?<!broken by ')ProxyError|^(?!.*[Rr]etrying).*(?:[Uu]nable to connect to proxy|"
+        r"Tunnel connection failed|proxyconnect)",
         "{who} is told to go through a proxy (HTTP_PROXY, HTTPS_PROXY), and that proxy does not "
         "answer or refuses.",
         "correct or remove HTTP_PROXY and HTTPS_PROXY; NO_PROXY must have .svc, .cluster.local and "

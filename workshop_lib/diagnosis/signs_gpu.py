@@ -129,8 +129,7 @@ GPU_SIGNS: tuple[Sign, ...] = (
 NETWORK_SIGNS: tuple[Sign, ...] = (
     Sign(
         "efa-memlock",
-        ("memlock", "net/ofi", "libfabric"),
-        r"RLIMIT_MEMLOCK is (?!unlimited)|"
+        ("net/ofi", "libfabric"),
         r"(?:NET/OFI|libfabric).*(?:Cannot allocate memory|RC: -12)",
         "{who} may not lock memory, which EFA needs to do: its limit of locked memory is too "
         "small.",
