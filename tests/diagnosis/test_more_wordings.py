@@ -158,6 +158,15 @@ def test_the_pod_that_takes_a_preempted_ones_place_is_no_second_fault():
     check(snapshot(gone, waits, node(gpu=1)), "preempted", evidence=message)
 
 
+def test_the_pod_that_follows_one_that_a_node_refused_says_why():
+    gone = pod("vllm-a", owner="ReplicaSet/vllm-7d", phase="Failed", reason="NodeAffinity",
+               message="Pod was rejected: Predicate NodeAffinity failed")  # fmt: skip
+    waits = pending("0/1 nodes are available: 1 node(s) didn't match Pod's node affinity/selector.",
+                    "vllm-b", owner="ReplicaSet/vllm-7d", nodeSelector={"disk": "ssd"})  # fmt: skip
+    found = check(snapshot(gone, waits, node()), "node-selector", cause="disk=ssd")
+    assert "Pod/vllm-a" in found[0].explains
+
+
 def test_a_pod_that_misses_the_gpu_that_is_broken_is_no_second_fault():
     sick = node("node-a", gpu=8)
     said = "NVRM: Xid (PCI:0000:53:00): 79, GPU has fallen off the bus."
