@@ -57,7 +57,9 @@ PULLS = {
                 " 3.94.224.37:443: i/o timeout", "image-registry-unreachable"),
     "tls": (RESOLVE + 'failed to do request: Head "https://reg:5000/v2/x": tls: failed to verify '
             "certificate: x509: certificate signed by unknown authority",
-            "image-registry-unreachable"),
+            "image-registry-untrusted"),
+    "plain http": (RESOLVE + 'failed to do request: Head "https://reg:5000/v2/x": http: server '
+                   "gave HTTP response to HTTPS client", "image-registry-untrusted"),
     "oracle": ("the oracle is silent", "image-pull"),
 }  # fmt: skip
 

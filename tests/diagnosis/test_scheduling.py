@@ -286,7 +286,17 @@ DISRUPTIONS = {
                   "the specified deadline"}, "", "pod-deadline"),
     "refused": ({"reason": "UnexpectedAdmissionError", "message": "Pod was rejected: Allocate "
                  "failed due to can't allocate unhealthy devices nvidia.com/gpu"}, "",
-                "node-refused"),
+                "device-unhealthy"),
+    "no healthy": ({"reason": "UnexpectedAdmissionError", "message": "Pod was rejected: Allocate "
+                    "failed due to no healthy devices present; cannot allocate unhealthy devices "
+                    "nvidia.com/gpu, which is unexpected"}, "", "device-unhealthy"),
+    "plugin": ({"reason": "UnexpectedAdmissionError", "message": "Pod was rejected: Allocate "
+                "failed due to rpc error: code = Unavailable desc = connection error, which is "
+                "unexpected"}, "", "node-refused"),
+    "numa": ({"reason": "TopologyAffinityError", "message": "Pod was rejected: Resources cannot "
+              "be allocated with Topology locality"}, "", "node-topology"),
+    "labels": ({"reason": "NodeAffinity", "message": "Pod was rejected: Predicate NodeAffinity "
+                "failed: node(s) didn't match Pod's node affinity/selector"}, "", "node-refused"),
     "out of": ({"reason": "OutOfnvidia.com/gpu", "message": "Pod was rejected: Node didn't have "
                 "enough resource: nvidia.com/gpu, requested: 1, used: 8, capacity: 8"}, "",
                "node-refused"),

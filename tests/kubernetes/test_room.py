@@ -211,3 +211,16 @@ def test_the_command_changes_nothing_without_yes(emulator, config, quick, tmp_pa
 
 def connected(config):
     return KubernetesCluster("kind", kubeconfig=config)
+
+
+@pytest.mark.slow
+def test_a_full_room_of_sixty(emulator, room):
+    """Sixty are made, shown in one table and taken away, each with the longest name there is."""
+    learners = [Learner(f"{'a' * 60}-{number:02}") for number in range(60)]
+    room.apply(learners)
+    assert room.namespaces() == [each.namespace for each in learners]
+    table = room.table()
+    assert table["learner"].tolist() == [each.name for each in learners]
+    assert set(table["problems"]) == {"healthy"}
+    room.clean(data=True)
+    assert room.namespaces() == []

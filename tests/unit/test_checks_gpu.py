@@ -88,8 +88,7 @@ def test_a_gpu_that_is_gone_is_missed():
 
 def test_units_columns_and_lines_around_do_not_matter():
     text = "Defaulted container main\n\ntemperature.gpu, index\n41, 0\n"
-    with pytest.raises(WorkshopError):  # index comes first, as it is asked for
-        read_gpus(text)
+    assert read_gpus(text)[0].number("temperature.gpu") == 41
     (gpu,) = read_gpus("Defaulted container main\n\nindex, power.draw [W]\n0, 71.2 W\n")
     assert gpu.number("power.draw") == 71.2
 
@@ -103,6 +102,44 @@ def test_garbage_is_said_in_one_line(text):
     with pytest.raises(WorkshopError, match="this is no output of nvidia-smi") as error:
         check_gpus(text)
     assert "\n" not in str(error.value)
+
+
+def test_other_forms_of_the_table_are_read():
+    whole = smi({}, {})
+    assert check_gpus("\ufeff" + whole.replace("\n", "\r\n"), expected=2)[0].passed
+    turned = "name, index, temperature.gpu\nNVIDIA L4, 0, 95\n"
+    assert "95 C" in failed(turned)["no GPU is slowed down by heat"]
+    older = "index, name, clocks_throttle_reasons.hw_thermal_slowdown\n0, Tesla T4, Active\n"
+    assert "hw_thermal" in failed(older)["no GPU is slowed down by heat"]
+    values = H200.splitlines()[-1]  # of csv,noheader, with the columns that were asked for
+    assert check_gpus(values, expected=1).passed
+    with pytest.raises(WorkshopError, match="keep the header line"):
+        read_gpus("0, NVIDIA H200, 36\n")
+    # nvidia-smi -l: the last reading of a GPU counts; a second header begins another machine.
+    later = smi({"ecc.errors.uncorrected.volatile.total": "3"}).splitlines()[1]
+    assert "3 uncorrectable" in str(failed(f"{whole}{later}\n", expected=2))
+    assert len(read_gpus(f"{whole}{later}\n")) == 2
+    assert len(read_gpus(whole + whole)) == 4
+
+
+@pytest.mark.parametrize(
+    ("said", "fix"),
+    [
+        ("No devices were found", "XID 79"),
+        ("Failed to initialize NVML: Driver/library version mismatch", "restart the node"),
+        ("NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver.",
+         "load the driver"),
+    ],
+)  # fmt: skip
+def test_what_nvidia_smi_says_instead_has_its_own_fix(said, fix):
+    with pytest.raises(WorkshopError, match=fix):
+        read_gpus(said + "\n")
+
+
+def test_a_gpu_without_a_handle_is_to_be_reset():
+    lost = "Unable to determine the device handle for GPU0000:53:00.0: Unknown Error\n" + smi({})
+    check = next(c for c in check_gpus(lost, expected=2) if c.outcome == "fail")
+    assert "0000:53:00.0" in check.evidence and "reset the GPU" in check.fix
 
 
 def test_a_broken_line_is_reported_and_the_others_are_read():

@@ -22,6 +22,9 @@ def roster(tmp_path, name, text):
         ("l.csv", "\ufeffname, gpus\n# two people\nada, 2\n\ngrace,\n"),
         ("l.csv", "gpus,name\r\n2,ada\r\n,grace\r\n"),
         ("l.yaml", "- {name: ada, gpus: 2}\n- grace\n"),
+        ("L.CSV", "name;gpus\nada;2\ngrace;\n;\n"),
+        ("l.csv", "name,gpus\nada,2\ngrace,\n,\n,\n"),
+        ("l.YML", "- {name: ada, gpus: 2}\n- grace\n"),
     ],
 )
 def test_lists_are_read(tmp_path, name, text):
@@ -37,6 +40,9 @@ def test_lists_are_read(tmp_path, name, text):
         ("l.txt", "-ada\nb_c\n", r"'-ada': .* 'ada'; 'b_c': .* such as 'b-c'"),
         ("l.txt", "a" * 64, "at most 63"),
         ("l.txt", "ada; rm\n", "write lower-case"),
+        ("l.txt", "José\n", "such as 'jose'"),
+        ("l.txt", "李雷\n", "at most 63; nothing"),
+        ("l.csv", "name,gpus\nada,2,staff\n", "'ada' has 'more'"),
         ("l.txt", "\n", "no learners"),
         ("l.csv", "who\nada\n", "one of them `name`"),
         ("l.csv", "name,gpus\nada,two\n", "gpus 'two' is not a whole number"),
@@ -49,6 +55,12 @@ def test_lists_are_read(tmp_path, name, text):
 def test_a_wrong_list_is_refused_as_a_whole(tmp_path, name, text, said):
     with pytest.raises(WorkshopError, match=said):
         read_roster(roster(tmp_path, name, text))
+
+
+def test_a_file_in_another_encoding_is_one_line(tmp_path):
+    (tmp_path / "l.csv").write_bytes("name\nada\n".encode("utf-16"))
+    with pytest.raises(WorkshopError, match="UTF-8"):
+        read_roster(tmp_path / "l.csv")
 
 
 def test_what_each_gets():

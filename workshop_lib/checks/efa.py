@@ -169,6 +169,8 @@ def check_plugin(listing: str, *, nccl: str) -> Check:
     wanted = _NEW if (int(number[1]), int(number[2])) >= (2, 29) else _OLD
     found = re.findall(r"(?:\S*/)?libnccl-net\S*\.so\b", listing)
     own = [path for path in found if path.rpartition("/")[2] == wanted]
+    if wanted == _OLD:  # older NCCL looks for libnccl-net.so first; not every one is for EFA
+        own += [path for path in found if re.search(r"ofi-nccl/.*libnccl-net\.so$", path)]
     if own:
         return Check(name, True, own[-1])
     other = [path for path in found if path.rpartition("/")[2] in (_OLD, _NEW)]
@@ -212,8 +214,15 @@ def check_nccl_log(lines: str | Iterable[str]) -> CheckList:
     lines = lines.splitlines() if isinstance(lines, str) else list(lines)
     ofi = [line for line in lines if re.search(r"NET/OFI.*[Ss]elected [Pp]rovider is efa", line)]
     used_ofi = [line for line in lines if re.search(r"via NET/(OFI|Libfabric|AWS Libfabric)", line)]
-    socket = [line for line in lines if re.search(r"via NET/Socket|Using network Socket", line)]
-    used = [line for line in lines if re.search(r"Using network (\S.*)$", line)]
+    socket = [
+        line
+        for line in lines
+        if re.search(
+            r"via NET/Socket|Using network Socket|(?:Initialized|Assigned) NET plugin Socket", line
+        )
+    ]
+    used = [line for line in lines if re.search(
+        r"Using network (\S.*)$|(?:Initialized|Assigned) NET plugin \S", line)]  # fmt: skip
     missing = [line for line in lines if re.search(r"NET/Plugin.*(not find|No plugin)", line)]
     waits = re.compile(r"NCCL WARN.*([Tt]imeout|[Tt]imed out|Connection refused)")
     stuck = [line for line in lines if waits.search(line)]
@@ -285,6 +294,11 @@ def check_counters(before: str, after: str) -> CheckList:
     def rise(counter: str) -> dict[str, int]:
         return {each: second[each].get(counter, 0) - first[each].get(counter, 0) for each in both}
 
+    lacking = [each for each in both if {"tx_pkts", "rx_pkts"} - set(first[each])
+               or {"tx_pkts", "rx_pkts"} - set(second[each])]  # fmt: skip
+    if lacking:
+        why = f"no tx_pkts or no rx_pkts of {', '.join(lacking)} in one of the readings"
+        return CheckList([Check(name, None, why, "read all of hw_counters, both times")])
     sent, received = rise("tx_pkts"), rise("rx_pkts")
     if any(value < 0 for value in (*sent.values(), *received.values())):
         why = "counters went back: the node or driver was restarted between the readings"
@@ -295,6 +309,12 @@ def check_counters(before: str, after: str) -> CheckList:
         check = Check(
             name, False, f"{total}; nothing comes in on {', '.join(silent)}",
             "the network drops it: give the security group ingress and egress rules for itself",
+        )  # fmt: skip
+    elif any(received.values()) and not any(sent.values()):
+        check = Check(
+            name, None, f"{total}: this node only receives",
+            "take two readings while both sides send; if still nothing goes out, look at the "
+            "security group's egress rule for itself",
         )  # fmt: skip
     elif not any(sent.values()):
         check = Check(name, False, total, "EFA is not used: look at NCCL's log and the plugin")

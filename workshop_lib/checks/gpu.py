@@ -10,6 +10,7 @@ flags mean is in NVIDIA's "GPU Memory Error Management"; XIDs are in `workshop_l
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -115,7 +116,9 @@ def read_gpus(text: str) -> list[Gpu]:
 
     Args:
         text: What `query_command` printed. Lines before the header are skipped, columns may be
-            in any order and fewer, units may be there or not.
+            in any order and fewer, units may be there or not. Of several readings
+            (`nvidia-smi -l`) the last of each GPU counts. Without its header
+            (`csv,noheader`) a table is only read when it has just the columns of `FIELDS`.
 
     Raises:
         WorkshopError: There is no such table; the line quotes what is there instead.
@@ -124,18 +127,20 @@ def read_gpus(text: str) -> list[Gpu]:
         >>> read_gpus("index, temperature.gpu\n0, 36\n")[0].number("temperature.gpu")
         36.0
     """
-    lines = [line for line in text.splitlines() if line.strip()]
-    start = next((i for i, line in enumerate(lines) if line.split(",")[0].strip() == "index"), None)
+    lines = [line for line in text.removeprefix("\ufeff").splitlines() if line.strip()]
+    start = next((i for i, line in enumerate(lines) if "index" in _cells(line)), None)
+    if start is None and any(_is_row(line) and len(_cells(line)) == len(FIELDS) for line in lines):
+        lines, start = [", ".join(FIELDS), *lines], 0
     if start is None:
         said = lines[0].strip()[:160] if lines else "nothing"
         raise WorkshopError(
             f"this is no output of nvidia-smi --query-gpu=index,... --format=csv: {said!r}; "
-            f"next: run {query_command()[0]} on a machine with a GPU"
+            f"next: {_next(said)}"
         )
     header, *rows = csv.reader(lines[start:], skipinitialspace=True)
-    names = [name.split(" [")[0].strip() for name in header]
+    names = [_NEW_NAMES.sub("clocks_event_reasons.", n.split(" [")[0].strip()) for n in header]
     found = [Gpu({}, {"line": line.strip()[:160]}) for line in lines[:start] if _is_lost(line)]
-    for row in rows:
+    for row in _last_readings(rows, header, names.index("index")):
         if len(row) != len(names):
             found.append(Gpu({}, {"line": ", ".join(row)[:160]}))
             continue
@@ -143,6 +148,46 @@ def read_gpus(text: str) -> list[Gpu]:
         absent = {name: value or "empty" for name, value in pairs.items() if _is_nothing(value)}
         found.append(Gpu({k: v for k, v in pairs.items() if k not in absent}, absent))
     return found
+
+
+_NEW_NAMES = re.compile(r"^clocks_throttle_reasons\.")
+"""Drivers before 535 know the clocks' reasons by this name."""
+
+_REASONS = (
+    ("version mismatch", "restart the node: its driver was replaced under the loaded module"),
+    ("No devices were found", "look for XID 79 in dmesg; does the pod ask for nvidia.com/gpu?"),
+    ("couldn't communicate", "load the driver on the node, or use EKS's accelerated AMI"),
+)
+"""What nvidia-smi says instead of a table, and what mends it."""
+
+
+def _next(said: str) -> str:
+    """What to do when there is no table."""
+    if _is_row(said):
+        return "keep the header line: --format=csv, without noheader"
+    return next((fix for words, fix in _REASONS if words.lower() in said.lower()),
+                f"run {query_command()[0]} on a machine with a GPU")  # fmt: skip
+
+
+def _cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.split(",")]
+
+
+def _is_row(line: str) -> bool:
+    return len(cells := _cells(line)) > 1 and cells[0].isdigit()
+
+
+def _last_readings(rows: list[list[str]], header: list[str], index: int) -> list[list[str]]:
+    """The last line of each GPU; what follows a header that comes again is another machine's."""
+    last: dict[tuple[int, str], list[str]] = {}
+    table = 0
+    for number, row in enumerate(rows):
+        if row == header:
+            table += 1
+            continue
+        known = len(row) == len(header) and row[index].strip().isdigit()
+        last[table, row[index].strip() if known else f"unreadable {number}"] = row
+    return list(last.values())
 
 
 def _is_nothing(value: str) -> bool:
@@ -162,7 +207,10 @@ def _problems(gpu: Gpu) -> list[tuple[str, str, str]]:
         found.append((topic, f"{gpu.name}: {evidence}", fix))
 
     if "line" in gpu.missing:
-        note("read", f"unreadable line {gpu.missing['line']!r}", "run nvidia-smi again")
+        gone = _is_lost(gpu.missing["line"])
+        note("read", f"unreadable line {gpu.missing['line']!r}",
+             "drain the node, reset the GPU; look for its XID in dmesg" if gone
+             else "run nvidia-smi again")  # fmt: skip
     lost = {name: said for name, said in gpu.missing.items() if _is_lost(said)}
     if lost and "line" not in gpu.missing:
         name, said = next(iter(lost.items()))

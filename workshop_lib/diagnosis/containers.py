@@ -9,6 +9,7 @@ from workshop_lib.diagnosis.cause import Cause, Depth, Lesson
 from workshop_lib.diagnosis.dialled import dialled, dialled_near, service_named, targets
 from workshop_lib.diagnosis.isolation import BLOCKED, by_policy, isolating
 from workshop_lib.diagnosis.logs import Match, Sign, first_error, last_words, search
+from workshop_lib.diagnosis.nodes import gpu_broken
 from workshop_lib.diagnosis.signs_general import CONNECTION_SIGNS, PROGRAM_SIGNS
 from workshop_lib.diagnosis.signs_gpu import GPU_SIGNS, NETWORK_SIGNS
 from workshop_lib.diagnosis.signs_ray import RAY_DEATHS, RAY_SIGNS
@@ -18,8 +19,8 @@ from workshop_lib.diagnosis.view import Json, View, conditions, ref
 
 __all__ = ["ALL_SIGNS", "crash", "log_cause", "logs_of_end", "stall"]
 
-CERTIFICATE = tuple(sign for sign in PROGRAM_SIGNS if sign.rule == "certificate")
-"""Before all that failed for want of trust."""
+CERTIFICATE = tuple(sign for sign in PROGRAM_SIGNS if sign.rule in ("certificate", "proxy"))
+"""Before all that failed for want of trust, or of a way out."""
 
 ALL_SIGNS: tuple[Sign, ...] = (
     *CERTIFICATE, *GPU_SIGNS, *VLLM_SIGNS, *RAY_SIGNS, *NETWORK_SIGNS, *PROGRAM_SIGNS[:5],
@@ -29,6 +30,12 @@ ALL_SIGNS: tuple[Sign, ...] = (
 _STANDALONE = ("nccl-over-tcp",)
 """Signs that only count when the pod was given EFA devices."""
 
+
+_SLOW_START = tuple(sign for sign in RAY_SIGNS if sign.rule == "ray-registration-timeout")
+"""What a server that got ready may have said, too: it counts only in one that did not."""
+
+_OF_GPUS = frozenset({"gpu-not-visible", "gpu-fault", "gpu-driver", "cuda-illegal-access"})
+"""Signs that follow from a broken GPU of the node, when something says that there is one."""
 
 _ABOUT_OTHERS = frozenset({
     "ray-head-unreachable", "ray-token", "ray-infeasible", "nccl-timeout", "nccl-init",
@@ -70,6 +77,9 @@ def log_cause(view: View, pod: Json, name: str, match: Match, depth: Depth, *,
     waits_for.discard(ref(pod))
     if sign.rule in _ABOUT_OTHERS or sign.vague:
         waits_for |= {*companions(view, pod), *view.owners(pod)}
+    node = (pod.get("spec") or {}).get("nodeName")
+    if sign.rule in _OF_GPUS and gpu_broken(view, view.find("Node", node)):
+        waits_for.add(f"Node/{node}")
     words = {"who": who_is(pod, name, init=init)}
     cause = match.text(sign.cause, **{**words, "host": shown})
     cause = cause[0].upper() + cause[1:]
@@ -303,6 +313,8 @@ def stall(view: View, pod: Json, status: Json, depth: Depth = Depth.STALL, *,
         return None
     if match and match.sign.vague and (root := search(text, ALL_SIGNS)) and not root.sign.vague:
         match = root  # what died has said why, further up
+    if match is None and not ready:
+        match = search(text, _SLOW_START, last=40)
     if match is None:
         return None
     found = log_cause(view, pod, name, match, depth, init=init)

@@ -54,8 +54,8 @@ _JOB_REASONS: dict[str, tuple[str, str, str]] = {
         "read"),
     "PodFailurePolicy": (
         "job-failure-policy",
-        "A rule of the Job's podFailurePolicy ended it at once: a pod failed in a way that is not "
-        "worth a retry.",
+        "A rule of the Job's podFailurePolicy ended it at once: a pod failed {how}in a way that is "
+        "not worth a retry.",
         "read that pod's log for what it means by this exit code; change the rule when it should "
         "be retried"),
     "FailedIndexes": (
@@ -101,11 +101,13 @@ def _failed_job(view: View, job: Json, failed: Json) -> Cause:
         over = seconds(failed.get("lastTransitionTime"))
         waits_for = {ref(p) for p in view.pods_of(ref(job)) if _ended_before(p, over)}
     rule, cause, fix = _JOB_REASONS.get(
-        reason, ("unknown", f"The Job failed: {message or reason}.", "kubectl describe job "
+        reason, ("unknown", "The Job failed: {said}.", "kubectl describe job "
                  f"{job['metadata']['name']}"))  # fmt: skip
+    code = re.search(r"exit code \d+", message)
     words = {"deadline": f"{spec.get('activeDeadlineSeconds', '?')} s",
              "backoff": spec.get("backoffLimit", 6),
-             "indexes": status.get("failedIndexes", "?")}  # fmt: skip
+             "indexes": status.get("failedIndexes", "?"), "said": message or reason,
+             "how": f"with {code[0]}, " if code else ""}  # fmt: skip
     vague = reason in ("BackoffLimitExceeded", "FailedIndexes", "MaxFailedIndexesExceeded")
     pods = [ref(p) for p in view.pods_of(ref(job))] if reason == "DeadlineExceeded" else []
     return Cause(

@@ -9,9 +9,9 @@ from __future__ import annotations
 import re
 
 from workshop_lib.diagnosis.cause import Cause, Depth, Lesson
-from workshop_lib.diagnosis.view import Json, conditions, ref
+from workshop_lib.diagnosis.view import Json, View, conditions, ref
 
-__all__ = ["disrupted", "node_down"]
+__all__ = ["disrupted", "node_down", "preempted_mates"]
 
 _PLACED = re.compile(r"^(?:OutOf\S+|NodeAffinity|NodeName|NodePorts|UnexpectedAdmissionError|"
                      r"TopologyAffinityError|SMTAlignmentError|PodOSNotSupported)$")  # fmt: skip
@@ -32,7 +32,7 @@ def disrupted(pod: Json, reason: str, message: str, target: Json) -> Cause | Non
             "let a controller start it again (a Deployment, a Job with backoffLimit), resume "
             "from a checkpoint; for long training use on-demand or reserved capacity",
         )  # fmt: skip
-    if why == "PreemptionByScheduler" or reason in ("Preempting", "Preempted"):
+    if _was_preempted(pod):
         return _disruption(
             pod, "preempted", ref(pod), text,
             f"The scheduler removed {who} to make room for a pod of higher priority.",
@@ -56,6 +56,33 @@ def disrupted(pod: Json, reason: str, message: str, target: Json) -> Cause | Non
             "The pod ran longer than its activeDeadlineSeconds allows.",
             "raise activeDeadlineSeconds in the pod's spec", node=False,
         )  # fmt: skip
+    if reason == "UnexpectedAdmissionError" and (
+        device := re.search(r"unhealthy devices? ([\w./-]*[\w-])|no healthy devices", text)
+    ):
+        what = device[1] or "devices"
+        return _disruption(
+            pod, "device-unhealthy", node, text,
+            f"The node {node} has no healthy {what} to give to the pod: its device plugin has "
+            "marked them as broken (an XID error, a driver that does not answer).",
+            f"kubectl drain {node}, and replace the instance; nvidia-smi and the log of the device "
+            "plugin's pod on that node say what is broken",
+        )  # fmt: skip
+    if reason == "TopologyAffinityError":
+        return _disruption(
+            pod, "node-topology", node, text,
+            f"The node {node} cannot give the pod its CPUs, memory and devices from one NUMA "
+            "node, as its kubelet's Topology Manager demands.",
+            "ask for as much as one NUMA node has, or set the kubelet's topologyManagerPolicy to "
+            "best-effort",
+        )  # fmt: skip
+    if reason == "NodeAffinity":
+        return _disruption(
+            pod, "node-refused", node, text,
+            f"The node {node} refused the pod: its labels do not fit the pod's nodeSelector or "
+            "affinity (any more).",
+            "compare kubectl get node --show-labels with the pod's spec; take spec.nodeName out, "
+            "so that the scheduler chooses, and delete the pod",
+        )  # fmt: skip
     if _PLACED.match(reason):
         return _disruption(
             pod, "node-refused", node, text,
@@ -65,6 +92,22 @@ def disrupted(pod: Json, reason: str, message: str, target: Json) -> Cause | Non
             "the kubelet of that node is broken: kubectl describe node",
         )  # fmt: skip
     return None
+
+
+def _was_preempted(pod: Json) -> bool:
+    why = conditions(pod).get("DisruptionTarget", {}).get("reason")
+    reason = (pod.get("status") or {}).get("reason")
+    return why == "PreemptionByScheduler" or reason in ("Preempting", "Preempted")
+
+
+def preempted_mates(view: View, pod: Json) -> set[str]:
+    """The pods of the same controller that were preempted: that one waits in their place.
+
+    Args:
+        view: The snapshot.
+        pod: A pod that waits for a node.
+    """
+    return {ref(p) for p in view.pods_of(view.top(pod)) if p is not pod and _was_preempted(p)}
 
 
 def _disruption(pod: Json, rule: str, key: str, quoted: str, cause: str, fix: str, *,

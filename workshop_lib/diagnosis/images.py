@@ -27,9 +27,9 @@ _PULLS: list[tuple[str, str, str, str]] = [
     ("image-platform",
      r"no match for platform|no matching manifest for|exec format error|"
      r"image operating system|does not match the specified platform",
-     "The image {image} has no build for the processor of the node (arm64 against amd64).",
+     "The image {image} has no build for the processor architecture of the node ({arch}).",
      "build it for both (docker buildx build --platform linux/amd64,linux/arm64), or choose nodes "
-     "with nodeSelector: {{kubernetes.io/arch: amd64}}"),
+     "of the processor that it is built for with nodeSelector: {{kubernetes.io/arch: ...}}"),
     ("image-rate-limit",
      r"toomanyrequests|429 Too Many Requests|pull rate limit|QPS exceeded",
      "The registry refuses the pull of {image} because too many pulls came from here.",
@@ -43,8 +43,9 @@ _PULLS: list[tuple[str, str, str, str]] = [
     ("image-unauthorized",
      r"unauthorized|401 Unauthorized|403 Forbidden|authentication required|no basic auth credential"
      r"|authorization (?:failed|token has expired)|access denied|access forbidden|denied:",
-     "The registry does not let the cluster have {image}: it is private, or there is no such "
-     "repository (registries answer the same for both).",
+     "The registry does not let the cluster have {image} (unauthorized): it is private and the "
+     "node has no credentials for it, or there is no such repository (registries answer the same "
+     "for both).",
      "check the name; then kubectl create secret docker-registry and name it in imagePullSecrets, "
      "or on EKS give the node's role ecr:BatchGetImage"),
     ("image-not-found",
@@ -52,9 +53,24 @@ _PULLS: list[tuple[str, str, str, str]] = [
      "There is no image {image}: the repository or its tag does not exist.",
      "correct the image's name and tag; list the tags that exist (aws ecr list-images, or the "
      "registry's page)"),
+    ("image-registry-untrusted", r"gave HTTP response to HTTPS client",
+     "The registry {host} of the image {image} speaks plain HTTP, and the node's container "
+     "runtime asks with HTTPS.",
+     "give the registry a certificate, or tell containerd on the nodes that this one is plain: "
+     "/etc/containerd/certs.d/{host}/hosts.toml"),
+    ("image-registry-untrusted",
+     r"x509:|failed to verify certificate|certificate (?:is|has|signed)",
+     "The node does not trust the certificate of the registry {host} (image {image}): it is signed "
+     "by an authority that the node does not know, has expired, or is for another name.",
+     "put the authority's certificate onto the nodes (/etc/containerd/certs.d/{host}/ca.crt), or "
+     "renew the registry's certificate"),
+    ("image-registry-unreachable", r"no such host|server misbehaving|in name resolution",
+     "DNS has no answer for the name {host}, the registry of the image {image}.",
+     "correct the registry's name in the image; if it is right, the node's DNS is not: on the "
+     "node, nslookup {host}"),
     ("image-registry-unreachable",
-     r"no such host|dial tcp|i/o timeout|connection refused|connection reset|TLS handshake|x509"
-     r"|context deadline exceeded|server misbehaving|network is unreachable|no route to host|EOF"
+     r"dial tcp|i/o timeout|connection refused|connection reset|TLS handshake"
+     r"|context deadline exceeded|network is unreachable|no route to host|EOF"
      r"|failed to do request|50[0234] ",
      "The registry {host} of the image {image} cannot be reached from the node.",
      "check the registry's name in the image; from the node: nslookup {host}; nodes in private "
@@ -100,9 +116,10 @@ def image_trouble(view: View, pod: Json, status: Json) -> Cause:
             continue
         if re.search(words, said.replace(image, ""), re.IGNORECASE):
             host = _host(said, image)
-            key = host if rule == "image-registry-unreachable" else image
-            found = _cause(rule, key, pod, quoted, text.format(image=image, host=host),
-                           fix.format(image=image, host=host))  # fmt: skip
+            words_of = {"image": image, "host": host, "arch": _processor(view, pod)}
+            key = host if rule.startswith("image-registry-") else image
+            found = _cause(rule, key, pod, quoted, text.format(**words_of),
+                           fix.format(**words_of))  # fmt: skip
             return _without_secret(view, pod, found) if rule == "image-unauthorized" else found
     return _cause("image-pull", image, pod, quoted, f"The image {image} cannot be pulled.",
                   f"kubectl describe pod {pod['metadata']['name']} has the runtime's words; try "
@@ -125,6 +142,13 @@ def _without_secret(view: View, pod: Json, found: Cause) -> Cause:
     found.evidence.append(message)
     found.objects += [f"Secret/{name}" for name in secrets]
     return found
+
+
+def _processor(view: View, pod: Json) -> str:
+    """The architecture of a pod's node, or both when nobody tells."""
+    node = view.find("Node", (pod.get("spec") or {}).get("nodeName")) or {}
+    found = ((node.get("status") or {}).get("nodeInfo") or {}).get("architecture")
+    return str(found or "arm64 against amd64")
 
 
 def image_of(pod: Json, status: Json) -> str:

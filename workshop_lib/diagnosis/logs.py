@@ -134,10 +134,19 @@ def last_words(text: str) -> str:
     """
     lines = _lines(text)[-60:]
     for pattern in (_PLAIN_ERROR, _ERROR):
-        for line in reversed(lines):
-            if pattern.search(_ANSI.sub("", line)):
-                return shown(line)
+        for place in range(len(lines) - 1, -1, -1):
+            if pattern.search(_ANSI.sub("", lines[place])):
+                return shown(_of_validation(lines, place))
     return shown(lines[-1]) if lines else ""
+
+
+def _of_validation(lines: Sequence[str], place: int) -> str:
+    """A line, or what it announces: Pydantic says what is wrong in the lines below its error."""
+    if "validation error" not in lines[place]:
+        return lines[place]
+    below = lines[place + 1 : place + 4]
+    return next((line for line in below if re.match(r"\s+(?:Value|Assertion) error, |\s+Input "
+                                                    r"should ", line)), lines[place])  # fmt: skip
 
 
 _PREFIX = re.compile(

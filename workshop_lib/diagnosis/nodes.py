@@ -9,7 +9,7 @@ from workshop_lib.diagnosis.cause import Cause, Depth, Lesson
 from workshop_lib.diagnosis.disruptions import node_down
 from workshop_lib.diagnosis.view import Json, View, conditions, event_time, ref
 
-__all__ = ["node_causes"]
+__all__ = ["gpu_broken", "node_causes"]
 
 _PRESSURE = {
     "MemoryPressure": ("memory", "see what uses it (kubectl top pods), set memory requests and "
@@ -60,6 +60,13 @@ def _reported(view: View, node: Json, on_it: list[str]) -> Iterator[Cause]:
         if lately and event.get("type") != "Normal" and _GPU_FAULT.search(said):
             yield _sick(name, said, said, on_it)
             return
+
+
+def gpu_broken(view: View, node: Json | None) -> bool:
+    """Whether something that watches a node says that a GPU of it is broken."""
+    return node is not None and any(
+        cause.rule == "gpu-fault" for cause in _reported(view, node, [])
+    )
 
 
 def _sick(name: str, words: str, said: str, on_it: list[str]) -> Cause:

@@ -125,6 +125,9 @@ class PodRules:
         reason, message = str(status.get("reason") or ""), str(status.get("message") or "")
         target = conditions(pod).get("DisruptionTarget", {})
         if found := disrupted(pod, reason, message, target):
+            if found.rule == "node-refused":  # why nothing takes the next one says more
+                mates = self.view.pods_of(self.view.top(pod))
+                found.waits_for |= {ref(m) for m in mates if scheduling.is_unscheduled(m)}
             yield found
             return
         found_any = False

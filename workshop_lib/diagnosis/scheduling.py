@@ -11,7 +11,8 @@ from collections import Counter
 from collections.abc import Iterator
 
 from workshop_lib.diagnosis.cause import Cause, Depth, Lesson
-from workshop_lib.diagnosis.node_groups import KARPENTER, no_group, plugin_says
+from workshop_lib.diagnosis.disruptions import preempted_mates
+from workshop_lib.diagnosis.node_groups import KARPENTER, no_group, not_added, plugin_says
 from workshop_lib.diagnosis.placement import (
     CONTROL_PLANE,
     extended,
@@ -21,14 +22,14 @@ from workshop_lib.diagnosis.placement import (
     untolerated,
     wanted,
 )
-from workshop_lib.diagnosis.scheduling_texts import TEXTS
+from workshop_lib.diagnosis.scheduling_nodes import cause_of, selector, taint
+from workshop_lib.diagnosis.scheduling_texts import TEXTS, devices_say
 from workshop_lib.diagnosis.view import Json, View, conditions, ref
 
 __all__ = ["is_unscheduled", "parse_reasons", "unscheduled"]
 
 _REASON = re.compile(r"(\d+) (.+?)(?=, \d+ [A-Zn(]|$)")
 _HEAD = re.compile(r"nodes are available: (.*?)(?:\. *(?:preemption:|no new claims|not found|$)|$)")
-_TAINT = re.compile(r"\{([^:}]+): ?([^}]*)\}")
 _INSUFFICIENT = re.compile(r"Insufficient (\S+)")
 
 _SOON_S = 30.0
@@ -47,6 +48,7 @@ _RULES: list[tuple[str, str]] = [
     (r"didn't find available persistent volumes|non-existent pv|non-existent persistentvolume",
      "volume-not-found"),
     (r"exceed max volume count", "too-many-volumes"),
+    (r"ReadWriteOncePod", "claim-in-use"),
     (r"enough free storage", "storage-full"),
     (r"free ports for the requested pod ports", "host-port-taken"),
     (r"Too many pods", "too-many-pods"),
@@ -102,22 +104,15 @@ def unscheduled(view: View, pod: Json) -> Iterator[Cause]:
     found = _explain(view, pod, message)
     if (refused := no_group(view, pod)) and refused not in found.evidence:
         found.evidence.append(refused)
+        not_added(found, refused)
+    found.waits_for |= preempted_mates(view, pod)
     yield found
-
-
-def _cause(pod: Json, rule: str, key: str, text: str, fix: str, message: str,
-           lesson: str = Lesson.WHEN, **more: object) -> Cause:  # fmt: skip
-    objects = [*more.pop("first", []), ref(pod)]  # type: ignore[misc]
-    return Cause(
-        rule, key, text, [message], fix, lesson, objects, Depth.SCHEDULING,
-        **more,  # type: ignore[arg-type]
-    )  # fmt: skip
 
 
 def _gated(pod: Json, message: str) -> Cause:
     gates = [g.get("name", "") for g in (pod.get("spec") or {}).get("schedulingGates") or []]
     name = ", ".join(gates) or "a gate"
-    return _cause(
+    return cause_of(
         pod, "scheduling-gate", name,
         f"The pod is held back by the scheduling gate {name}: until whoever set it takes it away, "
         "no node is looked for.",
@@ -133,7 +128,7 @@ def _nobody_schedules(pod: Json) -> Cause:
         for c in (pod.get("spec") or {}).get("resourceClaims") or []
     ]
     if claims:  # the scheduler does not even begin before they are there, and says nothing
-        return _cause(
+        return cause_of(
             pod, "resource-claim", ",".join(claims),
             f"The pod waits for the devices that it claims ({', '.join(claims)}, dynamic resource "
             "allocation): until the ResourceClaim is there, no node is looked for.",
@@ -142,7 +137,7 @@ def _nobody_schedules(pod: Json) -> Cause:
         )  # fmt: skip
     name = (pod.get("spec") or {}).get("schedulerName", "default-scheduler")
     if name != "default-scheduler":
-        return _cause(
+        return cause_of(
             pod, "scheduler-missing", name,
             f"The pod asks for the scheduler {name!r}, and no scheduler has said a word about it: "
             "there is none of that name, or it does not run.",
@@ -159,7 +154,7 @@ def _nobody_schedules(pod: Json) -> Cause:
 def _explain(view: View, pod: Json, message: str) -> Cause:
     lowered = message.lower()
     if "no nodes available to schedule pods" in lowered or "0/0 nodes are available" in lowered:
-        return _cause(
+        return cause_of(
             pod, "no-nodes", "nodes", "The cluster has no node at all that could run a pod.",
             "kubectl get nodes; scale the node group up, or look at Karpenter's NodePool: kubectl "
             "get nodepools,nodeclaims", message, Lesson.BELOW_SERVE,
@@ -167,7 +162,7 @@ def _explain(view: View, pod: Json, message: str) -> Cause:
     if claim := _claim_trouble(view, pod, message):
         return claim
     if KARPENTER.search(message):
-        return _cause(
+        return cause_of(
             pod, "no-node-group", "nodepools",
             "No node has room for the pod, and Karpenter cannot add one: none of its NodePools "
             "allows an instance type that has what the pod asks for.",
@@ -202,8 +197,9 @@ def _claim_trouble(view: View, pod: Json, message: str) -> Cause | None:
         )  # fmt: skip
     if found:
         return Cause(
-            "volume-lost", name, f"The claim {name!r} is bound to a volume that does not exist any "
-            "more; its data is gone with it.", [message],
+            "volume-lost", f"PersistentVolumeClaim/{name}",
+            f"The claim {name!r} is bound to a volume that does not exist any more; its data is "
+            "gone with it.", [message],
             f"kubectl delete pvc {name}, then apply it again and fill it anew", Lesson.WHEN,
             [f"PersistentVolumeClaim/{name}", ref(pod)], Depth.STORAGE,
         )  # fmt: skip
@@ -299,9 +295,9 @@ def _of_rule(view: View, pod: Json, message: str, reasons: list[tuple[int, str]]
     if rule == "insufficient":
         return _insufficient(view, pod, message, detail, reasons)
     if rule == "taint-not-tolerated":
-        return _taint(view, pod, message, detail)
+        return taint(view, pod, message, detail)
     if rule == "node-selector":
-        return _selector(view, pod, message)
+        return selector(view, pod, message)
     counted = "; ".join(f"{n}: {text}" for n, text in reasons) or message
     if rule in TEXTS:
         text, fix, lesson = TEXTS[rule]
@@ -309,19 +305,17 @@ def _of_rule(view: View, pod: Json, message: str, reasons: list[tuple[int, str]]
             spread = (pod.get("spec") or {}).get("topologySpreadConstraints") or []
             keys = ", ".join(str(s.get("topologyKey")) for s in spread if isinstance(s, dict))
             text += f" Some nodes lack the label that it spreads over ({keys or 'topologyKey'})."
+        if rule == "resource-claim":
+            text += devices_say(message)
         nodes = [ref(n) for n in view.nodes if (n.get("spec") or {}).get("unschedulable")]
         first = nodes if rule == "nodes-cordoned" else []
-        return _cause(pod, rule, _group(view, pod), text, fix, message, lesson, first=first)
-    return _cause(
-        pod, "scheduler-refuses", _group(view, pod),
+        return cause_of(pod, rule, view.top(pod), text, fix, message, lesson, first=first)
+    return cause_of(
+        pod, "scheduler-refuses", view.top(pod),
         f"No node takes the pod; the scheduler says of its nodes: {counted}.",
         f"kubectl describe pod {pod['metadata']['name']}; compare what it asks for with kubectl "
         "describe nodes", message,
     )  # fmt: skip
-
-
-def _group(view: View, pod: Json) -> str:
-    return view.top(pod)
 
 
 def _insufficient(view: View, pod: Json, message: str, detail: str,
@@ -338,7 +332,7 @@ def _insufficient(view: View, pod: Json, message: str, detail: str,
     if extended(resource) and view.has_nodes and not any(offered(n, resource) for n in view.nodes):
         rule = "gpu-not-offered" if "gpu" in resource else "device-not-offered"
         what = "GPUs" if "gpu" in resource else "EFA devices" if "efa" in resource else "devices"
-        return _cause(
+        return cause_of(
             pod, rule, resource,
             f"The pod asks for {ask}, and no node of the cluster offers that resource: either it "
             f"has no nodes with {what}, or their device plugin does not run"
@@ -348,15 +342,22 @@ def _insufficient(view: View, pod: Json, message: str, detail: str,
             "install the device plugin (kubectl get daemonsets -A)", message, lesson,
         )  # fmt: skip
     stem = "gpu" if "gpu" in resource else resource.split("/")[-1]
+    if view.has_nodes and amount > most == 0:
+        return cause_of(
+            pod, f"{stem}-too-large", resource + view.top(pod),
+            f"The pod asks for {ask}, and no node of the cluster offers any of it.",
+            f"take {resource} out of resources, or add nodes that are set up to offer it",
+            message, lesson,
+        )  # fmt: skip
     if view.has_nodes and amount > most + 1e-9:
-        return _cause(
-            pod, f"{stem}-too-large", resource + _group(view, pod),
+        return cause_of(
+            pod, f"{stem}-too-large", resource + view.top(pod),
             f"The pod asks for {ask}, more than any node has: the largest offers "
             f"{_amount(resource, most)}. It can never be placed here, however empty the nodes are.",
             f"ask for at most {_amount(resource, most)} in resources.requests, or add a larger "
             "instance type", message, lesson,
         )  # fmt: skip
-    return _cause(
+    return cause_of(
         pod, f"insufficient-{stem}", resource,
         f"The pod asks for {ask}; the nodes have that resource, but not that much of it is free: "
         "other pods hold it.",
@@ -369,82 +370,3 @@ def _amount(resource: str, amount: float) -> str:
     if resource in ("memory", "ephemeral-storage") or resource.startswith("hugepages"):
         return f"{amount / 2**30:.4g} GiB of {resource}"
     return f"{amount:g} {resource}"
-
-
-def _taint(view: View, pod: Json, message: str, detail: str) -> Cause:
-    found = _TAINT.search(detail)
-    key, value = (found[1].strip(), found[2].strip()) if found else ("", "")
-    nodes = []
-    for node in view.nodes:
-        taints = untolerated(pod, node)
-        if any(not key or taint.get("key") == key for taint in taints):
-            nodes.append(ref(node))
-            if not key:
-                key, value = str(taints[0].get("key")), str(taints[0].get("value") or "")
-    if key.startswith("node.kubernetes.io/"):
-        return _node_taint(view, pod, message, key, nodes)
-    shown = f"{key}={value}" if value else key or "a taint"
-    return _cause(
-        pod, "taint-not-tolerated", key or _group(view, pod),
-        f"The nodes that could take the pod are reserved by the taint {shown}, and the pod has no "
-        "toleration for it.",
-        f"add to the pod's spec: tolerations: [{{key: {key or '<key>'}, operator: Exists, effect: "
-        "NoSchedule}]; or use nodes without that taint", message, Lesson.RAY_JOB, first=[],
-    )  # fmt: skip
-
-
-_NODE_TAINTS = {
-    "not-ready": "are not ready", "unreachable": "cannot be reached",
-    "unschedulable": "are cordoned: they take no new pods", "disk-pressure": "have a full disk",
-    "memory-pressure": "are out of memory", "pid-pressure": "run too many processes",
-    "network-unavailable": "have no network yet",
-    "out-of-service": "are out of service",
-}  # fmt: skip
-
-
-def _node_taint(view: View, pod: Json, message: str, key: str, nodes: list[str]) -> Cause:
-    what = key.rpartition("/")[2]
-    words = _NODE_TAINTS.get(what, f"are marked {what}")
-    rule = "nodes-cordoned" if what == "unschedulable" else "node-" + what
-    return _cause(
-        pod, rule, what, f"No node takes the pod, because the nodes {words} (taint {key}).",
-        "kubectl uncordon <node> when the work on it is done" if what == "unschedulable" else
-        "kubectl describe node says why; on EKS: look at the instance, its kubelet and the CNI "
-        "pods (kubectl get pods -n kube-system -o wide), or replace the node",
-        message, Lesson.WHEN,  waits_for=set(nodes),
-    )  # fmt: skip
-
-
-def _affinity(spec: Json) -> str:
-    """What the required node affinity asks for, in a few words."""
-    required = (((spec.get("affinity") or {}).get("nodeAffinity") or {}).get(
-        "requiredDuringSchedulingIgnoredDuringExecution") or {})  # fmt: skip
-    words = [
-        f"{e.get('key')} {e.get('operator')} {', '.join(e.get('values') or [])}".strip()
-        for term in required.get("nodeSelectorTerms") or []
-        for e in [*(term.get("matchExpressions") or []), *(term.get("matchFields") or [])]
-    ]
-    return "; ".join(words[:4]) or "other labels than nodes have"
-
-
-def _selector(view: View, pod: Json, message: str) -> Cause:
-    spec = pod.get("spec") or {}
-    selector = spec.get("nodeSelector") or {}
-    missing = []
-    for key, value in selector.items():
-        have = {((n.get("metadata") or {}).get("labels") or {}).get(key) for n in view.nodes}
-        if value not in have:
-            others = sorted(x for x in have if x)
-            missing.append(f"{key}={value}" + (f" (nodes have {', '.join(others[:4])})"
-                                               if others else ""))  # fmt: skip
-    asked = ", ".join(missing or [f"{k}={v}" for k, v in selector.items()])
-    asked = asked or "what its node affinity says"
-    return _cause(
-        pod, "node-selector", _group(view, pod),
-        f"The pod may only run on nodes with the label {asked}, and no node that is free to take "
-        "it has that." if selector else
-        f"The pod's node affinity asks for {_affinity(spec)}, and no node that is free to take it "
-        "has that.",
-        "compare kubectl get nodes --show-labels with nodeSelector and affinity in the pod's spec; "
-        "correct the value, or add nodes of that kind", message, Lesson.RAY_JOB,
-    )  # fmt: skip

@@ -2,9 +2,34 @@
 
 from __future__ import annotations
 
+import re
+
 from workshop_lib.diagnosis.cause import Lesson
 
-__all__ = ["TEXTS"]
+__all__ = ["TEXTS", "devices_say"]
+
+_NO_CLASS = re.compile(r"device ?class(?:\.resource\.k8s\.io)? \"?([\w.-]+)\"? "
+                       r"(?:does not exist|not found)", re.IGNORECASE)  # fmt: skip
+_NOT_MADE = re.compile(r'create the resourceclaim|resourceclaim "?[\w.-]+"? not found|'
+                       r"unallocated immediate resourceclaim", re.IGNORECASE)  # fmt: skip
+
+
+def devices_say(message: str) -> str:
+    """What the scheduler's words about claimed devices add, as a sentence; empty for nothing.
+
+    Args:
+        message: The scheduler's message.
+
+    Example:
+        >>> devices_say("could not allocate: device class gpu.nvidia.com does not exist")
+        ' There is no DeviceClass gpu.nvidia.com: its driver is not installed.'
+    """
+    if found := _NO_CLASS.search(message):
+        return f" There is no DeviceClass {found[1]}: its driver is not installed."
+    if _NOT_MADE.search(message):
+        return " The ResourceClaim is not there: does the template that it is made from exist?"
+    return " Every device that would fit is taken, or no node offers one."
+
 
 TEXTS: dict[str, tuple[str, str, str]] = {
     "pod-anti-affinity": (
@@ -34,6 +59,10 @@ TEXTS: dict[str, tuple[str, str, str]] = {
     "too-many-volumes": (
         "The nodes have as many volumes attached as their instance type can have.",
         "add a node, or use fewer volumes (a shared file system counts once)", Lesson.WHEN),
+    "claim-in-use": (
+        "The pod's claim is for one pod at a time (ReadWriteOncePod), and another pod uses it.",
+        "delete the pod that holds the claim (kubectl describe pvc lists 'Used By'), or make the "
+        "claim anew with ReadWriteOnce or ReadWriteMany", Lesson.WHEN),
     "storage-full": (
         "The storage behind the class has not enough room left for this claim.",
         "ask for less, or add storage (kubectl get csistoragecapacities)", Lesson.WHEN),

@@ -80,6 +80,13 @@ def config_trouble(pod: Json, status: Json) -> Cause | None:
             "starts as root or as a user that is only a name.",
             "set securityContext.runAsUser to a number other than 0 (the workshop's images: 1000)",
         )
+    if re.search(r"subPath|no such file or directory|is not a directory", message):
+        return _cause(
+            "volume-path", name + message, pod, message,
+            f"A path that container {name} mounts (a subPath, or a hostPath) is not there: "
+            f"{message[:200]}", "compare volumeMounts.subPath and the volume's path with what is "
+            "in the volume (on the node for hostPath); make the folder first, or correct the path",
+        )  # fmt: skip
     return _cause(
         "container-config",
         name + message,
@@ -97,6 +104,9 @@ _STARTS: list[tuple[str, str, str, str]] = [
      "The program of container {name} is built for another processor than the node's (arm64 "
      "against amd64).",
      "build the image for the node's processor, or set nodeSelector: {{kubernetes.io/arch: ...}}"),
+    ("command-not-found", r'exec: "[^"]+": is a directory',
+     "The command of container {name} is a folder, and no program: {program}.",
+     "name the program in command: in the manifest"),
     ("workdir-or-mount", r"chdir to cwd|error mounting|mkdir .*read-only",
      "A mount or the working folder of container {name} cannot be set up.",
      "compare volumeMounts (mountPath, subPath) and workingDir with what is in the image: a file "
@@ -168,6 +178,8 @@ def start_trouble(view: View, pod: Json, status: Json, message: str) -> Cause:
     """Why a container could not be made or started, from the runtime's words."""
     if found := missing_object(pod, message):
         return found
+    if hook := hook_trouble(view, pod, status):
+        return hook
     if not message:
         events = view.events(pod, "Failed")
         message = str(events[-1].get("message") or "") if events else ""
@@ -183,7 +195,8 @@ def start_trouble(view: View, pod: Json, status: Json, message: str) -> Cause:
         f"{view.top(pod)}/{name}",
         pod,
         message or name,
-        f"The container runtime cannot start container {name}.",
+        f"The container runtime cannot start container {name}"
+        + (f": {message[-200:]}" if message else "."),
         f"kubectl describe pod {pod['metadata']['name']} has the runtime's words",
     )
 
@@ -215,8 +228,12 @@ _MOUNTS: list[tuple[str, str, str, str]] = [
      "check that the security group of the file system lets the nodes in (EFS: 2049; FSx for "
      "Lustre: 988 and 1018-1023), and that it has a mount target in the node's zone"),
     ("volume-missing", r"hostPath type check failed|not found|does not exist|no such file",
-     "What the volume {volume} points at does not exist.",
+     "What the volume {volume} points at does not exist{path}.",
      "correct the path or name in the pod's volumes (subPath and hostPath too)"),
+    ("volume-attach", r"AttachVolume\.Attach failed|FailedAttachVolume",
+     "The volume {volume} cannot be attached to the pod's node.",
+     "the message says why; kubectl get volumeattachments, aws ec2 describe-volumes: is it there, "
+     "in the node's zone, and on no other machine?"),
 ]  # fmt: skip
 
 _SANDBOX: list[tuple[str, str, str, str]] = [
@@ -264,6 +281,20 @@ def mount_trouble(view: View, pod: Json) -> Cause | None:
                      f"The pod mounts the claim {claim[1]!r}, and there is none of that name.",
                      [message], "apply the claim first: cluster.apply('storage')", Lesson.WHEN,
                      [f"PersistentVolumeClaim/{claim[1]}", ref(pod)], Depth.STORAGE)  # fmt: skip
+    if account := re.search(r'serviceaccounts? "([^"]+)" not found', message):
+        return _cause(
+            "service-account-missing", account[1], pod, message,
+            f"The pod runs as the service account {account[1]!r}, and that was deleted, or is not "
+            "in its namespace.", f"kubectl create serviceaccount {account[1]}, or apply the "
+            "component that brings it", first=(f"ServiceAccount/{account[1]}",),
+        )  # fmt: skip
+    if reason == "FailedPrepareDynamicResources":
+        return _cause(
+            "resource-claim-prepare", view.top(pod), pod, message,
+            "The node cannot make the devices ready that the pod claims (dynamic resource "
+            f"allocation): {message[-200:]}", "kubectl get pods -A -o wide shows whether the "
+            "devices' DRA driver runs on that node; kubectl describe resourceclaims",
+        )  # fmt: skip
     return _by_words(view, pod, message, _MOUNTS) or _cause(
         "volume-mount",
         view.top(pod),
@@ -283,5 +314,8 @@ def _by_words(view: View, pod: Json, message: str,
             key = volume or view.top(pod)
             if rule in ("csi-driver-missing", "network-plugin", "pod-no-address"):
                 key = rule
-            return _cause(rule, key, pod, message, text.format(volume=volume or "it"), fix)
+            named = re.search(r"type check failed: (\S+)", message)
+            path = f" on the node: {named[1]}" if named else ""
+            return _cause(rule, key, pod, message, text.format(volume=volume or "it", path=path),
+                          fix)  # fmt: skip
     return None

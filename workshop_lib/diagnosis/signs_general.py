@@ -58,10 +58,11 @@ PROGRAM_SIGNS: tuple[Sign, ...] = (
             "version `glibc",
             "undefined symbol",
         ),
-        r"No module named '?(?P<what>[\w.]+)|ImportError: (?P<import>.*)|cannot import name|"
-        r"(?P<lib>\S+\.so\S*): cannot open shared object file|version `GLIBC\S* not found|"
-        r"undefined symbol: ",
-        "The image of {who} lacks a package that its program needs (or has another version).",
+        r"(?P<what>No module named '?[\w.]+'?|ImportError: .{0,160}|cannot import name.{0,80}|"
+        r"\S+\.so\S*: cannot open shared object file|version `GLIBC\S* not found|"
+        r"undefined symbol: \S*)",
+        "The image of {who} lacks a package that its program needs (or has another version): "
+        "{what}.",
         "use an image that has it, or install it when the image is built, not when the pod starts",
         Lesson.VLLM_WHEN,
     ),
@@ -101,16 +102,16 @@ PROGRAM_SIGNS: tuple[Sign, ...] = (
         ),
         r"(?P<what>\w{3,}): (?:unbound variable|parameter (?:null or )?not set)|"
         r"KeyError: '(?P<key>(?-i:[A-Z_][A-Z0-9_]{2,}))'|"
-        r"[Ee]nvironment variable .{0,40}(?:not set|missing|required|undefined)",
-        "{who} needs an environment variable that it was not given.",
+        r"(?P<said>[Ee]nvironment variable .{0,40}(?:not set|missing|required|undefined))",
+        "{who} needs an environment variable that it was not given: {what}{key}{said}.",
         "set it under env: in the manifest (from a ConfigMap or Secret)",
         Lesson.WHEN,
     ),
     Sign(
         "file-missing",
         ("filenotfounderror", "no such file or directory"),
-        r"FileNotFoundError|No such file or directory",
-        "{who} opens a file that is not there.",
+        r"(?:FileNotFoundError|No such file or directory)(?:[^']*(?P<path>: '[^']+'))?",
+        "{who} opens a file that is not there{path}.",
         "check the path and that the volume with it is mounted (kubectl exec <pod> -- ls <path>)",
         Lesson.WHEN,
     ),
@@ -145,6 +146,17 @@ PROGRAM_SIGNS: tuple[Sign, ...] = (
         "{who} does not trust a server's certificate: it is expired, for another name, or of an "
         "authority that the image does not know.",
         "correct the host name, or add the authority (a proxy's) to the image: SSL_CERT_FILE",
+        Lesson.WHEN,
+    ),
+    Sign(
+        "proxy",
+        ("proxyerror", "to proxy", "tunnel connection failed", "proxyconnect"),
+        r"(?<!broken by ')ProxyError|^(?!.*[Rr]etrying).*(?:[Uu]nable to connect to proxy|"
+        r"Tunnel connection failed|proxyconnect)",
+        "{who} is told to go through a proxy (HTTP_PROXY, HTTPS_PROXY), and that proxy does not "
+        "answer or refuses.",
+        "correct or remove HTTP_PROXY and HTTPS_PROXY; NO_PROXY must have .svc, .cluster.local and "
+        "the cluster's addresses",
         Lesson.WHEN,
     ),
     Sign(
@@ -190,8 +202,8 @@ CONNECTION_SIGNS: tuple[Sign, ...] = (
     ),
     Sign(
         "connection-refused",
-        ("connection refused", "econnrefused", "errno 111"),
-        r"connection refused|ECONNREFUSED|Errno 111",
+        ("connection refused", "econnrefused", "errno 111", "connect to server"),
+        r"connection refused|ECONNREFUSED|Errno 111|Could(?:n't| not) connect to server",
         "{who} dials {host}, and nobody listens on that port there.",
         "is the server up, and is that the port it listens on? kubectl get endpointslices",
         Lesson.RAY_WHEN,

@@ -128,6 +128,16 @@ GPU_SIGNS: tuple[Sign, ...] = (
 
 NETWORK_SIGNS: tuple[Sign, ...] = (
     Sign(
+        "efa-memlock",
+        ("net/ofi", "libfabric"),
+        r"(?:NET/OFI|libfabric).*(?:Cannot allocate memory|RC: -12)",
+        "{who} may not lock memory, which EFA needs to do: its limit of locked memory is too "
+        "small.",
+        "give the container the capability IPC_LOCK (the EFA component does), and let the node's "
+        "containerd run with LimitMEMLOCK=infinity",
+        Lesson.WHEN,
+    ),
+    Sign(
         "shm-too-small",
         ("bus error", "shared memory", "/dev/shm"),
         r"Bus error|insufficient shared memory|(?:creating|extend|open|attach\w*).{0,40}shared "

@@ -114,8 +114,8 @@ RAY_SIGNS: tuple[Sign, ...] = (
         ("registered within the timeout", "registration timeout", "register worker"),
         r"have not registered within the timeout|Failed to register worker|"
         r"worker registration timeout|timed out registering",
-        "Ray started worker processes that did not report in time: the node is too busy, the disk "
-        "with the Python environment too slow, or it has too few CPUs.",
+        "Ray started worker processes that did not register in time: the node is too busy, the "
+        "disk with the Python environment too slow, or it has too few CPUs.",
         "raise RAY_worker_register_timeout_seconds, give the pod more CPUs, and keep the "
         "environment in the image instead of on a network disk",
         Lesson.RAY_WHEN,
@@ -129,7 +129,8 @@ RAY_SIGNS: tuple[Sign, ...] = (
             "infeasible",
             "enough resources",
         ),
-        r"No available node types can fulfill|resource request cannot be scheduled right now|"
+        r"No available node types can fulfill|"
+        r"(?:resource request|actor or task .{0,80}) cannot be scheduled right now|"
         r"placement groups?\b.*(?:infeasible|cannot be (?:created|fulfilled|scheduled)|not ready"
         r"|tim(?:ed|e) ?out)|Waiting for creating a placement group|"
         r"Cannot provide a placement group|"

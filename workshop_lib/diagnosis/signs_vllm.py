@@ -255,6 +255,18 @@ VLLM_SIGNS: tuple[Sign, ...] = (
     ),
     Sign(
         "model-download",
+        ("huggingface.co", "hf.co"),
+        r"(?:NameResolutionError|Failed to resolve|Name or service not known|name resolution"
+        r"|getaddrinfo).*(?:huggingface\.co|hf\.co)|(?:huggingface\.co|hf\.co).*"
+        r"(?:NameResolutionError|Failed to resolve|Name or service not known|name resolution)",
+        "{who} cannot download its model: DNS in the pod has no answer for Hugging Face's name.",
+        "kubectl exec into the pod: getent hosts huggingface.co; a NetworkPolicy must let port 53 "
+        "(UDP and TCP) through; or fetch the model once into the shared volume beforehand "
+        "(cluster.apply('model')) and serve it from that folder",
+        Lesson.VLLM_WHEN,
+    ),
+    Sign(
+        "model-download",
         (
             "huggingface.co",
             "localentrynotfound",
@@ -268,7 +280,8 @@ VLLM_SIGNS: tuple[Sign, ...] = (
         r"huggingface\.co.*(?:Max retries|timed"
         r" ?out|Failed to|resolve)|(?:Max retries|Read timed out|ConnectTimeout|ConnectionError)"
         r".*(?:huggingface|hf\.co|xethub)|offline mode is enabled|"
-        r"outgoing traffic has been disabled",
+        r"outgoing traffic has been disabled|CAS service error|"
+        r"error sending request for url \(https://[\w.-]*(?:huggingface\.co|hf\.co)",
         "{who} cannot download its model: Hugging Face is out of reach from the pod, or too slow.",
         "fetch the model once into the shared volume beforehand (cluster.apply('model')) and "
         "serve it from that folder; check egress (NetworkPolicy, NAT gateway)",

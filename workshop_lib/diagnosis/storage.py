@@ -83,8 +83,9 @@ def _pending(view: View, claim: Json, pods: list[str], notes: list[str]) -> Caus
     if failed and failed[-1].get("reason") == "VolumeMismatch":
         return _cause(
             "volume-mismatch", claim, pods, message,
-            f"The claim {name!r} names a volume that does not fit it in size, access mode or "
-            "class.", "make size, accessModes and storageClassName of claim and volume agree",
+            f"The claim {name!r} names the volume {spec.get('volumeName') or '?'}, which does not "
+            "fit it in size, access mode or class.",
+            "make size, accessModes and storageClassName of claim and volume agree",
         )  # fmt: skip
     if message:
         return _provisioning(claim, pods, message, name, modes)

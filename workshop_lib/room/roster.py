@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,8 +69,10 @@ def read_roster(file: str | Path) -> list[Learner]:
     path = Path(file)
     try:
         text = path.read_text(encoding="utf-8-sig")  # spreadsheets begin a CSV with a mark
-    except (OSError, UnicodeDecodeError) as error:
-        raise WorkshopError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
+    except OSError as error:
+        raise WorkshopError(f"{path}: {error.strerror or error}") from None
+    except UnicodeDecodeError:
+        raise WorkshopError(f"{path}: no text in UTF-8; save it as CSV in UTF-8") from None
     rows = _rows(path, text)
     problems: list[str] = []
     learners = [each for row in rows if (each := _learner(row, problems))]
@@ -82,18 +85,27 @@ def read_roster(file: str | Path) -> list[Learner]:
 
 
 def _rows(path: Path, text: str) -> list[Mapping[str, Any]]:
-    if path.suffix in (".yaml", ".yml"):
+    kind = path.suffix.lower()
+    if kind in (".yaml", ".yml"):
         return _yaml_rows(path, text)
     lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
-    if path.suffix != ".csv":
+    if kind != ".csv":
         return [{"name": line.strip()} for line in lines]
-    reader = csv.DictReader(lines, skipinitialspace=True)
+    # Where a comma is for decimals, spreadsheets part columns with a semicolon.
+    mark = ";" if lines and ";" in lines[0] and "," not in lines[0] else ","
+    reader = csv.DictReader(lines, skipinitialspace=True, delimiter=mark)
     fields = [field.strip() for field in reader.fieldnames or []]
     if "name" not in fields:
         raise WorkshopError(f"{path}: the first line must name the columns, one of them `name`")
+    # What a row has beyond the named columns must not be dropped in silence.
     return [
-        {key.strip(): str(value or "").strip() for key, value in row.items() if key is not None}
+        {
+            (key or "more").strip(): str(value or "").strip()
+            for key, value in row.items()
+            if key is not None or any(value)
+        }
         for row in reader
+        if any(str(value or "").strip() for value in row.values())  # else an empty row
     ]
 
 
@@ -130,7 +142,8 @@ def _learner(row: Mapping[str, Any], problems: list[str]) -> Learner | None:
 def _name_problem(name: str) -> str:
     """Why a name cannot be a namespace's, and one that can; empty when it can."""
     if not _LABEL.fullmatch(name) or len(name) > LONGEST:
-        better = re.sub(r"[^a-z0-9]+", "-", name.lower())[:LONGEST].strip("-")
+        plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
+        better = re.sub(r"[^a-z0-9]+", "-", plain.lower())[:LONGEST].strip("-")
         hint = f", such as {better!r}" if better else ""
         return f"{name!r}: write lower-case letters, digits and '-', at most {LONGEST}{hint}"
     if any(name == each or (name.startswith(each) and each != "default") for each in RESERVED):
