@@ -14,9 +14,8 @@ from emulated import kubeconfig
 
 from workshop_lib import connect
 from workshop_lib.errors import ConnectError
-from workshop_lib.kubernetes import KubernetesCluster
+from workshop_lib.kubernetes import KubernetesCluster, credentials
 from workshop_lib.kubernetes import config as config_module
-from workshop_lib.kubernetes import credentials
 
 
 def refused(*args, **options):
@@ -203,7 +202,7 @@ def _state(pid):
     [
         ("echo Please log in", "aws printed no credentials: 'Please log in'"),
         ('echo "{}"', "printed no credentials"),
-        ('echo "{\\"apiVersion\\": \\"v9\\", \\"status\\": {}}"', "speaks v9, the kubeconfig client"),
+        ('echo "{\\"apiVersion\\": \\"v9\\", \\"status\\": {}}"', "speaks v9, the kubeconfig"),
     ],
 )  # fmt: skip
 def test_a_plugin_that_prints_something_else(config, emulator, tmp_path, said, problem):

@@ -73,8 +73,8 @@ class KubernetesCluster:
         try:
             if not NAMESPACE.fullmatch(self.namespace):
                 raise ConnectError(
-                    f"{self.namespace!r} is no namespace's name: 1 to 63 lower-case letters, digits "
-                    "and '-'; correct it in the call, WORKSHOP_NAMESPACE or the context"
+                    f"{self.namespace!r} is no namespace's name: at most 63 lower-case letters, "
+                    "digits and '-'; correct it in the call, WORKSHOP_NAMESPACE or the context"
                 )
             answer = self._api.request("GET", "/version", tries=min(tries, 3))
             if answer.status in (400, 404):  # HTTP where TLS is spoken, or another server

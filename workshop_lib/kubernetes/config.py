@@ -164,12 +164,14 @@ def _ask_plugin_of(user: str, settings: Mapping[str, Any], merged: Any) -> None:
         PluginFailed: It gives nothing.
     """
     node = merged["users"].get_with_name(user, safe=True) if merged.safe_get("users") else None
-    entries = (node.value.get("user") or {}) if node is not None else {}
+    if node is None:
+        return
+    entries = node.value.get("user") or {}
     # As the client has it: these three come before a plugin.
     if not entries.get("exec") or {"token", "tokenFile", "auth-provider"} & set(entries):
         return
     cluster = merged["clusters"].get_with_name(settings.get("cluster")).value["cluster"]
-    given = ask_plugin(entries["exec"], os.path.dirname(os.path.abspath(node.path)), cluster)
+    given = ask_plugin(entries["exec"], str(Path(node.path).absolute().parent), cluster)
     rest = {key: value for key, value in entries.items() if key != "exec"}
     node.value["user"] = {**rest, **given}
 
