@@ -20,9 +20,9 @@ ADMINISTRATORS = ("namespace", "monitoring", "learner", "instructor", "models-s3
 
 
 @functools.cache
-def namespace(profile, kind):
+def namespace(profile, kind, **parameters):
     """The objects of a kind in the component, by name."""
-    found = manifests.render(profile, "namespace")
+    found = manifests.render(profile, "namespace", parameters)
     return {item.name: item.body for item in found if item.kind == kind}
 
 
@@ -385,6 +385,24 @@ def test_only_the_model_comes_from_outside(profile):
         assert not reaches(profile, model, target, port)
     for component in ("ray-cluster", "grpo", "vllm", "raycluster", "stale-address"):
         assert not reaches(profile, pod_of(profile, component), INTERNET, 443)
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_a_dns_cache_on_the_node_answers(profile):
+    """It is no pod: only its address can be named (kubernetes.io, NodeLocal DNSCache)."""
+    for component in ("ray-cluster", "vllm", "model", "raycluster"):
+        pod = pod_of(profile, component)
+        assert reaches(profile, pod, "169.254.20.10", 53)
+        assert not reaches(profile, pod, "169.254.20.10", 80)
+        assert not reaches(profile, pod, CREDENTIALS, 53)
+    rules = namespace(profile, "NetworkPolicy", dns_cache="172.20.0.10")["dns"]["spec"]["egress"]
+    assert rules[0]["to"][1] == {"ipBlock": {"cidr": "172.20.0.10/32"}}
+    assert {(each["protocol"], each["port"]) for each in rules[0]["ports"]} == {
+        ("UDP", 53), ("TCP", 53),
+    }  # fmt: skip
+    for wrong in ("0.0.0.0/0", "10.0.0.256", "10.0.0", "", "10.0.0.1/8"):
+        with pytest.raises(ManifestError, match="parameter dns_cache"):
+            namespace(profile, "NetworkPolicy", dns_cache=wrong)
 
 
 def test_only_the_autoscaler_reaches_the_api_server():

@@ -19,7 +19,7 @@ COMPONENTS = sorted(
 )
 MONITORING = ("RAY_PROMETHEUS_HOST", "RAY_GRAFANA_HOST", "RAY_GRAFANA_IFRAME_HOST")
 A_VALUE = {"int": 3, "float": 0.5, "str": "org/name", "bool": True}
-TEXTS = ("org/name", "a-name", "0" * 64, "3Gi")  # one of these fits each pattern
+TEXTS = ("org/name", "a-name", "0" * 64, "3Gi", "10.0.0.10")  # one of these fits each pattern
 
 
 def test_every_local_component_has_its_overlays():
@@ -91,6 +91,19 @@ def test_every_parameter_reaches_its_places(profile, component):
             value = min(value, parameter.maximum)
         changed = [i.body for i in manifests.render(profile, component, {parameter.name: value})]
         assert changed != plain, f"{parameter.name} changes nothing"
+
+
+def test_what_cannot_be_evicted_asks_not_to_be():
+    """A Job with no back-off ends with its first lost pod: consolidating nodes must not cost it."""
+    found = 0
+    for profile, component in COMPONENTS:
+        for item in manifests.render(profile, component):
+            if item.kind == "Job" and item.body["spec"].get("successPolicy"):
+                found += 1
+                notes = item.body["spec"]["template"]["metadata"]["annotations"]
+                assert item.body["spec"]["backoffLimit"] == 0
+                assert notes["karpenter.sh/do-not-disrupt"] == "true"
+    assert found >= 5
 
 
 def refused(parameter, text):
