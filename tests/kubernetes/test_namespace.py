@@ -77,6 +77,15 @@ def test_a_namespace_of_somebody_else_is_not_taken_over(emulator, cluster):
     assert emulator.changes() == []
 
 
+def test_a_namespace_of_ours_that_is_being_deleted(emulator, administrator):
+    administrator.apply("namespace")
+    body = emulator.get("Namespace", administrator.namespace)
+    body["metadata"]["deletionTimestamp"] = "2026-11-21T04:00:00Z"
+    emulator.put(body)
+    with pytest.raises(ConflictError, match=r"is being deleted, and takes nothing new"):
+        administrator.apply("namespace")
+
+
 def test_a_service_account_that_others_have_labelled_is_theirs(emulator, cluster):
     emulator.put({"apiVersion": "v1", "kind": "ServiceAccount",
                   "metadata": {"name": "default", "labels": {"owner": "them"}}})  # fmt: skip
