@@ -21,6 +21,7 @@ import yaml
 
 from workshop_lib.data import data_path
 from workshop_lib.errors import ManifestError
+from workshop_lib.places import problem_of, problem_there
 
 __all__ = [
     "Object",
@@ -92,6 +93,7 @@ class Parameter:
         entries: That catalogue.
         allowed: Its values, when they are few.
         minimum: Its least value.
+        maximum: Its largest value.
         pattern: A regular expression that the whole of a text has to match.
         format: What the places get, the value in it at `{}`: a mount option `prefix {}/`.
         help: What it means, in a line.
@@ -105,6 +107,7 @@ class Parameter:
     entries: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     allowed: tuple[Any, ...] = ()
     minimum: float | None = None
+    maximum: float | None = None
     pattern: str = ""
     format: str = ""
     help: str = ""
@@ -317,6 +320,7 @@ def _parameter(name: str, entry: Mapping[str, Any]) -> Parameter:
         entries=entries,
         allowed=tuple(entry.get("allowed", ())),
         minimum=entry.get("minimum"),
+        maximum=entry.get("maximum"),
         pattern=re.compile(entry.get("pattern", "")).pattern,
         format=entry.get("format", ""),
         help=entry.get("help", ""),
@@ -358,6 +362,15 @@ def _check_value(parameter: Parameter, value: Any, folder: Path) -> None:
     least = parameter.minimum
     if least is not None and isinstance(value, int | float) and value < least:
         raise ManifestError(f"{where}: {value!r} is less than {parameter.minimum}")
+    most = parameter.maximum
+    if most is not None and isinstance(value, int | float) and value > most:
+        raise ManifestError(f"{where}: {value!r} is more than {parameter.maximum}")
+    wrong = [problem_of(value)]
+    if not parameter.format:
+        places = (*parameter.paths, *parameter.model_folders)
+        wrong += [problem_there(place, value) for place in places]
+    if found := next(filter(None, wrong), ""):
+        raise ManifestError(f"{where}: {value!r} {found}")
 
 
 def _set_at(objects: list[Object], place: str, value: Any, folder: Path) -> None:

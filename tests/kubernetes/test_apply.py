@@ -422,3 +422,21 @@ def test_the_price_is_said_before_anything_is_applied(emulator, cluster, capsys)
     cluster.profile = "kind"
     cluster.apply("vllm")
     assert "$" not in capsys.readouterr().out
+
+
+def test_a_namespace_that_is_being_deleted(emulator, cluster):
+    """The NamespaceLifecycle admission's refusal; delete() would not wait for it."""
+    said = (
+        'configmaps "settings" is forbidden: unable to create new content in namespace workshop '
+        "because it is being terminated"
+    )
+    cause = {"reason": "NamespaceTerminating", "field": "metadata.namespace",
+             "message": "namespace workshop is being terminated"}  # fmt: skip
+    emulator.fail("PATCH", "/configmaps/", status=403, body={
+        "kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "Forbidden",
+        "code": 403, "message": said, "details": {"causes": [cause]}})  # fmt: skip
+    line = refused(ConflictError, cluster, config_map())
+    assert line == (
+        "the namespace 'workshop' is being deleted, and takes nothing new; apply again when it is "
+        "gone (kubectl get namespace workshop), or use another; nothing was changed"
+    )

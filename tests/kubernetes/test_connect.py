@@ -1,10 +1,12 @@
 """Connecting: what is said, and every way in which it can fail, in one line."""
 
 import base64
+import contextlib
 import json
 import os
 import stat
 import time
+from pathlib import Path
 
 import pytest
 import yaml
@@ -12,7 +14,7 @@ from emulated import kubeconfig
 
 from workshop_lib import connect
 from workshop_lib.errors import ConnectError
-from workshop_lib.kubernetes import KubernetesCluster
+from workshop_lib.kubernetes import KubernetesCluster, credentials
 from workshop_lib.kubernetes import config as config_module
 
 
@@ -166,7 +168,116 @@ def test_a_plugin_that_fails(config, emulator, tmp_path, capfd):
 def test_a_plugin_that_is_not_installed(config, emulator, tmp_path):
     version = "client.authentication.k8s.io/v1beta1"
     with_user(config, emulator, {"exec": {"apiVersion": version, "command": "no-such-aws"}})
-    assert "No such file or directory: 'no-such-aws'" in refused("eks", kubeconfig=str(config))
+    assert "No such file or directory: 'no-such-aws'; install it" in refused(
+        "eks", kubeconfig=str(config)
+    )
+
+
+def test_a_plugin_that_does_not_answer(config, emulator, tmp_path, monkeypatch):
+    """Nor may it ask: it gets no input. What it started ends with it."""
+    monkeypatch.setattr(credentials, "PLUGIN_S", 0.5)
+    user = plugin(tmp_path / "aws", f"read answer; sleep 60 & echo $! > {tmp_path}/child; wait")
+    with_user(config, emulator, user)
+    begun = time.monotonic()
+    line = refused("eks", kubeconfig=str(config))
+    assert time.monotonic() - begun < 20
+    assert f"'{tmp_path}/aws' did not answer within 0.5 s; run it by hand to see why; log" in line
+    child = int((tmp_path / "child").read_text())
+    for _ in range(100):
+        if not Path(f"/proc/{child}").exists() or "Z" in _state(child):
+            break
+        time.sleep(0.05)
+    else:
+        pytest.fail("the plugin's child still runs")
+
+
+def _state(pid):
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    return "Z"
+
+
+@pytest.mark.parametrize(
+    ("said", "problem"),
+    [
+        ("echo Please log in", "aws printed no credentials: 'Please log in'"),
+        ('echo "{}"', "printed no credentials"),
+        ('echo "{\\"apiVersion\\": \\"v9\\", \\"status\\": {}}"', "speaks v9, the kubeconfig"),
+    ],
+)  # fmt: skip
+def test_a_plugin_that_prints_something_else(config, emulator, tmp_path, said, problem):
+    with_user(config, emulator, plugin(tmp_path / "aws", said))
+    assert problem in refused("eks", kubeconfig=str(config))
+
+
+def test_a_plugin_gives_a_certificate(config, emulator, tmp_path):
+    said = {
+        "apiVersion": "client.authentication.k8s.io/v1beta1", "kind": "ExecCredential",
+        "status": {"clientCertificateData": "CERT", "clientKeyData": "KEY"},
+    }  # fmt: skip
+    (tmp_path / "said").write_text(json.dumps(said))
+    user = plugin(tmp_path / "aws", f"cat {tmp_path}/said")
+    settings = kubeconfig("https://127.0.0.1:1")
+    settings["users"][0]["user"] = user
+    config.write_text(yaml.safe_dump(settings))
+    configuration = config_module.load_access("eks", kubeconfig=config).client.configuration
+    assert Path(configuration.cert_file).read_text() == "CERT"
+    assert Path(configuration.key_file).read_text() == "KEY"
+
+
+def test_a_plugin_beside_its_kubeconfig_is_told_of_the_cluster(config, emulator, tmp_path):
+    user = plugin(tmp_path / "get-token", CREDENTIAL % (tmp_path / "token")
+                  + f"\nenv > {tmp_path}/seen; pwd >> {tmp_path}/seen")  # fmt: skip
+    user["exec"] |= {"command": "./get-token", "provideClusterInfo": True,
+                     "env": [{"name": "AWS_PROFILE", "value": "ada"}]}  # fmt: skip
+    (tmp_path / "token").write_text("good-token")
+    with_user(config, emulator, user)
+    connect("eks", kubeconfig=str(config)).close()
+    seen = (tmp_path / "seen").read_text()
+    assert "AWS_PROFILE=ada" in seen and emulator.url in seen and f"\n{tmp_path}\n" in seen
+
+
+def test_a_token_file_ends_with_a_line(config, emulator, tmp_path):
+    """Found by trying: Python refuses a header with a line's end in it."""
+    (tmp_path / "token").write_text("good-token\n")
+    with_user(config, emulator, {"tokenFile": "token"})
+    connect("eks", kubeconfig=str(config)).close()
+
+
+def test_a_token_that_cannot_be_one(config, emulator):
+    with_user(config, emulator, {"token": "good\ntoken"})
+    line = refused("eks", kubeconfig=str(config))
+    assert "the token of user 'ada'" in line and "cut off or pasted wrongly? log in again" in line
+
+
+def test_several_files_are_one(config, emulator, tmp_path, monkeypatch):
+    """One has the users, one the rest, one is empty, one is not there."""
+    settings = kubeconfig(emulator.url)
+    (tmp_path / "users").write_text(yaml.safe_dump({"users": settings.pop("users")}))
+    config.write_text(yaml.safe_dump(settings))
+    (tmp_path / "empty").write_text("")
+    several = [str(tmp_path / "empty"), str(config), "/nowhere", str(tmp_path / "users")]
+    monkeypatch.setenv("KUBECONFIG", os.pathsep.join(several))
+    connect("eks").close()
+
+
+@pytest.mark.parametrize(
+    ("proxy", "problem"),
+    [("not a url", "contains invalid character"), ("socks5://127.0.0.1:9", "pip install PySocks")],
+)
+def test_a_proxy_that_cannot_be_used(config, emulator, proxy, problem):
+    settings = kubeconfig(emulator.url)
+    settings["clusters"][0]["cluster"]["proxy-url"] = proxy
+    config.write_text(yaml.safe_dump(settings))
+    line = refused("eks", kubeconfig=str(config))
+    assert line.startswith(f"the proxy '{proxy}' cannot be used (") and problem in line
+
+
+@pytest.mark.parametrize("name", ["Ada", "a/b?x", "-a", "a" * 64, "a b", "../secrets"])
+def test_a_name_that_no_namespace_has(config, emulator, name):
+    with pytest.raises(ConnectError, match="is no namespace's name"):
+        KubernetesCluster("kind", kubeconfig=config, namespace=name)
+    assert emulator.requests == []
 
 
 def test_401_reads_the_credentials_again_once(config, emulator, tmp_path, quick):

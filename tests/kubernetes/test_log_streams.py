@@ -13,6 +13,7 @@ from objects import deployment, job, objects
 
 from workshop_lib.errors import ConnectError, NotFoundError
 from workshop_lib.kubernetes.api import Lost
+from workshop_lib.kubernetes.container_log import LogGapWarning
 from workshop_lib.kubernetes.resuming import Position
 from workshop_lib.kubernetes.streams import blocks
 
@@ -93,8 +94,44 @@ def test_following_over_a_restart_whose_log_is_deleted(emulator, cluster, runnin
     emulator.kubelet.deleted.add(("talk-abcde", "main"))
     emulator.set_state("talk-abcde", {"running": {}}, restarts=1)
     emulator.kubelet.restart("talk-abcde").write("second run")
-    assert next(lines).text == "second run"
+    with pytest.warns(LogGapWarning, match="talk-abcde was restarted: its last lines may be miss"):
+        assert next(lines).text == "second run"
     lines.close()
+
+
+def test_following_over_two_restarts_at_once(emulator, cluster, running):
+    """Of the run in between nothing is left: that is said."""
+    emulator.kubelet.log("talk-abcde").write("first run")
+    lines = running.logs(follow=True)
+    assert next(lines).text == "first run"
+    emulator.set_state("talk-abcde", {"running": {}}, restarts=2)
+    emulator.kubelet.restart("talk-abcde").write("second run")
+    emulator.kubelet.restart("talk-abcde").write("third run")
+    with pytest.warns(LogGapWarning, match="was restarted 2 times: lines may be missing"):
+        assert texts(itertools.islice(lines, 2)) == ["second run", "third run"]
+    lines.close()
+
+
+def test_a_log_that_was_rotated_before_it_was_read_on(emulator, cluster, running):
+    """Only the newest file is given: what was in the one before is lost, and that is said."""
+    log = emulator.kubelet.log("talk-abcde")
+    at = "2026-11-21T04:52:{}.500000000Z"
+    log.write("a", stamp=at.format(10))
+    lines = running.logs(follow=True)
+    assert next(lines).text == "a"
+    log.end()
+    time.sleep(0.3)
+    log.write("nobody reads this", stamp=at.format(11))
+    log.rotate()
+    log.write("b", stamp=at.format(12))
+    log.ended = False
+    with pytest.warns(LogGapWarning) as said:
+        assert next(lines).text == "b"
+    lines.close()
+    assert [str(each.message) for each in said] == [
+        f"talk-abcde: lines between {at.format(10)} and {at.format(12)} may be missing: its node "
+        "had rotated the log before they were read, and gives only the newest file"
+    ]
 
 
 def test_following_ends_with_the_workload_and_not_with_a_stream(emulator, cluster, running):
@@ -115,6 +152,7 @@ def test_following_ends_with_the_workload_and_not_with_a_stream(emulator, cluste
     assert list(lines) == []
 
 
+@pytest.mark.filterwarnings("error")  # nothing is missing, and nothing is said
 def test_following_takes_in_new_pods_and_restarts(emulator, cluster):
     work = cluster.apply_objects("demo", objects(deployment()))
     uid = emulator.get("Deployment", "server")["metadata"]["uid"]
@@ -166,6 +204,7 @@ def test_a_server_that_stays_away(emulator, cluster, running):
         list(running.logs())
 
 
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("same_time", [False, True], ids=["real times", "times repeat"])
 def test_200_drops_lose_and_repeat_nothing(emulator, cluster, running, same_time):
     """Streams break at random, in the middle of lines, while the container writes."""
@@ -221,6 +260,10 @@ def test_a_rotated_log_is_gone_on_with_by_time():
     position.resume()
     # The file was rotated: a and b are gone, c and what follows are in the new one.
     assert position.new(stamped(("49.3", "c"), ("49.4", "d"))) == ["d"]
+    assert position.gap == ""
+    position.resume()
+    assert position.new(stamped(("49.6", "f"))) == ["f"]
+    assert position.gap == "2026-11-21T04:52:49.4Z and 2026-11-21T04:52:49.6Z"
 
 
 def test_times_out_of_order_are_no_loss():
@@ -266,6 +309,7 @@ def test_whatever_the_batches_a_resumed_stream_gives_the_rest_once(order):
                 batch, stream = stream[:size], stream[size:]
                 seen += position.new(batch)
         assert seen == [line.partition(" ")[2] for line in log], (order, seed)
+        assert position.gap == "", (order, seed)
 
 
 # -- the bytes of one answer ----------------------------------------------------------------------

@@ -20,9 +20,9 @@ ADMINISTRATORS = ("namespace", "monitoring", "learner", "instructor", "models-s3
 
 
 @functools.cache
-def namespace(profile, kind):
+def namespace(profile, kind, **parameters):
     """The objects of a kind in the component, by name."""
-    found = manifests.render(profile, "namespace")
+    found = manifests.render(profile, "namespace", parameters)
     return {item.name: item.body for item in found if item.kind == kind}
 
 
@@ -75,6 +75,15 @@ def test_a_namespace_of_somebody_else_is_not_taken_over(emulator, cluster):
     with pytest.raises(ConflictError, match=r"Namespace/workshop is there already .* not the work"):
         cluster.apply("namespace")
     assert emulator.changes() == []
+
+
+def test_a_namespace_of_ours_that_is_being_deleted(emulator, administrator):
+    administrator.apply("namespace")
+    body = emulator.get("Namespace", administrator.namespace)
+    body["metadata"]["deletionTimestamp"] = "2026-11-21T04:00:00Z"
+    emulator.put(body)
+    with pytest.raises(ConflictError, match=r"is being deleted, and takes nothing new"):
+        administrator.apply("namespace")
 
 
 def test_a_service_account_that_others_have_labelled_is_theirs(emulator, cluster):
@@ -385,6 +394,24 @@ def test_only_the_model_comes_from_outside(profile):
         assert not reaches(profile, model, target, port)
     for component in ("ray-cluster", "grpo", "vllm", "raycluster", "stale-address"):
         assert not reaches(profile, pod_of(profile, component), INTERNET, 443)
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_a_dns_cache_on_the_node_answers(profile):
+    """It is no pod: only its address can be named (kubernetes.io, NodeLocal DNSCache)."""
+    for component in ("ray-cluster", "vllm", "model", "raycluster"):
+        pod = pod_of(profile, component)
+        assert reaches(profile, pod, "169.254.20.10", 53)
+        assert not reaches(profile, pod, "169.254.20.10", 80)
+        assert not reaches(profile, pod, CREDENTIALS, 53)
+    rules = namespace(profile, "NetworkPolicy", dns_cache="172.20.0.10")["dns"]["spec"]["egress"]
+    assert rules[0]["to"][1] == {"ipBlock": {"cidr": "172.20.0.10/32"}}
+    assert {(each["protocol"], each["port"]) for each in rules[0]["ports"]} == {
+        ("UDP", 53), ("TCP", 53),
+    }  # fmt: skip
+    for wrong in ("0.0.0.0/0", "10.0.0.256", "10.0.0", "", "10.0.0.1/8"):
+        with pytest.raises(ManifestError, match="parameter dns_cache"):
+            namespace(profile, "NetworkPolicy", dns_cache=wrong)
 
 
 def test_only_the_autoscaler_reaches_the_api_server():

@@ -9,6 +9,7 @@ from manifest_checks import crd_problems, head_with_autoscaler, needs_crds, pod_
 
 from workshop_lib import manifests
 from workshop_lib.errors import ManifestError
+from workshop_lib.places import problem_there
 
 ROOT = manifests.manifests_dir()
 COMPONENTS = sorted(
@@ -18,7 +19,7 @@ COMPONENTS = sorted(
 )
 MONITORING = ("RAY_PROMETHEUS_HOST", "RAY_GRAFANA_HOST", "RAY_GRAFANA_IFRAME_HOST")
 A_VALUE = {"int": 3, "float": 0.5, "str": "org/name", "bool": True}
-TEXTS = ("org/name", "a-name", "0" * 64, "3Gi")  # one of these fits each pattern
+TEXTS = ("org/name", "a-name", "0" * 64, "3Gi", "10.0.0.10")  # one of these fits each pattern
 
 
 def test_every_local_component_has_its_overlays():
@@ -84,10 +85,33 @@ def test_every_parameter_reaches_its_places(profile, component):
     for parameter in manifests.parameters_of(profile, component).values():
         assert parameter.help.endswith(".")
         value = parameter.allowed[-1] if parameter.allowed else A_VALUE[parameter.type]
-        if parameter.pattern:
-            value = next(text for text in TEXTS if re.fullmatch(parameter.pattern, text))
+        if parameter.type == "str" and not parameter.allowed:
+            value = next(text for text in (value, *TEXTS) if not refused(parameter, text))
+        elif parameter.maximum is not None:
+            value = min(value, parameter.maximum)
         changed = [i.body for i in manifests.render(profile, component, {parameter.name: value})]
         assert changed != plain, f"{parameter.name} changes nothing"
+
+
+def test_what_cannot_be_evicted_asks_not_to_be():
+    """A Job with no back-off ends with its first lost pod: consolidating nodes must not cost it."""
+    found = 0
+    for profile, component in COMPONENTS:
+        for item in manifests.render(profile, component):
+            if item.kind == "Job" and item.body["spec"].get("successPolicy"):
+                found += 1
+                notes = item.body["spec"]["template"]["metadata"]["annotations"]
+                assert item.body["spec"]["backoffLimit"] == 0
+                assert notes["karpenter.sh/do-not-disrupt"] == "true"
+    assert found >= 5
+
+
+def refused(parameter, text):
+    """Why a text is not taken: by the parameter's pattern, or by the places that it would get."""
+    if parameter.pattern and not re.fullmatch(parameter.pattern, text):
+        return "does not fit the pattern"
+    places = () if parameter.format else (*parameter.paths, *parameter.model_folders)
+    return next(filter(None, (problem_there(place, text) for place in places)), "")
 
 
 def leaves(node, path=""):
@@ -112,8 +136,8 @@ def test_no_value_can_inject_yaml(profile, component):
         if parameter.type != "str" or parameter.allowed:
             continue
         value = 'x"\n  securityContext: {privileged: true}\n---\nkind: Pod\n# '
-        if parameter.pattern:
-            with pytest.raises(ManifestError, match="does not fit the pattern"):
+        if why := refused(parameter, value):
+            with pytest.raises(ManifestError, match=re.escape(why)):
                 manifests.render(profile, component, {parameter.name: value})
             continue
         changed = [i.body for i in manifests.render(profile, component, {parameter.name: value})]

@@ -4,15 +4,18 @@ import contextlib
 import json
 import socket
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import httpx
 import pytest
 import websocket
+from local_helpers import until
 from objects import deployment, job, objects, service
 
 from workshop_lib.errors import ClusterError, ConnectError, ForbiddenError, NotFoundError
+from workshop_lib.kubernetes import carrying, sockets
 
 RECORDED = json.loads(
     (Path(__file__).parents[1] / "data" / "kubernetes" / "http" / "exec.json").read_text()
@@ -232,6 +235,108 @@ def test_what_cannot_be_forwarded(emulator, cluster, served):
     emulator.store.drop(emulator.kind("Pod"), "workshop", "server-a")
     with pytest.raises(NotFoundError, match="Service/server has no ready pod behind it"):
         cluster.forward("server", 80).__enter__()
+
+
+def test_forward_that_is_forbidden(emulator, cluster, served):
+    """Said at once: in a thread nobody would hear it."""
+    emulator.forbidden = {("get", "pods/portforward")}
+    with pytest.raises(ForbiddenError) as error:
+        cluster.forward("server", 80).__enter__()
+    line = str(error.value)
+    assert line.startswith("forward to server: user 'system:serviceaccount:workshop:learner' ")
+    assert line.endswith('resources: ["pods/portforward"], verbs: ["get"]}')
+
+
+@contextlib.contextmanager
+def listening(emulator, serve_one):
+    """Behind the pod's port 8000: each connection is served by a function."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def accept():
+            with contextlib.suppress(OSError):
+                while True:
+                    client, _ = listener.accept()
+                    threading.Thread(target=serve, args=(client,), daemon=True).start()
+
+        def serve(client):
+            with client, contextlib.suppress(OSError):
+                serve_one(client)
+
+        threading.Thread(target=accept, daemon=True).start()
+        emulator.kubelet.ports[("server-a", 8000)] = listener.getsockname()
+        yield
+        listener.shutdown(socket.SHUT_RDWR)
+
+
+def dialled(url):
+    return socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=30)
+
+
+def test_who_has_sent_all_still_gets_the_answer(emulator, cluster, served):
+    """As kubectl does: a client may close its half and read on."""
+
+    def answer(client):
+        asked = client.recv(100)
+        time.sleep(0.3)
+        client.sendall(b"you said " + asked)
+
+    with (
+        listening(emulator, answer),
+        cluster.forward("server", 80) as url,
+        dialled(url) as client,
+    ):
+        client.sendall(b"hello")
+        client.shutdown(socket.SHUT_WR)
+        got = bytearray()
+        while data := client.recv(100):
+            got += data
+    assert got == b"you said hello"
+
+
+def test_a_client_that_is_gone_is_not_waited_for(emulator, cluster, served, monkeypatch):
+    monkeypatch.setattr(carrying, "HALF_CLOSED_S", 0.3)
+    closed = threading.Event()
+
+    def wait(client):
+        while client.recv(100):
+            pass
+        closed.set()
+
+    with listening(emulator, wait), cluster.forward("server", 80) as url:
+        closed.clear()
+        with dialled(url) as client:
+            client.sendall(b"hello")
+        assert closed.wait(10)
+
+
+def test_a_server_that_says_all_before_it_reads(emulator, cluster, served):
+    """Neither way may wait for the other: it would wait for us, and we for it."""
+    size, read = 24 << 20, []
+
+    def talk(client):
+        client.sendall(bytes(size))
+        while data := client.recv(1 << 20):
+            read.append(len(data))
+
+    with (
+        listening(emulator, talk),
+        cluster.forward("server", 80) as url,
+        dialled(url) as client,
+    ):
+        sender = threading.Thread(target=client.sendall, args=(bytes(size),))
+        sender.start()
+        got = 0
+        while got < size:
+            got += len(client.recv(1 << 20))
+        sender.join()
+        until(lambda: sum(read) == size)
+
+
+def test_a_server_that_does_not_open_the_socket(emulator, cluster, pod, monkeypatch):
+    monkeypatch.setattr(sockets, "OPEN_S", 0.3)
+    emulator.fail("GET", "/exec", wait_s=3.0)
+    with pytest.raises(ConnectError, match=r"no WebSocket within 0.3 s"):
+        cluster.exec(pod, ["true"])
 
 
 def test_a_port_where_nobody_listens_closes_the_connection(cluster, served):

@@ -154,3 +154,29 @@ def test_a_stream_that_is_stopped_gives_nothing_encrypted(certificate):
     http.shutdown()
     http.server_close()
     assert set(got) == set(b"x")
+
+
+@pytest.mark.parametrize("insecure", [False, True], ids=["trusted", "insecure-skip-tls-verify"])
+def test_commands_and_ports_over_tls(server, certificate, tmp_path, insecure):
+    """WebSockets are opened by another library than requests, and take the same settings."""
+    config = kubeconfig(server.url)
+    encoded = base64.b64encode(certificate[1]).decode()
+    trust = (
+        {"insecure-skip-tls-verify": True} if insecure else {"certificate-authority-data": encoded}
+    )
+    config["clusters"][0]["cluster"] |= trust
+    path = tmp_path / "kubeconfig"
+    path.write_text(yaml.safe_dump(config))
+    cluster = KubernetesCluster("kind", kubeconfig=path)
+    cluster.apply_objects("demo", objects(job()))
+    server.add_pod(server.get("Job", "talk"), "talk-x")
+    assert cluster.exec("talk-x", ["echo", "hello"]).stdout == "hello\n"
+    http = ThreadingHTTPServer(("127.0.0.1", 0), Endless)
+    http.daemon_threads = True
+    threading.Thread(target=http.serve_forever, args=(0.05,), daemon=True).start()
+    server.kubelet.ports[("talk-x", 8000)] = http.server_address
+    with cluster.forward("talk-x", 8000) as url:
+        assert len(urllib3.request("GET", url).data) == LENGTH
+    http.shutdown()
+    http.server_close()
+    cluster.close()

@@ -83,6 +83,17 @@ def test_a_watch_survives_expiry_and_drops(emulator, cluster):
     assert emulator.drop_watches < 3
 
 
+@pytest.mark.parametrize("said", [{"kind": "Status"}, [], "<html>busy</html>", {"type": "ADDED"},
+                                  {"type": "ERROR", "object": None}])  # fmt: skip
+def test_a_watch_that_brings_no_event(emulator, cluster, said):
+    """What a proxy says in between ends that stream, and not the watching."""
+    work = started(cluster, job())
+    emulator.fail("GET", "jobs.*watch=true", status=200, body=said, times=2)
+    thread = later(lambda: emulator.set_status("Job", "talk", ready=1))
+    work.wait_ready(timeout_s=10)
+    thread.join()
+
+
 def test_watches_and_not_polls(emulator, cluster):
     work = started(cluster, job())
     with pytest.raises(WaitTimeoutError):

@@ -33,7 +33,7 @@ spec:
 """
 PARAMETERS = {
     "count": {
-        "type": "int", "minimum": 1, "help": "How many.",
+        "type": "int", "minimum": 1, "maximum": 3, "help": "How many.",
         "paths": ["Job/work:/spec/parallelism",
                   "Job/work:/spec/template/spec/containers/0/env/[name=COUNT]/value"],
     },
@@ -106,6 +106,10 @@ def test_nothing_is_pasted_into_text(folder):
         ({"kind": "c"}, "parameter kind: 'c' is not one of a, b"),
         ({"label": "a/b"}, "parameter label: 'a/b' does not fit the pattern"),
         ({"label": "a\n"}, "does not fit the pattern"),
+        ({"count": 4}, "parameter count: 4 is more than 3"),
+        ({"deep": float("nan")}, "parameter deep: nan is not a number"),
+        ({"deep": float("inf")}, "parameter deep: inf is not a number"),
+        ({"deep": 10**12}, "is more than 2147483647"),
         ({"gone": 1}, r"parameters.yaml: Job/work:/spec/nothing: no such place \('nothing'\)"),
         ({"nobody": 1}, "parameters.yaml: Job/other:/spec/nothing: there is no Job/other"),
     ],
@@ -157,3 +161,43 @@ def test_components_of_this_project():
             manifests.render("local", name)
     with pytest.raises(ManifestError, match=r"in profile 'moon'; it has none"):
         manifests.render("moon", "vllm")
+
+
+@pytest.mark.parametrize(
+    ("component", "parameter", "values"),
+    [
+        ("vllm", "image", ["a b", "-x", "", "Name:1", "a:1\t", "a//b", "a:b:c", "$(X)", "a\n"]),
+        ("vllm", "instance_type", ["p5 48xlarge", "", "-p5", "a" * 64, "p5/48"]),
+        ("ray-cluster", "storage_class", ["Fast", "a b", "", "a..b", "/a"]),
+        ("learner", "namespace", ["Ada", "a.b", "", "a" * 64, "a/b"]),
+        ("namespace", "monitoring_namespace", ["Mon", "a b"]),
+        ("vllm", "model", ["--help", "a b", "../../etc", "", "a;b", "$(reboot)"]),
+        ("grpo", "model", ["..", "-x"]),
+        ("raycluster", "workers", [-1, 5, 10**10]),
+        ("vllm", "replicas", [-1, 10**10]),
+        ("vllm", "tensor_parallel_size", [-1, 0]),
+        ("vllm", "gpu_memory_utilization", [0, 1.5, float("nan"), float("inf")]),
+    ],
+)
+def test_values_that_no_cluster_takes(component, parameter, values):
+    for value in values:
+        with pytest.raises(ManifestError, match=f"parameter {parameter}: ") as error:
+            manifests.render("eks", component, {parameter: value})
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("component", "parameter", "values"),
+    [
+        ("vllm", "image", ["vllm/vllm-openai:v0.25.1", "ubuntu", "localhost:5000/a_b/c--d:1.0-rc_2",
+                           "123456789012.dkr.ecr.us-east-1.amazonaws.com/ray-vllm:2.60.0-0.29.0",
+                           "a@sha256:" + "0" * 64]),
+        ("vllm", "instance_type", ["p5.48xlarge", "p6-b200.48xlarge"]),
+        ("ray-cluster", "storage_class", ["fsx-sc", "a.b-c"]),
+        ("vllm", "model", ["Qwen/Qwen2.5-7B-Instruct", "gpt2", "meta-llama/Llama-3.1-70B"]),
+        ("vllm", "gpu_memory_utilization", [0.9, 1]),
+    ],
+)  # fmt: skip
+def test_values_that_a_cluster_takes(component, parameter, values):
+    for value in values:
+        assert manifests.render("eks", component, {parameter: value})

@@ -111,7 +111,8 @@ class Api:
         """What says who we are."""
         headers = {"Accept": "application/json", "User-Agent": "ray-vllm-workshop"}
         token = access.client.configuration.get_api_key_with_prefix("BearerToken")
-        return {**headers, "authorization": token} if token else headers
+        # A file with a token often ends with a line's end, which no header may hold.
+        return {**headers, "authorization": token.strip()} if token else headers
 
     # -- one request ----------------------------------------------------------------------------
 

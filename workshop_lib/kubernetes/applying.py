@@ -199,6 +199,8 @@ class Applier:
                 "workshop's; use another namespace, or remove it if you know that it is yours"
             )
         if before["metadata"].get("deletionTimestamp"):
+            if step.resource.kind == "Namespace":
+                raise self._ending()
             raise ConflictError(
                 f"{step.key} is still being deleted; wait for its end with "
                 f"cluster.delete({self.component!r}), then apply again"
@@ -299,9 +301,17 @@ class Applier:
                 "with cluster.apply('namespace'), which also limits and guards it, or with: "
                 f"kubectl create namespace {self.namespace}"
             )
+        if any(cause.get("reason") == "NamespaceTerminating" for cause in answer.causes):
+            return self._ending()
         if isinstance(error, ManifestError):
             return ManifestError(f"{error} (manifests/overlays/*/{self.component})")
         return error
+
+    def _ending(self) -> ClusterError:
+        return ConflictError(
+            f"the namespace {self.namespace!r} is being deleted, and takes nothing new; apply "
+            f"again when it is gone (kubectl get namespace {self.namespace}), or use another"
+        )
 
     def _deletion(self, step: _Step) -> str:
         """The call that makes room for a changed object."""

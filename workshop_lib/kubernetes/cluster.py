@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from workshop_lib.checks.checklist import CheckList
 
 __all__ = ["KubernetesCluster"]
+
+NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 
 
 class KubernetesCluster:
@@ -68,6 +71,11 @@ class KubernetesCluster:
         )
         self.namespace = namespace or self._api.access.namespace
         try:
+            if not NAMESPACE.fullmatch(self.namespace):
+                raise ConnectError(
+                    f"{self.namespace!r} is no namespace's name: at most 63 lower-case letters, "
+                    "digits and '-'; correct it in the call, WORKSHOP_NAMESPACE or the context"
+                )
             answer = self._api.request("GET", "/version", tries=min(tries, 3))
             if answer.status in (400, 404):  # HTTP where TLS is spoken, or another server
                 raise ConnectError(

@@ -1,7 +1,7 @@
 """Finding the cluster: kubeconfig, context, credentials; every problem in one line.
 
-The official client reads the files and runs the credential plugins; what it logs or
-raises is turned into a line that says what to do.
+The official client reads the files; what it logs or raises is turned into a line that says
+what to do.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workshop_lib.errors import ConnectError
+from workshop_lib.kubernetes.credentials import PluginFailed, ask_plugin
 
 if TYPE_CHECKING:
     from kubernetes.client import ApiClient, Configuration
@@ -71,7 +72,9 @@ def load_access(
     paths = str(kubeconfig or os.environ.get("KUBECONFIG") or Path.home() / ".kube" / "config")
     there = [path for path in paths.split(os.pathsep) if path and Path(path).expanduser().exists()]
     if there:
-        return _from_files(os.pathsep.join(there), context, profile)
+        # As kubectl has it, an empty file among several counts for nothing.
+        full = [path for path in there if Path(path).expanduser().stat().st_size] or there
+        return _from_files(os.pathsep.join(full), context, profile)
     asked = bool(kubeconfig or context or os.environ.get("KUBECONFIG"))
     if not asked and "KUBERNETES_SERVICE_HOST" in os.environ:
         return _in_cluster()
@@ -91,7 +94,6 @@ def _new_configuration() -> Configuration:
 
 
 def _in_cluster() -> Access:
-    from kubernetes.client import ApiClient
     from kubernetes.config import ConfigException, load_incluster_config
 
     configuration = _new_configuration()
@@ -103,7 +105,7 @@ def _in_cluster() -> Access:
             f"this looks like a pod, but its credentials in {SERVICE_ACCOUNT} cannot be read "
             f"({error}); set automountServiceAccountToken: true, or KUBECONFIG"
         ) from None
-    client = ApiClient(configuration)
+    client = _client(configuration, str(SERVICE_ACCOUNT))
     return Access(
         "in-cluster", configuration.host, "the pod's service account", namespace,
         str(SERVICE_ACCOUNT), client,
@@ -111,43 +113,84 @@ def _in_cluster() -> Access:
 
 
 def _from_files(paths: str, context: str | None, profile: str) -> Access:
-    from kubernetes.client import ApiClient
-    from kubernetes.config import load_kube_config
+    from kubernetes.config.kube_config import KubeConfigLoader
 
-    known = _contexts(paths)
-    name = context or known[1]
-    if name not in known[0]:
-        there = ", ".join(known[0]) or "none"
+    merged, contexts, current = _merged(paths)
+    name = context or current
+    if name not in contexts:
+        there = ", ".join(contexts) or "none"
         what = f"has no context {name!r}" if name else "has no current-context"
         raise ConnectError(
             f"kubeconfig {paths} {what}; it has: {there}; choose with: "
             "kubectl config use-context <name>"
         )
-    settings = known[0][name]
-    configuration = _new_configuration()
-    with _readable(paths), _heard() as heard:
-        load_kube_config(
-            paths, context=name, client_configuration=configuration, persist_config=False
-        )
+    settings = contexts[name]
     user = str(settings.get("user") or "nobody")
-    if heard:
+    configuration = _new_configuration()
+    try:
+        with _readable(paths), _heard() as heard:
+            loader = KubeConfigLoader(merged, active_context=name, config_base_path=None)
+            _ask_plugin_of(user, settings, merged)
+            loader.load_and_set(configuration)
+        said, what_to_do = " ".join(heard), _log_in(profile)
+    except PluginFailed as failed:
+        hint = "install it, or write its whole path into the kubeconfig"
+        said, what_to_do = str(failed), _log_in(profile) if failed.is_installed else hint
+    if said:
         raise ConnectError(
             f"the credentials of user {user!r} (context {name!r}) cannot be had: "
-            f"{' '.join(heard[0].split())[:300]}; {_log_in(profile)}"
+            f"{' '.join(said.split())[:300]}; {what_to_do}"
         )
-    _refuse_expired(configuration, user, name, paths, profile)
+    _refuse_useless(configuration, user, name, paths, profile)
     namespace = str(settings.get("namespace") or "default")
-    return Access(name, configuration.host, user, namespace, paths, ApiClient(configuration))
+    client = _client(configuration, paths)
+    return Access(name, configuration.host, user, namespace, paths, client)
 
 
-def _contexts(paths: str) -> tuple[dict[str, dict[str, Any]], str]:
-    """The contexts of kubeconfig files by name, and the current one's name."""
+def _merged(paths: str) -> tuple[Any, dict[str, dict[str, Any]], str]:
+    """Kubeconfig files as one, its contexts by name, and the current one's name."""
     from kubernetes.config.kube_config import KubeConfigMerger
 
     with _readable(paths):
         merged = KubeConfigMerger(paths).config
         contexts = {node["name"]: dict(node["context"].value) for node in merged["contexts"].value}
-        return contexts, str(merged.safe_get("current-context") or "")
+        return merged, contexts, str(merged.safe_get("current-context") or "")
+
+
+def _ask_plugin_of(user: str, settings: Mapping[str, Any], merged: Any) -> None:
+    """Put what a user's credential plugin gives in the plugin's place.
+
+    Raises:
+        PluginFailed: It gives nothing.
+    """
+    node = merged["users"].get_with_name(user, safe=True) if merged.safe_get("users") else None
+    if node is None:
+        return
+    entries = node.value.get("user") or {}
+    # As the client has it: these three come before a plugin.
+    if not entries.get("exec") or {"token", "tokenFile", "auth-provider"} & set(entries):
+        return
+    cluster = merged["clusters"].get_with_name(settings.get("cluster")).value["cluster"]
+    given = ask_plugin(entries["exec"], str(Path(node.path).absolute().parent), cluster)
+    rest = {key: value for key, value in entries.items() if key != "exec"}
+    node.value["user"] = {**rest, **given}
+
+
+def _client(configuration: Configuration, paths: str) -> ApiClient:
+    """The official client; its connections are set up here, through a proxy if there is one."""
+    import urllib3
+    from kubernetes.client import ApiClient
+
+    try:
+        return ApiClient(configuration)
+    except (ImportError, ValueError, urllib3.exceptions.HTTPError) as error:
+        if not configuration.proxy:
+            raise ConnectError(f"kubeconfig {paths}: {' '.join(str(error).split())}") from None
+        socks = "; for SOCKS: pip install PySocks" if isinstance(error, ImportError) else ""
+        raise ConnectError(
+            f"the proxy {configuration.proxy!r} cannot be used ({' '.join(str(error).split())}); "
+            f"correct proxy-url in the kubeconfig, or HTTPS_PROXY{socks}"
+        ) from None
 
 
 @contextlib.contextmanager
@@ -183,7 +226,7 @@ def _readable(paths: str) -> Iterator[None]:
 def _heard() -> Iterator[list[str]]:
     """What is logged as an error meanwhile, kept from the screen.
 
-    The client does not raise when a credential plugin (`aws`) fails: it logs.
+    The client does not raise when it finds no credentials: it logs.
     """
     said: list[str] = []
 
@@ -205,11 +248,17 @@ def _log_in(profile: str) -> str:
     return f"log in again, or get new ones with: {_GET_ONE.get(profile, 'your provider')}"
 
 
-def _refuse_expired(
+def _refuse_useless(
     configuration: Configuration, user: str, context: str, paths: str, profile: str
 ) -> None:
-    """Say at once that a token has run out, when the token itself says so (a JWT's `exp`)."""
-    token = str(configuration.api_key.get("BearerToken") or "").rpartition(" ")[2]
+    """Say at once that a token cannot be one, or has run out by its own words (a JWT's `exp`)."""
+    header = str(configuration.api_key.get("BearerToken") or "").strip()
+    if not (header.isascii() and header.isprintable()):
+        raise ConnectError(
+            f"the token of user {user!r} (context {context!r} in {paths}) holds characters that "
+            f"no token has: was it cut off or pasted wrongly? {_log_in(profile)}"
+        )
+    token = header.rpartition(" ")[2]
     parts = token.split(".")
     if len(parts) != 3:
         return

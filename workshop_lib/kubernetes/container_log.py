@@ -8,6 +8,7 @@ that has ended is read once more, so that its last lines are not lost either.
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping
+from dataclasses import dataclass
 from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
@@ -23,11 +24,35 @@ from workshop_lib.kubernetes.streams import StoppableStream, blocks
 if TYPE_CHECKING:
     from urllib3 import BaseHTTPResponse
 
-__all__ = ["LOOK_EVERY_S", "LOST_LOG", "ContainerLog", "Lines", "container_statuses"]
+__all__ = [
+    "LOOK_EVERY_S",
+    "LOST_LOG",
+    "ContainerLog",
+    "Gap",
+    "Lines",
+    "LogGapWarning",
+    "container_statuses",
+]
 
 Json = Mapping[str, Any]
 Lines = Iterator[LogLine]
 """A batch of lines."""
+
+
+class LogGapWarning(UserWarning):
+    """Lines of a log may be missing, because their node has them no more."""
+
+
+@dataclass(frozen=True)
+class Gap:
+    """Stands between two batches where lines may be missing.
+
+    Attributes:
+        text: Whose, which, and why.
+    """
+
+    text: str
+
 
 LOST_LOG = "unable to retrieve container logs for "
 """How the kubelet begins its only line, with status 200, when it has deleted a run's log."""
@@ -104,6 +129,7 @@ class ContainerLog:
         self._reader = StoppableStream()
         self._heard = False
         self._gone = False
+        self._same_run = True
         index = (pod["metadata"].get("annotations") or {}).get(INDEX)
         self._who = (self._name, None if index is None else int(index), container)
 
@@ -111,8 +137,8 @@ class ContainerLog:
         """Make the reading end, from another thread."""
         self._reader.stop()
 
-    def batches(self) -> Generator[Lines, None, None]:
-        """The lines, each once, in batches as they come.
+    def batches(self) -> Generator[Lines | Gap, None, None]:
+        """The lines, each once, in batches as they come, and where some may be missing.
 
         Raises:
             WorkshopError: The server refuses them, or stays away.
@@ -131,8 +157,8 @@ class ContainerLog:
             if pod is None or pod["metadata"]["uid"] != self._uid:
                 return
             status = container_statuses(pod).get(self._container, {})
-            if run is not None and status.get("restartCount", 0) > run:
-                yield from self._whole(previous=True)  # what it wrote last before its restart
+            if run is not None and (restarts := status.get("restartCount", 0) - run) > 0:
+                yield from self._before_restart(restarts)
             run = status.get("restartCount", 0)
             if "terminated" in (status.get("state") or {}):
                 yield from self._whole()
@@ -149,7 +175,19 @@ class ContainerLog:
             except Lost as error:
                 self._reader.stopped.wait(self._pause_s(breaks, error))
 
-    def _whole(self, *, previous: bool = False) -> Iterator[Lines]:
+    def _before_restart(self, restarts: int) -> Iterator[Lines | Gap]:
+        """What a container wrote last before it was started again."""
+        self._same_run, self._gone = restarts == 1, False
+        yield from self._whole(previous=True)
+        if restarts > 1:
+            kept = "its node keeps only the run before the last restart"
+            yield Gap(f"{self._name} was restarted {restarts} times: lines may be missing, {kept}")
+        elif self._gone:
+            kept = "its node had deleted that run's log"
+            yield Gap(f"{self._name} was restarted: its last lines may be missing, {kept}")
+        self._same_run = False  # a new run repeats nothing of the one before
+
+    def _whole(self, *, previous: bool = False) -> Iterator[Lines | Gap]:
         """What is there of a run, to its end."""
         breaks = _Breaks(self._api.tries)
         while not self._reader.stopped.is_set():
@@ -174,7 +212,7 @@ class ContainerLog:
 
     # -- one stream -----------------------------------------------------------------------------
 
-    def _stream(self, *, follow: bool, previous: bool = False) -> Iterator[Lines]:
+    def _stream(self, *, follow: bool, previous: bool = False) -> Iterator[Lines | Gap]:
         """The new lines of one stream.
 
         Raises:
@@ -198,7 +236,7 @@ class ContainerLog:
                 return
             yield from self._lines(response, whole=not follow)
 
-    def _lines(self, response: BaseHTTPResponse, *, whole: bool) -> Iterator[Lines]:
+    def _lines(self, response: BaseHTTPResponse, *, whole: bool) -> Iterator[Lines | Gap]:
         """Batches of a stream's new lines; `whole`: half a line at its clean end is a line."""
         rest = b""
         for block in blocks(response):
@@ -207,11 +245,23 @@ class ContainerLog:
             end = data.rfind(b"\n") + 1
             rest = data[end:]
             if end and (texts := self._position.new(_split(data[:end]))):
+                yield from self._missing()
                 yield _log_lines(*self._who, texts)
         if rest.startswith(LOST_LOG.encode()):
             self._gone = True
         elif whole and rest and (texts := self._position.new(_split(rest))):
+            yield from self._missing()
             yield _log_lines(*self._who, texts)
+
+    def _missing(self) -> Iterator[Gap]:
+        """Before new lines: whether others of the same run may be missing."""
+        between, self._position.gap = self._position.gap, ""
+        if between and self._same_run:
+            yield Gap(
+                f"{self._name}: lines between {between} may be missing: its node had rotated the "
+                "log before they were read, and gives only the newest file"
+            )
+        self._same_run = True
 
     def _refused(self, response: BaseHTTPResponse) -> None:
         """Nothing to read is no error; trouble that passes is a lost stream."""

@@ -8,17 +8,15 @@ the first frame of each holds the port, two bytes, low one first).
 from __future__ import annotations
 
 import contextlib
-import select
 import socket
-import ssl
-import struct
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from workshop_lib.errors import NotFoundError, WorkshopError
-from workshop_lib.kubernetes.api import Api
+from workshop_lib.kubernetes.api import Api, Lost
+from workshop_lib.kubernetes.carrying import carry
 from workshop_lib.kubernetes.executing import choose_pod
 from workshop_lib.kubernetes.resources import resource_of_kind
 from workshop_lib.kubernetes.sockets import Refused, open_socket
@@ -32,16 +30,8 @@ __all__ = ["Forward", "find_target", "forwarded"]
 Json = Mapping[str, Any]
 
 PROTOCOL = "v4.channel.k8s.io"
-DATA, ERROR = 0, 1
-
 WAIT_FOR_POD_S = 30.0
 """A connection waits so long for a pod that is ready, while one is being replaced."""
-
-STALLED_S = 60.0
-"""The rest of a frame that has begun to come must come within this time."""
-
-PING_EVERY_S = 30.0
-"""A quiet connection is kept alive: load balancers drop those that are idle for minutes."""
 
 
 def find_target(api: Api, namespace: str, target: str, port: int) -> tuple[str, int]:
@@ -103,7 +93,7 @@ class Forward:
         self._namespace = namespace
         self._target = target
         self._port = port
-        find_target(api, namespace, target, port)  # a mistake is said here, not in a thread
+        self._try_out()
         self._stop = threading.Event()
         self._threads: list[threading.Thread] = []
         self._open: set[socket.socket] = set()
@@ -115,6 +105,21 @@ class Forward:
         self._acceptor = threading.Thread(target=self._accept, name=name, daemon=True)
         self._acceptor.start()
 
+    def _try_out(self) -> None:
+        """Say here, not in a thread, what is wrong with the name, the port or the rights."""
+        pod, port = find_target(self._api, self._namespace, self._target, self._port)
+        try:
+            self._open_to(pod, port).shutdown()
+        except Refused as refused:
+            if refused.answer.status in (401, 403):
+                raise refused.explained(f"forward to {self._target}") from None
+        except Lost:
+            pass  # each connection tries for itself
+
+    def _open_to(self, pod: str, port: int) -> WebSocket:
+        path = resource_of_kind("Pod").path(self._namespace, pod) + "/portforward"
+        return open_socket(self._api, path, {"ports": str(port)}, PROTOCOL)
+
     def close(self) -> None:
         """Close the port and every connection, and end every thread."""
         self._stop.set()
@@ -125,7 +130,8 @@ class Forward:
         with self._lock:
             for each in self._open:
                 with contextlib.suppress(OSError):
-                    each.shutdown(socket.SHUT_RDWR)
+                    # Not SSLSocket's own, which takes the encryption from under its reader.
+                    socket.socket.shutdown(each, socket.SHUT_RDWR)
         for thread in self._threads:
             thread.join()
 
@@ -149,9 +155,14 @@ class Forward:
         try:
             remote = self._connect()
             if remote is not None:
+                pod = remote.sock
+                with self._lock:
+                    self._open.add(pod)
                 try:
-                    self._pump(local, remote)
+                    self.error = carry(local, remote, self._stop) or self.error
                 finally:
+                    with self._lock:
+                        self._open.discard(pod)
                     remote.shutdown()
         finally:
             with self._lock:
@@ -163,9 +174,9 @@ class Forward:
         deadline = time.monotonic() + WAIT_FOR_POD_S
         while not self._stop.is_set():
             try:
-                pod, port = find_target(self._api, self._namespace, self._target, self._port)
-                path = resource_of_kind("Pod").path(self._namespace, pod) + "/portforward"
-                return open_socket(self._api, path, {"ports": str(port)}, PROTOCOL)
+                return self._open_to(
+                    *find_target(self._api, self._namespace, self._target, self._port)
+                )
             except Refused as refused:
                 self.error = str(refused)
             except WorkshopError as error:
@@ -174,46 +185,6 @@ class Forward:
                 return None
             self._stop.wait(0.5)
         return None
-
-    def _pump(self, local: socket.socket, remote: WebSocket) -> None:
-        """Carry bytes both ways until one side ends."""
-        import websocket
-
-        begun: set[int] = set()
-        remote.settimeout(STALLED_S)
-        with contextlib.suppress(OSError, websocket.WebSocketException):
-            while not self._stop.is_set():
-                if not _pending(remote):
-                    ready, _, _ = select.select([local, remote.sock], [], [], PING_EVERY_S)
-                    if not ready:
-                        remote.ping()
-                        continue
-                    if local in ready:
-                        data = local.recv(1 << 16)
-                        if not data:
-                            return
-                        remote.send_binary(bytes([DATA]) + data)
-                    if remote.sock not in ready:
-                        continue
-                opcode, frame = remote.recv_data(control_frame=True)
-                if opcode == websocket.ABNF.OPCODE_CLOSE:
-                    return
-                if opcode != websocket.ABNF.OPCODE_BINARY or not frame:
-                    continue
-                channel, data = frame[0], frame[1:]
-                if channel not in begun:  # its first frame says which port it is for
-                    begun.add(channel)
-                    struct.unpack("<H", data)
-                elif channel == DATA:
-                    local.sendall(data)
-                else:
-                    self.error = data.decode(errors="replace")
-                    return
-
-
-def _pending(remote: WebSocket) -> bool:
-    """Whether TLS has decrypted bytes that `select` does not see."""
-    return isinstance(remote.sock, ssl.SSLSocket) and bool(remote.sock.pending())
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ import contextlib
 import queue
 import threading
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -15,7 +16,9 @@ from workshop_lib.kubernetes.api import Api
 from workshop_lib.kubernetes.container_log import (
     LOOK_EVERY_S,
     ContainerLog,
+    Gap,
     Lines,
+    LogGapWarning,
     container_statuses,
 )
 from workshop_lib.kubernetes.observe import get_workload, own_pods, pod_selector
@@ -64,6 +67,9 @@ def read_logs(
         tail: Only so many last lines of each container.
         timeout_s: Stop following after so long.
 
+    Where lines may be missing (the node had rotated or deleted them before they were read), a
+    `LogGapWarning` says which. What a node loses while it sends one stream, nobody can see.
+
     Raises:
         NotFoundError: There is no such workload, or no previous run.
     """
@@ -81,7 +87,15 @@ def read_logs(
         for container in _readable(pod, previous=previous):
             log = ContainerLog(api, namespace, pod, container, previous=previous, tail=tail)
             for batch in log.batches():
-                yield from batch
+                yield from _told(batch)
+
+
+def _told(batch: Lines | Gap) -> Lines:
+    """A batch's lines; where some may be missing, that is said beside them."""
+    if isinstance(batch, Gap):
+        warnings.warn(batch.text, LogGapWarning, stacklevel=3)
+        return iter(())
+    return batch
 
 
 def _look(
@@ -114,7 +128,7 @@ class _Follower:
         self._kind, self._name = body["kind"], body["metadata"]["name"]
         self._body: Json | None = body
         self._tail = tail
-        self._queue: queue.Queue[Lines | WorkshopError] = queue.Queue(BATCHES)
+        self._queue: queue.Queue[Lines | Gap | WorkshopError] = queue.Queue(BATCHES)
         self._threads: dict[tuple[str, str], threading.Thread] = {}
         self._logs: list[ContainerLog] = []
         self._stopped = threading.Event()
@@ -139,7 +153,7 @@ class _Follower:
             else:
                 if isinstance(item, WorkshopError):
                     raise item
-                yield from item
+                yield from _told(item)
             if time.monotonic() - looked_at > LOOK_EVERY_S:
                 self._look_again()
                 looked_at = time.monotonic()
@@ -180,7 +194,7 @@ class _Follower:
         except WorkshopError as error:
             self._put(error)
 
-    def _put(self, item: Lines | WorkshopError) -> bool:
+    def _put(self, item: Lines | Gap | WorkshopError) -> bool:
         while not self._stopped.is_set():
             with contextlib.suppress(queue.Full):
                 self._queue.put(item, timeout=0.1)

@@ -4,7 +4,8 @@ A stream can only be resumed by time, in whole seconds (`sinceTime` is truncated
 timestamps repeat. So it is asked for again from the beginning of the last line's second,
 and what was given since then is skipped: the resumed stream repeats exactly those lines,
 in their order, as long as the file is the same. If the kubelet has rotated the file in
-between, its beginning is missing; then the lines are skipped by their time.
+between, its beginning is missing; then the lines are skipped by their time. If even the last
+line is missing, others may be too: only the newest file is ever given.
 """
 
 from __future__ import annotations
@@ -47,6 +48,10 @@ class _Second:
 class Position:
     """How far a container's log was read, and what to skip after a resumption.
 
+    Attributes:
+        gap: Set when a resumed stream began after what was read last, which it should have
+            repeated: between which times lines may be missing. The reader clears it.
+
     Example:
         >>> stamp = "2026-11-21T04:52:49.261385837Z"
         >>> position = Position()
@@ -63,6 +68,8 @@ class Position:
     _given: int = 0
     _seeking: str = ""
     _skip: int = 0
+    _known: bool = False
+    gap: str = ""
 
     def resume(self) -> str | None:
         """The `sinceTime` to ask for next, or None when nothing was read; sets what to skip."""
@@ -74,6 +81,7 @@ class Position:
         window = {key: each for key, each in self._seconds.items() if key >= since}
         self._skip = sum(each.lines for each in window.values())
         self._seeking = min(window.values(), key=lambda each: each.at).first
+        self._known = False
         return since + _zone(self._last)
 
     def new(self, lines: Iterable[str]) -> list[str]:
@@ -128,9 +136,13 @@ class Position:
                 if line == self._seeking:
                     self._seeking = ""
                     self._skip -= 1
-                elif line.partition(" ")[0] > self._last:  # rotated: the first one is gone
+                elif (stamp := line.partition(" ")[0]) > self._last:  # the first one is gone
+                    if not self._known:
+                        self.gap = f"{self._last} and {stamp}"
                     self._seeking, self._skip = "", 0
                     fresh.append(line)
+                else:
+                    self._known = True  # rotated, but not beyond what was read
             else:
                 self._skip -= 1
         return fresh

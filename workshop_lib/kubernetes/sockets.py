@@ -10,9 +10,13 @@ from workshop_lib.kubernetes.answers import Answer, problem
 from workshop_lib.kubernetes.api import Api, Lost
 
 if TYPE_CHECKING:
+    from kubernetes.client import Configuration
     from websocket import WebSocket
 
 __all__ = ["Refused", "open_socket"]
+
+OPEN_S = 45.0
+"""The longest that a WebSocket may take to open; an API server gives a kubelet 30 s."""
 
 
 class Refused(Exception):
@@ -66,9 +70,18 @@ def _open_once(api: Api, path: str, params: Mapping[str, Any], protocols: str) -
 
     access = api.access
     url = ws_client.get_websocket_url(access.server + path) + f"?{urlencode(params, doseq=True)}"
+    configuration = access.client.configuration
     headers = {**api.headers(access), "sec-websocket-protocol": protocols}
+    # As the client's create_websocket, which has no limit: a server that does not answer is not
+    # waited for without end.
+    opened = websocket.WebSocket(sslopt=_trusted(configuration), skip_utf8_validation=False)
+    options: dict[str, Any] = {
+        "header": [f"{key}: {value}" for key, value in headers.items()], "timeout": OPEN_S,
+    }  # fmt: skip
+    if configuration.proxy or configuration.proxy_headers:
+        options = ws_client.websocket_proxycare(options, configuration, url, headers)
     try:
-        opened: WebSocket = ws_client.create_websocket(access.client.configuration, url, headers)
+        opened.connect(url, **options)
     except websocket.WebSocketBadStatusException as error:
         body = error.resp_body or b""
         text = body.decode(errors="replace") if isinstance(body, bytes) else str(body)
@@ -76,6 +89,25 @@ def _open_once(api: Api, path: str, params: Mapping[str, Any], protocols: str) -
         raise Refused(Answer(error.status_code, text, known)) from None
     except ssl.SSLError as error:
         raise ConnectError(f"{access.server}: no trusted connection ({error})") from None
+    except websocket.WebSocketTimeoutException:
+        raise Lost(f"{access.server}: no WebSocket within {OPEN_S:g} s") from None
     except (websocket.WebSocketException, OSError) as error:
         raise Lost(f"{access.server}: no WebSocket: {error}") from error
     return opened
+
+
+def _trusted(configuration: Configuration) -> dict[str, Any]:
+    """Whom TLS trusts, and how it says who we are."""
+    import ssl
+
+    import certifi
+
+    options: dict[str, Any] = {"cert_reqs": ssl.CERT_NONE}
+    if configuration.verify_ssl:
+        authority = configuration.ssl_ca_cert or certifi.where()
+        options = {"cert_reqs": ssl.CERT_REQUIRED, "ca_certs": authority}
+    named = {
+        "certfile": configuration.cert_file, "keyfile": configuration.key_file,
+        "server_hostname": configuration.tls_server_name,
+    }  # fmt: skip
+    return options | {key: value for key, value in named.items() if value}

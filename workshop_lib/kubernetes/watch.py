@@ -177,8 +177,15 @@ def _event(line: bytes) -> dict[str, Any]:
     """A line of a watch; one that is none means that the stream is broken."""
     try:
         event: dict[str, Any] = json.loads(line)
-    except ValueError as error:
-        raise Lost(f"it brought no event ({error})") from None
+        if event["type"] != "ERROR":
+            metadata = event["object"]["metadata"]
+            _ = metadata["resourceVersion"], event["type"] == "BOOKMARK" or metadata["uid"]
+        elif not isinstance(event["object"], dict):
+            raise TypeError("an error without words")
+    except (ValueError, KeyError, TypeError) as error:
+        # Such as a proxy's own error page: a thread that died of it would leave all as it was.
+        said = line[:80].decode(errors="replace")
+        raise Lost(f"it brought no event but {said!r} ({type(error).__name__})") from None
     return event
 
 

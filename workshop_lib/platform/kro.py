@@ -106,6 +106,8 @@ def _field(parameter: Parameter) -> str:
         marks.append(f'pattern="^{parameter.pattern}$"')
     if parameter.minimum is not None:
         marks.append(f"minimum={parameter.minimum:g}")
+    if parameter.maximum is not None:
+        marks.append(f"maximum={parameter.maximum:g}")
     marks.append(f"description={json.dumps(parameter.help)}")
     return f"{kind} | {' '.join(marks)}"
 

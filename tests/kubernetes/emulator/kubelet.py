@@ -13,10 +13,16 @@ from .store import Problem
 
 
 class Log:
-    """One run of a container: its lines, and whether it has ended."""
+    """One run of a container: its lines, and whether it has ended.
+
+    Attributes:
+        first: The number of the first line that the newest file has. A kubelet opens that file
+            only (pkg/kubelet/kuberuntime/logs, ReadLogs); who reads already goes on into it.
+    """
 
     def __init__(self):
         self.lines = []
+        self.first = 0
         self.ended = False
         self.changed = threading.Condition()
 
@@ -26,6 +32,10 @@ class Log:
                 moment = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%f000Z")
                 self.lines.append((stamp or moment, text))
             self.changed.notify_all()
+
+    def rotate(self):
+        with self.changed:
+            self.first = len(self.lines)
 
     def end(self):
         with self.changed:
@@ -78,10 +88,10 @@ class Kubelet:
             raise Problem(400, f'container "{container}" in pod "{name}" is waiting to start: '
                           "ContainerCreating", "BadRequest")  # fmt: skip
         run = runs[-1]
-        start = 0
         with run.changed:
+            start = run.first
             if "tailLines" in query:
-                start = max(0, len(run.lines) - int(query["tailLines"]))
+                start = max(start, len(run.lines) - int(query["tailLines"]))
         since = query.get("sinceTime", "")[:19]  # truncated to whole seconds
         handler.start_chunks("text/plain")
         with contextlib.suppress(OSError):
