@@ -334,3 +334,16 @@ def test_steps_without_a_reward() -> None:
     assert judge(made(reward=[0.5])).reason == "1 step is done and shows no trend yet"
     with_gaps = made(reward=[0.1, NOTHING, 0.2, 0.4, NOTHING, 0.5, 0.7, 0.9, 0.9])
     assert judge(with_gaps).kind == "learning"
+
+
+@pytest.mark.parametrize("source", ["nemo-rl/reward-hacking", "nemo-rl/reward-hacking/console.log"])
+def test_a_hacked_run_that_goes_on_stays_suspected(source: str) -> None:
+    """The recorded run's last steps, repeated: on top it comes to rest, as an honest one does."""
+    frame = unjudged(source)
+    rest = pd.concat([frame.tail(3)] * 10)
+    longer = pd.concat([frame, rest], ignore_index=True).assign(step=range(1, 71))
+    assert set(kinds(longer)[41:]) == {"hacking"}
+    assert "steps from step" in judge(longer).reason
+    # One that goes back to its old ways, at its old reward, is suspected no longer.
+    back = pd.concat([frame, *[frame[27:37]] * 3], ignore_index=True).assign(step=range(1, 71))
+    assert hacking_by_signs(back) is None
