@@ -85,14 +85,18 @@ def test_vllm_serves_what_lora_has_trained(cluster: LocalCluster) -> None:
     wishes = f"policy.dtensor_cfg._v2=true {lora}.enabled=true {lora}.dim=8"
     wishes += " policy.optimizer.kwargs.lr=2e-3"
     settings = {"seed": 1, "steps": 3, "overrides": wishes}
-    run = watch_training(cluster.apply("grpo", **settings, output="/shared/lora"), timeout_s=LIMIT_S)
+    run = watch_training(
+        cluster.apply("grpo", **settings, output="/shared/lora"), timeout_s=LIMIT_S
+    )
     assert run.checkpoint == "/shared/lora/checkpoints/step_3" and (run.frame.grad_norm > 0).any()
     cluster.delete("grpo")
 
     recipe = training_recipe("local", settings)
     folder = cluster.paths.claims / "shared/lora/checkpoints/step_3"
     assert (folder / "adapter/adapter_model.safetensors").is_file()
-    first, trained = (evaluate_folder(each, recipe) for each in (model_folder(recipe, None), folder))
+    first, trained = (
+        evaluate_folder(each, recipe) for each in (model_folder(recipe, None), folder)
+    )
     vllm = cluster.apply("vllm", model=run.checkpoint)
     vllm.wait_ready(timeout_s=LIMIT_S)
     with cluster.forward("vllm", 8000) as url:

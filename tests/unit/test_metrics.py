@@ -400,9 +400,7 @@ def test_the_command(path: str, kind: str, steps: int, capsys: pytest.CaptureFix
     assert f"\n{kind}: " in capsys.readouterr().out
 
 
-def test_each_log_of_a_folder_is_read_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_each_log_of_a_folder_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The run is found among other logs by what it holds, console or marked lines."""
     from workshop_lib.metrics import run as module
 
@@ -492,5 +490,5 @@ def test_a_judge_that_says_a_step_twice(tmp_path: Path) -> None:
     again.to_csv(tmp_path / "run" / "steps.csv")
     assert read_run(tmp_path / "run").frame.right_share.iloc[0] == 0.75
     table.assign(gold_in_text="many").to_csv(tmp_path / "run" / "steps.csv")
-    with pytest.raises(WorkshopError, match="steps.csv lacks the columns"):
+    with pytest.raises(WorkshopError, match=r"steps\.csv lacks the columns"):
         read_run(tmp_path / "run")

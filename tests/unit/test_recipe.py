@@ -311,7 +311,10 @@ MANY = "a0: &a0 [x]\n" + "".join(
         ("a: " + "1" * 5000, "a value is not what it is said to be"),
         ("# " + "x" * 1_000_000, "more than 1,000,000 characters"),
         # Each reference doubles the one before: 2^40 characters, or sections, in forty lines.
-        ("a0: x\n" + "".join(f"a{n + 1}: ${{a{n}}}${{a{n}}}\n" for n in range(40)), "references make"),
+        (
+            "a0: x\n" + "".join(f"a{n + 1}: ${{a{n}}}${{a{n}}}\n" for n in range(40)),
+            "references make",
+        ),
         (
             "a0: {x: 1}\n"
             + "".join(f"a{n + 1}: {{l: '${{a{n}}}', r: '${{a{n}}}'}}\n" for n in range(40)),

@@ -47,7 +47,7 @@ def noise(values: pd.Series[float]) -> float:
 
     Example:
         >>> import pandas as pd
-        >>> noise(pd.Series([1.0, 3.0, 1.0, 3.0])) ** 2
+        >>> round(noise(pd.Series([1.0, 3.0, 1.0, 3.0])) ** 2, 6)
         2.0
     """
     return math.sqrt(float(values.diff().dropna().pow(2).mean()) / 2)

@@ -166,7 +166,9 @@ def hacking_by_signs(frame: pd.DataFrame) -> Finding | None:
         since = len(frame) - at
         signs = _signs(frame, since)
         if signs and (since == 3 or _signs(frame.iloc[: at + 3], 3)):
-            when = "3 steps" if since == 3 else f"{since} steps from step {frame['step'].iloc[at]} on"
+            when = (
+                "3 steps" if since == 3 else f"{since} steps from step {frame['step'].iloc[at]} on"
+            )
             return Finding(
                 "hacking",
                 f"suspected: {signs} ({when} against the 10 before)",

@@ -4,8 +4,9 @@ NeMo RL reads its configuration with OmegaConf. What its published configuration
 use of it is done here: a file inherits from the files named in `defaults:`, a
 value may refer to another key (`${policy.model_name}`, `${.temperature}`, `${list[0]}`) or
 multiply two (`${mul:2,3}`) or stand in the environment (`${oc.env:HF_HOME}`), `1e-5` is a
-number, `???` is a value still to be given, and a key given twice is an error. Compared with OmegaConf 2.3 itself on all the
-configurations that NeMo RL v0.7.0 publishes: the same values, every one.
+number, `???` is a value still to be given, and a key given twice is an error. Compared
+with OmegaConf 2.3 itself on all the configurations that NeMo RL v0.7.0 publishes: the same
+values, every one.
 """
 
 from __future__ import annotations

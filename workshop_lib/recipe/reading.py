@@ -312,7 +312,9 @@ def _explain(
     if error["type"] == "invalid_key":
         *above, wrong = location
         place = _written(above, settings) or "the top level"
-        return f"{place} has a key that is no word: {wrong!r} (on, off, yes and no are true and false)"
+        return (
+            f"{place} has a key that is no word: {wrong!r} (on, off, yes and no are true and false)"
+        )
     message = error["msg"].removeprefix("Input ").removeprefix("Value error, ")
     message = _SECTION.sub("should be a section", message)
     value = repr(error["input"])

@@ -23,7 +23,22 @@ _RESOLVERS: dict[str, Callable[[Any, Any], Any]] = {
 
 
 class Resolver:
-    """Replaces references by the values that they name."""
+    """Replaces references by the values that they name.
+
+    Args:
+        root: The settings, with references.
+        path: Their file, for errors.
+        strict: Whether a reference that leads nowhere is an error; else its key is left out.
+        environment: As `load_settings`' `unset`.
+
+    Attributes:
+        referred: The top-level keys that references named.
+
+    Example:
+        >>> settings = {"a": 2, "b": "${mul:${a},3}"}
+        >>> Resolver(settings, "x.yaml", strict=True, environment=None).resolve(settings, ())
+        {'a': 2, 'b': 6}
+    """
 
     def __init__(
         self, root: dict[str, Any], path: str, *, strict: bool, environment: set[str] | None
@@ -37,6 +52,15 @@ class Resolver:
         self.referred: set[str] = set()
 
     def resolve(self, value: Any, at: tuple[str, ...]) -> Any:
+        """A value without references.
+
+        Args:
+            value: A value of the settings.
+            at: Where it stands, key by key.
+
+        Raises:
+            RecipeError: A reference leads nowhere, in a circle, or cannot be computed.
+        """
         self._count(1)
         if isinstance(value, dict):
             items = {key: self.resolve(item, (*at, str(key))) for key, item in value.items()}
@@ -63,7 +87,9 @@ class Resolver:
             text = text[: match.start()] + str(found) + text[match.end() :]
             self._count(1 + len(text) // 1000)
         if "${" in text:
-            raise RecipeError(f"{self.path}: {'.'.join(at)} is {written[:60]!r}, no whole reference")
+            raise RecipeError(
+                f"{self.path}: {'.'.join(at)} is {written[:60]!r}, no whole reference"
+            )
         return text
 
     def _count(self, values: int) -> None:
@@ -152,7 +178,6 @@ class Resolver:
         raise RecipeError(
             f"{self.path}: {'.'.join(at)} needs the environment variable {name}, which is not set"
         )
-
 
     def _selected(self, rest: str, at: tuple[str, ...], written: str) -> Any:
         """A key's value, or what stands after the comma where there is none."""

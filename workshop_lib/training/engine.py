@@ -192,7 +192,9 @@ def train(
     say(f"Training: {plan.describe()}")
     if report is not None:
         done = plan.resume_from and int(plan.resume_from.name.removeprefix("step_"))
-        report(marked_line("start", steps=plan.translation.steps, **({"after": done} if done else {})))
+        report(
+            marked_line("start", steps=plan.translation.steps, **({"after": done} if done else {}))
+        )
     started = time.perf_counter()
     trainer.train(resume_from_checkpoint=plan.resume_from and str(plan.resume_from))
     seconds = time.perf_counter() - started
