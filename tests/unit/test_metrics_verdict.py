@@ -142,6 +142,15 @@ def test_the_laptops_runs_are_learning(seed: int) -> None:
     assert set(said[:6]) == {"too early"} and said[6:] == ["learning"] * 7
 
 
+def test_the_graded_problems_with_an_honest_reward() -> None:
+    """A rise that is slow and swings: the eight problems of a step are of any level."""
+    frame = recorded("trl/graded")
+    said = kinds(frame)
+    assert set(said[:6]) == {"too early"} and set(said[6:]) == {"learning"}
+    assert frame["zero_std_share"].iloc[0] == 1.0 > frame["zero_std_share"].iloc[4]
+    assert frame["reward"].head(5).mean() < 0.15 < 0.5 < frame["reward"].tail(10).mean()
+
+
 def test_a_model_that_knows_nothing_has_no_signal() -> None:
     verdict = judge(recorded("trl/no-signal"))
     assert verdict.kind == "no signal"
