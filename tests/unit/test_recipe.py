@@ -324,6 +324,9 @@ MANY = "a0: &a0 [x]\n" + "".join(
         ("a: ${b\nb: 1\n", "a is '${b', no whole reference"),
         ("a: ${mul:${b},2}\nb: {c: 1}\n", "no whole reference"),
         ("a: ${b.2}\nb: [1, 2]\n", "a refers to b.2, which is not there"),
+        ("a: '${oc.decode:[1}'\n", "cannot be computed: '[1' is no value"),
+        ("a: '${oc.select:b,!!int x}'\n", "cannot be computed: '!!int x' is no value"),
+        ("a: ${oc.select:b.c,1}\nb: {c: '${a}'}\n", "refers to itself"),
     ],
 )
 def test_a_file_that_is_no_recipe(tmp_path: Path, text: str, said: str) -> None:

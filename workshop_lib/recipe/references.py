@@ -138,21 +138,22 @@ class Resolver:
             self.under_way.pop()
 
     def _call(self, name: str, rest: str, at: tuple[str, ...], written: str) -> Any:
-        import yaml
-
         if name == "oc.env":
             return self._from_environment(rest, at)
-        if name == "oc.decode":  # a number, of a variable's text
-            return parse_value(rest)
-        if name == "oc.select":
-            return self._selected(rest, at, written)
-        if name not in _RESOLVERS:
+        if name not in (*_RESOLVERS, "oc.decode", "oc.select"):
             known = ", ".join((*_RESOLVERS, "oc.env", "oc.decode", "oc.select"))
             raise RecipeError(
                 f"{self.path}: {'.'.join(at)} uses ${{{name}:…}}, which this reader does not"
                 f" know; it knows {known}"
             )
         try:
+            if name == "oc.decode":  # a number, of a variable's text
+                return parse_value(rest)
+            key, _, otherwise = (part.strip() for part in rest.partition(","))
+            if name == "oc.select" and not self._is_there(key):
+                return parse_value(otherwise)
+            if name == "oc.select":
+                return self._reference(key, at, written)
             numbers = [parse_value(part) for part in rest.split(",")]
             if len(numbers) != 2:
                 raise TypeError(f"it takes 2 numbers, not {len(numbers)}")
@@ -161,7 +162,7 @@ class Resolver:
                 if isinstance(number, bool) or not isinstance(number, int | float):
                     raise TypeError(f"{number!r} is no number")
             return _RESOLVERS[name](*numbers)
-        except (ArithmeticError, TypeError, ValueError, yaml.YAMLError) as error:
+        except (ArithmeticError, TypeError, ValueError) as error:
             place = f"{self.path}: {'.'.join(at)}"
             raise RecipeError(f"{place}: {written} cannot be computed: {error}") from error
 
@@ -179,15 +180,11 @@ class Resolver:
             f"{self.path}: {'.'.join(at)} needs the environment variable {name}, which is not set"
         )
 
-    def _selected(self, rest: str, at: tuple[str, ...], written: str) -> Any:
-        """A key's value, or what stands after the comma where there is none."""
-        key, _, otherwise = (part.strip() for part in rest.partition(","))
+    def _is_there(self, key: str) -> bool:
         here: Any = self.root
-        for part in _INDEX.sub(r".\1", key).split("."):
+        for part in key.split("."):
             here = here.get(part) if isinstance(here, dict) else None
-        if here is None:
-            return parse_value(otherwise)
-        return self._reference(key, at, written)
+        return here is not None
 
 
 class _UnresolvedError(Exception):

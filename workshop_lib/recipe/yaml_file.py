@@ -16,6 +16,9 @@ _FLOAT = re.compile(
     r"^[-+]?(?:[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?|\.[0-9_]+(?:[eE][-+]?[0-9]+)?"
     r"|[0-9][0-9_]*[eE][-+]?[0-9]+|\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
 )
+# A tag that says what a value is (`!!int x`), or a number of thousands of digits: PyYAML's
+# constructors let Python's own errors through.
+_NOT_AS_SAID = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 _MOST_CHARACTERS = 1_000_000  # NeMo RL's largest has 20,000
 
 
@@ -71,9 +74,7 @@ def parse_file(path: Path, named_in: str = "") -> dict[str, Any]:
         raise RecipeError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     except RecursionError:
         raise RecipeError(f"{path} is no recipe: it is nested too deeply") from None
-    # A tag that says what a value is (`!!int x`), or a number of thousands of digits: PyYAML's
-    # constructors let Python's own errors through.
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+    except _NOT_AS_SAID as error:
         said = " ".join(str(error).split())[:100]
         raise RecipeError(f"{path}: a value is not what it is said to be: {said}") from error
     if settings is None:
@@ -90,7 +91,7 @@ def parse_value(text: str) -> Any:
         text: Of a command line, or an argument of a resolver.
 
     Raises:
-        yaml.YAMLError: It is not YAML.
+        ValueError: It is not YAML.
 
     Example:
         >>> parse_value("1e-5"), parse_value("[1, x]")
@@ -98,7 +99,10 @@ def parse_value(text: str) -> Any:
     """
     import yaml
 
-    return yaml.load(text, Loader=_loader())
+    try:
+        return yaml.load(text, Loader=_loader())
+    except (yaml.YAMLError, *_NOT_AS_SAID) as error:
+        raise ValueError(f"{text[:60]!r} is no value") from error
 
 
 def _loader() -> type[Any]:

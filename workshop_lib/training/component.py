@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from workshop_lib import manifests
 from workshop_lib.data import data_dir
 from workshop_lib.errors import ManifestError
@@ -68,7 +66,7 @@ def override(text: str) -> tuple[str, Any]:
         raise RecipeError(f"{text!r} is no KEY=VALUE, for example grpo.num_prompts_per_step=4")
     try:
         return key.strip(), parse_value(value)
-    except yaml.YAMLError as error:
+    except ValueError as error:
         raise RecipeError(f"{text!r}: the value is not YAML") from error
 
 
