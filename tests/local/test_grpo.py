@@ -16,7 +16,9 @@ from workshop_lib.commands.measures.grpo_step import GrpoStep
 from workshop_lib.data import data_path
 from workshop_lib.metrics import (
     judge,
+    marked_line,
     read_completions,
+    read_log,
     read_metrics,
     read_run,
     steps_to_reward,
@@ -118,10 +120,10 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(
         recipe = read_recipe(ARITHMETIC, overrides)
         output = tmp_path / name
         plan = plan_training(recipe, output=output, model=tiny_model, steps=8, **options)
-        train(plan, say=said.append)
+        train(plan, say=said.append, report=said.append)
         return said
 
-    run("whole")
+    assert read_log(run("whole")).done == 8
     killed = tmp_path / "killed"
     command = [sys.executable, "-m", "workshop_lib.training.train", str(ARITHMETIC)]
     command += [f"{key}={json.dumps(value)}" for key, value in overrides.items()]
@@ -131,14 +133,19 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(
             time.sleep(0.01)
         process.kill()
     assert process.returncode == -9, "it ended before it could be killed"
-    assert any(line.startswith("Going on from") for line in run("killed", resume=True))
+    said = run("killed", resume=True)
+    assert any(line.startswith("Going on from") for line in said)
+    # What a reader of both pods' logs gets: the steps before are kept, those after are done anew.
+    earlier = [marked_line("step", step=step, reward=0.0) for step in range(1, 8)]
+    assert [r["step"] for r in read_log([*earlier, *said]).records] == list(range(1, 9))
+    assert read_log([*earlier, *said]).frame.reward.iloc[-1] == read_metrics(killed).reward.iloc[-1]
 
     assert [path.name for path in (killed / "checkpoints").iterdir() if path.name[0] == "."] == []
     whole, again = (read_metrics(tmp_path / name) for name in ("whole", "killed"))
     assert again.step.tolist() == list(range(1, 9))
     assert again.elapsed_s.is_monotonic_increasing
-    said = [read_completions(tmp_path / name).completion.tolist() for name in ("whole", "killed")]
-    assert said[0] == said[1]
+    wrote = [read_completions(tmp_path / name).completion.tolist() for name in ("whole", "killed")]
+    assert wrote[0] == wrote[1]
     numbers = ["reward", "entropy", "grad_norm", "mean_length"]
     assert again[numbers].values == pytest.approx(whole[numbers].values, abs=1e-4)
     states = [

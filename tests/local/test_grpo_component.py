@@ -10,6 +10,10 @@ from local_helpers import listening, shims, until
 from workshop_lib.errors import ClusterError
 from workshop_lib.local import processes
 from workshop_lib.local.cluster import LocalCluster
+from workshop_lib.serving import ModelServer
+from workshop_lib.training.component import training_recipe
+from workshop_lib.training.engine import model_folder
+from workshop_lib.training.evaluate import Accuracy, evaluate_folder, evaluate_server
 from workshop_lib.training.watch import read_training, watch_training
 
 SMALL = {"prompts": 2, "generations": 4, "seed": 1}
@@ -72,3 +76,36 @@ def test_deleted_in_mid_training_nothing_is_left(cluster: LocalCluster) -> None:
     cluster.delete("model")
     assert not any(map(processes.is_running, ours))
     assert listening(cluster.paths.network) == []
+
+
+@pytest.mark.slow
+def test_vllm_serves_what_lora_has_trained(cluster: LocalCluster) -> None:
+    """The adapter is merged: vLLM's answers are those of the trained model, not of the first."""
+    lora = "policy.dtensor_cfg.lora_cfg"
+    wishes = f"policy.dtensor_cfg._v2=true {lora}.enabled=true {lora}.dim=8"
+    wishes += " policy.optimizer.kwargs.lr=2e-3"
+    settings = {"seed": 1, "steps": 3, "overrides": wishes}
+    run = watch_training(
+        cluster.apply("grpo", **settings, output="/shared/lora"), timeout_s=LIMIT_S
+    )
+    assert run.checkpoint == "/shared/lora/checkpoints/step_3" and (run.frame.grad_norm > 0).any()
+    cluster.delete("grpo")
+
+    recipe = training_recipe("local", settings)
+    folder = cluster.paths.claims / "shared/lora/checkpoints/step_3"
+    assert (folder / "adapter/adapter_model.safetensors").is_file()
+    first, trained = (
+        evaluate_folder(each, recipe) for each in (model_folder(recipe, None), folder)
+    )
+    vllm = cluster.apply("vllm", model=run.checkpoint)
+    vllm.wait_ready(timeout_s=LIMIT_S)
+    with cluster.forward("vllm", 8000) as url:
+        served = evaluate_server(ModelServer(url), recipe)
+
+    def alike(one: Accuracy, other: Accuracy) -> float:
+        pairs = zip(one.completions, other.completions, strict=True)
+        return sum(a == b for a, b in pairs) / len(one.completions)
+
+    # Two engines round differently: of two tokens that are as likely, each may take another.
+    assert alike(served, trained) >= 0.9
+    assert alike(served, first) < 0.5, "three steps at this rate change most answers"

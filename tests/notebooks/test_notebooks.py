@@ -117,6 +117,14 @@ def ten_times_the_rate(records):
     assert records["steps"] == 3 and records["learning_rate"] == 1e-4
 
 
+def levels_were_compared(records):
+    assert records["graded_steps"] == 2 == len(records["graded_silent"])
+    before, after = records["graded_before"], records["graded_after"]
+    assert list(before) == list(after) == ["1", "2", "3", "4", "5", "6"]
+    # What the lesson is about: some levels start with nothing, and not all of them.
+    assert before["4"] < 0.05 < before["3"] and all(0 <= share <= 1 for share in after.values())
+
+
 def replicas_followed(records):
     assert records["predicted_replicas"] == records["replicas_seen"] == [1, 3, 1]
     assert records["replicas_peak"] >= 3
@@ -161,7 +169,7 @@ EXPECTATIONS = {
         hacking_was_seen,
         settings_were_compared,
     ],
-    "03_grpo_training_solutions": [ten_times_the_rate],
+    "03_grpo_training_solutions": [ten_times_the_rate, levels_were_compared],
     "04_production": [replicas_followed, service_survived, what_was_broken_was_found],
     "04_production_solutions": [production_answers],
 }

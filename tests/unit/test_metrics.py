@@ -398,3 +398,97 @@ def test_the_command(path: str, kind: str, steps: int, capsys: pytest.CaptureFix
     assert said["columns"]["reward"]["steps"] == steps
     assert main([where]) == 0
     assert f"\n{kind}: " in capsys.readouterr().out
+
+
+def test_each_log_of_a_folder_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run is found among other logs by what it holds, console or marked lines."""
+    from workshop_lib.metrics import run as module
+
+    read: list[Path] = []
+    lines = module._lines
+    monkeypatch.setattr(module, "_lines", lambda path: read.append(path) or lines(path))
+    (tmp_path / "a-server.log").write_text("INFO vLLM is ready\n")
+    (tmp_path / "console.log").write_text("\n".join(console_lines("honest")))
+    assert read_run(tmp_path).planned == 60 and len(read) == 2
+    (tmp_path / "console.log").write_text(
+        '@grpo {"event": "start", "steps": 3}\n@grpo {"event": "step", "step": 1, "reward": 1}\n'
+    )
+    run = read_run(tmp_path)
+    assert (run.source, run.planned, run.path) == ("marked log", 3, tmp_path / "console.log")
+    (tmp_path / "console.log").unlink()
+    with pytest.raises(WorkshopError, match=r"a-server\.log is no run"):
+        read_run(tmp_path)
+    # It has only begun: no header of a step yet.
+    (tmp_path / "b.log").write_text("Loaded configuration from: x.yaml\n")
+    assert read_run(tmp_path).frame.empty
+
+
+def test_a_console_whose_header_of_a_step_is_lost() -> None:
+    lines = console_lines("honest")
+    whole = read_console(lines).frame
+    kept = [line for line in lines if "= Step 7/60 =" not in line]
+    pd.testing.assert_frame_equal(read_console(kept).frame, whole)
+    # Also where the name of the answers' file, which says the step, is lost with it.
+    kept = [line for line in kept if "train_data_step7.jsonl" not in line]
+    assert read_console(kept).frame.step.tolist() == list(range(1, 61))
+    assert read_console(kept).frame.reward.tolist() == whole.reward.tolist()
+
+
+def test_a_loss_that_is_no_number_is_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"step": n, "reward": 0.5, "loss": float("inf") if n > 3 else 0.1} for n in range(1, 8)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main([str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert "no number at last" in said and "\nunstable: the loss is no number any more" in said
+    assert main([str(tmp_path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["columns"]["loss"]["last"] is None
+
+
+@pytest.mark.parametrize("wrong", [{"reward": "high"}, {"step": None}, {"step": "x"}, {"kl": [1]}])
+def test_records_of_another_type(
+    tmp_path: Path, wrong: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = json.dumps({"step": 1, "reward": 0.5} | wrong)
+    (tmp_path / "metrics.jsonl").write_text(row + "\n")
+    (tmp_path / "pod.log").write_text(
+        '@grpo {"event": "start", "steps": 3}\n@grpo {"event": "step", ' + row[1:] + "\n"
+    )
+    for name in ("metrics.jsonl", "pod.log"):
+        assert main([str(tmp_path / name)]) == 2
+        said = capsys.readouterr().err
+        assert "is no record of a run" in said and said.count("\n") == 1
+
+
+def test_records_of_a_run_that_was_started_again(tmp_path: Path) -> None:
+    """Steps 1 to 5, and again from 4 on; under any name of the file."""
+    steps = [1, 2, 3, 4, 5, 4, 5, 6]
+    rows = [{"step": step, "reward": at / 10} for at, step in enumerate(steps)]
+    path = tmp_path / "kept.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    frame = read_run(path).frame
+    assert frame.step.tolist() == [1, 2, 3, 4, 5, 6]
+    assert frame.reward.tolist() == pytest.approx([0.0, 0.1, 0.2, 0.5, 0.6, 0.7])
+    # From the beginning, and not yet as far as before.
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"step": 1, "reward": 1}]))
+    assert read_run(path).frame.reward.tolist() == [1.0]
+
+    start = '@grpo {"event": "start", "steps": 6'
+    marked = [f"@grpo {json.dumps({'event': 'step'} | row)}" for row in rows]
+    log = tmp_path / "pod.log"
+    log.write_text("\n".join([start + "}", *marked[:5], start + ', "after": 3}', *marked[5:], ""]))
+    assert read_run(log).frame.reward.tolist() == frame.reward.tolist()
+    log.write_text("\n".join([start + "}", *marked[:5], start + "}", marked[0], ""]))
+    assert read_run(log).frame.step.tolist() == [1]
+
+
+def test_a_judge_that_says_a_step_twice(tmp_path: Path) -> None:
+    shutil.copytree(NEMO / "honest", tmp_path / "run")
+    table = pd.read_csv(NEMO / "honest" / "steps.csv")
+    again = pd.concat([table, table[:1].assign(gold_in_text=0.75)])
+    again.to_csv(tmp_path / "run" / "steps.csv")
+    assert read_run(tmp_path / "run").frame.right_share.iloc[0] == 0.75
+    table.assign(gold_in_text="many").to_csv(tmp_path / "run" / "steps.csv")
+    with pytest.raises(WorkshopError, match=r"steps\.csv lacks the columns"):
+        read_run(tmp_path / "run")

@@ -142,6 +142,15 @@ def test_the_laptops_runs_are_learning(seed: int) -> None:
     assert set(said[:6]) == {"too early"} and said[6:] == ["learning"] * 7
 
 
+def test_the_graded_problems_with_an_honest_reward() -> None:
+    """A rise that is slow and swings: the eight problems of a step are of any level."""
+    frame = recorded("trl/graded")
+    said = kinds(frame)
+    assert set(said[:6]) == {"too early"} and set(said[6:]) == {"learning"}
+    assert frame["zero_std_share"].iloc[0] == 1.0 > frame["zero_std_share"].iloc[4]
+    assert frame["reward"].head(5).mean() < 0.15 < 0.5 < frame["reward"].tail(10).mean()
+
+
 def test_a_model_that_knows_nothing_has_no_signal() -> None:
     verdict = judge(recorded("trl/no-signal"))
     assert verdict.kind == "no signal"
@@ -334,3 +343,16 @@ def test_steps_without_a_reward() -> None:
     assert judge(made(reward=[0.5])).reason == "1 step is done and shows no trend yet"
     with_gaps = made(reward=[0.1, NOTHING, 0.2, 0.4, NOTHING, 0.5, 0.7, 0.9, 0.9])
     assert judge(with_gaps).kind == "learning"
+
+
+@pytest.mark.parametrize("source", ["nemo-rl/reward-hacking", "nemo-rl/reward-hacking/console.log"])
+def test_a_hacked_run_that_goes_on_stays_suspected(source: str) -> None:
+    """The recorded run's last steps, repeated: on top it comes to rest, as an honest one does."""
+    frame = unjudged(source)
+    rest = pd.concat([frame.tail(3)] * 10)
+    longer = pd.concat([frame, rest], ignore_index=True).assign(step=range(1, 71))
+    assert set(kinds(longer)[41:]) == {"hacking"}
+    assert "steps from step" in judge(longer).reason
+    # One that goes back to its old ways, at its old reward, is suspected no longer.
+    back = pd.concat([frame, *[frame[27:37]] * 3], ignore_index=True).assign(step=range(1, 71))
+    assert hacking_by_signs(back) is None

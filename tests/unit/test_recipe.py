@@ -133,6 +133,15 @@ def test_an_unknown_key_of_a_list_is_placed() -> None:
         ({"checkpointing.metric_name": "val_reward"}, '"val:accuracy"'),
         ({"policy.scheduler": 3}, "policy.scheduler is 3"),
         ({"policy.optimizer.kwargs.lr": "high"}, "policy.optimizer.kwargs.lr is 'high'"),
+        ({"policy.optimizer.kwargs.betas": 0.9}, "should be two numbers from 0 to under 1"),
+        ({"policy.optimizer.kwargs.betas": [0.9, 1.0]}, "should be two numbers from 0 to under 1"),
+        ({"grpo.seed": -1}, "grpo.seed is -1 and should be greater than or equal to 0"),
+        ({"grpo.seed": 2**32}, "should be less than 4294967296"),
+        ({"data.train": [1]}, "data.train[0] is 1 and should be a section"),
+        ({"cluster": 3}, "cluster is 3 and should be a section"),
+        ({"policy.precision": "x" * 500}, "xxx... and should be 'float32'"),
+        ({"grpo.a\nb": 1}, "unknown key grpo.a\\nb"),
+        ({"policy.model_name": "???"}, "policy.model_name is ???: it must be given a value"),
     ],
 )
 def test_a_wrong_value_is_named(overrides: dict[str, Any], said: str) -> None:
@@ -276,10 +285,10 @@ MANY = "a0: &a0 [x]\n" + "".join(
         ("a: 1\na: 2\n", "line 2: the key 'a' stands twice"),
         ("a: [1\n", "line 2"),
         ("- a\n", "holds list, not sections"),
-        ("", "holds NoneType"),
+        ("", "it is empty"),
         ("a: ${b}\n", "a refers to b, which is not there"),
         ("a: ${b}\nb: ${a}\n", "refers to itself"),
-        ("a: ${env:HOME}\n", "knows mul, div, max, oc.env"),
+        ("a: ${env:HOME}\n", "knows mul, div, max, oc.env, oc.decode, oc.select"),
         ("a: ${mul:1}\n", "cannot be computed"),
         ("defaults: me.yaml\n", "in a circle"),
         ("a: !!python/object:os.system {}\n", "could not determine a constructor"),
@@ -295,6 +304,29 @@ MANY = "a0: &a0 [x]\n" + "".join(
         ("a: ${mul:[1],10000000000}\n", "[1] is no number"),
         ("a: ${mul:2,3,4}\n", "it takes 2 numbers, not 3"),
         ("a: ${b.c}\nb: null\n", "b is None and should be a section: a refers to b.c"),
+        # PyYAML's constructors let Python's own errors through.
+        ("a: !!int x\n", "a value is not what it is said to be"),
+        ("a: !!bool x\n", "a value is not what it is said to be"),
+        ("a: !!timestamp x\n", "a value is not what it is said to be"),
+        ("a: " + "1" * 5000, "a value is not what it is said to be"),
+        ("# " + "x" * 1_000_000, "more than 1,000,000 characters"),
+        # Each reference doubles the one before: 2^40 characters, or sections, in forty lines.
+        (
+            "a0: x\n" + "".join(f"a{n + 1}: ${{a{n}}}${{a{n}}}\n" for n in range(40)),
+            "references make",
+        ),
+        (
+            "a0: {x: 1}\n"
+            + "".join(f"a{n + 1}: {{l: '${{a{n}}}', r: '${{a{n}}}'}}\n" for n in range(40)),
+            "references make",
+        ),
+        ("".join(f"a{n}: ${{a{n + 1}}}\n" for n in range(3000)) + "a3000: 1\n", "100 others"),
+        ("a: ${b\nb: 1\n", "a is '${b', no whole reference"),
+        ("a: ${mul:${b},2}\nb: {c: 1}\n", "no whole reference"),
+        ("a: ${b.2}\nb: [1, 2]\n", "a refers to b.2, which is not there"),
+        ("a: '${oc.decode:[1}'\n", "cannot be computed: '[1' is no value"),
+        ("a: '${oc.select:b,!!int x}'\n", "cannot be computed: '!!int x' is no value"),
+        ("a: ${oc.select:b.c,1}\nb: {c: '${a}'}\n", "refers to itself"),
     ],
 )
 def test_a_file_that_is_no_recipe(tmp_path: Path, text: str, said: str) -> None:
@@ -376,3 +408,49 @@ def test_a_moved_key_that_changes_nothing_is_noted() -> None:
     assert f"{stale}; it is now policy.dtensor_cfg.activation_checkpointing" in refusal(
         {stale: True}
     )
+
+
+def test_what_omegaconf_reads_besides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Places in lists, its own resolvers, dates as texts, a byte order mark; a number of a text."""
+    monkeypatch.delenv("WS_A", raising=False)
+    text = (
+        "\ufeffa: [1, {b: 2}]\nb: ${a[1].b}\nc: ${a.0}\nd: 2024-01-01\ne: 2024-13-45\n"
+        "f: ${oc.decode:${oc.env:WS_A,7}}\ng: ${oc.select:x.y,1e-5}\nh: ${oc.select:b,9}\n"
+    )
+    assert load_settings(write(tmp_path, "a.yaml", text)) == {
+        "a": [1, {"b": 2}], "b": 2, "c": 1, "d": "2024-01-01", "e": "2024-13-45",
+        "f": 7, "g": 1e-5, "h": 2,
+    }  # fmt: skip
+
+
+def test_what_is_still_to_be_given(tmp_path: Path) -> None:
+    write(tmp_path, "a.yaml", "a:\n  b: ???\n  c: 1\n")
+    child = write(tmp_path, "b.yaml", "defaults: a.yaml\na: {b: 2}\n")
+    assert load_settings(child) == {"a": {"b": 2, "c": 1}}
+    with pytest.raises(RecipeError, match=r"a\.b is \?\?\?: it must be given a value"):
+        load_settings(tmp_path / "a.yaml")
+    assert load_settings(tmp_path / "a.yaml", {"a.b": 3})["a"]["b"] == 3
+
+
+def test_an_override_changes_one_place(tmp_path: Path) -> None:
+    """An anchor is one object to PyYAML, and two places to OmegaConf."""
+    path = write(tmp_path, "a.yaml", "a: &x {b: 1}\nc: *x\n")
+    assert load_settings(path, {"a.b": 2}) == {"a": {"b": 2}, "c": {"b": 1}}
+
+
+def test_a_variable_of_the_top_level(tmp_path: Path) -> None:
+    """NeMo RL's nemo_gym recipes name a folder once and refer to it."""
+    text = f"defaults: {ARITHMETIC}\nfolder: /data\nlogger: {{log_dir: '${{folder}}/logs'}}\n"
+    assert read_recipe(write(tmp_path, "a.yaml", text)).logger.log_dir == "/data/logs"
+    with pytest.raises(RecipeError, match="unknown key folder"):
+        read_recipe(write(tmp_path, "b.yaml", text.replace("${folder}", "")))
+    with pytest.raises(RecipeError, match="unknown key folder"):
+        read_recipe(write(tmp_path, "c.yaml", text.replace("folder: /data", "folder: [/data]")))
+
+
+@pytest.mark.parametrize("text", ["1: x\n", "on: x\n", "grpo: {1: x}\n"])
+def test_a_key_that_is_no_word(tmp_path: Path, text: str) -> None:
+    with pytest.raises(RecipeError, match="has a key that is no word: 1"):
+        read_recipe(write(tmp_path, "a.yaml", f"defaults: {ARITHMETIC}\n{text}"))
+    free = "policy: {generation: {vllm_kwargs: {1: 2}}}\n"  # vLLM's own, which are not checked
+    assert read_recipe(write(tmp_path, "b.yaml", f"defaults: {ARITHMETIC}\n{free}"))

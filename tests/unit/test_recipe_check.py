@@ -15,6 +15,7 @@ from workshop_lib.recipe.__main__ import main
 from workshop_lib.recipe.check import check_recipe, memory_problem
 from workshop_lib.recipe.names import MOVED, NAMED, known_keys
 from workshop_lib.recipe.schema import RecipeConfig
+from workshop_lib.training.component import override
 
 ARITHMETIC = data_path("recipes/arithmetic.yaml")
 GYM = "policy: {model_name: m}\nenv: {should_use_nemo_gym: true, nemo_gym: {x: 1}}\n"
@@ -152,6 +153,13 @@ def test_the_names_that_are_given_exist() -> None:
     given = {*inside, *NAMED.values()} - free
     assert {key for key in given if key not in keys and "environment variable" not in key} == set()
     assert set(MOVED) & keys == set()
+
+
+def test_a_value_of_the_command_line_is_read_as_in_a_file() -> None:
+    assert override("policy.optimizer.kwargs.lr=1e-5") == ("policy.optimizer.kwargs.lr", 1e-5)
+    for wrong in ("a=[1", "a=!!int x", "a=" + "1" * 5000):
+        with pytest.raises(RecipeError, match="the value is not YAML"):
+            override(wrong)
 
 
 def test_as_a_command() -> None:

@@ -84,12 +84,16 @@ def _plain(value: Any) -> float | None:
     return number if math.isfinite(number) else None
 
 
+def _shown(value: float | None) -> str:
+    return f"{'no number' if value is None else format(value, '.4g'):>10}"
+
+
 def _text(run: Run, verdict: Verdict) -> str:
     of = f" of {run.planned}" if run.planned else ""
     lines = [f"{run.path}: {run.source}, {len(run.frame)}{of} steps"]
     for name, about in _summary(run, verdict)["columns"].items():
         lines.append(
-            f"  {name:<16} {about['first']:>10.4g} at first {about['last']:>10.4g} at last"
+            f"  {name:<16} {_shown(about['first'])} at first {_shown(about['last'])} at last"
         )
     lines += [f"  note: {note}" for note in run.notes]
     return "\n".join([*lines, str(verdict)])

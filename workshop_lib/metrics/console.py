@@ -104,6 +104,8 @@ class _Reader:
             self._validating = True
         elif "Training Results" in line:
             self._validating = False
+            if "step_s" in self._row:  # of the step before: the header of this one is lost
+                self._begin(self._at + 1)
         elif match := _ROLLOUTS.search(line):
             # The one place where the console names the step of the whole run.
             self._move(int(match.group(1)))
@@ -131,8 +133,10 @@ class _Reader:
     def _move(self, step: int) -> None:
         if step == self._at:
             return
-        row = self.log._steps.pop(self._at, {})
-        self._offset += step - self._at
+        # What was printed since the header belongs to this step, if that is not done already.
+        done = "step_s" in self._row
+        row = {} if done else self.log._steps.pop(self._at, {})
+        self._offset += step - self._at - done
         self._begin(step)
         self._row.update(row)
 

@@ -47,26 +47,27 @@ def noise(values: pd.Series[float]) -> float:
 
     Example:
         >>> import pandas as pd
-        >>> noise(pd.Series([1.0, 3.0, 1.0, 3.0])) ** 2
+        >>> round(noise(pd.Series([1.0, 3.0, 1.0, 3.0])) ** 2, 6)
         2.0
     """
     return math.sqrt(float(values.diff().dropna().pow(2).mean()) / 2)
 
 
-def moved(values: pd.Series[float]) -> int:
-    """Whether three steps lie above (1) or below (-1) the ten before by more than noise; else 0.
+def moved(values: pd.Series[float], now: int = 3) -> int:
+    """Whether the last steps lie above (1) or below (-1) the ten before by more than noise; else 0.
 
     Args:
-        values: One value a step, 13 at least.
+        values: One value a step, ten more than `now` at least.
+        now: How many the last steps are.
 
     Example:
         >>> import pandas as pd
         >>> moved(pd.Series([1.0, 2.0] * 5 + [5.0] * 3)), moved(pd.Series([1.0, 2.0] * 7))
         (1, 0)
     """
-    before, now = values.iloc[-13:-3], values.iloc[-3:]
-    error = noise(before) * math.sqrt(1 / 3 + 1 / 10)
-    change = now.mean() - before.mean()
+    before, after = values.iloc[-now - 10 : -now], values.iloc[-now:]
+    error = noise(before) * math.sqrt(1 / now + 1 / 10)
+    change = after.mean() - before.mean()
     return 0 if not abs(change) > NOISES * error else 1 if change > 0 else -1
 
 

@@ -7,7 +7,7 @@ trained on, and, where nothing else is known, by the signs in the curves.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from workshop_lib.metrics.findings import FEWEST_STEPS, HIGH, Finding, is_share, moved
 
@@ -160,21 +160,54 @@ def hacking_by_signs(frame: pd.DataFrame) -> Finding | None:
         return None
     if "right_share" in frame and frame["right_share"].tail(3).notna().all():
         return None  # `hacking_by_judge` knows
-    before, now = frame.iloc[-13:-3], frame.iloc[-3:]
+    # The latest change first. One that is past counts while the run stays where it went: who has
+    # found a hole comes to rest on top as well.
+    for at in reversed(_changes(frame)):
+        since = len(frame) - at
+        signs = _signs(frame, since)
+        if signs and (since == 3 or _signs(frame.iloc[: at + 3], 3)):
+            when = (
+                "3 steps" if since == 3 else f"{since} steps from step {frame['step'].iloc[at]} on"
+            )
+            return Finding(
+                "hacking",
+                f"suspected: {signs} ({when} against the 10 before)",
+                "read the best-rewarded answers of the last steps, and have another judge score"
+                " them",
+            )
+    return None
+
+
+def _changes(frame: pd.DataFrame) -> list[int]:
+    """Rows from which on three steps differ in length from ten of a high reward before them."""
+    reward, length = frame["reward"].to_numpy(float), frame["mean_length"].to_numpy(float)
+    if len(frame) < 13:
+        return []
+    was, now = _means(reward, 10)[:-3], _means(reward, 3)[10:]
+    length_was, length_now = _means(length, 10)[:-3], _means(length, 3)[10:]
+    far = abs(length_now - length_was) >= LENGTH_CHANGE * length_was
+    return [int(at) + 10 for at in ((was >= HIGH) & (now > was) & far).nonzero()[0]]
+
+
+def _means(values: Any, width: int) -> Any:
+    """The mean of each so many neighbours."""
+    import numpy as np
+
+    return np.lib.stride_tricks.sliding_window_view(values, width).mean(axis=1)
+
+
+def _signs(frame: pd.DataFrame, now: int) -> str:
+    """What the last steps show against the ten before them; nothing where a sign is missing."""
+    before, after = frame.iloc[-now - 10 : -now], frame.iloc[-now:]
     was, length_was = before["reward"].mean(), before["mean_length"].mean()
-    if not (was >= HIGH and moved(frame["reward"]) > 0):
-        return None
-    length = now["mean_length"].mean() / length_was if length_was > 0 else math.nan
-    growth = now["kl"].mean() / before["kl"].mean() if before["kl"].mean() > 0 else math.nan
+    length = after["mean_length"].mean() / length_was if length_was > 0 else math.nan
+    growth = after["kl"].mean() / before["kl"].mean() if before["kl"].mean() > 0 else math.nan
     least = LENGTH_CHANGE_ALONE if math.isnan(growth) else LENGTH_CHANGE
-    if not (abs(length - 1) >= least and moved(frame["mean_length"])):
-        return None
-    if not math.isnan(growth) and not (growth >= KL_GROWTH and moved(frame["kl"]) > 0):
-        return None
+    if not (abs(length - 1) >= least and moved(frame["mean_length"], now)):
+        return ""
+    if not moved(frame["reward"], now) > 0:
+        return ""
+    if not math.isnan(growth) and not (growth >= KL_GROWTH and moved(frame["kl"], now) > 0):
+        return ""
     kl = "" if math.isnan(growth) else f"KL grew {growth:.1f} times and "
-    return Finding(
-        "hacking",
-        f"suspected: with the reward already at {was:.2f}, {kl}the length changed by"
-        f" {length - 1:+.0%} (3 steps against the 10 before)",
-        "read the best-rewarded answers of the last steps, and have another judge score them",
-    )
+    return f"with the reward already at {was:.2f}, {kl}the length changed by {length - 1:+.0%}"

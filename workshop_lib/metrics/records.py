@@ -62,6 +62,7 @@ COLUMNS = {
     "time": "when the step ended, seconds since 1970",
 }
 
+_WHOLE_NUMBERS = {"step", "group"}
 _NOT_NUMBERS = {"group_means", "prompt", "answer", "completion"}
 _COMPLETION_COLUMNS = ["step", "group", "prompt", "answer", "completion", "reward", "advantage"]
 
@@ -130,7 +131,7 @@ def marked_line(event: str, **values: Any) -> str:
 
     Args:
         event: `start` (with `steps`), `step` (with a record), `saved` (with `checkpoint`).
-        values: What happened.
+        values: What happened. A `start` that goes on with a run says `after` which step.
 
     Example:
         >>> marked_line("start", steps=12)
@@ -165,8 +166,12 @@ def read_log(lines: Iterable[str], *, output: str = "") -> TrainingLog:
         try:
             event = json.loads(text)
             if event["event"] == "start":
-                steps, records, checkpoint = int(event["steps"]), {}, ""
+                # A run that goes on says after which step; what came later is done again.
+                after = int(event.get("after", 0))
+                steps, checkpoint = int(event["steps"]), ""
+                records = {step: row for step, row in records.items() if step <= after}
             elif event["event"] == "step":
+                _typed({name: event.get(name) for name in COLUMNS})
                 records[int(event["step"])] = event
             elif event["event"] == "saved":
                 checkpoint = "/".join(filter(None, (output, str(event["checkpoint"]))))
@@ -180,12 +185,13 @@ def read_metrics(folder: str | Path) -> pd.DataFrame:
     """The steps that a run has finished so far.
 
     Args:
-        folder: The run's output folder.
+        folder: The run's output folder, or a file of its records.
 
     Returns:
         One row a step, the columns of `COLUMNS`; no row before the first step is done
         or while the folder is not there yet. A line that is still being written is
-        left for the next call.
+        left for the next call. A step that stands twice was done again: the later counts,
+        and what followed the earlier is left out.
 
     Raises:
         WorkshopError: The file holds something else.
@@ -194,7 +200,11 @@ def read_metrics(folder: str | Path) -> pd.DataFrame:
         >>> read_metrics("build/no-run-yet").empty
         True
     """
-    return _read(Path(folder) / METRICS_FILE, list(COLUMNS))
+    path = Path(folder)
+    frame = _read(path if path.is_file() else path / METRICS_FILE, list(COLUMNS))
+    # A row counts if no later one is of the same step or of one before.
+    least = frame["step"][::-1].cummin().shift(1)[::-1]
+    return frame[~(least <= frame["step"])].reset_index(drop=True)
 
 
 def read_completions(folder: str | Path) -> pd.DataFrame:
@@ -251,10 +261,20 @@ def _read(path: Path, columns: list[str]) -> pd.DataFrame:
     for number, line in enumerate(whole.splitlines(), start=1):
         try:
             row = json.loads(line)
-            rows.append({name: row.get(name) for name in columns})
-        except (ValueError, AttributeError) as error:
+            rows.append(_typed({name: row.get(name) for name in columns}))
+        except (ValueError, TypeError, AttributeError) as error:
             raise WorkshopError(f"{path} line {number} is no record of a run: {error}") from error
     return _frame(rows, columns)
+
+
+def _typed(row: dict[str, Any]) -> dict[str, Any]:
+    """The record, if its values are what a column of the table can hold."""
+    for name, value in row.items():
+        if name in _WHOLE_NUMBERS:
+            int(value)
+        elif name not in _NOT_NUMBERS and value is not None:
+            float(value)
+    return row
 
 
 def _frame(rows: list[dict[str, Any]], columns: list[str]) -> pd.DataFrame:
@@ -262,6 +282,6 @@ def _frame(rows: list[dict[str, Any]], columns: list[str]) -> pd.DataFrame:
 
     frame = pd.DataFrame(rows, columns=columns)
     # Said, not inferred: a column of nothing but null, or of no row, would have no type.
-    whole_numbers = dict.fromkeys({"step", "group"} & set(columns), int)
+    whole_numbers = dict.fromkeys(_WHOLE_NUMBERS & set(columns), int)
     others = set(columns) - set(whole_numbers) - _NOT_NUMBERS
     return frame.astype(whole_numbers | dict.fromkeys(others, float))

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from workshop_lib.errors import WorkshopError
 from workshop_lib.metrics.columns import RUN_COLUMNS, VALIDATION_COLUMNS, from_steps
-from workshop_lib.metrics.console import ConsoleLog, read_console
+from workshop_lib.metrics.console import read_console
 from workshop_lib.metrics.event_file import is_event_file
 from workshop_lib.metrics.nemo_rl import read_event_files
 from workshop_lib.metrics.records import (
@@ -84,7 +85,7 @@ def read_run(path: str | Path) -> Run:
             return _of_event_files(path, [path])
     except OSError as error:
         raise WorkshopError(f"{path} cannot be read: {error.strerror}") from error
-    if path.name == METRICS_FILE:
+    if path.name == METRICS_FILE or _holds_records(path):
         return _of_records(path, path.parent)
     return _of_log(path)
 
@@ -134,6 +135,16 @@ def with_judge(run: Run, reward: Callable[[str, str], float]) -> Run:
     return replace(run, frame=frame, notes=(*run.notes, f"right_share is {name}'s"))
 
 
+def _holds_records(path: Path) -> bool:
+    """Whether a file of another name begins with a record of a step."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            first = json.loads(file.readline(1_000_000))
+    except (OSError, ValueError):
+        return False
+    return isinstance(first, dict) and {"step", "reward"} <= set(first)
+
+
 def _read_folder(folder: Path) -> Run:
     if (folder / METRICS_FILE).exists():
         return _of_records(folder, folder)
@@ -142,16 +153,21 @@ def _read_folder(folder: Path) -> Run:
     roots = sorted({_root(file, folder) for file in files})
     if len(roots) > 1:
         raise _several(folder, roots)
-    logs = [(log, console) for log, console in _consoles(folder) if console.planned]
+    texts = sorted(folder.glob("*.log"))
+    found = [run for log in texts if (run := _run_in_log(log)) is not None]
+    # One that has not said how long it will be has only begun; the others are the ones meant.
+    logs = [run for run in found if run.planned] or found
     if files:
         run = _of_event_files(folder, files)
         if logs:
-            run = replace(run, planned=logs[0][1].planned)
+            run = replace(run, planned=logs[0].planned)
         return _with_judged(_with_rollouts(run, folder), folder)
     if len(logs) > 1:
-        raise _several(folder, [log for log, _ in logs])
-    if found := [log for log, _ in logs] or sorted(folder.glob("*.log")):
-        return _with_judged(_of_log(found[0]), folder)
+        raise _several(folder, [run.path for run in logs])
+    if logs:
+        return _with_judged(logs[0], folder)
+    if texts:
+        raise _no_run(texts[0])
     below = sorted(file.parent for file in folder.rglob(METRICS_FILE))
     if below:
         raise _several(folder, below)
@@ -184,13 +200,9 @@ def _several(folder: Path, runs: list[Path]) -> WorkshopError:
     )
 
 
-def _consoles(folder: Path) -> Iterator[tuple[Path, ConsoleLog]]:
-    for log in sorted(folder.glob("*.log")):
-        yield log, read_console(_lines(log))
-
-
 def _of_records(path: Path, folder: Path) -> Run:
-    frame = _with_echoes(read_metrics(folder), read_completions(folder))
+    records = read_metrics(path if path.is_file() else folder)
+    frame = _with_echoes(records, read_completions(folder))
     return Run(path, "TRL records", frame, from_steps({}, VALIDATION_COLUMNS))
 
 
@@ -200,12 +212,24 @@ def _of_event_files(path: Path, files: list[Path]) -> Run:
 
 
 def _of_log(path: Path) -> Run:
+    run = _run_in_log(path)
+    if run is None:
+        raise _no_run(path)
+    return run
+
+
+def _no_run(path: Path) -> WorkshopError:
+    return WorkshopError(f"{path} is no run: no event file, no record and no step of NeMo RL")
+
+
+def _run_in_log(path: Path) -> Run | None:
+    """What a log says of a run, if it says anything."""
     lines = _lines(path)
     if any(MARK in line for line in lines):
         return run_of_log(read_log(lines), path)
     console = read_console(lines)
     if console.planned is None and not console.starts:
-        raise WorkshopError(f"{path} is no run: no event file, no record and no step of NeMo RL")
+        return None
     notes = ["a console tells no KL, gradient or entropy: read the event file for them"]
     if console.starts > 1:
         notes.append(f"the run was started {console.starts} times; repeated steps are the last's")
@@ -234,7 +258,7 @@ def _with_rollouts(run: Run, folder: Path) -> Run:
     rows = run.frame.set_index("step", drop=False)
     found = {
         int(path.stem.removeprefix("train_data_step")): path
-        for path in folder.rglob("train_data_step*.jsonl")
+        for path in sorted(folder.rglob("train_data_step*.jsonl"))  # exp_002 after exp_001
         if path.stem.removeprefix("train_data_step").isdigit()
     }
     for step in sorted(set(found) & set(rows.index)):
@@ -252,8 +276,8 @@ def _with_judged(run: Run, folder: Path) -> Run:
     if not path.exists():
         return run
     try:
-        judged = pd.read_csv(path).set_index("step")["gold_in_text"]
-    except (KeyError, ValueError) as error:
+        judged = pd.read_csv(path).groupby("step")["gold_in_text"].last().astype(float)
+    except (KeyError, ValueError, TypeError) as error:
         raise WorkshopError(f"{path} lacks the columns step and gold_in_text") from error
     frame = run.frame.assign(right_share=run.frame["step"].map(judged).astype(float))
     note = f"right_share is {JUDGED_FILE}'s gold_in_text: the right answer stands in the text"

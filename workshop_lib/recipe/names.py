@@ -66,6 +66,7 @@ UNREAD = {
     "grpo.penalize_malformed_thinking": "grpo.malformed_thinking_advantage",
     "policy.generation.vllm_cfg.enforce_monotonicity": "",
     "policy.generation.vllm_cfg.enable_thinking": "policy.tokenizer.chat_template_kwargs",
+    "policy.generation.vllm_cfg.max_num_seqs": "policy.generation.vllm_kwargs",
 }
 """Keys that configurations published with v0.7.0 (nemo_gym) hold and that nothing in it reads:
 noted, not refused. By what was probably meant."""

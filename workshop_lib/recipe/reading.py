@@ -9,6 +9,7 @@ file runs on a cluster under NeMo RL and, translated, on a laptop under TRL
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -170,9 +171,15 @@ def read_recipe(
         >>> recipe.completions_per_step, recipe.grpo.seed
         (64, 7)
     """
-    settings = load_settings(path, overrides, unset=unset)
+    variables: set[str] = set()
+    settings = load_settings(path, overrides, unset=unset, referred=variables)
     if other := other_algorithm(settings):
         raise _refusal(path, [other])
+    for name in variables & set(settings):
+        # A value of the top level that others refer to is a variable, as NeMo RL's own recipes
+        # have them; a section is none, and a misspelt one stays an error.
+        if name not in RecipeConfig.model_fields and not isinstance(settings[name], dict | list):
+            del settings[name]
     known, notes = _without_unread(settings)
     config, problems = _validated(known)
     if config is not None:
@@ -302,8 +309,21 @@ def _explain(
         return f"{key} is missing"
     if error["type"] == "extra_forbidden":
         return f"unknown key {key}; {advice(key, location, prefix, model)}"
+    if error["type"] == "invalid_key":
+        *above, wrong = location
+        place = _written(above, settings) or "the top level"
+        return (
+            f"{place} has a key that is no word: {wrong!r} (on, off, yes and no are true and false)"
+        )
     message = error["msg"].removeprefix("Input ").removeprefix("Value error, ")
-    return f"{key} is {error['input']!r} and {message}"
+    message = _SECTION.sub("should be a section", message)
+    value = repr(error["input"])
+    value = value if len(value) <= 80 else f"{value[:77]}..."
+    return f"{key} is {value} and {message}"
+
+
+# What pydantic calls a section: its class, or a dictionary.
+_SECTION = re.compile(r"should be a valid dictionary( or instance of \w+)?$")
 
 
 def _is_type_tag(part: Any) -> bool:
@@ -320,6 +340,7 @@ def _written(location: Sequence[Any], settings: Any) -> str:
                 text += f"[{part}]"
                 settings = settings[part]
             continue
-        text += f".{part}" if text else str(part)
+        word = str(part).replace("\n", "\\n")
+        text += f".{word}" if text else word
         settings = settings.get(part) if isinstance(settings, Mapping) else None
     return text

@@ -161,6 +161,10 @@ def _optimizer_problems(recipe: Recipe) -> Iterator[str]:
     rate = optimizer.kwargs.get("lr", 1e-3)
     if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate < math.inf:
         yield f"{place}.lr is {rate!r} and should be a number of at least 0"
+    betas = optimizer.kwargs.get("betas", [0.9, 0.999])
+    pair = isinstance(betas, list) and len(betas) == 2
+    if not pair or not all(type(beta) in (int, float) and 0 <= beta < 1 for beta in betas):
+        yield f"{place}.betas is {betas!r} and should be two numbers from 0 to under 1"
 
 
 def _data_contradictions(recipe: Recipe) -> Iterator[str]:

@@ -97,7 +97,7 @@ class Grpo(Section):
     val_at_end: bool = False
     val_batch_size: int | None = 256
     max_val_samples: int | None = 256
-    seed: int = 42
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 42  # what NumPy takes
     overlong_filtering: bool = False
     use_dynamic_sampling: bool = False
     dynamic_sampling_max_gen_batches: int = 10
@@ -332,7 +332,7 @@ class RecipeConfig(Section):
     loss_fn: LossFn = LossFn()
     policy: Policy
     data: Data
-    env: Annotated[dict[str, dict[str, Any] | None], BeforeValidator(_environments_alone)]
+    env: Annotated[dict[str, dict[Any, Any] | None], BeforeValidator(_environments_alone)]
     checkpointing: Checkpointing = Checkpointing()
     logger: Logger = Logger()
     cluster: Cluster = Cluster()

@@ -22,7 +22,7 @@ __all__ = [
     "Share",
 ]
 
-Free: TypeAlias = dict[str, Any] | None
+Free: TypeAlias = dict[Any, Any] | None
 Count: TypeAlias = Annotated[int, Field(ge=1)]
 Share: TypeAlias = Annotated[float, Field(gt=0, le=1)]
 

@@ -7,12 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from workshop_lib import manifests
 from workshop_lib.data import data_dir
 from workshop_lib.errors import ManifestError
 from workshop_lib.recipe import Recipe, RecipeError, read_recipe
+from workshop_lib.recipe.yaml_file import parse_value
 
 __all__ = ["override", "pod_environment", "training_recipe"]
 
@@ -66,8 +65,8 @@ def override(text: str) -> tuple[str, Any]:
     if not equals or not key:
         raise RecipeError(f"{text!r} is no KEY=VALUE, for example grpo.num_prompts_per_step=4")
     try:
-        return key.strip(), yaml.safe_load(value)
-    except yaml.YAMLError as error:
+        return key.strip(), parse_value(value)
+    except ValueError as error:
         raise RecipeError(f"{text!r}: the value is not YAML") from error
 
 

@@ -191,7 +191,10 @@ def train(
         say(f"Going on from {plan.resume_from}")
     say(f"Training: {plan.describe()}")
     if report is not None:
-        report(marked_line("start", steps=plan.translation.steps))
+        done = plan.resume_from and int(plan.resume_from.name.removeprefix("step_"))
+        report(
+            marked_line("start", steps=plan.translation.steps, **({"after": done} if done else {}))
+        )
     started = time.perf_counter()
     trainer.train(resume_from_checkpoint=plan.resume_from and str(plan.resume_from))
     seconds = time.perf_counter() - started

@@ -42,6 +42,11 @@ _NUMBER = re.compile(r"([-+]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+))(\.\d+)?")
 _READ_CHARACTERS = 4000
 # `640 GiB` would be read as a product of 640 and three variables. A constant is no unit.
 _UNIT_OF_ANSWER = re.compile(r"^(\s*[-+]?[\d.,/]+) +(?!pi$)[A-Za-z]{2,12}\s*$")
+# What math-verify finds no number in, and people do: +21, (21), 3 1/2.
+_UNARY_PLUS = re.compile(r"(^|[=(:,;{$]|\bis)(\s*)\+(?=\.?\d)")
+_IN_BRACKETS = re.compile(r"(^|[=:]|\bis)(\s*)\(([-+]?\d[\d,]*(?:\.\d+)?)\)")
+_MIXED = re.compile(r"(?<![\w./,^}])(\d{1,9}) (\d{1,9})/(\d{1,9})(?![\w/^])")
+_WRITTEN = {"\u2212": "-", "`": " ", "\\dfrac": "\\frac", "\\tfrac": "\\frac"}
 
 
 def first_integer_reward(completion: str, answer: str) -> float:
@@ -107,13 +112,28 @@ def math_verify_reward(
         >>> math_verify_reward("7 + 14 =", "21")
         0.0
     """
+    text = completion[-_READ_CHARACTERS:]
     verdict = (verifier or shared_verifier()).check(
-        completion[-_READ_CHARACTERS:],
+        text if accept_unevaluated else _as_meant(text),
         _UNIT_OF_ANSWER.sub(r"\1", answer),
         accept_unevaluated=accept_unevaluated,
         time_limit_s=time_limit_s,
     )
     return float(verdict)
+
+
+def _as_meant(text: str) -> str:
+    """A text in the words that math-verify reads; as the library takes it, it misses some."""
+    for written, meant in _WRITTEN.items():
+        text = text.replace(written, meant)
+    text = _IN_BRACKETS.sub(r"\1\2\3", _UNARY_PLUS.sub(r"\1\2", text))
+    return _MIXED.sub(_improper, text)
+
+
+def _improper(match: re.Match[str]) -> str:
+    whole, part, parts = map(int, match.groups())
+    # "It has 3 10/5": no mixed number.
+    return f"{whole * parts + part}/{parts}" if part < parts else match.group()
 
 
 def stock_math_reward(completion: str, answer: str) -> float:
