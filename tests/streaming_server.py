@@ -208,7 +208,7 @@ class StreamingServer:
         due_s = sent.received_s + self.ttft_ms / 1000
         left = 0 if fault == "empty" else body["max_tokens"]
         while left:
-            await asyncio.sleep(max(0.0, due_s - time.perf_counter()))
+            await self._until_due(sent, due_s)
             if fault == "silent":
                 await asyncio.sleep(3600)
             if fault == "die" and len(sent.text_s) == 2:
@@ -234,6 +234,10 @@ class StreamingServer:
         sent.end_s = time.perf_counter()
         self._chunk(writer, b"")
         await writer.drain()
+
+    async def _until_due(self, sent: Sent, due_s: float) -> None:
+        """Wait before an answer's next message."""
+        await asyncio.sleep(max(0.0, due_s - time.perf_counter()))
 
     @staticmethod
     def _usage(body: dict[str, Any], sent: Sent) -> dict[str, int]:

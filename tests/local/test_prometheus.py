@@ -27,7 +27,7 @@ needs_prometheus = pytest.mark.skipif(
 def served(new_cluster):
     """A server with vLLM's metrics, found as vLLM is."""
     cluster = new_cluster()
-    cluster.apply_objects("vllm", objects("metrics")).wait_ready(timeout_s=120)
+    cluster.apply_objects("vllm", objects("metrics")).wait_ready(timeout_s=300)
     return cluster
 
 
@@ -56,7 +56,7 @@ def test_prometheus_reads_what_the_monitors_say(served):
         # Of ten requests nine are between 0.1 and 0.5 s, one between 2.5 and 5 s.
         assert 0.1 < last["latency_p50_s"] < 0.5 and 2.5 < last["latency_p95_s"] < 5
         # The cache is full and requests wait: the alert starts its five minutes.
-        found = until(lambda: prometheus.alerts().to_dict("records"), timeout_s=120)
+        found = until(lambda: prometheus.alerts().to_dict("records"), timeout_s=300)
         assert ("KvCacheFull", "pending") in {(a["alert"], a["state"]) for a in found}
 
         with pytest.raises(ServerError, match="parse error"):
