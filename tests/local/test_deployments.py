@@ -163,7 +163,7 @@ def test_stubborn_container_is_killed_after_its_grace_period(cluster):
 def test_container_may_finish_what_it_does(cluster):
     items = sleeper("trap 'sleep 0.3; echo finished; exit 0' TERM; echo up; sleep 600 & wait $!")
     items += [item for item in objects("server") if item.kind == "PersistentVolumeClaim"]
-    pod_spec(items)["terminationGracePeriodSeconds"] = 15
+    pod_spec(items)["terminationGracePeriodSeconds"] = 300
     web = cluster.apply_objects("web", items)
     until(lambda: texts(web) == ["up"])
     follower = web.logs(follow=True, timeout_s=300)

@@ -135,7 +135,7 @@ def test_success_policy_ends_the_ranks_that_still_run(cluster):
         echo running; while true; do sleep 0.05; done
     """
     items = job(script, folder="indexed", **real["spec"])
-    pod_spec(items)["terminationGracePeriodSeconds"] = 15
+    pod_spec(items)["terminationGracePeriodSeconds"] = 300
     ranks = cluster.apply_objects("ranks", items)
     until(lambda: "running" in texts(ranks))
     cluster.exec("ranks-0", ["bash", "-c", "touch $TMPDIR/end"])
@@ -355,7 +355,7 @@ def test_finished_job_applied_again_is_left_alone(cluster):
     before = texts(work), work.pods
     again = cluster.apply_objects("work", items)
     assert again.actions == {"Job/work": "unchanged"}
-    again.wait_complete(timeout_s=5)
+    again.wait_complete(timeout_s=300)
     assert (texts(again), again.pods) == before
 
 

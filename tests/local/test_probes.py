@@ -8,7 +8,7 @@ from local_helpers import container_status, job, objects, pod_spec, texts, until
 from workshop_lib.errors import WaitTimeoutError
 from workshop_lib.local import probes
 
-QUICK = {"periodSeconds": 1, "failureThreshold": 1, "timeoutSeconds": 5}
+QUICK = {"periodSeconds": 1, "failureThreshold": 1, "timeoutSeconds": 60}
 
 
 @pytest.fixture

@@ -102,7 +102,10 @@ def test_it_ends_with_the_kernel_however_that_ends(new_cluster):
 
 
 def test_without_prometheus_the_pages_are_read(served):
-    seen = watch_serving(served.get("vllm"), seconds=2, every_s=0.2, window_s=1)
+    for seconds in (2, 20, 120):  # until there are a few readings: when is the machine's affair
+        seen = watch_serving(served.get("vllm"), seconds=seconds, every_s=0.2, window_s=seconds)
+        if len(seen) >= 3:
+            break
     assert seen.attrs["source"] == "vllm" and len(seen) >= 3
     last = seen.iloc[-1]
     assert last[["running", "waiting", "level"]].tolist() == pytest.approx([4, 2, 97])

@@ -119,9 +119,13 @@ def test_exec_keeps_output_and_errors_apart(cluster):
 def test_exec_that_takes_too_long_is_killed_with_all_it_started(cluster):
     cluster.apply_objects("work", job("sleep 600")).wait_ready(timeout_s=300)
     script = "echo $$ > $TMPDIR/pid; (echo $BASHPID > $TMPDIR/child; exec sleep 600) & sleep 600"
-    with pytest.raises(ClusterError, match=r"did not end within 4 s and was killed"):
-        cluster.exec("work", ["bash", "-c", script], timeout_s=4)
-    pids = cluster.exec("work", ["bash", "-c", "cat $TMPDIR/pid $TMPDIR/child"]).stdout.split()
+    pids = []
+    for limit_s in (2, 20, 120):  # how long bash needs to start both is the machine's affair
+        with pytest.raises(ClusterError, match=f"did not end within {limit_s} s and was killed"):
+            cluster.exec("work", ["bash", "-c", script], timeout_s=limit_s)
+        pids = cluster.exec("work", ["bash", "-c", "cat $TMPDIR/pid $TMPDIR/child"]).stdout.split()
+        if len(pids) == 2:
+            break
     assert len(pids) == 2 and not any(processes.is_running(int(pid)) for pid in pids)
 
 

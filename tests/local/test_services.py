@@ -47,7 +47,7 @@ def test_only_ready_pods_get_connections(cluster):
     container = pod_spec(items)["containers"][0]
     container["readinessProbe"] = {
         "exec": {"command": ["bash", "-c", "test ! -e $TMPDIR/not-ready"]},
-        "periodSeconds": 1, "failureThreshold": 1, "timeoutSeconds": 10,
+        "periodSeconds": 1, "failureThreshold": 1, "timeoutSeconds": 60,
     }  # fmt: skip
     body(items, "Deployment")["spec"]["replicas"] = 2
     web = cluster.apply_objects("web", items).wait_ready(timeout_s=300)
