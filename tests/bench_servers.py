@@ -28,5 +28,5 @@ def control_of(make: Callable[[Connection], Server]) -> Iterator[Connection]:
         yield here
     finally:
         here.close()
-        thread.join(30)
+        thread.join(300)
     assert not thread.is_alive()

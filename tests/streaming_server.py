@@ -23,7 +23,10 @@ BLOCK_SIZE = 8
 
 @dataclass
 class Sent:
-    """What the server did for one request; times are `time.perf_counter()` seconds."""
+    """What the server did for one request; times are `time.perf_counter()` seconds.
+
+    Each is taken before the bytes go out: whoever has read them did so later, on any machine.
+    """
 
     prompt: str
     received_s: float
@@ -71,7 +74,7 @@ class StreamingServer:
 
     def __enter__(self) -> StreamingServer:
         self._thread.start()
-        assert self._ready.wait(5)
+        assert self._ready.wait(60)
         return self
 
     def __exit__(
@@ -82,7 +85,7 @@ class StreamingServer:
     ) -> None:
         if self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join(5)
+            self._thread.join(60)
 
     def die(self) -> None:
         """Break every connection and accept no more: a server that crashed."""
@@ -205,9 +208,9 @@ class StreamingServer:
         due_s = sent.received_s + self.ttft_ms / 1000
         left = 0 if fault == "empty" else body["max_tokens"]
         while left:
-            await asyncio.sleep(max(0.0, due_s - time.perf_counter()))
+            await self._until_due(sent, due_s)
             if fault == "silent":
-                await asyncio.sleep(60)
+                await asyncio.sleep(3600)
             if fault == "die" and len(sent.text_s) == 2:
                 writer.transport.abort()
                 return
@@ -219,18 +222,22 @@ class StreamingServer:
                 break
             count = min(left, self.tokens_per_message)
             left -= count
+            sent.text_s.append(time.perf_counter())
             self._event(writer, self._delta({"content": "word " * count}))
             if writer.transport.is_closing():
                 raise ConnectionResetError("the client has gone")
-            sent.text_s.append(time.perf_counter())
             due_s += count * self.itl_ms / 1000
         if fault not in ("malformed", "error", "cut"):
             self._event(writer, self._delta({}, finish_reason="length"))
             self._event(writer, {"choices": [], "usage": self._usage(body, sent)})
             self._chunk(writer, b"data: [DONE]\n\n")
-        self._chunk(writer, b"")
         sent.end_s = time.perf_counter()
+        self._chunk(writer, b"")
         await writer.drain()
+
+    async def _until_due(self, sent: Sent, due_s: float) -> None:
+        """Wait before an answer's next message."""
+        await asyncio.sleep(max(0.0, due_s - time.perf_counter()))
 
     @staticmethod
     def _usage(body: dict[str, Any], sent: Sent) -> dict[str, int]:
@@ -300,3 +307,23 @@ class StreamingServer:
             lines.append(f'vllm:{name}_count{{engine="0"}} {len(values)}')
             lines.append(f'vllm:{name}_sum{{engine="0"}} {sum(values)}')
         return "\n".join(lines) + "\n"
+
+
+class Dying(StreamingServer):
+    """Answers so many requests, holds back the others, and is then ready to die."""
+
+    def __init__(self, answers: int, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._answers = answers
+        self._held = threading.Event()
+
+    async def _stream(self, writer: asyncio.StreamWriter, body: dict[str, Any], sent: Sent) -> None:
+        if len(self.sent) > self._answers:
+            self._held.set()
+            await asyncio.sleep(3600)
+        await super()._stream(writer, body, sent)
+
+    def die_when_it_is_time(self) -> None:
+        """Die while a client waits for an answer that does not come."""
+        assert self._held.wait(300)
+        self.die()

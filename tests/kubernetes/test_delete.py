@@ -1,6 +1,7 @@
 """Deleting: the workshop's own, in full, and nothing else."""
 
 import pytest
+from local_helpers import until
 from objects import claim, config_map, deployment, job, objects, service
 
 from workshop_lib.errors import NotFoundError, WaitTimeoutError
@@ -54,6 +55,10 @@ def test_what_is_left_and_why(emulator, cluster):
     cluster.apply_objects("demo", objects(config_map(), job()))
     emulator.add_pod(emulator.get("Job", "talk"), "talk-abcde")
     emulator.stuck = {"talk-abcde"}
+    with pytest.raises(WaitTimeoutError):
+        cluster.delete("demo", timeout_s=0.1)
+    # The garbage collector has told the pod to end.
+    until(lambda: "deletionTimestamp" in emulator.get("Pod", "talk-abcde")["metadata"])
     with pytest.raises(WaitTimeoutError) as error:
         cluster.delete("demo", timeout_s=0.5)
     line = str(error.value)

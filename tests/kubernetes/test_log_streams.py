@@ -9,6 +9,7 @@ import time
 
 import pytest
 import urllib3
+from local_helpers import until
 from objects import deployment, job, objects
 
 from workshop_lib.errors import ConnectError, NotFoundError
@@ -141,7 +142,7 @@ def test_following_ends_with_the_workload_and_not_with_a_stream(emulator, cluste
     assert next(lines).text == "a"
     # The server ends the stream cleanly, as a proxy does after some minutes; the pod runs on.
     log.end()
-    time.sleep(0.3)
+    until(lambda: len(emulator.sent("GET", "/log")) > 1)
     log.ended = False
     log.write("b")
     assert next(lines).text == "b"
@@ -184,7 +185,9 @@ def test_stopping_early_and_by_time(emulator, cluster, running):
     lines = running.logs(follow=True)
     assert next(lines).text == "a"
     lines.close()
-    assert texts(running.logs(follow=True, timeout_s=0.5)) == ["a", "b"]
+    # It ends by itself after any time; how long two lines take is the machine's affair.
+    found = (texts(running.logs(follow=True, timeout_s=limit_s)) for limit_s in (0.5, 5, 60))
+    assert ["a", "b"] in found
 
 
 def test_tail_and_then_follow(emulator, cluster, running):
@@ -230,7 +233,7 @@ def test_200_drops_lose_and_repeat_nothing(emulator, cluster, running, same_time
     writer = threading.Thread(target=write)
     writer.start()
     try:
-        seen = texts(running.logs(follow=True, timeout_s=120))
+        seen = texts(running.logs(follow=True, timeout_s=900))
     finally:
         stop.set()
         writer.join()

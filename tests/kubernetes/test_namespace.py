@@ -171,7 +171,7 @@ def test_a_learner_may_do_what_the_library_asks_and_nothing_else(emulator, clust
     with cluster.forward("server-a", 8000) as url, contextlib.suppress(Exception):
         import httpx
 
-        httpx.get(url, timeout=10)
+        httpx.get(url, timeout=120)
     assert cluster.components() == ["demo"]
     emulator.stuck = {"talk-0-abcde"}  # it is asked for until it is gone
     with contextlib.suppress(Exception):

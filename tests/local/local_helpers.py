@@ -14,7 +14,7 @@ MANIFESTS = Path(__file__).parent / "manifests"
 CHECKOUT = Path(__file__).resolve().parents[2]
 
 
-def until(look, *, timeout_s=60.0, every_s=0.03):
+def until(look, *, timeout_s=300.0, every_s=0.03):
     """Call `look` until it returns something true, and return that."""
     deadline = time.monotonic() + timeout_s
     while not (found := look()):

@@ -30,7 +30,7 @@ def test_a_config_map_that_is_not_there_and_then_is(cluster):
     found = rules(cluster, "work", "configmap-missing")
     assert found[0].objects[0] == "ConfigMap/later"
     cluster.apply_objects("settings", [config_map("later", word="here")])
-    cluster.get("work").wait_complete(timeout_s=60)
+    cluster.get("work").wait_complete(timeout_s=300)
     assert cluster.diagnose("work").verdict == "healthy"
 
 
@@ -41,7 +41,7 @@ def test_a_service_that_selects_nobody_and_one_that_is_well(cluster):
     until(lambda: web.observe().pods and all(web.table()["ready"]))
     found = rules(cluster, "web", "service-selector")
     assert "app=server" in found[0].cause
-    cluster.apply_objects("web", server()).wait_ready(timeout_s=60)
+    cluster.apply_objects("web", server()).wait_ready(timeout_s=300)
     until(lambda: cluster.diagnose("web").verdict == "healthy")
 
 

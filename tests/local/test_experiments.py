@@ -84,4 +84,4 @@ def test_nothing_trains_on_behind_a_killed_kernel(tiny_model: Path, tmp_path: Pa
         assert kernel.stdout is not None and kernel.stdout.readline() == "1\n"
         (trainer,) = trainers(kernel.pid)
         kernel.send_signal(signal.SIGKILL)
-    until(lambda: not is_running(trainer) and not (tmp_path / "out").exists(), timeout_s=60)
+    until(lambda: not is_running(trainer) and not (tmp_path / "out").exists(), timeout_s=300)

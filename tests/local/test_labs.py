@@ -74,7 +74,7 @@ def from_start_to_end(cluster, name):
     with pytest.raises(ClusterError, match="which is applied"):
         labs.start(cluster, name)
     repair(cluster, name)
-    repaired = labs.get(cluster, name).check(timeout_s=120)
+    repaired = labs.get(cluster, name).check(timeout_s=300)
     assert repaired.passed, str(repaired)
     assert not check_clean(cluster, before, timeout_s=0).passed
     lab.end()
@@ -104,7 +104,7 @@ def test_a_probe_that_asks_the_front_alone_is_no_repair(busy_cluster):
     lab = labs.start(busy_cluster, "killed-engine")
     busy_cluster.delete(lab.component)
     again = busy_cluster.apply(lab.component, liveness_path="/ping", readiness_path="/ping")
-    again.wait_ready(timeout_s=120)
+    again.wait_ready(timeout_s=300)
     checks = lab.check(timeout_s=8)
     assert [each.outcome for each in checks] == ["pass", "pass", "fail"], str(checks)
     lab.end()
@@ -123,7 +123,7 @@ def test_nothing_of_a_stale_address_stays(busy_cluster):
 def test_what_nobody_accounts_for_is_named(cluster):
     before = cluster.remains()
     assert before == type(before)((), (), ())
-    cluster.apply_objects("web", server()).wait_ready(timeout_s=120)
+    cluster.apply_objects("web", server()).wait_ready(timeout_s=300)
     there = cluster.remains()
     assert "Deployment/server" in there.objects and there.running == there.ports == ()
     cluster.delete("web")  # it ends whatever names the state

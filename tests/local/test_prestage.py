@@ -84,11 +84,11 @@ def settings(store, files=None, **changes):
 
 def staged(cluster, *arguments, **more):
     work = cluster.apply("prestage", **settings(*arguments, **more))
-    work.wait_complete(timeout_s=120)
+    work.wait_complete(timeout_s=300)
     return work
 
 
-def refused(cluster, *arguments, timeout_s=120, **more):
+def refused(cluster, *arguments, timeout_s=300, **more):
     """What the learner is told when the Job fails."""
     work = cluster.apply("prestage", **settings(*arguments, **more))
     with pytest.raises(ClusterError) as error:
@@ -132,11 +132,11 @@ def test_a_killed_download_is_gone_on_with_by_the_next_pod(cluster, store, files
     sha256 = files.put("/file.tar", data)
     files.moods = ["hang:2000000"]
     work = cluster.apply("prestage", **settings(store, files, sha256=sha256))
-    assert files.sent.wait(60)
+    assert files.sent.wait(300)
     process = until(downloading)
     os.kill(process, signal.SIGKILL)
     files.released.set()
-    work.wait_complete(timeout_s=120)
+    work.wait_complete(timeout_s=300)
     first, second = [start for path, start, _ in files.asked]
     assert first == 0 and 1_000_000 <= second <= 2_000_000, "from where it was stopped"
     assert any(re.search(r"file.tar: from byte [12],\d{3},\d{3} of", line) for line in texts(work))
@@ -184,7 +184,7 @@ def test_a_full_disk_is_told_and_gone_on_with(cluster, store, files):
     step["command"] = ["bash", "-c", 'ulimit -f 1024; exec "$@"', "bash", *step["command"]]
     work = cluster.apply_objects("prestage", items)
     with pytest.raises(ClusterError):
-        work.wait_complete(timeout_s=120)
+        work.wait_complete(timeout_s=300)
     told = "\n".join(texts(work))
     assert "download gives up: the volume of WORK_DIR is full while writing file.tar.part" in told
     assert "make the claim prestage larger (the parameter size)" in told

@@ -27,7 +27,7 @@ needs_prometheus = pytest.mark.skipif(
 def served(new_cluster):
     """A server with vLLM's metrics, found as vLLM is."""
     cluster = new_cluster()
-    cluster.apply_objects("vllm", objects("metrics")).wait_ready(timeout_s=120)
+    cluster.apply_objects("vllm", objects("metrics")).wait_ready(timeout_s=300)
     return cluster
 
 
@@ -56,7 +56,7 @@ def test_prometheus_reads_what_the_monitors_say(served):
         # Of ten requests nine are between 0.1 and 0.5 s, one between 2.5 and 5 s.
         assert 0.1 < last["latency_p50_s"] < 0.5 and 2.5 < last["latency_p95_s"] < 5
         # The cache is full and requests wait: the alert starts its five minutes.
-        found = until(lambda: prometheus.alerts().to_dict("records"), timeout_s=120)
+        found = until(lambda: prometheus.alerts().to_dict("records"), timeout_s=300)
         assert ("KvCacheFull", "pending") in {(a["alert"], a["state"]) for a in found}
 
         with pytest.raises(ServerError, match="parse error"):
@@ -102,7 +102,10 @@ def test_it_ends_with_the_kernel_however_that_ends(new_cluster):
 
 
 def test_without_prometheus_the_pages_are_read(served):
-    seen = watch_serving(served.get("vllm"), seconds=2, every_s=0.2, window_s=1)
+    for seconds in (2, 20, 120):  # until there are a few readings: when is the machine's affair
+        seen = watch_serving(served.get("vllm"), seconds=seconds, every_s=0.2, window_s=seconds)
+        if len(seen) >= 3:
+            break
     assert seen.attrs["source"] == "vllm" and len(seen) >= 3
     last = seen.iloc[-1]
     assert last[["running", "waiting", "level"]].tolist() == pytest.approx([4, 2, 97])

@@ -39,7 +39,7 @@ def get(url, token=None):
     """JSON of a GET, and the status."""
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     try:
-        with OPENER.open(urllib.request.Request(url, headers=headers), timeout=30) as answer:
+        with OPENER.open(urllib.request.Request(url, headers=headers), timeout=120) as answer:
             return answer.status, json.loads(answer.read())
     except urllib.error.HTTPError as error:
         return error.code, None
@@ -136,7 +136,7 @@ def foreign(tmp_path_factory):
             break
         finally:
             ray.process.send_signal(signal.SIGTERM)
-            ray.process.wait(timeout=60)
+            ray.process.wait(timeout=300)
     else:
         pytest.fail((folder / "log").read_text()[-2000:])
     subprocess.run(["rm", "-rf", str(folder)], check=True)
@@ -157,7 +157,7 @@ def test_ray_cluster_beside_a_stranger(foreign, cluster):
     job = cluster.apply("ray-cluster").wait_ready(timeout_s=READY_S)
     token = cluster.secret("ray-cluster-auth", "auth_token")
     with cluster.forward("ray-cluster-0", 8265) as url:
-        until(lambda: len(alive(url, token)) == 2, timeout_s=120)
+        until(lambda: len(alive(url, token)) == 2, timeout_s=300)
         addresses = [pod["status"]["podIP"] for pod in job.observe().pods]
         assert alive(url, token) == sorted(addresses)
         assert get(f"{url}/api/version")[0] == 401
@@ -169,11 +169,11 @@ def test_ray_cluster_beside_a_stranger(foreign, cluster):
         checks = check_ray_cluster(ray, nodes=2, gpus=expected_gpus(job.observe().pods))
     assert checks.passed, str(checks)
     # The autoscaler's own view, which follows the nodes by some seconds.
-    until(lambda: ray_status(cluster, "ray-cluster-0").count(" node_") == 2, timeout_s=120)
+    until(lambda: ray_status(cluster, "ray-cluster-0").count(" node_") == 2, timeout_s=300)
 
     ours = processes.descendants(cluster.supervisor.identity()[0])
     cluster.exec("ray-cluster-0", ["bash", "-c", "echo 0 > $FINISH_FILE"])
-    job.wait_complete(timeout_s=120)
+    job.wait_complete(timeout_s=300)
     conditions = job.observe().body["status"]["conditions"]
     assert [c["type"] for c in conditions] == ["SuccessCriteriaMet", "Complete"]
     assert conditions[0]["message"] == "Matched rules at index 0"
@@ -193,7 +193,7 @@ def test_raycluster_replaces_a_killed_worker(foreign, cluster):
     worker = ray.observe().pods[1]
     assert worker["metadata"]["labels"]["ray.io/node-type"] == "worker"
     with cluster.forward("raycluster-head-svc", 8265) as url:
-        until(lambda: len(alive(url, token)) == 2, timeout_s=120)
+        until(lambda: len(alive(url, token)) == 2, timeout_s=300)
         assert get(f"{url}/api/version")[0] == 401
         worker_ip = worker["status"]["podIP"]
         raylets = [
@@ -203,9 +203,9 @@ def test_raycluster_replaces_a_killed_worker(foreign, cluster):
         ]  # fmt: skip
         assert len(raylets) == 1
         os.kill(raylets[0], signal.SIGKILL)
-        until(lambda: status_of(ray, 1)["restartCount"] == 1, timeout_s=120)
+        until(lambda: status_of(ray, 1)["restartCount"] == 1, timeout_s=300)
         ray.wait_ready(timeout_s=READY_S)
-        until(lambda: len(alive(url, token)) == 2, timeout_s=120)
+        until(lambda: len(alive(url, token)) == 2, timeout_s=300)
         assert status_of(ray, 0)["restartCount"] == 0, "the head went on"
         assert "Node status" in ray_status(cluster, "raycluster-head")
     began = time.monotonic()

@@ -26,7 +26,7 @@ def go(cluster, pod):
 
 def test_follow_gives_lines_while_they_are_written(cluster):
     script = f"echo one; {WAIT} echo two; printf half; {WAIT} printf ' line'"
-    work = cluster.apply_objects("work", job(script)).wait_ready(timeout_s=60)
+    work = cluster.apply_objects("work", job(script)).wait_ready(timeout_s=300)
     lines = work.logs(follow=True, timeout_s=120)
     first = next(lines)
     assert (first.text, first.pod, first.rank, first.container) == (
@@ -44,7 +44,7 @@ def test_follow_gives_lines_while_they_are_written(cluster):
 def test_lines_of_several_ranks(cluster):
     script = "for i in 1 2 3; do echo line $i; done"
     ranks = cluster.apply_objects("ranks", job(script, folder="indexed"))
-    lines = list(ranks.logs(follow=True, timeout_s=60))
+    lines = list(ranks.logs(follow=True, timeout_s=300))
     for rank in (0, 1):
         assert [x.text for x in lines if x.rank == rank] == ["line 1", "line 2", "line 3"]
     assert {str(line).split("]")[0] for line in lines} == {"[rank 0", "[rank 1"}
@@ -52,18 +52,18 @@ def test_lines_of_several_ranks(cluster):
 
 def test_tail_is_about_what_is_there(cluster):
     script = f"seq 1 100; {WAIT} seq 101 105"
-    work = cluster.apply_objects("work", job(script)).wait_ready(timeout_s=60)
+    work = cluster.apply_objects("work", job(script)).wait_ready(timeout_s=300)
     until(lambda: len(texts(work)) == 100)
     assert texts(work, tail=2) == ["99", "100"]
     assert texts(work, tail=0) == []
-    lines = work.logs(follow=True, tail=1, timeout_s=60)
+    lines = work.logs(follow=True, tail=1, timeout_s=300)
     assert next(lines).text == "100"
     go(cluster, "work")
     assert [line.text for line in lines] == ["101", "102", "103", "104", "105"]
 
 
 def test_following_ends_at_its_time_limit_and_with_deletion(cluster):
-    work = cluster.apply_objects("work", job("echo up; sleep 600")).wait_ready(timeout_s=60)
+    work = cluster.apply_objects("work", job("echo up; sleep 600")).wait_ready(timeout_s=300)
     until(lambda: texts(work) == ["up"])
     assert texts(work, follow=True, timeout_s=0.3) == ["up"]
     lines = work.logs(follow=True, timeout_s=120)
@@ -89,8 +89,8 @@ def test_previous_run_needs_a_restart(cluster):
 def test_follow_reads_every_run_of_a_container(cluster):
     script = f"echo run; {WAIT} exit 1"
     work = cluster.apply_objects("work", job(script, restart="OnFailure", backoffLimit=9))
-    work.wait_ready(timeout_s=60)
-    lines = work.logs(follow=True, timeout_s=60)
+    work.wait_ready(timeout_s=300)
+    lines = work.logs(follow=True, timeout_s=300)
     assert next(lines).text == "run"
     for run in (1, 2):
         go(cluster, "work")
@@ -100,13 +100,13 @@ def test_follow_reads_every_run_of_a_container(cluster):
 
 def test_bytes_that_are_no_text(cluster):
     work = cluster.apply_objects("work", job(r"printf 'a\377b\r\nc\x0bd\n'"))
-    work.wait_complete(timeout_s=60)
+    work.wait_complete(timeout_s=300)
     assert texts(work) == ["a\ufffdb", "c\x0bd"]
 
 
 def test_exec_keeps_output_and_errors_apart(cluster):
     work = cluster.apply_objects("work", job("sleep 600", env=[{"name": "A", "value": "b c"}]))
-    work.wait_ready(timeout_s=60)
+    work.wait_ready(timeout_s=300)
     result = cluster.exec("work", ["bash", "-c", 'echo "$A"; echo wrong >&2; pwd; exit 3'])
     assert result.exit_code == 3 and result.stderr == "wrong\n"
     said = result.stdout.splitlines()
@@ -117,18 +117,22 @@ def test_exec_keeps_output_and_errors_apart(cluster):
 
 
 def test_exec_that_takes_too_long_is_killed_with_all_it_started(cluster):
-    cluster.apply_objects("work", job("sleep 600")).wait_ready(timeout_s=60)
+    cluster.apply_objects("work", job("sleep 600")).wait_ready(timeout_s=300)
     script = "echo $$ > $TMPDIR/pid; (echo $BASHPID > $TMPDIR/child; exec sleep 600) & sleep 600"
-    with pytest.raises(ClusterError, match=r"did not end within 4 s and was killed"):
-        cluster.exec("work", ["bash", "-c", script], timeout_s=4)
-    pids = cluster.exec("work", ["bash", "-c", "cat $TMPDIR/pid $TMPDIR/child"]).stdout.split()
+    pids = []
+    for limit_s in (2, 20, 120):  # how long bash needs to start both is the machine's affair
+        with pytest.raises(ClusterError, match=f"did not end within {limit_s} s and was killed"):
+            cluster.exec("work", ["bash", "-c", script], timeout_s=limit_s)
+        pids = cluster.exec("work", ["bash", "-c", "cat $TMPDIR/pid $TMPDIR/child"]).stdout.split()
+        if len(pids) == 2:
+            break
     assert len(pids) == 2 and not any(processes.is_running(int(pid)) for pid in pids)
 
 
 def test_exec_ends_with_its_command_whatever_that_left_behind(cluster):
-    cluster.apply_objects("work", job("sleep 600")).wait_ready(timeout_s=60)
+    cluster.apply_objects("work", job("sleep 600")).wait_ready(timeout_s=300)
     script = "sleep 600 & echo $!; kill -KILL $$"
-    result = cluster.exec("work", ["bash", "-c", script], timeout_s=30)
+    result = cluster.exec("work", ["bash", "-c", script], timeout_s=300)
     assert result.exit_code == 137, "as kubectl says it"
     os.kill(int(result.stdout), signal.SIGKILL)
 
@@ -137,7 +141,7 @@ def test_exec_names_what_is_wrong(cluster):
     with pytest.raises(NotFoundError, match="'work' is no running pod's name: neighbour-"):
         cluster.exec("work", ["true"])
     items = job("sleep 600", completions=2, parallelism=2)
-    work = cluster.apply_objects("work", items).wait_ready(timeout_s=60)
+    work = cluster.apply_objects("work", items).wait_ready(timeout_s=300)
     with pytest.raises(NotFoundError, match="'work' fits several pods: work-"):
         cluster.exec("work", ["true"])
     pod = work.pods[0]
@@ -175,7 +179,7 @@ def test_waiting_shows_the_last_line(cluster, monkeypatch):
 def test_last_line_is_read_now_and_then(cluster, monkeypatch):
     from workshop_lib import workload
 
-    work = cluster.apply_objects("work", job("echo up; sleep 600")).wait_ready(timeout_s=60)
+    work = cluster.apply_objects("work", job("echo up; sleep 600")).wait_ready(timeout_s=300)
     reads = []
     read = workload.Workload._last_line
     monkeypatch.setattr(workload, "LAST_LINE_EVERY_S", 60.0)

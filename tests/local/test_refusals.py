@@ -220,7 +220,7 @@ def test_nulls_mean_nothing(cluster):
     pods["volumes"], pods["initContainers"] = None, None
     pods["containers"][0]["env"] = None
     body(items, "Job")["metadata"]["labels"] = None
-    cluster.apply_objects("work", items).wait_complete(timeout_s=60)
+    cluster.apply_objects("work", items).wait_complete(timeout_s=300)
 
 
 def test_fields_without_effect_are_said(cluster):

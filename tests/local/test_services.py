@@ -19,7 +19,7 @@ def cluster(busy_cluster):
 
 
 def get(url):
-    with OPENER.open(url, timeout=30) as answer:
+    with OPENER.open(url, timeout=120) as answer:
         return answer.read().decode()
 
 
@@ -36,7 +36,7 @@ def answers(url):
 
 
 def test_service_takes_turns_between_ready_pods(cluster):
-    web = cluster.apply_objects("web", server(replicas=2)).wait_ready(timeout_s=60)
+    web = cluster.apply_objects("web", server(replicas=2)).wait_ready(timeout_s=300)
     url = service_url(cluster)
     until(lambda: answers(url))
     assert Counter(get(url) for _ in range(6)) == dict.fromkeys(web.pods, 3)
@@ -47,10 +47,10 @@ def test_only_ready_pods_get_connections(cluster):
     container = pod_spec(items)["containers"][0]
     container["readinessProbe"] = {
         "exec": {"command": ["bash", "-c", "test ! -e $TMPDIR/not-ready"]},
-        "periodSeconds": 1, "failureThreshold": 1, "timeoutSeconds": 10,
+        "periodSeconds": 1, "failureThreshold": 1, "timeoutSeconds": 60,
     }  # fmt: skip
     body(items, "Deployment")["spec"]["replicas"] = 2
-    web = cluster.apply_objects("web", items).wait_ready(timeout_s=60)
+    web = cluster.apply_objects("web", items).wait_ready(timeout_s=300)
     one, other = web.pods
     url = service_url(cluster)
     until(lambda: answers(url))
@@ -79,7 +79,7 @@ def test_pod_that_ends_gets_nothing_new(cluster):
     container["env"].append({"name": "SCRIPTS", "value": "/scripts"})
     # It serves on while it ends.
     container["command"] = ["bash", "-c", "trap : TERM; python -S -E $SCRIPTS/server.py"]
-    web = cluster.apply_objects("web", items).wait_ready(timeout_s=60)
+    web = cluster.apply_objects("web", items).wait_ready(timeout_s=300)
     url = service_url(cluster)
     until(lambda: answers(url))
     body(items, "Deployment")["spec"]["replicas"] = 1
@@ -87,14 +87,14 @@ def test_pod_that_ends_gets_nothing_new(cluster):
     cluster.apply_objects("web", items)
     until(lambda: "deletionTimestamp" in web.observe().pods[-1]["metadata"] or len(web.pods) == 1)
     assert {get(url) for _ in range(6)} == {first}
-    web.wait_ready(timeout_s=60)
+    web.wait_ready(timeout_s=300)
     assert web.observe().body["status"]["replicas"] == 1, "one that ends is none"
 
 
 def test_selector_chooses_the_pods(cluster):
     items = server()
     body(items, "Service")["spec"]["selector"] = {"app": "somebody-else"}
-    cluster.apply_objects("web", items).wait_ready(timeout_s=60)
+    cluster.apply_objects("web", items).wait_ready(timeout_s=300)
     with (
         pytest.raises(NotFoundError, match="no ready pod behind it"),
         cluster.forward("server", 80),
@@ -107,7 +107,7 @@ def test_selector_chooses_the_pods(cluster):
 
 
 def test_changed_port_of_a_service_moves_its_listener(cluster):
-    cluster.apply_objects("web", server()).wait_ready(timeout_s=60)
+    cluster.apply_objects("web", server()).wait_ready(timeout_s=300)
     until(lambda: answers(service_url(cluster)))
     before = service_url(cluster)
     items = server()
@@ -118,7 +118,7 @@ def test_changed_port_of_a_service_moves_its_listener(cluster):
 
 
 def test_unknown_targets_and_ports_are_named(cluster):
-    cluster.apply_objects("web", server()).wait_ready(timeout_s=60)
+    cluster.apply_objects("web", server()).wait_ready(timeout_s=300)
     with pytest.raises(NotFoundError, match="Service/server has no port 99; it has 80"), \
             cluster.forward("server", 99):  # fmt: skip
         pass
@@ -132,7 +132,7 @@ def test_unknown_targets_and_ports_are_named(cluster):
 
 
 def test_other_pods_find_a_service_by_name(cluster):
-    cluster.apply_objects("web", server()).wait_ready(timeout_s=60)
+    cluster.apply_objects("web", server()).wait_ready(timeout_s=300)
     until(lambda: answers(service_url(cluster)))
     script = "exec 3<>/dev/tcp/${WHERE%:*}/${WHERE#*:}; printf 'GET / HTTP/1.0\\r\\n\\r\\n' >&3; " \
              "tail -n 1 <&3"  # fmt: skip
@@ -141,7 +141,7 @@ def test_other_pods_find_a_service_by_name(cluster):
     container["command"] = ["bash", "-c", script]
     container["env"] = [{"name": "WHERE", "value": "server:80"}]
     work = cluster.apply_objects("work", items)
-    work.wait_complete(timeout_s=60)
+    work.wait_complete(timeout_s=300)
     assert texts(work) == cluster.get("web").pods
 
 
@@ -153,7 +153,7 @@ def test_port_that_a_stranger_has_is_moved_and_the_pod_is_told(cluster):
         items = server()
         pod_spec(items)["containers"][0]["ports"][0]["containerPort"] = taken
         body(items, "Service")["spec"]["ports"][0]["port"] = taken
-        web = cluster.apply_objects("web", items).wait_ready(timeout_s=60)
+        web = cluster.apply_objects("web", items).wait_ready(timeout_s=300)
         assert texts(web)[0].split()[-1] != str(taken)
         with cluster.forward("server", taken) as url:
             assert not url.endswith(f":{taken}")
@@ -167,7 +167,7 @@ def test_port_that_a_stranger_has_is_moved_and_the_pod_is_told(cluster):
 
 
 def test_port_taken_while_a_pod_was_down_is_moved_for_the_next_one(cluster):
-    web = cluster.apply_objects("web", server()).wait_ready(timeout_s=60)
+    web = cluster.apply_objects("web", server()).wait_ready(timeout_s=300)
     before = cluster.book.find("Deployment/server/0")
     assert before.ports == {8000: 8000}
     cluster.apply_objects("web", server(replicas=0))
@@ -177,7 +177,7 @@ def test_port_taken_while_a_pod_was_down_is_moved_for_the_next_one(cluster):
         stranger.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         stranger.bind((before.ip, 8000))
         stranger.listen()
-        cluster.apply_objects("web", server()).wait_ready(timeout_s=60)
+        cluster.apply_objects("web", server()).wait_ready(timeout_s=300)
         after = cluster.book.find("Deployment/server/0")
         assert after.ip == before.ip and after.ports[8000] != 8000
         with cluster.forward("server", 80) as url:

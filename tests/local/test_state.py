@@ -1,13 +1,14 @@
 """A state's life: found again, side by side, killed in every way, cleaned."""
 
+import itertools
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import textwrap
-import time
 import uuid
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,7 @@ from workshop_lib.errors import ClusterError, NotFoundError
 from workshop_lib.local import processes
 from workshop_lib.local.cluster import LocalCluster
 from workshop_lib.local.paths import StatePaths, locked, read_json
-from workshop_lib.local.supervisor import Supervisor
+from workshop_lib.local.supervisor import RESTART_PAUSE_S, Supervisor
 
 LONG = "echo up; sleep 600"
 
@@ -42,7 +43,7 @@ def python(code, *arguments, wait=True, checkout=CHECKOUT, **options):
     )  # fmt: skip
     if not wait:
         return process
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     return output
 
@@ -51,7 +52,7 @@ def cli(*arguments, checkout=CHECKOUT):
     environment = {**os.environ, "PYTHONPATH": str(checkout)}
     return subprocess.run(
         [sys.executable, "-m", "workshop_lib.local", *arguments],
-        env=environment, cwd=checkout, capture_output=True, text=True, check=False, timeout=120,
+        env=environment, cwd=checkout, capture_output=True, text=True, check=False, timeout=300,
     )  # fmt: skip
 
 
@@ -63,12 +64,12 @@ def supervisor_pid(cluster):
 
 
 def test_state_is_found_again(cluster):
-    work = cluster.apply_objects("work", job(LONG)).wait_ready(timeout_s=60)
+    work = cluster.apply_objects("work", job(LONG)).wait_ready(timeout_s=300)
     code = """
         import sys
         from workshop_lib import connect
         cluster = connect("local", state=sys.argv[1])
-        work = cluster.get("work").wait_ready(timeout_s=60)
+        work = cluster.get("work").wait_ready(timeout_s=300)
         print(cluster.components(), work.pods, [line.text for line in work.logs()])
         print(cluster.exec("work", ["echo", "hello"]))
         cluster.delete("work")
@@ -85,12 +86,12 @@ def test_two_kernels_apply_at_once(cluster):
         from workshop_lib.local.cluster import LocalCluster
         name = sys.argv[2]
         cluster = LocalCluster(state=sys.argv[1])
-        cluster.apply_objects(name, job("echo up; sleep 600", name=name)).wait_ready(timeout_s=60)
+        cluster.apply_objects(name, job("echo up; sleep 600", name=name)).wait_ready(timeout_s=300)
     """
     names = ["same", "same", "other", "third"]
     kernels = [python(code, cluster.paths.state, name, wait=False) for name in names]
     for kernel in kernels:
-        output, _ = kernel.communicate(timeout=120)
+        output, _ = kernel.communicate(timeout=300)
         assert kernel.returncode == 0, output
     assert cluster.components() == ["other", "same", "third"]
     for name in cluster.components():
@@ -102,21 +103,26 @@ def test_two_kernels_apply_at_once(cluster):
     assert len(supervisors) == 1
 
 
-def test_looking_while_another_kernel_applies_and_deletes(cluster):
+def test_looking_while_another_kernel_applies_and_deletes(cluster, tmp_path):
     """Whoever looks at any instant sees a component or that it is not there, and nothing else."""
     code = """
         import sys
-        from local_helpers import job
+        from pathlib import Path
+        from local_helpers import job, until
         from workshop_lib.local.cluster import LocalCluster
         cluster = LocalCluster(state=sys.argv[1])
         for remove in (cluster.clean, lambda: cluster.delete("work")) * 2:
             work = cluster.apply_objects("work", job("echo up; sleep 600"))
-            work.wait_ready(timeout_s=60)
+            work.wait_ready(timeout_s=300)
+            until(Path(sys.argv[2]).exists)
             remove()
     """
-    other = python(code, cluster.paths.state, wait=False)
+    looked = tmp_path / "looked"
+    other = python(code, cluster.paths.state, looked, wait=False)
     seen = set()
     while other.poll() is None:
+        if "Job" in seen:
+            looked.touch()
         try:
             cluster.components()
             work = cluster.get("work")
@@ -129,7 +135,7 @@ def test_looking_while_another_kernel_applies_and_deletes(cluster):
 
 
 def test_state_that_another_kernel_holds_is_named(cluster, monkeypatch):
-    cluster.apply_objects("work", job("true")).wait_complete(timeout_s=60)
+    cluster.apply_objects("work", job("true")).wait_complete(timeout_s=300)
     monkeypatch.setattr("workshop_lib.local.cluster.LOCK_TIMEOUT_S", 0.2)
     with locked(cluster.paths.lock, timeout_s=1), pytest.raises(ClusterError) as error:
         cluster.delete("work")
@@ -145,13 +151,13 @@ def test_lock_of_a_killed_kernel_is_free(cluster):
             os.kill(os.getpid(), signal.SIGKILL)
     """
     process = python(code, cluster.paths.lock, wait=False)
-    process.communicate(timeout=60)
-    cluster.apply_objects("work", job("true")).wait_complete(timeout_s=60)
+    process.communicate(timeout=300)
+    cluster.apply_objects("work", job("true")).wait_complete(timeout_s=300)
 
 
 def test_clean_while_others_wait_for_the_lock(cluster):
     """The lock file goes with the folder; who waited must not hold a lock on nothing."""
-    cluster.apply_objects("work", job(LONG)).wait_ready(timeout_s=60)
+    cluster.apply_objects("work", job(LONG)).wait_ready(timeout_s=300)
     code = """
         import sys
         from local_helpers import job
@@ -164,7 +170,7 @@ def test_clean_while_others_wait_for_the_lock(cluster):
     """
     kernels = [python(code, cluster.paths.state, wait=False) for _ in range(2)]
     for kernel in kernels:
-        output, _ = kernel.communicate(timeout=120)
+        output, _ = kernel.communicate(timeout=300)
         assert kernel.returncode == 0, output
     assert_nothing_left(cluster)
 
@@ -175,7 +181,7 @@ def test_ctrl_c_in_the_kernel_does_not_reach_the_pods(cluster):
         from local_helpers import job
         from workshop_lib.local.cluster import LocalCluster
         cluster = LocalCluster(state=sys.argv[1])
-        work = cluster.apply_objects("work", job("echo up; sleep 600")).wait_ready(timeout_s=60)
+        work = cluster.apply_objects("work", job("echo up; sleep 600")).wait_ready(timeout_s=300)
         print("ready", flush=True)
         work.wait_complete(timeout_s=600)
     """
@@ -184,9 +190,9 @@ def test_ctrl_c_in_the_kernel_does_not_reach_the_pods(cluster):
         assert kernel.poll() is None
     running = shims(cluster, "Job/work")
     os.killpg(kernel.pid, signal.SIGINT)
-    output, _ = kernel.communicate(timeout=60)
+    output, _ = kernel.communicate(timeout=300)
     assert "KeyboardInterrupt" in output
-    work = cluster.get("work").wait_ready(timeout_s=60)
+    work = cluster.get("work").wait_ready(timeout_s=300)
     assert shims(cluster, "Job/work") == running
     assert cluster.exec(work.pods[0], ["echo", "alive"]).stdout == "alive\n"
 
@@ -207,13 +213,13 @@ def copy(tmp_path):
 
 def test_two_checkouts_side_by_side(cluster, copy):
     state = cluster.paths.state
-    work = cluster.apply_objects("work", job(LONG)).wait_ready(timeout_s=60)
+    work = cluster.apply_objects("work", job(LONG)).wait_ready(timeout_s=300)
     code = """
         import sys
         from local_helpers import objects, server, texts
         from workshop_lib.local.cluster import LocalCluster
         cluster = LocalCluster(state=sys.argv[1])
-        web = cluster.apply_objects("web", server()).wait_ready(timeout_s=60)
+        web = cluster.apply_objects("web", server()).wait_ready(timeout_s=300)
         print(cluster.components(), texts(web)[0].split()[0], cluster.paths.home)
         with cluster.forward("server", 80) as url:
             assert not url.startswith(f"http://{sys.argv[2]}.")
@@ -223,24 +229,24 @@ def test_two_checkouts_side_by_side(cluster, copy):
     output = python(code, state, cluster.paths.network, checkout=copy)
     assert f"['web'] listening {copy}" in output
     assert cluster.components() == ["work"]
-    work.wait_ready(timeout_s=10)
+    work.wait_ready(timeout_s=300)
     assert not (copy / ".workshop").exists()
 
 
 def test_clean_finds_states_by_their_checkout(cluster, copy):
-    cluster.apply_objects("work", job(LONG)).wait_ready(timeout_s=60)
+    cluster.apply_objects("work", job(LONG)).wait_ready(timeout_s=300)
     other = LocalCluster(state="there", home=copy)
-    other.apply_objects("work", job(LONG)).wait_ready(timeout_s=60)
+    other.apply_objects("work", job(LONG)).wait_ready(timeout_s=300)
     done = cli("clean", "--all", checkout=copy)
     assert (done.returncode, done.stderr) == (0, "")
     assert "'there'" in done.stdout and cluster.paths.state not in done.stdout
     assert_nothing_left(other)
-    assert cluster.get("work").wait_ready(timeout_s=10)
+    assert cluster.get("work").wait_ready(timeout_s=300)
 
 
 def test_clean_ends_what_a_deleted_checkout_left(copy):
     other = LocalCluster(state=f"t-{uuid.uuid4().hex[:8]}", home=copy)
-    other.apply_objects("work", job(LONG)).wait_ready(timeout_s=60)
+    other.apply_objects("work", job(LONG)).wait_ready(timeout_s=300)
     moved = copy.with_name("moved")
     copy.rename(moved)
     done = cli("clean", "--all", checkout=moved)
@@ -255,7 +261,7 @@ def test_command_line(cluster, copy):
     # What a checkout left that is no more (another test's, at this moment) is told as well.
     assert "state there" not in cli("status", checkout=copy).stdout
     other = LocalCluster(state="there", home=copy)
-    work = other.apply_objects("work", job(LONG)).wait_ready(timeout_s=60)
+    work = other.apply_objects("work", job(LONG)).wait_ready(timeout_s=300)
     status = cli("status", checkout=copy).stdout
     assert "state there: work" in status and f"{work.pods[0]} " in status and "Running" in status
     assert cli("clean", "--state", "there", checkout=copy).returncode == 0
@@ -270,26 +276,26 @@ def test_command_line(cluster, copy):
 
 
 def test_killed_runner_of_a_deployment_is_replaced(cluster):
-    web = cluster.apply_objects("web", server(replicas=2)).wait_ready(timeout_s=60)
+    web = cluster.apply_objects("web", server(replicas=2)).wait_ready(timeout_s=300)
     before, old = web.pods, runner_pid(cluster, "Deployment/server")
     old_shims = shims(cluster, "Deployment/server")
     os.kill(old, signal.SIGKILL)
     until(lambda: runner_pid(cluster, "Deployment/server") != old)
-    web.wait_ready(timeout_s=60)
+    web.wait_ready(timeout_s=300)
     assert set(before).isdisjoint(web.pods) and len(web.pods) == 2
     assert not any(map(processes.is_running, old_shims)), "its orphans were ended"
     assert len(shims(cluster, "Deployment/server")) == 2
 
 
 def test_killed_runner_and_shims_leave_no_orphans(cluster):
-    web = cluster.apply_objects("web", server()).wait_ready(timeout_s=60)
+    web = cluster.apply_objects("web", server()).wait_ready(timeout_s=300)
     old = runner_pid(cluster, "Deployment/server")
     children = processes.descendants(old)
     for pid in (old, *shims(cluster, "Deployment/server")):
         os.kill(pid, signal.SIGKILL)
     until(lambda: not any(map(processes.is_running, children)))
     until(lambda: runner_pid(cluster, "Deployment/server") != old)
-    web.wait_ready(timeout_s=60)
+    web.wait_ready(timeout_s=300)
 
 
 def test_killed_runner_of_a_job_counts_its_pods_as_failed(cluster):
@@ -298,7 +304,7 @@ def test_killed_runner_of_a_job_counts_its_pods_as_failed(cluster):
     pod_spec(items)["containers"][0]["volumeMounts"] = [{"name": "v", "mountPath": "/kept"}]
     pod_spec(items)["volumes"] = [{"name": "v", "persistentVolumeClaim": {"claimName": "switches"}}]
     items += [item for item in server() if item.kind == "PersistentVolumeClaim"]
-    work = cluster.apply_objects("work", items).wait_ready(timeout_s=60)
+    work = cluster.apply_objects("work", items).wait_ready(timeout_s=300)
     until(lambda: texts(work) == ["up"])
     first = work.pods[0]
     started = work.observe().body["status"]["startTime"]
@@ -306,7 +312,7 @@ def test_killed_runner_of_a_job_counts_its_pods_as_failed(cluster):
     until(lambda: texts(work) == ["up"] * 2)
     (cluster.paths.claims / "switches" / "go").touch()
     os.kill(runner_pid(cluster, "Job/work"), signal.SIGKILL)
-    work.wait_complete(timeout_s=60)
+    work.wait_complete(timeout_s=300)
     seen = work.observe()
     assert (seen.body["status"]["failed"], seen.body["status"]["succeeded"]) == (2, 1)
     assert seen.body["status"]["startTime"] == started
@@ -316,12 +322,12 @@ def test_killed_runner_of_a_job_counts_its_pods_as_failed(cluster):
 
 
 def test_killed_supervisor_is_noticed(cluster):
-    work = cluster.apply_objects("work", job(LONG)).wait_ready(timeout_s=60)
-    web = cluster.apply_objects("web", server()).wait_ready(timeout_s=60)
+    work = cluster.apply_objects("work", job(LONG)).wait_ready(timeout_s=300)
+    web = cluster.apply_objects("web", server()).wait_ready(timeout_s=300)
     os.kill(supervisor_pid(cluster), signal.SIGKILL)
     until(lambda: cluster.supervisor.identity() is None)
     with pytest.raises(ClusterError) as error:
-        web.wait_ready(timeout_s=10)
+        web.wait_ready(timeout_s=300)
     assert "Deployment/server does not run any more" in str(error.value)
     assert "cluster.apply('web')" in str(error.value)
     assert texts(work) == ["up"], "its last words can be read"
@@ -330,25 +336,25 @@ def test_killed_supervisor_is_noticed(cluster):
     assert "does not run any more" in cli("status").stdout
 
     old = shims(cluster, "Deployment/server") + shims(cluster, "Job/work")
-    cluster.apply_objects("web", server()).wait_ready(timeout_s=60)
+    cluster.apply_objects("web", server()).wait_ready(timeout_s=300)
     assert not any(map(processes.is_running, old)), "what the dead one had is ended first"
     with pytest.raises(ClusterError, match="Job/work does not run any more"):
         work.observe()
     cluster.delete("work")
-    web.wait_ready(timeout_s=10)
+    web.wait_ready(timeout_s=300)
 
 
 def test_killed_supervisor_takes_its_workloads_along(cluster):
     """What its status calls lost does not go on using the machine."""
-    cluster.apply_objects("work", job(LONG)).wait_ready(timeout_s=60)
-    cluster.apply_objects("web", server()).wait_ready(timeout_s=60)
+    cluster.apply_objects("work", job(LONG)).wait_ready(timeout_s=300)
+    cluster.apply_objects("web", server()).wait_ready(timeout_s=300)
     os.kill(supervisor_pid(cluster), signal.SIGKILL)
     until(lambda: not processes.mentioning(cluster.paths.runtime))
 
 
 def test_delete_after_a_killed_supervisor_leaves_nothing_of_it(cluster):
-    cluster.apply_objects("work", job(LONG)).wait_ready(timeout_s=60)
-    cluster.apply_objects("web", server()).wait_ready(timeout_s=60)
+    cluster.apply_objects("work", job(LONG)).wait_ready(timeout_s=300)
+    cluster.apply_objects("web", server()).wait_ready(timeout_s=300)
     os.kill(supervisor_pid(cluster), signal.SIGKILL)
     until(lambda: cluster.supervisor.identity() is None)
     cluster.delete("work")
@@ -359,9 +365,15 @@ def test_delete_after_a_killed_supervisor_leaves_nothing_of_it(cluster):
 @pytest.mark.parametrize("command", ["delete('work')", "clean()"])
 def test_apply_after_an_interrupted_removal(cluster, command):
     """Ctrl-C while a pod takes its time to end; what is applied then runs all the same."""
-    items = job("trap 'echo told' TERM; echo up; while true; do sleep 0.1; done")
-    pod_spec(items)["terminationGracePeriodSeconds"] = 4
-    work = cluster.apply_objects("work", items).wait_ready(timeout_s=60)
+    items = job(
+        "trap 'echo told' TERM; echo up; until [ -e $FOLDER/$HOSTNAME ]; do sleep 0.1; done",
+        env=[{"name": "FOLDER", "value": "/kept"}],
+    )
+    pod_spec(items)["containers"][0]["volumeMounts"] = [{"name": "v", "mountPath": "/kept"}]
+    pod_spec(items)["volumes"] = [{"name": "v", "persistentVolumeClaim": {"claimName": "switches"}}]
+    pod_spec(items)["terminationGracePeriodSeconds"] = 15
+    items += [item for item in server() if item.kind == "PersistentVolumeClaim"]
+    work = cluster.apply_objects("work", items).wait_ready(timeout_s=300)
     until(lambda: texts(work) == ["up"])
     pod, ended = work.pods[0], runner_pid(cluster, "Job/work")
     log = cluster.paths.logs / "Job.work" / pod / "main" / "0.log"
@@ -373,16 +385,17 @@ def test_apply_after_an_interrupted_removal(cluster, command):
     kernel = python(code, cluster.paths.state, wait=False)
     until(lambda: "told" in log.read_text())
     kernel.send_signal(signal.SIGINT)
-    output, _ = kernel.communicate(timeout=60)
+    output, _ = kernel.communicate(timeout=300)
     assert "KeyboardInterrupt" in output
-    work = cluster.apply_objects("work", items).wait_ready(timeout_s=60)
+    (cluster.paths.claims / "switches" / pod).touch()  # now it ends
+    work = cluster.apply_objects("work", items).wait_ready(timeout_s=300)
     assert work.pods[-1] != pod
     assert not processes.is_running(ended) and len(shims(cluster, "Job/work")) == 1
 
 
 def test_killed_supervisor_leaves_nothing_after_clean(cluster):
     cluster.apply_objects("work", job("trap '' TERM; echo up; while true; do sleep 1; done"))
-    cluster.apply_objects("web", server(replicas=2)).wait_ready(timeout_s=60)
+    cluster.apply_objects("web", server(replicas=2)).wait_ready(timeout_s=300)
     os.kill(supervisor_pid(cluster), signal.SIGKILL)
     cluster.clean()
     assert_nothing_left(cluster)
@@ -390,7 +403,7 @@ def test_killed_supervisor_leaves_nothing_after_clean(cluster):
 
 def test_stopped_supervisor_does_not_keep_clean_from_its_work(cluster):
     """SIGSTOP: alive and deaf."""
-    cluster.apply_objects("web", server()).wait_ready(timeout_s=60)
+    cluster.apply_objects("web", server()).wait_ready(timeout_s=300)
     os.kill(supervisor_pid(cluster), signal.SIGSTOP)
     cluster.supervisor.rpc_timeout_s = 0.5
     cluster.clean()
@@ -399,12 +412,12 @@ def test_stopped_supervisor_does_not_keep_clean_from_its_work(cluster):
 
 def test_machine_restart_is_noticed(cluster):
     """After a restart /tmp is empty and the checkout still says what ran."""
-    web = cluster.apply_objects("web", server()).wait_ready(timeout_s=60)
+    web = cluster.apply_objects("web", server()).wait_ready(timeout_s=300)
     cluster.supervisor.stop()
     shutil.rmtree(cluster.paths.runtime)
     with pytest.raises(ClusterError, match="this machine was restarted"):
         web.observe()
-    cluster.apply_objects("web", server()).wait_ready(timeout_s=60)
+    cluster.apply_objects("web", server()).wait_ready(timeout_s=300)
     cluster.supervisor.stop()
     shutil.rmtree(cluster.paths.runtime)
     cluster.delete("web")
@@ -413,33 +426,34 @@ def test_machine_restart_is_noticed(cluster):
 
 def test_finished_job_is_known_after_a_restart(cluster):
     work = cluster.apply_objects("work", job("echo done"))
-    work.wait_complete(timeout_s=60)
+    work.wait_complete(timeout_s=300)
     cluster.supervisor.stop()
     shutil.rmtree(cluster.paths.runtime)
     again = cluster.apply_objects("work", job("echo done"))
     assert again.actions == {"Job/work": "unchanged"}
-    again.wait_complete(timeout_s=5)
+    again.wait_complete(timeout_s=300)
     assert texts(again) == ["done"] and again.pods == work.pods
 
 
 def test_runner_that_cannot_start_does_not_spin(cluster):
     """The environment was deleted, or the checkout: each start fails at once."""
-    cluster.apply_objects("work", job(LONG)).wait_ready(timeout_s=60)
+    cluster.apply_objects("work", job(LONG)).wait_ready(timeout_s=300)
     script = cluster.paths.programs / "Job.work" / "run.sh"
     lines = script.read_text().splitlines()
     script.write_text("\n".join([*lines[:-1], "exec /no/such/python"]))
     log = cluster.paths.folder / "supervisord.log"
     before = log.read_text().count("spawned: 'Job.work'")
     os.kill(runner_pid(cluster, "Job/work"), signal.SIGKILL)
-    until(lambda: log.read_text().count("spawned: 'Job.work'") > before)
-    time.sleep(2.0)
-    assert log.read_text().count("spawned: 'Job.work'") - before <= 4
+    until(lambda: log.read_text().count("spawned: 'Job.work'") >= before + 4)
+    spawned = [line for line in log.read_text().splitlines() if "spawned: 'Job.work'" in line]
+    at = [datetime.strptime(line[:23], "%Y-%m-%d %H:%M:%S,%f") for line in spawned[before:]]
+    assert min(b - a for a, b in itertools.pairwise(at)) >= timedelta(seconds=RESTART_PAUSE_S)
 
 
 def test_clean_goes_on_after_a_state_that_it_cannot_clean(copy):
     LocalCluster(state="a", home=copy).apply_objects("work", job("true"))
     other = LocalCluster(state="b", home=copy)
-    other.apply_objects("work", job(LONG)).wait_ready(timeout_s=60)
+    other.apply_objects("work", job(LONG)).wait_ready(timeout_s=300)
     first = StatePaths(copy, "a")
     keep = copy / "kept"
     first.folder.rename(keep)
@@ -454,7 +468,7 @@ def test_clean_goes_on_after_a_state_that_it_cannot_clean(copy):
 
 
 def test_reused_pid_is_not_the_supervisor(cluster):
-    cluster.apply_objects("work", job("true")).wait_complete(timeout_s=60)
+    cluster.apply_objects("work", job("true")).wait_complete(timeout_s=300)
     cluster.supervisor.stop()
     from workshop_lib.local.paths import write_json
 
@@ -471,7 +485,7 @@ def test_reused_pid_is_not_the_supervisor(cluster):
 
 
 def test_damaged_state_says_so_and_can_be_cleaned(cluster):
-    cluster.apply_objects("work", job(LONG)).wait_ready(timeout_s=60)
+    cluster.apply_objects("work", job(LONG)).wait_ready(timeout_s=300)
     file = cluster.paths.objects / "Job.work.json"
     file.write_text("")  # as after a loss of power
     with pytest.raises(ClusterError, match=r"Job.work.json is damaged .*make clean"):
@@ -489,7 +503,7 @@ def test_full_disk_is_one_line(cluster, monkeypatch):
     with pytest.raises(ClusterError, match=r"settings.json: No space left on device"):
         cluster.apply_objects("work", job(LONG))
     monkeypatch.undo()
-    cluster.apply_objects("work", job("true")).wait_complete(timeout_s=60)
+    cluster.apply_objects("work", job("true")).wait_complete(timeout_s=300)
 
 
 def test_folder_of_somebody_else_in_tmp_is_refused(cluster, tmp_path):
@@ -501,7 +515,7 @@ def test_folder_of_somebody_else_in_tmp_is_refused(cluster, tmp_path):
 
 
 def test_runner_that_crashes_says_why(cluster):
-    work = cluster.apply_objects("work", job(LONG)).wait_ready(timeout_s=60)
+    work = cluster.apply_objects("work", job(LONG)).wait_ready(timeout_s=300)
     file = cluster.paths.objects / "Job.work.json"
     good = file.read_text()
     file.write_text("{")
@@ -531,7 +545,7 @@ def test_longest_names_leave_room_for_sockets(new_cluster):
     name = "n" * 63
     items = job('echo "$TMPDIR"; sleep 600', name=name)
     pod_spec(items)["volumes"] = [{"name": f"v{number}", "emptyDir": {}} for number in range(12)]
-    work = cluster.apply_objects("work", items).wait_ready(timeout_s=60)
+    work = cluster.apply_objects("work", items).wait_ready(timeout_s=300)
     until(lambda: texts(work))
     longest = max(len(str(path)) for path in cluster.paths.volumes.iterdir())
     assert longest + len("/session_2026-11-21_11-02-04_735874_1699123/sockets/plasma_store") <= 107
@@ -553,9 +567,12 @@ def test_supervisor_that_does_not_start_says_why(new_cluster, monkeypatch):
     assert isinstance(cluster.supervisor, Supervisor)
 
 
-def test_deleting_takes_little_time(cluster):
-    """Not a bar, a guard against waiting in vain: twenty seconds would be such a wait."""
-    cluster.apply_objects("web", server(replicas=2)).wait_ready(timeout_s=60)
-    began = time.monotonic()
+def test_deleting_waits_for_the_end_and_not_in_vain(cluster):
+    """Pods that end when they are told so are waited for no longer than until then."""
+    items = server(replicas=2)
+    pod_spec(items)["terminationGracePeriodSeconds"] = 3600
+    cluster.apply_objects("web", items).wait_ready(timeout_s=300)
     cluster.delete("web")
-    assert time.monotonic() - began < 15
+    log = (cluster.paths.folder / "supervisord.log").read_text()
+    assert "stopped: Deployment.server" in log
+    assert "killing 'Deployment.server'" not in log, "the runner waited until its own time was over"

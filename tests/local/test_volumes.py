@@ -67,7 +67,7 @@ def test_config_map_as_environment_and_files(cluster):
     pod_spec(items)["containers"][0]["envFrom"] = [{"configMapRef": {"name": "settings"}}]
     items.append(config_map("settings", one="1\n", two="zwei", long="a\nb\nc"))
     work = cluster.apply_objects("work", items)
-    work.wait_complete(timeout_s=60)
+    work.wait_complete(timeout_s=300)
     assert texts(work) == ["1", " unset", "3", "zwei", "1", "640"]
 
 
@@ -81,7 +81,7 @@ def test_missing_config_map_is_waited_for(cluster):
     until(lambda: "couldn't find key one in ConfigMap late" in list(work.table()["reason"]))
     changed = cluster.apply_objects("late", [config_map("late", one="1")])
     assert changed.actions == {"ConfigMap/late": "configured"}
-    work.wait_complete(timeout_s=60)
+    work.wait_complete(timeout_s=300)
     assert texts(work) == ["1"]
 
 
@@ -93,7 +93,7 @@ def test_missing_config_map_volume_is_waited_for(cluster):
     assert list(work.table()["reason"]) == [said]
     assert ("FailedMount", said) in {(e.reason, e.message) for e in work.events().itertuples()}
     cluster.apply_objects("late", [config_map("late", one="1")])
-    work.wait_complete(timeout_s=60)
+    work.wait_complete(timeout_s=300)
     assert texts(work) == ["1"]
 
 
@@ -105,7 +105,7 @@ def test_mounted_files_follow_their_config_map(cluster):
     until(lambda: texts(work) == ["old"])
     items[-1] = config_map("settings", one="new\n", more="y")
     assert cluster.apply_objects("work", items).actions["Job/work"] == "unchanged"
-    work.wait_complete(timeout_s=60)
+    work.wait_complete(timeout_s=300)
     assert {"more", "one"} <= set(texts(work))
 
 
@@ -114,7 +114,7 @@ def test_items_choose_and_rename_files(cluster):
     items = mounted("cd $FOLDER; find . -type f; cat sub/uno", volume)
     items.append(config_map("settings", one="1\n", two="2\n"))
     work = cluster.apply_objects("work", items)
-    work.wait_complete(timeout_s=60)
+    work.wait_complete(timeout_s=300)
     assert texts(work) == ["./sub/uno", "1"]
 
 
@@ -128,7 +128,7 @@ def test_secret_reaches_the_container_and_nobody_else(cluster):
         env=[{"name": "TOKEN", **reference("secretKeyRef", "door", "token")}],
     )
     items.append(secret("door", token=SECRET))
-    work = cluster.apply_objects("work", items).wait_ready(timeout_s=60)
+    work = cluster.apply_objects("work", items).wait_ready(timeout_s=300)
     until(lambda: texts(work) == ["same", "600"])
 
     shown = [repr(work), work._repr_html_(), repr(cluster), str(work.observe()), str(work.actions)]
@@ -170,7 +170,7 @@ def test_secret_of_base64_data(cluster):
         {"name": "T", **reference("secretKeyRef", "x", "token")}, {"name": "W", "value": SECRET},
     ])  # fmt: skip
     work = cluster.apply_objects("work", [*items, item])
-    work.wait_complete(timeout_s=60)
+    work.wait_complete(timeout_s=300)
     assert texts(work) == ["same"]
     assert cluster.secret("x", "token") == SECRET
     with pytest.raises(NotFoundError, match=r"Secret/x with key 'other'"):
@@ -195,7 +195,7 @@ def test_claim_outlives_its_component_until_it_is_named(cluster):
     def apply(script):
         items = mounted(script, {"persistentVolumeClaim": {"claimName": "kept"}})
         work = cluster.apply_objects("work", [*items, claim("kept")])
-        work.wait_complete(timeout_s=60)
+        work.wait_complete(timeout_s=300)
         return work
 
     apply("echo data > $FOLDER/file")
@@ -211,11 +211,11 @@ def test_claim_outlives_its_component_until_it_is_named(cluster):
 def test_two_components_share_a_claim(cluster):
     volume = {"persistentVolumeClaim": {"claimName": "kept"}}
     one = mounted("echo here > $FOLDER/file", volume)
-    cluster.apply_objects("one", [*one, claim("kept")]).wait_complete(timeout_s=60)
+    cluster.apply_objects("one", [*one, claim("kept")]).wait_complete(timeout_s=300)
     two = [*mounted("cat $FOLDER/file", volume), claim("kept")]
     body(two, "Job")["metadata"]["name"] = "reader"
     work = cluster.apply_objects("two", two)
-    work.wait_complete(timeout_s=60)
+    work.wait_complete(timeout_s=300)
     assert texts(work) == ["here"]
 
 
@@ -224,7 +224,7 @@ def test_model_cache_is_the_machines_own(cluster, tmp_path, monkeypatch):
     (tmp_path / "a-model").touch()
     items = mounted("ls $FOLDER", {"persistentVolumeClaim": {"claimName": "models"}})
     work = cluster.apply_objects("work", [*items, claim("models", "model-cache")])
-    work.wait_complete(timeout_s=60)
+    work.wait_complete(timeout_s=300)
     assert "a-model" in texts(work)
     cluster.delete("work", claims=["models"])
     assert (tmp_path / "a-model").exists(), "other checkouts use it too"
@@ -243,7 +243,7 @@ def test_scratch_volume_outlives_a_restart_of_its_container(cluster):
     pod_spec(items)["restartPolicy"] = "OnFailure"
     body(items, "Job")["spec"]["backoffLimit"] = 5
     work = cluster.apply_objects("work", items)
-    work.wait_complete(timeout_s=60)
+    work.wait_complete(timeout_s=300)
     assert texts(work, previous=True) + texts(work) == ["0", "1"]
 
 
@@ -253,14 +253,14 @@ def test_sub_path_and_working_folder(cluster):
     container["volumeMounts"][0]["subPath"] = "inner"
     container["workingDir"] = "/data/deep"
     work = cluster.apply_objects("work", items)
-    work.wait_complete(timeout_s=60)
+    work.wait_complete(timeout_s=300)
     assert texts(work)[0].endswith("/inner/deep")
 
 
 def test_read_only_folders_of_a_pod_can_be_deleted(cluster):
     script = "mkdir -p $FOLDER/a/b; touch $FOLDER/a/b/c; chmod 555 $FOLDER/a/b $FOLDER/a"
     work = cluster.apply_objects("work", mounted(script, {"emptyDir": {}}))
-    work.wait_complete(timeout_s=60)
+    work.wait_complete(timeout_s=300)
     folder = cluster.paths.volumes / f"{address(work).rsplit('.', 1)[1]}-0"
     assert folder.is_dir()
     cluster.delete("work")
@@ -272,5 +272,5 @@ def test_odd_values_arrive_as_they_are(cluster):
     items = job('printf "%s\\n" "$ODD" "$0" "$1"', env=[{"name": "ODD", "value": odd}])
     pod_spec(items)["containers"][0]["args"] = ["%d ; '\"", "$(ODD) $$(ODD) $(NOT_THERE)"]
     work = cluster.apply_objects("work", items)
-    work.wait_complete(timeout_s=60)
+    work.wait_complete(timeout_s=300)
     assert "\n".join(texts(work)) == f"{odd}\n%d ; '\"\n{odd} $(ODD) $(NOT_THERE)"

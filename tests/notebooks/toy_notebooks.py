@@ -43,7 +43,8 @@ def write(root, name, *sources, parameters=PARAMETERS):
 def start(module, root, *arguments):
     """Start a command's `main` in a process of its own; its `stop` takes a while.
 
-    It writes stopping.txt when it begins and stopped.txt when it has ended.
+    It writes stopping.txt when it begins, goes on while there is a hold.txt, and writes
+    stopped.txt when it has ended.
     """
     driver = (
         "import sys, time; from pathlib import Path\n"
@@ -51,7 +52,8 @@ def start(module, root, *arguments):
         f"root = Path({str(root)!r})\n"
         "def stop(state):\n"
         "    (root / 'stopping.txt').touch()\n"
-        "    time.sleep(0.5)\n"
+        "    while (root / 'hold.txt').exists():\n"
+        "        time.sleep(0.02)\n"
         "    with open(root / 'stopped.txt', 'a') as file: file.write(state + ' ')\n"
         "    return ''\n"
         "sys.exit(command.main(sys.argv[1:], root=root, stop=stop))\n"
@@ -67,7 +69,7 @@ def start(module, root, *arguments):
     )
 
 
-def wait_for(condition, what, timeout_s=30.0):
+def wait_for(condition, what, timeout_s=300.0):
     """Wait until a function's result is true, and return it."""
     end = time.monotonic() + timeout_s
     while time.monotonic() < end:

@@ -100,7 +100,7 @@ class LocalWorld(World):
 
     def serving(self):
         """It has started; what it answers is given back."""
-        work = self.cluster.get("web").wait_ready(timeout_s=120)
+        work = self.cluster.get("web").wait_ready(timeout_s=300)
         return work.pods[0]
 
 
@@ -172,7 +172,7 @@ class KubernetesWorld(World):
         self.emulator.kubelet.ports[(name, 8000)] = http.server_address
         self.emulator.set_status("Deployment", "server", replicas=1, updatedReplicas=1,
                                  availableReplicas=1, readyReplicas=1)  # fmt: skip
-        self.cluster.get("web").wait_ready(timeout_s=60)
+        self.cluster.get("web").wait_ready(timeout_s=300)
         return name
 
     def close(self):
@@ -231,7 +231,7 @@ class RealWorld(World):
         return [service(port=80), body]
 
     def serving(self):
-        return self.cluster.get("web").wait_ready(timeout_s=120).pods[0]
+        return self.cluster.get("web").wait_ready(timeout_s=300).pods[0]
 
 
 @pytest.fixture(params=["local", "kubernetes", *(["real"] if KUBECONFIG else [])])

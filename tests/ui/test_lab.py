@@ -313,7 +313,7 @@ WIDGETS = [
     """
 from contextlib import nullcontext
 from workshop_lib.widgets import ChatBox
-chat = ChatBox(lambda: nullcontext({url!r}), max_tokens=60)
+chat = ChatBox(lambda: nullcontext({url!r}), max_tokens=90)
 chat
 """,
     """
@@ -332,7 +332,8 @@ def test_chat_and_stop_button(lab, page):
     from playwright.sync_api import expect
 
     expect.set_options(timeout=UI_TIMEOUT_S * 1000)
-    with StreamingServer(ttft_ms=20, itl_ms=50) as server:
+    # An answer takes two minutes: a slow browser's Stop comes before its end.
+    with StreamingServer(ttft_ms=20, itl_ms=1500) as server:
         cells = [nbformat.v4.new_code_cell(text.strip().format(url=server.url)) for text in WIDGETS]
         nbformat.write(
             nbformat.v4.new_notebook(

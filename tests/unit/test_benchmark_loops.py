@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import statistics
 import threading
 import time
@@ -11,9 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from streaming_server import StreamingServer
+import streaming_server
+from streaming_server import Dying, StreamingServer
+from virtual_time import Beside
 
 from workshop_lib.benchmark import BenchmarkResult, ramp, run_sweep, start_sweep
+from workshop_lib.benchmark.load import PAUSE_S
 from workshop_lib.benchmark.plan import poisson_arrivals
 from workshop_lib.errors import ServerError, WorkshopError
 from workshop_lib.plots import plot_latencies, plot_load_sweep
@@ -121,15 +125,19 @@ def test_latency_counts_from_when_the_request_was_due(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("load", [{"levels": (3,)}, {"rates_per_s": (40.0,)}])
-def test_a_level_may_end_by_time(stub: StreamingServer, load: dict[str, Any]) -> None:
+def test_a_level_may_end_by_time(monkeypatch: pytest.MonkeyPatch, load: dict[str, Any]) -> None:
     seen: list[int] = []
+    server = StreamingServer(ttft_ms=20, itl_ms=2)
     result = run_sweep(
-        stub.url, PROMPTS, duration_s=0.6, max_tokens=2, **load,
+        Beside(server, monkeypatch), PROMPTS, duration_s=0.6, max_tokens=2, **load,
         on_progress=lambda done, total, text: seen.append(total),
     )  # fmt: skip
     assert result.ended == "" and not result.stopped
     assert max(r.scheduled_s for r in result.request_records) < 0.6
-    assert result.levels.errors.tolist() == [0] and len(result.request_records) > 3
+    assert result.levels.errors.tolist() == [0]
+    rounds = math.ceil(0.6 / 0.022)  # of three users, each answered within 22 ms
+    due = poisson_arrivals(40.0, requests=None, duration_s=0.6)
+    assert len(result.request_records) == (3 * rounds if "levels" in load else len(due))
     # How many it will be is known before in an open loop only.
     assert set(seen) == ({0} if "levels" in load else {len(result.request_records)})
 
@@ -154,29 +162,31 @@ class Limited(StreamingServer):
 
         self.slots = self.slots or asyncio.Semaphore(self.at_once)
         async with self.slots:
-            sent.received_s = time.perf_counter()
+            sent.received_s = streaming_server.time.perf_counter()
             await super()._generate(writer, body, sent)
 
 
-def test_a_ramp_ends_where_more_load_brings_nothing() -> None:
-    with Limited(4, ttft_ms=100, itl_ms=1) as server:
-        result = run_sweep(
-            server.url, PROMPTS, levels=ramp(1, 64), max_tokens=4, warmup=0,
-            requests_per_level={1: 8, 2: 16, 4: 32, 8: 32}, stop_when_saturated=True,
-        )  # fmt: skip
+def test_a_ramp_ends_where_more_load_brings_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = Beside(Limited(4, ttft_ms=100, itl_ms=1), monkeypatch)
+    result = run_sweep(
+        server, PROMPTS, levels=ramp(1, 64), max_tokens=4, warmup=0,
+        requests_per_level={1: 8, 2: 16, 4: 32, 8: 32}, stop_when_saturated=True,
+    )  # fmt: skip
     levels = result.levels.concurrency.tolist()
     assert levels == [1, 2, 4, 8]
     assert result.ended.startswith("saturated: 8 in flight make")
     assert not result.stopped
 
 
-def test_an_open_loop_ends_where_the_server_cannot_follow() -> None:
-    with Limited(1, ttft_ms=25, itl_ms=1) as server:  # about 35 a second
-        result = run_sweep(
-            server.url, PROMPTS, rates_per_s=(2, 150, 300),
-            requests_per_level={2: 8, 150: 60, 300: 60}, max_tokens=2, warmup=0,
-            stop_when_saturated=True,
-        )  # fmt: skip
+def test_an_open_loop_ends_where_the_server_cannot_follow(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    server = Beside(Limited(1, ttft_ms=25, itl_ms=1), monkeypatch)  # 38 a second
+    result = run_sweep(
+        server, PROMPTS, rates_per_s=(2, 150, 300),
+        requests_per_level={2: 8, 150: 60, 300: 60}, max_tokens=2, warmup=0,
+        stop_when_saturated=True,
+    )  # fmt: skip
     assert result.levels.rate_per_s.tolist() == [2, 150]
     assert result.ended.startswith("saturated: 150 a second are more than the server answers")
     last = result.levels.iloc[-1]
@@ -193,10 +203,11 @@ def test_ramps() -> None:
 # -- failures ----------------------------------------------------------------------------------
 
 
-def test_timeouts_are_counted_apart(stub: StreamingServer) -> None:
+def test_timeouts_are_counted_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     prompts = ["FAULT:silent Hi", "FAULT:500 Hi", "What is a GPU?"]
+    server = Beside(StreamingServer(ttft_ms=20, itl_ms=2), monkeypatch)
     result = run_sweep(
-        stub.url, prompts, levels=(3,), requests_per_level=9, max_tokens=4, warmup=0, timeout_s=1.0
+        server, prompts, levels=(3,), requests_per_level=9, max_tokens=4, warmup=0, timeout_s=1.0
     )
     level = result.levels.iloc[0]
     assert (level.requests, level.timeouts, level.errors) == (9, 3, 3)
@@ -211,19 +222,19 @@ def test_timeouts_are_counted_apart(stub: StreamingServer) -> None:
 def test_a_server_that_dies_ends_the_sweep_and_keeps_its_levels(load: dict[str, Any]) -> None:
     if "duration_s" not in load:
         load = load | {"requests_per_level": 12}
-    with StreamingServer(ttft_ms=5, itl_ms=1) as server:
+    with Dying(18, ttft_ms=5, itl_ms=1) as server:
+        began_s = time.perf_counter()
         run = start_sweep(server.url, PROMPTS, max_tokens=2, warmup=1, **load)
-        while len(server.sent) < 18:
-            assert run.running
-            time.sleep(0.005)
-        server.die()
+        server.die_when_it_is_time()
         if "duration_s" in load:
             time.sleep(0.5)
             run.stop()
         result = run.wait()
+        took_s = time.perf_counter() - began_s
     assert "" in set(result.requests.error)  # what was measured is there
     if "duration_s" in load:  # and a dead server is not asked thousands of times
-        assert len(result.request_records) < 200
+        users, per_user = 2, took_s / PAUSE_S  # each waits after a failure
+        assert len(result.request_records) <= 18 + users * (1 + per_user)
         return
     assert len(result.levels) <= 2 and not result.stopped
     assert "is gone" in result.ended or "failed every warm-up request" in result.ended

@@ -26,11 +26,19 @@ def stub() -> Iterator[StreamingServer]:
         yield server
 
 
-def until(holds: Callable[[], bool], what: str, timeout_s: float = 60) -> None:
+def until(holds: Callable[[], bool], what: str, timeout_s: float = 300) -> None:
     end_s = time.monotonic() + timeout_s
     while not holds():
         assert time.monotonic() < end_s, what
         time.sleep(0.01)
+
+
+@pytest.fixture
+def slowly(stub: StreamingServer) -> Iterator[None]:
+    """An answer that is far from its end when something is done in its middle."""
+    stub.itl_ms = 500
+    yield
+    stub.itl_ms = 5
 
 
 def box(stub: StreamingServer, max_tokens: int = 6) -> ChatBox:
@@ -51,8 +59,8 @@ def test_a_question_is_answered_and_the_next_one_knows_it(stub: StreamingServer)
     assert "you: What is a GPU?" in bundle["text/plain"] and "word" in bundle["text/html"]
 
 
-def test_the_send_button_answers_from_a_thread(stub: StreamingServer) -> None:
-    chat = box(stub, max_tokens=40)
+def test_the_send_button_answers_from_a_thread(stub: StreamingServer, slowly: None) -> None:
+    chat = box(stub, max_tokens=90)
     chat.question.value = "What is a GPU?"
     chat.send.click()
     until(lambda: "word" in chat.conversation.value, "the answer does not grow")
@@ -60,6 +68,7 @@ def test_the_send_button_answers_from_a_thread(stub: StreamingServer) -> None:
     assert chat.send.disabled and not chat.stop.disabled
     chat.question.value = "too early"
     chat.send.click()  # while it answers: nothing happens
+    stub.itl_ms = 1
     until(lambda: not chat.send.disabled, "the answer does not end")
     assert len(chat.messages) == 2 and chat.question.value == "too early"
     chat.question._handle_custom_msg({"event": "submit"}, [])  # Enter
@@ -67,7 +76,7 @@ def test_the_send_button_answers_from_a_thread(stub: StreamingServer) -> None:
     until(lambda: "chat" not in [t.name for t in threading.enumerate()], "a thread is left")
 
 
-def test_stop_keeps_what_came_and_frees_the_server(stub: StreamingServer) -> None:
+def test_stop_keeps_what_came_and_frees_the_server(stub: StreamingServer, slowly: None) -> None:
     chat = box(stub, max_tokens=90)
     left = stub.left
     chat.question.value = "Hi"
@@ -78,10 +87,11 @@ def test_stop_keeps_what_came_and_frees_the_server(stub: StreamingServer) -> Non
     assert 2 <= len(chat.messages[-1]["content"].split()) < 90
     assert "stopped after" in chat.says
     until(lambda: stub.left == left + 1, "the server works on for nobody")
+    stub.itl_ms = 1
     assert chat.ask("Hi again").split()  # and it goes on
 
 
-def test_an_interrupt_keeps_what_came(stub: StreamingServer) -> None:
+def test_an_interrupt_keeps_what_came(stub: StreamingServer, slowly: None) -> None:
     chat = box(stub, max_tokens=90)
 
     def interrupt() -> None:

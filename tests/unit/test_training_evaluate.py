@@ -131,7 +131,7 @@ def stub() -> Iterator[ModelServer]:
     Stub.bodies.clear()
     Stub.broken = False
     try:
-        with ModelServer(f"http://127.0.0.1:{server.server_port}", timeout_s=10) as client:
+        with ModelServer(f"http://127.0.0.1:{server.server_port}", timeout_s=300) as client:
             yield client
     finally:
         server.shutdown()

@@ -203,7 +203,7 @@ def test_nothing_runs_beside_the_kernel():
         " 'matplotlib.pyplot' in sys.modules)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=600
     )
     assert done.stdout.split() == ["1", "0", "False"]
 

@@ -45,13 +45,13 @@ def ask(cluster: Cluster, component: str) -> Answer:
 
 
 def _get(cluster: Cluster, service: str, path: str) -> Answer:
-    """GET a path of a Service, by a client that waits five seconds."""
+    """GET a path of a Service, by a client that waits twenty seconds."""
     import httpx
 
     asked = f"GET http://{service}:8000{path}"
     try:
         with cluster.forward(service, 8000) as url:
-            answer = httpx.get(f"{url}{path}", timeout=5, trust_env=False)
+            answer = httpx.get(f"{url}{path}", timeout=20, trust_env=False)
     except (httpx.HTTPError, WorkshopError) as error:
         # The library's own error would explain too much: a user sees a connection that fails.
         said = str(error) if isinstance(error, httpx.HTTPError) else "nothing is behind it"

@@ -160,7 +160,7 @@ def engine_pid(cluster: Cluster) -> int:
     pod = _only_pod(cluster, "lab-server")
     try:
         with cluster.forward(pod, 8000) as url:
-            return int(httpx.get(f"{url}/health", timeout=5, trust_env=False).json()["pid"])
+            return int(httpx.get(f"{url}/health", timeout=20, trust_env=False).json()["pid"])
     except (httpx.HTTPError, ValueError, KeyError) as error:
         raise ClusterError(f"{pod} does not say which process its engine is ({error})") from error
 

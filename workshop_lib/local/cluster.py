@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = ["LocalCluster"]
 
-LOCK_TIMEOUT_S = 60.0
+LOCK_TIMEOUT_S = 180.0
 
 PROXY = "service-proxy"
 

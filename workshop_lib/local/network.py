@@ -68,7 +68,7 @@ class AddressBook:
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
         try:
-            with locked(self.paths.runtime / "addresses.lock", timeout_s=20):
+            with locked(self.paths.runtime / "addresses.lock", timeout_s=60):
                 yield
         except Busy as error:
             raise ClusterError(f"{error} holds {self.paths.addresses} for 20 s") from None

@@ -36,6 +36,10 @@ __all__ = [
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 PR_SET_CHILD_SUBREAPER = 36
 
+KILLED_S = 30.0
+"""How long a killed process may take to be gone: an engine gives gigabytes back, and a busy
+machine does not get round to it at once."""
+
 
 def become_subreaper() -> None:
     """Make this process the parent of every orphan among its descendants.
@@ -184,7 +188,7 @@ def stop_tree(root: int, *, grace_s: float = 15.0, reap: bool = False) -> list[i
         reap: Also collect dead children of this process (when it is the subreaper).
 
     Returns:
-        The processes that survived KILL for 5 s; empty when all is well.
+        The processes that survived KILL for `KILLED_S`; empty when all is well.
     """
     deadline = time.monotonic() + grace_s
     signalled: set[int] = set()
@@ -197,7 +201,7 @@ def stop_tree(root: int, *, grace_s: float = 15.0, reap: bool = False) -> list[i
         if time.monotonic() > deadline:
             break
         time.sleep(0.02)
-    hard_deadline = time.monotonic() + 5.0
+    hard_deadline = time.monotonic() + KILLED_S
     while remaining := descendants(root):
         _signal(remaining, signal.SIGKILL)
         if reap:
@@ -218,7 +222,7 @@ def stop_all(pids: Iterable[int], *, grace_s: float) -> list[int]:
         grace_s: Seconds between TERM and KILL.
 
     Returns:
-        Those that survived KILL for 5 s.
+        Those that survived KILL for `KILLED_S`.
     """
     known: dict[int, int] = {}
 
@@ -232,7 +236,7 @@ def stop_all(pids: Iterable[int], *, grace_s: float) -> list[int]:
 
     pids = list(pids)
     _signal(remaining(), signal.SIGTERM)
-    for number, wait_s in ((0, grace_s), (signal.SIGKILL, 5.0)):
+    for number, wait_s in ((0, grace_s), (signal.SIGKILL, KILLED_S)):
         deadline = time.monotonic() + wait_s
         while (left := remaining()) and time.monotonic() < deadline:
             if number:

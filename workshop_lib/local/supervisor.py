@@ -75,8 +75,9 @@ STOP_S = 25.0
 
 RESTART_PAUSE_S = 1
 
-START_S = 30.0
-"""How long supervisord may take until it answers; on an idle machine it takes half a second."""
+START_S = 120.0
+"""How long supervisord may take until it answers: half a second on an idle machine; one on which
+engines start is slow. If it has ended, that is told at once."""
 
 BAD_NAME, ALREADY_STARTED, NOT_RUNNING, STILL_RUNNING = 10, 60, 70, 91
 """Supervisord's fault codes (`supervisor.xmlrpc.Faults`)."""
@@ -364,7 +365,7 @@ class Supervisor:
 
     def _end(self, pid: int, ticks: int) -> None:
         """End supervisord itself; without children it has nothing to be careful about."""
-        deadline = time.monotonic() + 5.0
+        deadline = time.monotonic() + processes.KILLED_S
         while processes.is_running(pid, ticks) and time.monotonic() < deadline:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)

@@ -109,7 +109,7 @@ class World:
     def _placements(self) -> Iterator[dict[str, Any]]:
         file = self.paths.runtime / "placements.json"
         try:
-            with locked(file.with_suffix(".lock"), timeout_s=20):
+            with locked(file.with_suffix(".lock"), timeout_s=60):
                 placed = read_json(file) or {}
                 yield placed
                 with contextlib.suppress(OSError):  # a full disk is no reason to let pods down

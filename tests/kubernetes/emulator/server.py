@@ -79,6 +79,7 @@ class Emulator:
         self.requests = []
         self.exec_breaks = False
         self.grace_s = 0.05
+        self.watching = set()
         self.stuck = set()
         self._resources = {}
         for version, kinds in schema.KINDS.items():
@@ -557,6 +558,7 @@ class _Handler(BaseHTTPRequestHandler):
         version = int(query.get("resourceVersion") or store.version)
         deadline = time.monotonic() + float(query.get("timeoutSeconds") or 60)
         self.start_chunks("application/json")
+        emulator.watching.add(resource.plural)
         where = namespace if resource.namespaced else ""
         while time.monotonic() < deadline and not self.server.stopping:
             with store.changed:

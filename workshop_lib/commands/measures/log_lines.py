@@ -33,7 +33,7 @@ from workshop_lib.errors import WorkshopError
 
 __all__ = ["LogLines", "check_read"]
 
-START_TIMEOUT_S = 60.0
+START_TIMEOUT_S = 180.0
 LEAST_LINES_PER_S = 10_000
 """A reader that is slower than this is not waited for."""
 
@@ -108,9 +108,9 @@ class _Readings:
 
     def read(self, reader: Worker, *, lines: int) -> tuple[Read, Served]:
         """One log: what the reader says, and what the server saw."""
-        url = self.server.ask(LogRequest(lines), timeout_s=5)
+        url = self.server.ask(LogRequest(lines), timeout_s=60)
         said: Read = reader.ask(url, timeout_s=30 + lines / LEAST_LINES_PER_S)
-        served: list[Served] = self.server.ask(None, timeout_s=5)
+        served: list[Served] = self.server.ask(None, timeout_s=60)
         return said, check_read(said, served)
 
     def side(self, reader: Worker) -> Side:

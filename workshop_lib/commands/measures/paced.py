@@ -69,10 +69,10 @@ class PacedLoads:
         waves = -(-pace.requests // pace.streams)
         answer_s = (pace.ttft_ms + pace.itl_ms * pace.tokens) / 1000
         load = Load(pace.ttft_ms, pace.itl_ms, watch_pid=client.pid)
-        url = self.server.ask(load, timeout_s=5)
+        url = self.server.ask(load, timeout_s=60)
         job = Job(url, pace.streams, pace.requests, pace.tokens)
         measured = client.ask(job, timeout_s=RUN_TIMEOUT_S + 5 * waves * answer_s)
-        return measured, self.server.ask(None, timeout_s=30)
+        return measured, self.server.ask(None, timeout_s=60)
 
     def side(self, client: Worker, pace: Pace) -> Side:
         """A client under a load, as a side of a comparison.
@@ -109,10 +109,10 @@ class PacedLoads:
         Args:
             streams: How many at once.
         """
-        url = self.server.ask(Load(ttft_ms=50, itl_ms=0), timeout_s=5)
+        url = self.server.ask(Load(ttft_ms=50, itl_ms=0), timeout_s=60)
         tokens = max(20, self.flood_tokens // max(1, streams // 64))
-        self.reader.ask(Job(url, streams, streams, tokens), timeout_s=60)
-        seen: Observation = self.server.ask(None, timeout_s=30)
+        self.reader.ask(Job(url, streams, streams, tokens), timeout_s=180)
+        seen: Observation = self.server.ask(None, timeout_s=60)
         stamps = [stamp for stream in seen.streams for stamp in stream.text_s]
         return len(stamps) / (max(stamps) - min(stamps))
 

@@ -28,7 +28,7 @@ __all__ = [
     "two_cores",
 ]
 
-STOP_TIMEOUT_S = 5.0
+STOP_TIMEOUT_S = 30.0
 
 
 def two_cores() -> tuple[int, int]:
