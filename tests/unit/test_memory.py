@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from workshop_lib.data import data_path
 from workshop_lib.errors import ModelError, WorkshopError
 from workshop_lib.memory import (
     CPU_BLOCK_SIZE,
@@ -33,6 +34,7 @@ from workshop_lib.memory import (
     parse_engine_log,
 )
 from workshop_lib.memory.__main__ import main
+from workshop_lib.memory.architectures import ARCHITECTURES
 
 ROOT = Path(__file__).resolve().parents[2]
 LOG = (ROOT / "data/recorded/h200/vllm-0.25.1-tp1-util0.90.log").read_text()
@@ -174,6 +176,49 @@ def test_head_dim_is_read_or_derived() -> None:
 def test_kv_heads_default_to_heads() -> None:
     config = {k: v for k, v in QWEN25_05B.items() if k != "num_key_value_heads"}
     assert ModelShape.from_config(config).kv_heads == 14
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_keys_left_out_mean_what_transformers_takes_for_them(architecture: str) -> None:
+    import transformers
+
+    if architecture.startswith("Deepseek"):
+        pytest.skip("its config.json states all keys: they are asked for")
+    classes = {"Gemma3ForCausalLM": "Gemma3TextConfig"}
+    name = classes.get(architecture, architecture.replace("ForCausalLM", "Config"))
+    theirs = getattr(transformers, name)()
+    config = {
+        "architectures": [architecture],
+        "hidden_size": 4096,
+        "intermediate_size": 1024,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "vocab_size": 32_000,
+        "num_experts_per_tok": 2,
+        "num_experts": 8,
+    }
+    shape = ModelShape.from_config(config)
+    assert shape.kv_heads == (getattr(theirs, "num_key_value_heads", None) or 32)
+    assert shape.head_dim == (getattr(theirs, "head_dim", None) or 128)
+    assert shape.max_positions == theirs.max_position_embeddings
+    assert shape.tied_embeddings == theirs.tie_word_embeddings
+    window = getattr(theirs, "sliding_window", None)
+    if not getattr(theirs, "use_sliding_window", True):
+        window = None
+    assert set(shape.windows) - {0} == ({window} if window else set())
+
+
+def test_a_written_null_is_no_window() -> None:
+    mistral = {**json.loads(data_path("models/mistral-7b.json").read_text())}
+    assert ModelShape.from_config(mistral).windows == ()
+    del mistral["sliding_window"]
+    assert ModelShape.from_config(mistral).windows == (4096,) * 32
+
+
+def test_auto_never_means_float32() -> None:
+    shape = ModelShape.named("llama-3.2-1b")
+    assert shape.with_dtype("float32").with_dtype("auto").dtype == "bfloat16"
+    assert shape.with_dtype("float16").with_dtype("auto").dtype == "float16"
 
 
 def test_weights_equal_the_h200_log() -> None:

@@ -9,15 +9,23 @@ from typing import Any
 import pytest
 
 from workshop_lib.memory import GIB, Budget, ModelShape, activation_peaks, gpu_budget
+from workshop_lib.memory.cuda_graphs import counted_graphs_gib
 from workshop_lib.memory.weights import stage_layers
 
 ROOT = Path(__file__).resolve().parents[2]
-RECORDING = ROOT / "data/recorded/h200/vllm-0.25.1-memory.jsonl"
-STARTS = [json.loads(line) for line in RECORDING.read_text().splitlines()]
+RECORDINGS = [
+    ROOT / f"data/recorded/h200/vllm-0.25.1-memory{name}.jsonl" for name in ("", "-blind")
+]
+STARTS = [json.loads(line) for file in RECORDINGS for line in file.read_text().splitlines()]
+MIB = 2**20
+# Peaks that are not explained to 4 MiB: quantized layers, what lies beside a decompressed
+# context of 128 heads, and 32 MiB in an eager step of 16,384 tokens.
+LOOSE_MIB = {"deepseek-v3-4-layers.05": 50, "qwen3-0.6b.16k-step.eager": 34}
 
 
 def shape_of(start: dict[str, Any]) -> ModelShape:
-    return ModelShape.from_config(start["config"], name=start["model"])
+    shape = ModelShape.from_config(start["config"], name=start["model"])
+    return shape.with_dtype(start.get("dtype", "auto"))
 
 
 def budget_of(start: dict[str, Any]) -> Budget:
@@ -42,7 +50,10 @@ def test_the_recording_has_all_kinds_of_models() -> None:
     assert {start["tp"] for start in STARTS} == {1, 2} == {start["pp"] for start in STARTS}
     assert any(s.experts for s in shapes) and any(s.windows for s in shapes)
     assert {s.quantization.bits for s in shapes if s.quantization} == {4, 8}
-    assert {start["gpu_memory_utilization"] for start in STARTS} == {0.5, 0.8, 0.9}
+    shares = {start["gpu_memory_utilization"] for start in STARTS}
+    assert shares == {0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95}
+    assert any(s.latent for s in shapes) and any(s.experts and s.latent is None for s in shapes)
+    assert any(start["tp"] == 2 and s.experts for start, s in zip(STARTS, shapes, strict=True))
 
 
 @pytest.mark.parametrize("start", STARTS, ids=[start["id"] for start in STARTS])
@@ -59,8 +70,11 @@ def test_weights_and_activations_of_each_gpu(start: dict[str, Any]) -> None:
     for stage in range(pp):
         said = start["weights_bytes"][stage]
         computed = shape.weights_bytes(tp, pp, stage=stage)
-        # The allocator rounds tensors up; quantized layers are laid out anew.
-        assert computed == pytest.approx(said, rel=0.025, abs=5 * 2**20)
+        # The allocator splits small tensors' blocks in ways of its own; quantized layers are
+        # laid out anew.
+        assert computed == pytest.approx(said, rel=0.025, abs=5 * MIB)
+        if not shape.quantization:
+            assert computed == pytest.approx(said, abs=45 * MIB)
         peaks = activation_peaks(
             shape,
             batched_tokens=start["max_num_batched_tokens"],
@@ -69,11 +83,28 @@ def test_weights_and_activations_of_each_gpu(start: dict[str, Any]) -> None:
             compiled=start["first_start"] and not start["enforce_eager"],
             first_stage=stage == 0,
             last_stage=stage == pp - 1,
+            max_model_len=start["max_model_len"],
         )
-        exact = shape.experts is None and shape.quantization is None
+        bound = LOOSE_MIB.get(start["id"], 80 if shape.quantization else 4)
         assert max(peaks.values()) * GIB == pytest.approx(
-            start["activation_bytes"][stage], abs=(4 if exact else 80) * 2**20
+            start["activation_bytes"][stage], abs=bound * MIB
         )
+
+
+GRAPHS = [start for start in STARTS if start["counted_graphs_bytes"]]
+
+
+@pytest.mark.parametrize("start", GRAPHS, ids=[start["id"] for start in GRAPHS])
+def test_counted_graphs_are_within_a_few_mib(start: dict[str, Any]) -> None:
+    counted = counted_graphs_gib(
+        shape_of(start).layers,
+        sequences=start["max_num_seqs"],
+        tokens=start["max_num_batched_tokens"],
+        tp=start["tp"],
+    )
+    # The modules that stay outside PyTorch after the trial are in the sum.
+    said = start["counted_graphs_bytes"] + shape_of(start).layers / 3 * MIB
+    assert counted * GIB == pytest.approx(said, abs=5 * MIB)
 
 
 def test_stages_hold_each_layer_once() -> None:

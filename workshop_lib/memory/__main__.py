@@ -57,7 +57,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--pp", type=int, default=1, help="pipeline-parallel size (default 1)")
     add("--gpu-memory-utilization", type=float, default=0.92, help="default 0.92, as in vLLM")
     add("--max-model-len", type=int, default=None, help="longest request in tokens")
-    add("--dtype", default="auto", help="weights' format: auto (config.json's), float32, bfloat16")
+    add(
+        "--dtype",
+        default="auto",
+        help="weights' format: auto (as in vLLM), float32, bfloat16",
+    )
     add("--kv-cache-dtype", default="auto", help="KV cache's format: auto (the weights'), fp8")
     add("--block-size", type=int, default=None, help="tokens in a block (16; on a CPU 128)")
     add("--memory-gib", type=float, default=None, help="on a CPU: the machine's memory, GiB")
@@ -70,9 +74,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _budget_from(options: argparse.Namespace) -> Budget:
-    shape = ModelShape.from_config(options.config)
-    if options.dtype != "auto":
-        shape = shape.with_dtype(options.dtype)
+    shape = ModelShape.from_config(options.config).with_dtype(options.dtype)
     # vLLM's default is the longest context that the model knows.
     length = options.max_model_len
     max_model_len = shape.max_positions if length is None else length
@@ -106,9 +108,8 @@ def _changes(options: argparse.Namespace, budget: Budget) -> list[str]:
     """Single changes that make a model fit a GPU."""
     if options.gpu is None or budget.fits or budget.pp > 1:
         return []
-    shape = ModelShape.from_config(options.config)
     return suggest_changes(
-        shape if options.dtype == "auto" else shape.with_dtype(options.dtype),
+        ModelShape.from_config(options.config).with_dtype(options.dtype),
         options.gpu,
         gpu_memory_utilization=options.gpu_memory_utilization,
         max_model_len=budget.kv.max_model_len,

@@ -7,7 +7,7 @@ any other is refused by name, because a wrong number would look as good as a rig
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from workshop_lib.errors import ModelError
@@ -26,20 +26,50 @@ class Traits:
     moe: bool = False
     latent: bool = False
     router_bias: bool = False
+    # Tables of the rotary embedding: one for each base.
+    rotary_tables: int = 1
+    # What transformers' configuration class takes for a key that config.json leaves out.
+    defaults: Mapping[str, Any] = field(default_factory=dict)
     # The layers that see everything: every n-th; 0 when `config.json` does not alternate.
     full_every: int = 0
 
 
+_MISTRAL = {"num_key_value_heads": 8, "max_position_embeddings": 131_072}
+_QWEN = {
+    "max_position_embeddings": 32_768,
+    "num_key_value_heads": 32,
+    "sliding_window": 4096,
+    "use_sliding_window": False,
+    "max_window_layers": 28,
+}
+_GEMMA = {
+    "max_position_embeddings": 8192,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "sliding_window": 4096,
+}
+
 ARCHITECTURES = {
     "LlamaForCausalLM": Traits(),  # Llama 2 and 3, SmolLM2
-    "MistralForCausalLM": Traits(),
-    "Phi3ForCausalLM": Traits(),  # its joined projections are as large as Llama's
-    "Qwen2ForCausalLM": Traits(qkv_bias=True),
-    "Qwen3ForCausalLM": Traits(qk_norm=True),
-    "Gemma2ForCausalLM": Traits(norms=4, tied=True, full_every=2),
-    "Gemma3ForCausalLM": Traits(norms=4, tied=True, qk_norm=True, full_every=6),
-    "MixtralForCausalLM": Traits(moe=True),
-    "Qwen3MoeForCausalLM": Traits(qk_norm=True, moe=True),
+    # Only a written null switches Mistral's window off.
+    "MistralForCausalLM": Traits(defaults={**_MISTRAL, "sliding_window": 4096}),
+    # Its joined projections are as large as Llama's.
+    "Phi3ForCausalLM": Traits(defaults={"max_position_embeddings": 4096}),
+    "Qwen2ForCausalLM": Traits(qkv_bias=True, defaults=_QWEN),
+    "Qwen3ForCausalLM": Traits(qk_norm=True, defaults={**_QWEN, "head_dim": 128}),
+    "Gemma2ForCausalLM": Traits(norms=4, tied=True, full_every=2, defaults=_GEMMA),
+    "Gemma3ForCausalLM": Traits(
+        norms=4,
+        tied=True,
+        qk_norm=True,
+        full_every=6,
+        rotary_tables=2,
+        defaults={**_GEMMA, "max_position_embeddings": 131_072},
+    ),
+    "MixtralForCausalLM": Traits(moe=True, defaults=_MISTRAL),
+    "Qwen3MoeForCausalLM": Traits(
+        qk_norm=True, moe=True, defaults={**_QWEN, "num_key_value_heads": 4}
+    ),
     "DeepseekV2ForCausalLM": Traits(moe=True, latent=True),
     "DeepseekV3ForCausalLM": Traits(moe=True, latent=True, router_bias=True),
 }

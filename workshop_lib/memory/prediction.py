@@ -44,7 +44,7 @@ def served_shape(
     container = _server(profile, component, parameters)[1]
     flags = dict(arg.partition("=")[::2] for arg in container.get("args", []))
     shape = _shape(_environment(container)["MODEL"])
-    return shape.with_dtype(flags["--dtype"]) if "--dtype" in flags else shape
+    return shape.with_dtype(flags.get("--dtype", "auto"))
 
 
 def _server(

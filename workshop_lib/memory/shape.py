@@ -122,8 +122,11 @@ class ModelShape:
         name = name or str(config.get("_name_or_path") or "") or found_name
         architecture = _architecture(config, name)
         traits = ARCHITECTURES[architecture]
+        stated, config = config, {**traits.defaults, **config}
         hidden_size = _integer(config, "hidden_size", name)
         heads = _integer(config, "num_attention_heads", name)
+        if "num_key_value_heads" not in stated and heads % config.get("num_key_value_heads", 1):
+            del config["num_key_value_heads"]  # a default that the heads cannot share
         layers = _integer(config, "num_hidden_layers", name)
         attention_bias = bool(config.get("attention_bias", False))
         windows = layer_windows(config, traits, layers)
@@ -183,15 +186,20 @@ class ModelShape:
         """The same shape with its weights held in another number format.
 
         Args:
-            dtype: A name in `DTYPE_BYTES`.
+            dtype: A name in `DTYPE_BYTES`, or `auto`: what vLLM takes, which is the model's own
+                format, but bfloat16 for weights in float32.
 
         Raises:
             ModelError: The name is not known.
+
+        Source: `_resolve_auto_dtype` in vllm/config/model.py.
 
         Example:
             >>> ModelShape.named("smollm2-135m").with_dtype("float32").dtype
             'float32'
         """
+        if dtype == "auto":
+            dtype = "bfloat16" if self.dtype == "float32" else self.dtype
         dtype_bytes(dtype)
         return replace(self, dtype=_dtype_name(dtype))
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from workshop_lib.errors import ModelError
+from workshop_lib.memory.architectures import ARCHITECTURES
 
 if TYPE_CHECKING:
     from workshop_lib.memory.shape import ModelShape
+
+MIB = 2**20
 
 __all__ = ["count_parameters", "linear_sizes", "stage_bytes", "stage_layers"]
 
@@ -85,15 +88,19 @@ def stage_bytes(shape: ModelShape, *, tp: int, pp: int, stage: int) -> int:
 
     size = dtype_bytes(shape.dtype)
     table = shape.padded_vocab // tp * shape.hidden_size
-    numbers = shape.max_positions * _rotary_dim(shape)
     first, last = stage == 0, stage == pp - 1
     tables = 1 if shape.tied_embeddings and (first or last) else first + last
-    numbers += tables * table + (shape.hidden_size if last else 0)
+    numbers = tables * table + (shape.hidden_size if last else 0)
     layers = stage_layers(shape, pp, stage)
     numbers += sum(_beside(shape, layer, tp) for layer in layers)
     linear = sum(_linear(shape, layer, tp) for layer in layers)
     each = shape.quantization.bytes_per_weight if shape.quantization else size
-    return int(numbers * size + linear * each)
+    rounding = tables * _rounding(table * size)
+    if not shape.quantization:
+        rounding += sum(
+            _rounding(count * size) for layer in layers for count in _tensors(shape, layer, tp)
+        )
+    return int(numbers * size + linear * each) + _rotary_bytes(shape, size) + rounding
 
 
 def linear_sizes(shape: ModelShape) -> list[tuple[int, int]]:
@@ -114,8 +121,49 @@ def linear_sizes(shape: ModelShape) -> list[tuple[int, int]]:
     return [*attention, (hidden, inner), (hidden, inner), (inner, hidden)]
 
 
-def _rotary_dim(shape: ModelShape) -> int:
-    return shape.latent.rope_dim if shape.latent else shape.head_dim
+def _rotary_bytes(shape: ModelShape, size: int) -> int:
+    """The tables of the rotary embedding; latent attention keeps its own in float32.
+
+    Source: `rotary_embedding/base.py` and `deepseek_scaling_rope.py` in vLLM.
+    """
+    if shape.latent:
+        return shape.max_positions * shape.latent.rope_dim * 4
+    tables = ARCHITECTURES[shape.architecture].rotary_tables
+    return tables * shape.max_positions * shape.head_dim * size
+
+
+def _rounding(size: int) -> int:
+    """Bytes that PyTorch's allocator adds to a large tensor.
+
+    It takes 10 MiB and more from CUDA in steps of 2 MiB, and gives the rest of a step to other
+    tensors only when that is more than 1 MiB.
+
+    Source: `should_split` and `get_allocation_size` in c10/cuda/CUDACachingAllocator.cpp.
+    """
+    rest = -size % (2 * MIB)
+    return rest if size >= 10 * MIB and rest <= MIB else 0
+
+
+def _tensors(shape: ModelShape, layer: int, tp: int) -> list[int]:
+    """Numbers in each of a layer's matrices on one of `tp` GPUs, joined as vLLM joins them."""
+    hidden, heads, latent = shape.hidden_size, shape.heads // tp, shape.latent
+    if latent is None:
+        queries = heads * shape.head_dim
+        keys_values = 2 * max(1, shape.kv_heads // tp) * shape.head_dim
+        tensors = [hidden * (queries + keys_values), queries * hidden]
+    else:
+        queries = heads * (latent.nope_dim + latent.rope_dim)
+        tensors = [(latent.query_rank or hidden) * queries, heads * latent.value_dim * hidden]
+        tensors.append(latent.kv_rank * heads * (latent.nope_dim + latent.value_dim))
+        tensors.append(hidden * (latent.query_rank + latent.kv_rank + latent.rope_dim))
+    experts = shape.experts
+    if experts is None or layer < experts.dense_layers:
+        inner = hidden * (shape.intermediate_size // tp)
+    else:
+        routed = experts.count * hidden * (experts.size // tp)
+        tensors += [2 * routed, routed]
+        inner = hidden * (experts.shared_size // tp)
+    return [*tensors, 2 * inner, inner]
 
 
 def _linear(shape: ModelShape, layer: int, tp: int, *, active: bool = False) -> int:
