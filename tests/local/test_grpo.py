@@ -208,7 +208,10 @@ def test_a_prompt_that_does_not_fit_is_refused(tiny_model: Path, tmp_path: Path)
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_the_reward_rises(model: Path, tmp_path: Path, seed: int) -> None:
-    """Mean reward of three consecutive steps at least 0.9; after how long is printed."""
+    """Mean reward of three consecutive steps at least 0.9, within 4 minutes of training.
+
+    Both are promised to learners. A quiet machine with 2 cores takes a quarter of that time.
+    """
     recipe = read_recipe(ARITHMETIC)
     plan = plan_training(recipe, output=tmp_path, model=model, seed=seed)
     result = train(plan, say=lambda line: print(line, flush=True))
@@ -219,6 +222,7 @@ def test_the_reward_rises(model: Path, tmp_path: Path, seed: int) -> None:
     print(
         f"seed {seed}: step {reached} after {elapsed_s:.0f} s; {frame.step_s.median():.1f} s a step"
     )
+    assert elapsed_s <= 240
     before, after = (evaluate_folder(folder, recipe) for folder in (model, result.checkpoint))
     print(f"held out: {before.right} of 30 before, {after.right} of 30 after")
     assert after.right >= before.right + 5

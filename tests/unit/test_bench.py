@@ -417,7 +417,7 @@ def test_a_tiny_real_run_of_our_client(tmp_path: Path) -> None:
     assert [report.sides for report in reports] == [("workshop", "workshop again")] * 2
     for side in reports[0].sides:
         sample = {key: value for key, (value,) in reports[0].samples[side].items()}
-        assert sample["cpu_us"] > 0
+        assert 0 < sample["cpu_us"] < 10_000  # CPU time: what else runs is not in it
         assert sample["itl_error_ms"] >= 0 and sample["ttft_error_ms"] >= 0
         assert sample["server_margin"] > 0 and sample["tokens_per_s"] < 300
     assert [row.unit for row in reports[0].rows] == ["µs", "ms", "ms", "1/s", "times"]

@@ -141,7 +141,10 @@ def test_the_stock_reward_is_the_hackable_one() -> None:
     ],
 )
 def test_garbage_and_huge_input(verifier: Verifier, garbage: str) -> None:
+    math_verify_reward("21", "21", verifier=verifier)  # it runs: its start has no limit
+    started = time.monotonic()
     assert math_verify_reward(garbage, "21", verifier=verifier) in (0.0, 1.0)
+    assert time.monotonic() - started < 10  # twice the limit for an answer
     assert math_verify_reward("21", "21", verifier=verifier) == 1.0
 
 
