@@ -42,8 +42,8 @@ _RULES = (
     ),
     (
         r"/\[name=MODEL(?:_FOLDER)?\]/value$",  # programs get it as an argument
-        r"(?!.*\.\.)[A-Za-z0-9._/][\w./@:+-]*",
-        "a model, such as organisation/name",
+        r"[/~][^\x00-\x1f\x7f]*|(?!.*\.\.)[A-Za-z0-9._][\w./@:+-]*",
+        "a model: organisation/name, or the full path of a folder",
     ),
 )
 _COMPILED = [(re.compile(a), re.compile(b, re.ASCII), what) for a, b, what in _RULES]

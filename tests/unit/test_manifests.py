@@ -6,6 +6,7 @@ import yaml
 from workshop_lib import manifests
 from workshop_lib.errors import ManifestError
 from workshop_lib.manifests import render_folder
+from workshop_lib.places import problem_there
 
 JOB = """
 apiVersion: batch/v1
@@ -201,3 +202,8 @@ def test_values_that_no_cluster_takes(component, parameter, values):
 def test_values_that_a_cluster_takes(component, parameter, values):
     for value in values:
         assert manifests.render("eks", component, {parameter: value})
+
+
+@pytest.mark.parametrize("folder", ["/home/José M/models/mine", "~/models/mine", "org/name-7B.v1"])
+def test_a_model_may_be_a_folder_wherever_it_lies(folder: str) -> None:
+    assert problem_there("Job/model:/spec/env/[name=MODEL]/value", folder) == ""
