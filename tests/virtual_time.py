@@ -8,7 +8,6 @@ for. So what the client measures must be what the server did, to the microsecond
 from __future__ import annotations
 
 import asyncio
-import functools
 import selectors
 import socket
 import time
@@ -68,8 +67,8 @@ class Beside(ModelServer):
         told = SimpleNamespace(**{**vars(time), "perf_counter": lambda: Clock.now_s})
         for module in (load, streaming, streaming_server):
             patch.setattr(module, "time", told)
-        runner = functools.partial(asyncio.Runner, loop_factory=lambda: VirtualLoop(server))
-        patch.setattr(asyncio, "Runner", runner)
+        loops = SimpleNamespace(new_event_loop=lambda: VirtualLoop(server))
+        patch.setattr(load, "uvloop", loops)
 
     def health(self) -> bool:
         return True

@@ -194,7 +194,8 @@ class Kubelet:
             with contextlib.suppress(OSError, ValueError):
                 while data := target.recv(1 << 15):
                     frames.write(out, b"\x00" + data)
-                handler.reset()
+                # The client closes when it has read so far; a reset would overtake the data.
+                frames.write(out, b"", frames.CLOSE)
 
         thread = threading.Thread(target=back, daemon=True)
         thread.start()
