@@ -95,8 +95,8 @@ def test_a_watch_that_brings_no_event(emulator, cluster, said):
     """What a proxy says in between ends that stream, and not the watching."""
     work = started(cluster, job())
     emulator.fail("GET", "jobs.*watch=true", status=200, body=said, times=2)
-    thread = later(lambda: emulator.set_status("Job", "talk", ready=1))
-    work.wait_ready(timeout_s=10)
+    thread = later(emulator, lambda: emulator.set_status("Job", "talk", ready=1))
+    work.wait_ready(timeout_s=300)
     thread.join()
 
 
