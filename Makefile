@@ -29,7 +29,7 @@ help:
 	echo "make lab         open JupyterLab on its start page; Ctrl-C ends it"
 	echo "make test        run the tests (25 minutes)"
 	echo "make test-all    run the tests and those that take minutes each"
-	echo "make bench       measure the benchmark client, the trainer and log reading, each against another (20 minutes)"
+	echo "make bench       measure the benchmark client, the trainer and log reading, each against another (13 minutes)"
 	echo "make guidellm    install guidellm into .venv-guidellm; make bench then compares with it too (3 minutes)"
 	echo "make notebooks   run the notebooks and keep their outputs in notebooks/"
 	echo "make check       lint, format and types (1 minute)"
@@ -52,7 +52,7 @@ test-all:
 		-- -m pytest $(together)
 
 bench:
-	$(environment) --say "Measuring the client, the trainer and log reading: usually 20 minutes." \
+	$(environment) --say "Measuring the client, the trainer and log reading: usually 13 minutes." \
 		-- -m workshop_lib.commands.bench
 
 # guidellm and the workshop do not fit into one environment either.

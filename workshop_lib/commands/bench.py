@@ -1,7 +1,7 @@
 """`make bench`: performance, measured as ratios of medians.
 
 ```
-python -m workshop_lib.commands.bench                          everything (20 minutes)
+python -m workshop_lib.commands.bench                          everything (13 minutes)
 python -m workshop_lib.commands.bench --only apply --rounds 5
 python -m workshop_lib.commands.bench --strict                 fail when a bar is missed
 ```
