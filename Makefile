@@ -17,7 +17,7 @@ PYTHON ?= $(or $(found),$(error Python 3.11 is needed, and neither python3.11 no
 	apt-get install python3.11 python3.11-venv, or conda env create -f environment.yml, \
 	or make PYTHON=/path/to/python3.11))
 
-environment = $(PYTHON) workshop_lib/commands/environment.py
+environment = $(PYTHON) workshop_lib/tools/environment.py
 
 # Two processes for tests, one of them for those that start Ray or vLLM (tests/conftest.py).
 together = -n 2 --no-loadscope-reorder
@@ -41,7 +41,7 @@ help:
 
 run:
 	$(environment) --say "Running the four notebooks on this machine: usually 15 minutes." \
-		-- -m workshop_lib.commands.run
+		-- -m workshop_lib.tools.run
 
 test:
 	$(environment) --say "Running the tests: usually 20 to 30 minutes." \
@@ -53,19 +53,19 @@ test-all:
 
 bench:
 	$(environment) --say "Measuring the client, the trainer and log reading: usually 13 minutes." \
-		-- -m workshop_lib.commands.bench
+		-- -m workshop_lib.tools.bench
 
 # guidellm and the workshop do not fit into one environment either.
 guidellm:
-	$(environment) -- -m workshop_lib.commands.checks guidellm
+	$(environment) -- -m workshop_lib.tools.checks guidellm
 
 lab:
 	$(environment) --say "Opening JupyterLab on this machine only, ready in 5 seconds; Ctrl-C ends it." \
-		-- -m workshop_lib.commands.lab
+		-- -m workshop_lib.tools.lab
 
 notebooks:
 	$(environment) --say "Regenerating the notebooks' committed outputs: usually 20 minutes." \
-		-- -m workshop_lib.commands.notebooks
+		-- -m workshop_lib.tools.notebooks
 
 check:
 	$(environment) --say "Checking lint, format and types: usually under a minute." \
@@ -75,18 +75,18 @@ check:
 
 # checkov and the workshop do not fit into one environment: the tools have a second one.
 checks-environment:
-	$(environment) -- -m workshop_lib.commands.checks
+	$(environment) -- -m workshop_lib.tools.checks
 
 checks: checks-environment
 	$(environment) --say "Checking every rendered manifest: usually under a minute." \
 		-- -m pytest tests/checks
 
 lock:
-	$(PYTHON) workshop_lib/commands/lock.py
+	$(PYTHON) workshop_lib/tools/lock.py
 
 clean:
 	$(environment) --existing --say "Stopping what the workshop started: usually under 20 seconds." \
-		-- -m workshop_lib.local clean --all
+		-- -m workshop_lib.cluster.local clean --all
 	rm -rf build .workshop
 	echo "Removed build/ and .workshop/; kept .venv and the models in the cache (make distclean removes .venv)."
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from workshop_lib import manifests
+from workshop_lib.cluster import manifests
 
 TESTS = Path(__file__).parent
 HEAVY = (

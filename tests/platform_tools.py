@@ -1,6 +1,6 @@
 """Small stand-ins for what fills the platform's templates, and what their schemas ask for.
 
-`instantiated` knows the part of CEL that `workshop_lib.platform.kro` writes, and `nunjucks` that of
+`instantiated` knows the part of CEL that `production.platform.kro` writes, and `nunjucks` that of
 nunjucks that the Backstage template has; anything else is an error, so that a template which needs
 more than these cannot pass unseen. Neither is kro or Backstage.
 """

@@ -18,8 +18,8 @@ import pytest
 import streaming_server
 from streaming_server import MODEL, StreamingServer
 
-from workshop_lib.benchmark import load, streaming
 from workshop_lib.serving import ModelServer
+from workshop_lib.serving.benchmark import load, streaming
 from workshop_lib.serving.metrics import ServerMetrics, parse_metrics
 
 

@@ -6,8 +6,8 @@ import subprocess
 import pytest
 import yaml
 
-from workshop_lib import manifests
-from workshop_lib.commands import checks
+from workshop_lib.cluster import manifests
+from workshop_lib.tools import checks
 
 ROOT = manifests.manifests_dir()
 DOCKERFILES = sorted((ROOT / "images").glob("*/Dockerfile"))

@@ -11,9 +11,9 @@ import pytest
 import yaml
 from manifest_checks import pod_templates
 
-from workshop_lib import manifests
-from workshop_lib.commands import checks
-from workshop_lib.kubernetes.applying import prepared
+from workshop_lib.cluster import manifests
+from workshop_lib.cluster.kubernetes.applying import prepared
+from workshop_lib.tools import checks
 
 VERSION = "1.36"
 ROOT = manifests.manifests_dir()

@@ -7,8 +7,8 @@ import subprocess
 
 import pytest
 
-from workshop_lib import manifests
-from workshop_lib.commands import checks
+from workshop_lib.cluster import manifests
+from workshop_lib.tools import checks
 
 FOLDER = manifests.manifests_dir() / "terraform"
 PARSE = """

@@ -4,7 +4,7 @@ import json
 import re
 from datetime import UTC, datetime, timedelta
 
-from workshop_lib.diagnosis import diagnose
+from workshop_lib.production.diagnosis import diagnose
 
 NOW = datetime(2026, 11, 21, 12, 0, 0, tzinfo=UTC)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from snapshots import check
 
-from workshop_lib.diagnosis import diagnose, load_snapshot
+from workshop_lib.production.diagnosis import diagnose, load_snapshot
 
 FOLDER = Path(__file__).parents[1] / "data" / "kubernetes" / "cluster"
 

@@ -25,7 +25,7 @@ from snapshots import (
     status,
 )
 
-from workshop_lib.diagnosis import diagnose
+from workshop_lib.production.diagnosis import diagnose
 
 QUOTA = ('Error creating: pods "vllm-5d-x" is forbidden: exceeded quota: workshop, requested: '
          "requests.nvidia.com/gpu=1, used: requests.nvidia.com/gpu=4, limited: requests.nvidia.com/"

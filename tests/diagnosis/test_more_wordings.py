@@ -19,7 +19,7 @@ from snapshots import (
     waiting,
 )
 
-from workshop_lib.diagnosis import diagnose
+from workshop_lib.production.diagnosis import diagnose
 
 IMAGE = "reg.corp:5000/vllm:1"
 HEAD = (f'failed to pull and unpack image "{IMAGE}": failed to resolve reference "{IMAGE}": failed '

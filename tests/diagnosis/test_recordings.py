@@ -12,11 +12,11 @@ import time
 import pytest
 from snapshots import check, pod, snapshot
 
-import workshop_lib.diagnosis
+import workshop_lib.production.diagnosis
 from workshop_lib.data import data_dir
-from workshop_lib.diagnosis import diagnose, load_snapshot, save_snapshot
-from workshop_lib.diagnosis.__main__ import main
 from workshop_lib.errors import WorkshopError
+from workshop_lib.production.diagnosis import diagnose, load_snapshot, save_snapshot
+from workshop_lib.production.diagnosis.__main__ import main
 
 RECORDED = data_dir() / "recorded/kubernetes"
 
@@ -100,7 +100,8 @@ def test_five_hundred_broken_pods_take_less_than_a_second():
 
 def test_the_command_line(capsys):
     done = subprocess.run(
-        [sys.executable, "-m", "workshop_lib.diagnosis", RECORDED / "oom-killed.json", "--json"],
+        [sys.executable, "-m", "workshop_lib.production.diagnosis",
+         RECORDED / "oom-killed.json", "--json"],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     answer = json.loads(done.stdout)
@@ -141,10 +142,10 @@ def test_a_diagnosis_shows_itself():
 
 
 @pytest.mark.parametrize(
-    "name", [m.name for m in pkgutil.iter_modules(workshop_lib.diagnosis.__path__)]
+    "name", [m.name for m in pkgutil.iter_modules(workshop_lib.production.diagnosis.__path__)]
 )
 def test_examples(name):
-    module = importlib.import_module(f"workshop_lib.diagnosis.{name}")
+    module = importlib.import_module(f"workshop_lib.production.diagnosis.{name}")
     assert doctest.testmod(module).failed == 0
 
 

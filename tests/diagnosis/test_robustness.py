@@ -11,9 +11,9 @@ import time
 import pytest
 from snapshots import asks, container, crash_loop, event, job, node, pending, pod, service, snapshot
 
-from workshop_lib.commands.piped import SIGPIPE_STATUS
-from workshop_lib.diagnosis import diagnose
 from workshop_lib.errors import WorkshopError
+from workshop_lib.production.diagnosis import diagnose
+from workshop_lib.tools.piped import SIGPIPE_STATUS
 
 ODD = [None, [], {}, "x", 5, -1, True, [None], [1], {"a": None}, "", float("inf"), [[]], "9" * 400,
        {"name": 5}, float("nan")]  # fmt: skip
@@ -101,9 +101,10 @@ def test_a_large_snapshot_takes_no_time():
 
 
 @pytest.mark.parametrize("arguments", [
-    ["workshop_lib.diagnosis", "SNAPSHOT", "--json"], ["workshop_lib.diagnosis", "--help"],
-    ["workshop_lib.memory", "--help"], ["workshop_lib.metrics", "--help"],
-    ["workshop_lib.recipe", "--help"], ["workshop_lib.cost"],
+    ["workshop_lib.production.diagnosis", "SNAPSHOT", "--json"],
+    ["workshop_lib.production.diagnosis", "--help"],
+    ["workshop_lib.serving.memory", "--help"], ["workshop_lib.training.runs", "--help"],
+    ["workshop_lib.training.recipe", "--help"], ["workshop_lib.production.cost"],
 ], ids=" ".join)  # fmt: skip
 def test_output_that_nobody_reads_ends_the_command_in_silence(tmp_path, arguments):
     file = tmp_path / "snapshot.json"

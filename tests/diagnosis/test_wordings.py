@@ -19,8 +19,8 @@ from snapshots import (
     waiting,
 )
 
-from workshop_lib.diagnosis.policies import Peer, blocking
-from workshop_lib.diagnosis.view import View
+from workshop_lib.production.diagnosis.policies import Peer, blocking
+from workshop_lib.production.diagnosis.view import View
 
 NCCL = "train-0:88:120 [0] "
 CORE = "(EngineCore_DP0 pid=272) ERROR 11-21 03:57:40 [core.py:866] "

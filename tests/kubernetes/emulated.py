@@ -6,7 +6,7 @@ import pytest
 import yaml
 from emulator import Emulator
 
-from workshop_lib.kubernetes import KubernetesCluster, api, deleting
+from workshop_lib.cluster.kubernetes import KubernetesCluster, api, deleting
 
 
 def kubeconfig(server, token="good-token", **context):

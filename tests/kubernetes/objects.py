@@ -1,6 +1,6 @@
 """Small objects for tests."""
 
-from workshop_lib.manifests import Object
+from workshop_lib.cluster.manifests import Object
 
 
 def config_map(name="settings", **data):

@@ -11,8 +11,8 @@ import threading
 import time
 import uuid
 
-from workshop_lib.kubernetes import KubernetesCluster
-from workshop_lib.kubernetes.resources import resource_of_kind
+from workshop_lib.cluster.kubernetes import KubernetesCluster
+from workshop_lib.cluster.kubernetes.resources import resource_of_kind
 
 KUBECONFIG = os.environ.get("WORKSHOP_TEST_KUBECONFIG", "")
 IMAGE = os.environ.get("WORKSHOP_TEST_IMAGE", "python:3.12-slim")

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from objects import claim, config_map, deployment, job, objects, ray_cluster, secret, service
 
-from workshop_lib import manifests
+from workshop_lib.cluster import manifests
+from workshop_lib.cluster.kubernetes.resources import COMPONENT
 from workshop_lib.errors import (
     ClusterError,
     ConflictError,
@@ -19,7 +20,6 @@ from workshop_lib.errors import (
     OperatorError,
     WorkshopError,
 )
-from workshop_lib.kubernetes.resources import COMPONENT
 
 DATA = Path(__file__).parents[1] / "data" / "kubernetes" / "http"
 
@@ -289,7 +289,7 @@ def test_trouble_that_stays_is_told(emulator, cluster):
 
 
 def test_the_server_says_how_long_to_wait(emulator, cluster, monkeypatch):
-    from workshop_lib.kubernetes import api
+    from workshop_lib.cluster.kubernetes import api
 
     slept = []
     monkeypatch.setattr(api.time, "sleep", lambda s: slept.append(s) if s else None)

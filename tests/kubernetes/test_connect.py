@@ -13,9 +13,9 @@ import yaml
 from emulated import kubeconfig
 
 from workshop_lib import connect
+from workshop_lib.cluster.kubernetes import KubernetesCluster, credentials
+from workshop_lib.cluster.kubernetes import config as config_module
 from workshop_lib.errors import ConnectError
-from workshop_lib.kubernetes import KubernetesCluster, credentials
-from workshop_lib.kubernetes import config as config_module
 
 
 def refused(*args, **options):

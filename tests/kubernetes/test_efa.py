@@ -6,10 +6,10 @@ import pytest
 import yaml
 from manifest_checks import pod_specs
 
-from workshop_lib import manifests
+from workshop_lib.cluster import manifests
+from workshop_lib.cluster.local.machine import parse_quantity
 from workshop_lib.data import data_path
 from workshop_lib.errors import ManifestError
-from workshop_lib.local.machine import parse_quantity
 
 COMPONENTS = ("ray-cluster", "grpo")
 CATALOGUE = yaml.safe_load(data_path("instances.yaml").read_text())

@@ -11,7 +11,7 @@ import re
 import pytest
 from manifest_checks import pod_specs
 
-from workshop_lib import manifests
+from workshop_lib.cluster import manifests
 
 LONGEST = {"RayCluster": 53, "RayService": 47, "RayJob": 47}  # constant.go
 DNS_1035 = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")

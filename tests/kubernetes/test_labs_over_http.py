@@ -16,9 +16,9 @@ import urllib.request
 import pytest
 from emulator.store import now
 
-from workshop_lib import labs
-from workshop_lib.cleaning import check_clean
-from workshop_lib.manifests import manifests_dir
+from workshop_lib.cluster.cleaning import check_clean
+from workshop_lib.cluster.manifests import manifests_dir
+from workshop_lib.production import labs
 
 SERVER = manifests_dir() / "base/lab-server/app/server.py"
 UNSCHEDULABLE = "0/1 nodes are available: 1 Insufficient nvidia.com/gpu."

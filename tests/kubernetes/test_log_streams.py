@@ -12,11 +12,11 @@ import urllib3
 from local_helpers import until
 from objects import deployment, job, objects
 
+from workshop_lib.cluster.kubernetes.api import Lost
+from workshop_lib.cluster.kubernetes.container_log import LogGapWarning
+from workshop_lib.cluster.kubernetes.resuming import Position
+from workshop_lib.cluster.kubernetes.streams import blocks
 from workshop_lib.errors import ConnectError, NotFoundError
-from workshop_lib.kubernetes.api import Lost
-from workshop_lib.kubernetes.container_log import LogGapWarning
-from workshop_lib.kubernetes.resuming import Position
-from workshop_lib.kubernetes.streams import blocks
 
 
 @pytest.fixture

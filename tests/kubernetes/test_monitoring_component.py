@@ -2,9 +2,9 @@
 
 import pytest
 
+from workshop_lib.cluster.local.cluster import LocalCluster
 from workshop_lib.errors import ManifestError, OperatorError
-from workshop_lib.local.cluster import LocalCluster
-from workshop_lib.monitoring.ray_dashboards import dashboard_object
+from workshop_lib.production.monitoring.ray_dashboards import dashboard_object
 
 
 @pytest.fixture

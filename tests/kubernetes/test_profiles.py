@@ -7,9 +7,9 @@ import yaml
 from emulator import schema
 from manifest_checks import crd_problems, head_with_autoscaler, needs_crds, pod_specs
 
-from workshop_lib import manifests
+from workshop_lib.cluster import manifests
+from workshop_lib.cluster.places import problem_there
 from workshop_lib.errors import ManifestError
-from workshop_lib.places import problem_there
 
 ROOT = manifests.manifests_dir()
 COMPONENTS = sorted(

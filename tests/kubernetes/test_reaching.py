@@ -14,8 +14,8 @@ import websocket
 from local_helpers import until
 from objects import deployment, job, objects, service
 
+from workshop_lib.cluster.kubernetes import carrying, sockets
 from workshop_lib.errors import ClusterError, ConnectError, ForbiddenError, NotFoundError
-from workshop_lib.kubernetes import carrying, sockets
 
 RECORDED = json.loads(
     (Path(__file__).parents[1] / "data" / "kubernetes" / "http" / "exec.json").read_text()

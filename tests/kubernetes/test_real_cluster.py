@@ -7,12 +7,12 @@ import pytest
 from objects import config_map, job, objects
 from real_cluster import IMAGE, KUBECONFIG, REASON, real_namespace
 
-from workshop_lib import manifests
+from workshop_lib.cluster import manifests
+from workshop_lib.cluster.kubernetes.applying import prepared
+from workshop_lib.cluster.kubernetes.resources import resource_of, resource_of_kind
+from workshop_lib.cluster.kubernetes.streams import StoppableStream
+from workshop_lib.cluster.kubernetes.watch import Expired, Mirror
 from workshop_lib.errors import WaitTimeoutError
-from workshop_lib.kubernetes.applying import prepared
-from workshop_lib.kubernetes.resources import resource_of, resource_of_kind
-from workshop_lib.kubernetes.streams import StoppableStream
-from workshop_lib.kubernetes.watch import Expired, Mirror
 
 pytestmark = pytest.mark.skipif(not KUBECONFIG, reason=REASON)
 

@@ -9,18 +9,18 @@ from emulated import kubeconfig
 from emulator import Fault
 from objects import deployment, objects
 
-from workshop_lib import manifests
-from workshop_lib.checks import Check, CheckList
-from workshop_lib.cleaning import check_clean
+from workshop_lib.checklist import Check, CheckList
+from workshop_lib.cluster import manifests
+from workshop_lib.cluster.cleaning import check_clean
+from workshop_lib.cluster.kubernetes import KubernetesCluster
+from workshop_lib.cluster.local.cluster import LocalCluster
 from workshop_lib.data import data_path
 from workshop_lib.errors import ConflictError, NotFoundError, WorkshopError
-from workshop_lib.kubernetes import KubernetesCluster
-from workshop_lib.local.cluster import LocalCluster
-from workshop_lib.room import Learner, Room, share_checks
-from workshop_lib.room.__main__ import main
-from workshop_lib.room.board import read_board
-from workshop_lib.room.kubeconfigs import write_kubeconfigs
-from workshop_lib.room.room import in_namespace
+from workshop_lib.production.room import Learner, Room, share_checks
+from workshop_lib.production.room.__main__ import main
+from workshop_lib.production.room.board import read_board
+from workshop_lib.production.room.kubeconfigs import write_kubeconfigs
+from workshop_lib.production.room.room import in_namespace
 
 LEARNERS = [Learner("ada", gpus=1), Learner("grace")]
 

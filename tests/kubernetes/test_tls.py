@@ -16,10 +16,10 @@ from emulator import Emulator
 from local_helpers import until
 from objects import config_map, job, objects
 
+from workshop_lib.cluster.kubernetes import KubernetesCluster
+from workshop_lib.cluster.kubernetes.api import Lost
+from workshop_lib.cluster.kubernetes.streams import StoppableStream, chunks
 from workshop_lib.errors import ConnectError
-from workshop_lib.kubernetes import KubernetesCluster
-from workshop_lib.kubernetes.api import Lost
-from workshop_lib.kubernetes.streams import StoppableStream, chunks
 
 
 def authority():

@@ -10,8 +10,8 @@ import uuid
 import pytest
 from local_helpers import assert_nothing_left, job, listening, until
 
-from workshop_lib.local.changes import component_of
-from workshop_lib.local.cluster import LocalCluster
+from workshop_lib.cluster.local.changes import component_of
+from workshop_lib.cluster.local.cluster import LocalCluster
 
 NEIGHBOUR = "neighbour"
 

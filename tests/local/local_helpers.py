@@ -6,9 +6,9 @@ import os
 import time
 from pathlib import Path
 
-from workshop_lib.local import processes
-from workshop_lib.local.paths import read_json
-from workshop_lib.manifests import Object, render_folder
+from workshop_lib.cluster.local import processes
+from workshop_lib.cluster.local.paths import read_json
+from workshop_lib.cluster.manifests import Object, render_folder
 
 MANIFESTS = Path(__file__).parent / "manifests"
 CHECKOUT = Path(__file__).resolve().parents[2]

@@ -4,8 +4,14 @@ import httpx
 import pytest
 from local_helpers import assert_nothing_left, container_status, until
 
-from workshop_lib.autoscaling import check_gone, kill_replica, run_load, run_recovery, serve_app
 from workshop_lib.errors import ClusterError
+from workshop_lib.production.autoscaling import (
+    check_gone,
+    kill_replica,
+    run_load,
+    run_recovery,
+    serve_app,
+)
 
 READY_S = 600
 SETTLE_S = 300

@@ -19,7 +19,7 @@ from local_helpers import (
     until,
 )
 
-from workshop_lib.local import processes
+from workshop_lib.cluster.local import processes
 
 
 def sleeper(script, **spec):

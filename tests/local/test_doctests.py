@@ -6,11 +6,12 @@ import pkgutil
 
 import pytest
 
-import workshop_lib.local
+import workshop_lib.cluster.local
 
 NAMES = [
-    "workshop_lib.cluster", "workshop_lib.manifests", "workshop_lib.workload",
-    *(f"workshop_lib.local.{m.name}" for m in pkgutil.iter_modules(workshop_lib.local.__path__)
+    "workshop_lib.cluster.base", "workshop_lib.cluster.manifests", "workshop_lib.cluster.workload",
+    *(f"workshop_lib.cluster.local.{m.name}"
+    for m in pkgutil.iter_modules(workshop_lib.cluster.local.__path__)
       if m.name not in ("__main__", "launch", "shim")),
 ]  # fmt: skip
 

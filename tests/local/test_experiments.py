@@ -15,11 +15,11 @@ import pytest
 from grpo_helpers import ARITHMETIC, SMALL, make_tiny_model
 from local_helpers import until
 
-from workshop_lib.local.processes import command_line, descendants, is_running
-from workshop_lib.models import prepare
-from workshop_lib.recipe import read_recipe
+from workshop_lib.cluster.local.processes import command_line, descendants, is_running
+from workshop_lib.serving.models import prepare
 from workshop_lib.training.experiment_process import Job, follow
 from workshop_lib.training.experiments import compare_settings
+from workshop_lib.training.recipe import read_recipe
 from workshop_lib.training.run_folder import TrainingError
 
 RATE = "policy.optimizer.kwargs.lr"

@@ -11,10 +11,15 @@ from pathlib import Path
 import pytest
 from grpo_helpers import ARITHMETIC, SMALL, make_tiny_model
 
-from workshop_lib.commands.measures.frame import measure
-from workshop_lib.commands.measures.grpo_step import GrpoStep
 from workshop_lib.data import data_path
-from workshop_lib.metrics import (
+from workshop_lib.serving.models import prepare
+from workshop_lib.tools.measures.frame import measure
+from workshop_lib.tools.measures.grpo_step import GrpoStep
+from workshop_lib.training import math_verify_reward
+from workshop_lib.training.engine import latest_checkpoint, plan_training, train
+from workshop_lib.training.evaluate import evaluate_folder
+from workshop_lib.training.recipe import read_recipe
+from workshop_lib.training.runs import (
     judge,
     marked_line,
     read_completions,
@@ -24,11 +29,6 @@ from workshop_lib.metrics import (
     steps_to_reward,
     with_judge,
 )
-from workshop_lib.models import prepare
-from workshop_lib.recipe import read_recipe
-from workshop_lib.training import math_verify_reward
-from workshop_lib.training.engine import latest_checkpoint, plan_training, train
-from workshop_lib.training.evaluate import evaluate_folder
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,9 @@ from collections.abc import Callable
 import pytest
 from local_helpers import listening, shims, until
 
+from workshop_lib.cluster.local import processes
+from workshop_lib.cluster.local.cluster import LocalCluster
 from workshop_lib.errors import ClusterError
-from workshop_lib.local import processes
-from workshop_lib.local.cluster import LocalCluster
 from workshop_lib.serving import ModelServer
 from workshop_lib.training.component import training_recipe
 from workshop_lib.training.engine import model_folder

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 from grpo_helpers import ARITHMETIC, SMALL, make_tiny_model
 
-from workshop_lib.metrics import read_completions, read_metrics
-from workshop_lib.models import prepare
-from workshop_lib.models.files import problem_of
-from workshop_lib.recipe import read_recipe
+from workshop_lib.serving.models import prepare
+from workshop_lib.serving.models.files import problem_of
 from workshop_lib.training.advantages import nemo_rl_advantages, trl_advantages
 from workshop_lib.training.engine import TrainingError, build_trainer, plan_training, train
+from workshop_lib.training.recipe import read_recipe
+from workshop_lib.training.runs import read_completions, read_metrics
 
 LORA_CFG = "policy.dtensor_cfg.lora_cfg"
 LORA = {"policy.dtensor_cfg._v2": True, f"{LORA_CFG}.enabled": True, f"{LORA_CFG}.dim": 4}

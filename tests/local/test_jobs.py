@@ -22,9 +22,9 @@ from local_helpers import (
     until,
 )
 
+from workshop_lib.cluster.local import processes
+from workshop_lib.cluster.local.jobs import JobController
 from workshop_lib.errors import ClusterError, WaitTimeoutError
-from workshop_lib.local import processes
-from workshop_lib.local.jobs import JobController
 
 RECORDED = Path(__file__).parents[1] / "data/kubernetes"
 
@@ -327,7 +327,7 @@ def test_gpus_that_are_not_there_leave_a_pod_pending(cluster):
 
 
 def test_memory_of_pods_that_run_is_counted(cluster):
-    from workshop_lib.local.machine import capacity
+    from workshop_lib.cluster.local.machine import capacity
 
     half = {"requests": {"memory": str(int(capacity()["memory"] * 0.6))}}
     items = job("until [ -e $TMPDIR/go ]; do sleep 0.05; done", completions=2, parallelism=2)

@@ -5,9 +5,9 @@ import subprocess
 import pytest
 from local_helpers import server, until
 
-from workshop_lib import labs
-from workshop_lib.cleaning import check_clean
+from workshop_lib.cluster.cleaning import check_clean
 from workshop_lib.errors import ClusterError
+from workshop_lib.production import labs
 
 REPAIRS = {
     "wrong-port": {"target_port": 8000},

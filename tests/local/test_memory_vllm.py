@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from workshop_lib.memory import GIB, ModelShape, kv_cache_capacity
-from workshop_lib.simulators import PagedCache
+from workshop_lib.serving.memory import GIB, ModelShape, kv_cache_capacity
+from workshop_lib.serving.simulators import PagedCache
 
 WINDOWS = {
     "full": [0] * 32,

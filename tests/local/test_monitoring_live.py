@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from local_helpers import until
 
-from workshop_lib.monitoring import (
+from workshop_lib.production.monitoring import (
     SOURCES,
     ray_dashboards,
     serving_history,

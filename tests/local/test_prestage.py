@@ -12,7 +12,7 @@ import pytest
 from local_helpers import body, texts, until
 from object_store import BUCKET, ROLE, agent, object_store, served_files, serving
 
-from workshop_lib import manifests
+from workshop_lib.cluster import manifests
 from workshop_lib.errors import ClusterError
 
 pytest.importorskip("moto", reason="moto is not installed; make installs it")
@@ -200,7 +200,7 @@ def test_a_model_that_the_component_model_made_needs_no_download(cluster, store,
     folder.mkdir()
     (folder / "config.json").write_text("{}")
     (folder / "w.safetensors").write_bytes(WEIGHTS)
-    from workshop_lib.models.files import write_manifest
+    from workshop_lib.serving.models.files import write_manifest
 
     write_manifest(folder, {"model": "x", "source": "a test"})
     staged(cluster, store, source=str(folder))

@@ -5,8 +5,8 @@ import asyncio
 import pytest
 from local_helpers import container_status, job, objects, pod_spec, texts, until
 
+from workshop_lib.cluster.local import probes
 from workshop_lib.errors import WaitTimeoutError
-from workshop_lib.local import probes
 
 QUICK = {"periodSeconds": 1, "failureThreshold": 1, "timeoutSeconds": 60}
 

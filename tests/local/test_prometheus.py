@@ -8,9 +8,9 @@ import time
 import pytest
 from local_helpers import CHECKOUT, assert_nothing_left, objects, until
 
+from workshop_lib.cluster.local import processes
 from workshop_lib.errors import NotFoundError, ServerError, WorkshopError
-from workshop_lib.local import processes
-from workshop_lib.monitoring import (
+from workshop_lib.production.monitoring import (
     PrometheusClient,
     serving_history,
     start_prometheus,
@@ -76,8 +76,8 @@ def test_prometheus_reads_what_the_monitors_say(served):
 
 KERNEL = """
 import sys, time
-from workshop_lib.local.cluster import LocalCluster
-from workshop_lib.monitoring import start_prometheus
+from workshop_lib.cluster.local.cluster import LocalCluster
+from workshop_lib.production.monitoring import start_prometheus
 prometheus = start_prometheus(LocalCluster(state=sys.argv[1]))
 print(prometheus._process.pid, flush=True)
 time.sleep(600)

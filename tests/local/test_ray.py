@@ -20,15 +20,15 @@ from pathlib import Path
 import pytest
 from local_helpers import CHECKOUT, assert_nothing_left, listening, shims, until
 
-from workshop_lib.checks import check_ray_cluster, expected_gpus
-from workshop_lib.local import processes
-from workshop_lib.local.cluster import LocalCluster
-from workshop_lib.local.machine import is_port_free
-from workshop_lib.local.orphans import SHIM
-from workshop_lib.local.supervisor import PATIENCE
-from workshop_lib.memory import parse_engine_line, predict_budget
-from workshop_lib.ray_api import dashboard
+from workshop_lib.cluster.checks import check_ray_cluster, expected_gpus
+from workshop_lib.cluster.local import processes
+from workshop_lib.cluster.local.cluster import LocalCluster
+from workshop_lib.cluster.local.machine import is_port_free
+from workshop_lib.cluster.local.orphans import SHIM
+from workshop_lib.cluster.local.supervisor import PATIENCE
+from workshop_lib.cluster.ray import dashboard
 from workshop_lib.serving import ModelServer
+from workshop_lib.serving.memory import parse_engine_line, predict_budget
 
 OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 READY_S = 300
@@ -232,7 +232,7 @@ def status_of(workload, pod):
 
 EVERYTHING = """
 import sys, time
-from workshop_lib.local.cluster import LocalCluster
+from workshop_lib.cluster.local.cluster import LocalCluster
 cluster = LocalCluster(state=sys.argv[1])
 cluster.apply("model").wait_complete(timeout_s=600)
 for name in ("vllm", "ray-cluster", "raycluster", "ray-service"):
@@ -268,7 +268,7 @@ def test_everything_at_once_and_the_kernel_killed(foreign, cluster):
     ours = processes.descendants(cluster.supervisor.identity()[0])
     assert len(ours) > 50
     done = subprocess.run(
-        [sys.executable, "-m", "workshop_lib.local", "clean", "--state", state],
+        [sys.executable, "-m", "workshop_lib.cluster.local", "clean", "--state", state],
         env=environment, cwd=CHECKOUT, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")

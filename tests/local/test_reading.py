@@ -9,8 +9,8 @@ import time
 import pytest
 from local_helpers import container_status, job, objects, pod_spec, texts, until
 
+from workshop_lib.cluster.local import processes
 from workshop_lib.errors import ClusterError, NotFoundError, WaitTimeoutError
-from workshop_lib.local import processes
 
 WAIT = "until [ -e $TMPDIR/go ]; do sleep 0.02; done; rm $TMPDIR/go; "
 
@@ -177,7 +177,7 @@ def test_waiting_shows_the_last_line(cluster, monkeypatch):
 
 
 def test_last_line_is_read_now_and_then(cluster, monkeypatch):
-    from workshop_lib import workload
+    from workshop_lib.cluster import workload
 
     work = cluster.apply_objects("work", job("echo up; sleep 600")).wait_ready(timeout_s=300)
     reads = []

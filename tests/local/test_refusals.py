@@ -5,8 +5,8 @@ import copy
 import pytest
 from local_helpers import body, config_map, job, pod_spec, secret, server
 
+from workshop_lib.cluster.manifests import Object
 from workshop_lib.errors import ClusterError, ManifestError
-from workshop_lib.manifests import Object
 
 
 def setting(path, value):
@@ -247,7 +247,7 @@ def test_parallelism_of_a_job_that_exists_is_not_lowered(cluster):
 
 
 def test_ray_cluster_that_exists_changes_only_its_replicas():
-    from workshop_lib.local import changes
+    from workshop_lib.cluster.local import changes
 
     def cluster_of(replicas, memory):
         (item,) = ray(resources={"limits": {"memory": memory}})

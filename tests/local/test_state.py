@@ -24,11 +24,11 @@ from local_helpers import (
     until,
 )
 
+from workshop_lib.cluster.local import processes
+from workshop_lib.cluster.local.cluster import LocalCluster
+from workshop_lib.cluster.local.paths import StatePaths, locked, read_json
+from workshop_lib.cluster.local.supervisor import RESTART_PAUSE_S, Supervisor
 from workshop_lib.errors import ClusterError, NotFoundError
-from workshop_lib.local import processes
-from workshop_lib.local.cluster import LocalCluster
-from workshop_lib.local.paths import StatePaths, locked, read_json
-from workshop_lib.local.supervisor import RESTART_PAUSE_S, Supervisor
 
 LONG = "echo up; sleep 600"
 
@@ -51,7 +51,7 @@ def python(code, *arguments, wait=True, checkout=CHECKOUT, **options):
 def cli(*arguments, checkout=CHECKOUT):
     environment = {**os.environ, "PYTHONPATH": str(checkout)}
     return subprocess.run(
-        [sys.executable, "-m", "workshop_lib.local", *arguments],
+        [sys.executable, "-m", "workshop_lib.cluster.local", *arguments],
         env=environment, cwd=checkout, capture_output=True, text=True, check=False, timeout=300,
     )  # fmt: skip
 
@@ -83,7 +83,7 @@ def test_two_kernels_apply_at_once(cluster):
     code = """
         import sys
         from local_helpers import job
-        from workshop_lib.local.cluster import LocalCluster
+        from workshop_lib.cluster.local.cluster import LocalCluster
         name = sys.argv[2]
         cluster = LocalCluster(state=sys.argv[1])
         cluster.apply_objects(name, job("echo up; sleep 600", name=name)).wait_ready(timeout_s=300)
@@ -109,7 +109,7 @@ def test_looking_while_another_kernel_applies_and_deletes(cluster, tmp_path):
         import sys
         from pathlib import Path
         from local_helpers import job, until
-        from workshop_lib.local.cluster import LocalCluster
+        from workshop_lib.cluster.local.cluster import LocalCluster
         cluster = LocalCluster(state=sys.argv[1])
         for remove in (cluster.clean, lambda: cluster.delete("work")) * 2:
             work = cluster.apply_objects("work", job("echo up; sleep 600"))
@@ -136,7 +136,7 @@ def test_looking_while_another_kernel_applies_and_deletes(cluster, tmp_path):
 
 def test_state_that_another_kernel_holds_is_named(cluster, monkeypatch):
     cluster.apply_objects("work", job("true")).wait_complete(timeout_s=300)
-    monkeypatch.setattr("workshop_lib.local.cluster.LOCK_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("workshop_lib.cluster.local.cluster.LOCK_TIMEOUT_S", 0.2)
     with locked(cluster.paths.lock, timeout_s=1), pytest.raises(ClusterError) as error:
         cluster.delete("work")
     assert f"has been locked by process {os.getpid()} for 0.2 s" in str(error.value)
@@ -146,7 +146,7 @@ def test_lock_of_a_killed_kernel_is_free(cluster):
     code = """
         import os, signal, sys
         from pathlib import Path
-        from workshop_lib.local.paths import locked
+        from workshop_lib.cluster.local.paths import locked
         with locked(Path(sys.argv[1]), timeout_s=1):
             os.kill(os.getpid(), signal.SIGKILL)
     """
@@ -161,7 +161,7 @@ def test_clean_while_others_wait_for_the_lock(cluster):
     code = """
         import sys
         from local_helpers import job
-        from workshop_lib.local.cluster import LocalCluster
+        from workshop_lib.cluster.local.cluster import LocalCluster
         cluster = LocalCluster(state=sys.argv[1])
         print("go", flush=True)
         for _ in range(5):
@@ -179,7 +179,7 @@ def test_ctrl_c_in_the_kernel_does_not_reach_the_pods(cluster):
     code = """
         import sys
         from local_helpers import job
-        from workshop_lib.local.cluster import LocalCluster
+        from workshop_lib.cluster.local.cluster import LocalCluster
         cluster = LocalCluster(state=sys.argv[1])
         work = cluster.apply_objects("work", job("echo up; sleep 600")).wait_ready(timeout_s=300)
         print("ready", flush=True)
@@ -217,7 +217,7 @@ def test_two_checkouts_side_by_side(cluster, copy):
     code = """
         import sys
         from local_helpers import objects, server, texts
-        from workshop_lib.local.cluster import LocalCluster
+        from workshop_lib.cluster.local.cluster import LocalCluster
         cluster = LocalCluster(state=sys.argv[1])
         web = cluster.apply_objects("web", server()).wait_ready(timeout_s=300)
         print(cluster.components(), texts(web)[0].split()[0], cluster.paths.home)
@@ -379,7 +379,7 @@ def test_apply_after_an_interrupted_removal(cluster, command):
     log = cluster.paths.logs / "Job.work" / pod / "main" / "0.log"
     code = f"""
         import sys
-        from workshop_lib.local.cluster import LocalCluster
+        from workshop_lib.cluster.local.cluster import LocalCluster
         LocalCluster(state=sys.argv[1]).{command}
     """
     kernel = python(code, cluster.paths.state, wait=False)
@@ -470,7 +470,7 @@ def test_clean_goes_on_after_a_state_that_it_cannot_clean(copy):
 def test_reused_pid_is_not_the_supervisor(cluster):
     cluster.apply_objects("work", job("true")).wait_complete(timeout_s=300)
     cluster.supervisor.stop()
-    from workshop_lib.local.paths import write_json
+    from workshop_lib.cluster.local.paths import write_json
 
     bystander = subprocess.Popen(["sleep", "600"])
     write_json(cluster.paths.supervisor_pid, {"pid": bystander.pid, "ticks": 1})
@@ -499,7 +499,7 @@ def test_full_disk_is_one_line(cluster, monkeypatch):
     def full(path, data):
         raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr("workshop_lib.local.cluster.write_json", full)
+    monkeypatch.setattr("workshop_lib.cluster.local.cluster.write_json", full)
     with pytest.raises(ClusterError, match=r"settings.json: No space left on device"):
         cluster.apply_objects("work", job(LONG))
     monkeypatch.undo()
@@ -561,7 +561,7 @@ def test_states_differ_in_folder_and_network():
 
 def test_supervisor_that_does_not_start_says_why(new_cluster, monkeypatch):
     cluster = new_cluster()
-    monkeypatch.setattr("workshop_lib.local.supervisor.CONFIG", "[nonsense\n{runtime}")
+    monkeypatch.setattr("workshop_lib.cluster.local.supervisor.CONFIG", "[nonsense\n{runtime}")
     with pytest.raises(ClusterError, match="supervisord ended at once: "):
         cluster.apply_objects("work", job("true"))
     assert isinstance(cluster.supervisor, Supervisor)

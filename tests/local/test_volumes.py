@@ -15,8 +15,8 @@ from local_helpers import (
     until,
 )
 
+from workshop_lib.cluster.manifests import Object
 from workshop_lib.errors import NotFoundError
-from workshop_lib.manifests import Object
 
 SECRET = "s3cr3t-Pa55word"
 

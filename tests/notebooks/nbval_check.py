@@ -10,8 +10,8 @@ import nbformat
 import psutil
 import yaml
 
-from workshop_lib.commands.execute import parameters_of
-from workshop_lib.commands.kernels import CHECKOUT, kernel_environment
+from workshop_lib.tools.execute import parameters_of
+from workshop_lib.tools.kernels import CHECKOUT, kernel_environment
 from workshop_lib.results import read_records
 
 HERE = Path(__file__).parent

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from workshop_lib.commands.execute import find_notebooks
-from workshop_lib.commands.kernels import CHECKOUT
+from workshop_lib.tools.execute import find_notebooks
+from workshop_lib.tools.kernels import CHECKOUT
 from workshop_lib.errors import NotFoundError
-from workshop_lib.local import processes
-from workshop_lib.local.cluster import LocalCluster
+from workshop_lib.cluster.local import processes
+from workshop_lib.cluster.local.cluster import LocalCluster
 
 STATE = "run"
 NOTEBOOKS = [path.stem for path in find_notebooks(CHECKOUT / "notebooks")]
@@ -49,7 +49,7 @@ def git_status():
 
 def clean():
     subprocess.run(
-        [sys.executable, "-m", "workshop_lib.local", "clean", "--state", STATE],
+        [sys.executable, "-m", "workshop_lib.cluster.local", "clean", "--state", STATE],
         cwd=CHECKOUT, check=True, capture_output=True,
     )  # fmt: skip
 
@@ -62,7 +62,7 @@ def run_notebook(tmp_path):
     def start(name):
         with (tmp_path / "run.log").open("wb") as log:
             run = subprocess.Popen(
-                [sys.executable, "-m", "workshop_lib.commands.run", name],
+                [sys.executable, "-m", "workshop_lib.tools.run", name],
                 cwd=CHECKOUT, stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
         started.append(run)

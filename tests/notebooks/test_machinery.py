@@ -10,10 +10,10 @@ import nbformat
 import pytest
 from toy_notebooks import BUSY, FIGURE, alive, snapshot, start, wait_for, write
 
-from workshop_lib.commands import notebooks, run
-from workshop_lib.commands.execute import find_notebooks, parameters_of
-from workshop_lib.commands.kernels import kernel_environment
-from workshop_lib.commands.stopping import alone
+from workshop_lib.tools import notebooks, run
+from workshop_lib.tools.execute import find_notebooks, parameters_of
+from workshop_lib.tools.kernels import kernel_environment
+from workshop_lib.tools.stopping import alone
 from workshop_lib.errors import WorkshopError
 
 

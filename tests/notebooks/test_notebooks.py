@@ -8,10 +8,10 @@ import yaml
 from nbval.plugin import get_sanitize_patterns
 from nbval_check import HERE, check_notebook
 
-from workshop_lib.commands.execute import find_notebooks, read_notebook
-from workshop_lib.commands.kernels import CHECKOUT
-from workshop_lib.commands.notebooks import machine_paths, problems
-from workshop_lib.commands.stopping import stop_everything
+from workshop_lib.tools.execute import find_notebooks, read_notebook
+from workshop_lib.tools.kernels import CHECKOUT
+from workshop_lib.tools.notebooks import machine_paths, problems
+from workshop_lib.tools.stopping import stop_everything
 
 NOTEBOOKS = find_notebooks(CHECKOUT / "notebooks", solutions=True)
 

@@ -7,8 +7,8 @@ import nbformat
 import pytest
 from toy_notebooks import FIGURE, write
 
-from workshop_lib.commands import report, run
-from workshop_lib.commands.report_results import KEYS_SHOWN, KNOWN, Known, key_results, readable
+from workshop_lib.tools import report, run
+from workshop_lib.tools.report_results import KEYS_SHOWN, KNOWN, Known, key_results, readable
 from workshop_lib.errors import WorkshopError
 
 RECORD = "from workshop_lib.results import record\n"

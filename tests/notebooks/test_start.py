@@ -2,9 +2,9 @@
 
 import nbformat
 
-from workshop_lib.commands.execute import execute
-from workshop_lib.commands.kernels import CHECKOUT
-from workshop_lib.commands.lab import START_PAGE
+from workshop_lib.tools.execute import execute
+from workshop_lib.tools.kernels import CHECKOUT
+from workshop_lib.tools.lab import START_PAGE
 
 
 def test_the_start_page_says_whether_everything_is_there(tmp_path):

@@ -10,7 +10,7 @@ import nbformat
 import psutil
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from workshop_lib.commands.kernels import CHECKOUT
+from workshop_lib.tools.kernels import CHECKOUT
 
 METADATA = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
 PARAMETERS = 'PROFILE = "none"  # which cluster\nSECONDS = 0  # how long a cell takes'
@@ -48,7 +48,7 @@ def start(module, root, *arguments):
     """
     driver = (
         "import sys, time; from pathlib import Path\n"
-        f"from workshop_lib.commands import {module} as command\n"
+        f"from workshop_lib.tools import {module} as command\n"
         f"root = Path({str(root)!r})\n"
         "def stop(state):\n"
         "    (root / 'stopping.txt').touch()\n"

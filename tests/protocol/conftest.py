@@ -19,8 +19,8 @@ from local_helpers import assert_nothing_left, until
 from objects import deployment, service
 from real_cluster import IMAGE, KUBECONFIG, real_namespace
 
-from workshop_lib.local.cluster import LocalCluster
-from workshop_lib.manifests import Object
+from workshop_lib.cluster.local.cluster import LocalCluster
+from workshop_lib.cluster.manifests import Object
 
 # Repeats each line of a file as it comes; the line `exit N` ends it.
 OBEY = """

@@ -10,7 +10,7 @@ import pytest
 from local_helpers import until
 from objects import config_map, secret
 
-from workshop_lib.cluster import Cluster
+from workshop_lib.cluster.base import Cluster
 from workshop_lib.errors import (
     ClusterError,
     ManifestError,

@@ -21,12 +21,12 @@ import pytest
 import yaml
 from streaming_server import StreamingServer
 
-from workshop_lib.commands.execute import find_notebooks
-from workshop_lib.commands.kernels import CHECKOUT
-from workshop_lib.commands.lab import START_PAGE
-from workshop_lib.commands.stopping import stop_everything
 from workshop_lib.errors import WorkshopError
 from workshop_lib.results import read_records
+from workshop_lib.tools.execute import find_notebooks
+from workshop_lib.tools.kernels import CHECKOUT
+from workshop_lib.tools.lab import START_PAGE
+from workshop_lib.tools.stopping import stop_everything
 from workshop_lib.widgets import batching_explorer, memory_explorer, paging_explorer
 
 STATE = "test-ui"
@@ -98,7 +98,7 @@ class Lab:
         self.log = (folder / "lab.log").open("w+")
         self.process = subprocess.Popen(
             [
-                sys.executable, "-m", "workshop_lib.commands.lab",
+                sys.executable, "-m", "workshop_lib.tools.lab",
                 "--notebooks", str(folder / "notebooks"), "--no-browser", "--port=0",
             ],
             cwd=CHECKOUT,
@@ -317,7 +317,7 @@ chat = ChatBox(lambda: nullcontext({url!r}), max_tokens=90)
 chat
 """,
     """
-from workshop_lib.benchmark import start_sweep
+from workshop_lib.serving.benchmark import start_sweep
 from workshop_lib.widgets import watch
 run = start_sweep({url!r}, ["Hi"], levels=(1,), requests_per_level=90000, max_tokens=2)
 result = await watch(run)
@@ -396,7 +396,7 @@ def test_a_damaged_notebook_is_named(tmp_path):
     shutil.copytree(CHECKOUT / "notebooks", tmp_path / "notebooks")
     Path(tmp_path / "notebooks" / "01_ray_cluster.ipynb").write_text("{")
     done = subprocess.run(
-        [sys.executable, "-m", "workshop_lib.commands.lab",
+        [sys.executable, "-m", "workshop_lib.tools.lab",
          "--notebooks", str(tmp_path / "notebooks")],
         cwd=CHECKOUT, capture_output=True, text=True, timeout=120,
     )  # fmt: skip

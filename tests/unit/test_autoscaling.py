@@ -19,8 +19,24 @@ import pandas as pd
 import pytest
 import test_plots
 
-from workshop_lib import autoscaling
-from workshop_lib.autoscaling import (
+from workshop_lib.cluster.base import ExecResult, Observation
+from workshop_lib.cluster.workload import Workload
+from workshop_lib.errors import (
+    ClusterError,
+    ManifestError,
+    NotFoundError,
+    ServerError,
+    WaitTimeoutError,
+    WorkshopError,
+)
+from workshop_lib.plots import (
+    plot_autoscaler,
+    plot_recovery,
+    plot_scaling,
+    plot_startup_timeline,
+)
+from workshop_lib.production import autoscaling
+from workshop_lib.production.autoscaling import (
     AutoscalingSettings,
     Load,
     Phase,
@@ -42,25 +58,9 @@ from workshop_lib.autoscaling import (
     scaling_layers,
     startup_timeline,
 )
-from workshop_lib.autoscaling.probes import probe_budget_s
-from workshop_lib.autoscaling.serve_app import parse_autoscaler, parse_snapshot
-from workshop_lib.cluster import ExecResult, Observation
-from workshop_lib.errors import (
-    ClusterError,
-    ManifestError,
-    NotFoundError,
-    ServerError,
-    WaitTimeoutError,
-    WorkshopError,
-)
-from workshop_lib.memory import ModelShape
-from workshop_lib.plots import (
-    plot_autoscaler,
-    plot_recovery,
-    plot_scaling,
-    plot_startup_timeline,
-)
-from workshop_lib.workload import Workload
+from workshop_lib.production.autoscaling.probes import probe_budget_s
+from workshop_lib.production.autoscaling.serve_app import parse_autoscaler, parse_snapshot
+from workshop_lib.serving.memory import ModelShape
 
 SETTINGS = AutoscalingSettings(1, 4, 2.0, 2.0, 5.0, 3.0)
 
@@ -682,7 +682,7 @@ def test_settings_are_told_with_rays_own_defaults():
 
 def test_layers_fit_into_each_other():
     """What the manifests promise above, they allow below."""
-    from workshop_lib import manifests
+    from workshop_lib.cluster import manifests
 
     table = scaling_layers().set_index("scales")
     base = {
@@ -701,7 +701,7 @@ def test_layers_fit_into_each_other():
 
 def test_app_file_reaches_both_kinds_of_pods():
     """The ConfigMap's name carries a hash of the file, also where the RayService names it."""
-    from workshop_lib import manifests
+    from workshop_lib.cluster import manifests
 
     objects = manifests.render_folder(manifests.manifests_dir() / "base" / "autoscale")
     name = next(item.name for item in objects if item.kind == "ConfigMap")
@@ -742,7 +742,7 @@ def test_gone_means_gone_and_nothing_else():
 
 MODULES = [
     "plots.scaling",
-    *(f"autoscaling.{each.name}" for each in pkgutil.iter_modules(autoscaling.__path__)),
+    *(f"production.autoscaling.{each.name}" for each in pkgutil.iter_modules(autoscaling.__path__)),
 ]
 
 

@@ -19,12 +19,13 @@ from typing import Any
 import pytest
 from bench_servers import control_of
 
-from workshop_lib.commands import bench
-from workshop_lib.commands.measures import client
-from workshop_lib.commands.measures.client import Client, Peer, known_peers
-from workshop_lib.commands.measures.clients import Measured, vllm_client, workshop_client
-from workshop_lib.commands.measures.cpu_times import process_cpu_s, process_family
-from workshop_lib.commands.measures.frame import (
+from workshop_lib.errors import WorkshopError
+from workshop_lib.tools import bench
+from workshop_lib.tools.measures import client
+from workshop_lib.tools.measures.client import Client, Peer, known_peers
+from workshop_lib.tools.measures.clients import Measured, vllm_client, workshop_client
+from workshop_lib.tools.measures.cpu_times import process_cpu_s, process_family
+from workshop_lib.tools.measures.frame import (
     Bar,
     Comparison,
     Quantity,
@@ -35,16 +36,15 @@ from workshop_lib.commands.measures.frame import (
     measure,
     table,
 )
-from workshop_lib.commands.measures.mock_server import (
+from workshop_lib.tools.measures.mock_server import (
     Load,
     MockServer,
     Observation,
     Stream,
 )
-from workshop_lib.commands.measures.paced import Pace, check_load, stamp_errors
-from workshop_lib.commands.measures.sustained import highest, sustained_side
-from workshop_lib.commands.measures.workers import Worker, answer, two_cores
-from workshop_lib.errors import WorkshopError
+from workshop_lib.tools.measures.paced import Pace, check_load, stamp_errors
+from workshop_lib.tools.measures.sustained import highest, sustained_side
+from workshop_lib.tools.measures.workers import Worker, answer, two_cores
 
 HALF = Quantity("time", "time", "s", Bar("ratio", "at most", 0.5))
 

@@ -18,11 +18,13 @@ from urllib.parse import urlsplit
 import pytest
 from bench_servers import control_of
 
-from workshop_lib import manifests
-from workshop_lib.commands.measures.frame import measure
-from workshop_lib.commands.measures.log_clients import Read, write_kubeconfig
-from workshop_lib.commands.measures.log_lines import LogLines, check_read
-from workshop_lib.commands.measures.log_server import (
+from workshop_lib.cluster import manifests
+from workshop_lib.cluster.kubernetes import KubernetesCluster
+from workshop_lib.errors import WorkshopError
+from workshop_lib.tools.measures.frame import measure
+from workshop_lib.tools.measures.log_clients import Read, write_kubeconfig
+from workshop_lib.tools.measures.log_lines import LogLines, check_read
+from workshop_lib.tools.measures.log_server import (
     LINE_BYTES,
     NAMESPACE,
     POD,
@@ -30,9 +32,7 @@ from workshop_lib.commands.measures.log_server import (
     LogServer,
     Served,
 )
-from workshop_lib.commands.measures.workers import peak_memory_bytes, reset_peak_memory
-from workshop_lib.errors import WorkshopError
-from workshop_lib.kubernetes import KubernetesCluster
+from workshop_lib.tools.measures.workers import peak_memory_bytes, reset_peak_memory
 
 LOG = f"/api/v1/namespaces/{NAMESPACE}/pods/{POD}/log"
 LINES = 30_000  # three of the blocks that the server sends at once

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from workshop_lib.commands.measures.frame import measure
-from workshop_lib.commands.measures.grpo_step import GrpoStep, share_of_same
-from workshop_lib.commands.measures.trainers import Training, take_steps
 from workshop_lib.errors import WorkshopError
+from workshop_lib.tools.measures.frame import measure
+from workshop_lib.tools.measures.grpo_step import GrpoStep, share_of_same
+from workshop_lib.tools.measures.trainers import Training, take_steps
 
 ANSWERS = [[number, 1, 2] for number in range(20)]
 

@@ -15,14 +15,14 @@ import pytest
 from streaming_server import MODEL, Dying, StreamingServer
 from virtual_time import Beside
 
-from workshop_lib.benchmark import BenchmarkResult, RequestRecord, run_sweep, start_sweep
-from workshop_lib.benchmark.result import LevelRecord
-from workshop_lib.benchmark.streaming import StreamClient
-from workshop_lib.commands.measures.frame import measure
-from workshop_lib.commands.measures.live import LiveVllm
-from workshop_lib.commands.stopping import Interrupted
 from workshop_lib.errors import ServerError, WorkshopError
+from workshop_lib.serving.benchmark import BenchmarkResult, RequestRecord, run_sweep, start_sweep
+from workshop_lib.serving.benchmark.result import LevelRecord
+from workshop_lib.serving.benchmark.streaming import StreamClient
 from workshop_lib.serving.client import ModelServer
+from workshop_lib.tools.measures.frame import measure
+from workshop_lib.tools.measures.live import LiveVllm
+from workshop_lib.tools.stopping import Interrupted
 
 PROMPTS = ["What is a GPU?", "What is a token?", "What is a block?"]
 TTFT_MS, ITL_MS = 40.0, 10.0

@@ -16,11 +16,11 @@ import streaming_server
 from streaming_server import Dying, StreamingServer
 from virtual_time import Beside
 
-from workshop_lib.benchmark import BenchmarkResult, ramp, run_sweep, start_sweep
-from workshop_lib.benchmark.load import PAUSE_S
-from workshop_lib.benchmark.plan import poisson_arrivals
 from workshop_lib.errors import ServerError, WorkshopError
 from workshop_lib.plots import plot_latencies, plot_load_sweep
+from workshop_lib.serving.benchmark import BenchmarkResult, ramp, run_sweep, start_sweep
+from workshop_lib.serving.benchmark.load import PAUSE_S
+from workshop_lib.serving.benchmark.plan import poisson_arrivals
 
 PROMPTS = ["What is a GPU?", "What is a token?", "What is a block?"]
 
@@ -104,7 +104,7 @@ def test_a_stall_shows_in_an_open_loop_and_hides_in_a_closed_one() -> None:
 
 def test_latency_counts_from_when_the_request_was_due(monkeypatch: pytest.MonkeyPatch) -> None:
     """A client that is late says so, and does not make the server look faster."""
-    from workshop_lib.benchmark.streaming import StreamClient
+    from workshop_lib.serving.benchmark.streaming import StreamClient
 
     exchange = StreamClient._exchange
 

@@ -13,8 +13,8 @@ import nbformat
 import pytest
 from streaming_server import StreamingServer
 
-from workshop_lib.benchmark import start_sweep
 from workshop_lib.errors import WorkshopError
+from workshop_lib.serving.benchmark import start_sweep
 from workshop_lib.widgets import ChatBox, StopButton, chat_box, watch
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -159,7 +159,7 @@ def test_an_interrupt_of_an_awaiting_cell_keeps_what_has_finished(stub: Streamin
 
 CELL = """
 import threading, time
-from workshop_lib.benchmark import start_sweep
+from workshop_lib.serving.benchmark import start_sweep
 from workshop_lib.widgets import stop, watch
 
 made = []

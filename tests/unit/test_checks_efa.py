@@ -2,10 +2,10 @@
 
 import pytest
 
-from workshop_lib.checks import efa, efa_network
-from workshop_lib.cluster import ExecResult
+from workshop_lib.cluster.base import ExecResult
 from workshop_lib.data import data_path
 from workshop_lib.errors import ClusterError, EnvironmentError_, NotFoundError, WorkshopError
+from workshop_lib.production.checks import efa, efa_network
 
 # -- what commands print --------------------------------------------------------------------------
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from workshop_lib.commands import checks
+from workshop_lib.tools import checks
 
 
 @pytest.fixture

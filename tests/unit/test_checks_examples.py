@@ -6,10 +6,10 @@ import pkgutil
 
 import pytest
 
-import workshop_lib.checks
-import workshop_lib.cost
+import workshop_lib.production.checks
+import workshop_lib.production.cost
 
-PACKAGES = (workshop_lib.checks, workshop_lib.cost)
+PACKAGES = (workshop_lib.production.checks, workshop_lib.production.cost)
 NAMES = [
     f"{package.__name__}.{module.name}"
     for package in PACKAGES

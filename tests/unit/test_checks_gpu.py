@@ -2,10 +2,16 @@
 
 import pytest
 
-from workshop_lib.checks.gpu import FIELDS, check_gpus, gpu_table, query_command, read_gpus
-from workshop_lib.checks.xid import _catalogue, check_xids, read_xids, xid_table
 from workshop_lib.data import data_path
 from workshop_lib.errors import WorkshopError
+from workshop_lib.production.checks.gpu import (
+    FIELDS,
+    check_gpus,
+    gpu_table,
+    query_command,
+    read_gpus,
+)
+from workshop_lib.production.checks.xid import _catalogue, check_xids, read_xids, xid_table
 
 H200 = data_path("recorded/h200/nvidia-smi-health.csv").read_text()
 WELL = {

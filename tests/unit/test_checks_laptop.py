@@ -2,8 +2,8 @@
 
 import pytest
 
-from workshop_lib.checks import laptop
 from workshop_lib.errors import ManifestError
+from workshop_lib.production.checks import laptop
 
 MACHINE = laptop.describe_machine
 
@@ -63,4 +63,4 @@ def test_a_model_that_is_not_there_is_said(monkeypatch, tmp_path):
     monkeypatch.setenv("WORKSHOP_MODELS_DIR", str(tmp_path))
     check = outcome_of("the model")
     assert check.outcome == "cannot tell" and "not yet" in check.evidence
-    assert "workshop_lib.models prepare" in check.fix
+    assert "workshop_lib.serving.models prepare" in check.fix

@@ -6,9 +6,9 @@ import functools
 import pytest
 import yaml
 
-from workshop_lib import manifests
-from workshop_lib.checks.production import CHECKLIST, check_production, production_table
+from workshop_lib.cluster import manifests
 from workshop_lib.errors import ManifestError
+from workshop_lib.production.checks.production import CHECKLIST, check_production, production_table
 
 COMPONENTS = ("vllm", "ray-service", "grpo", "ray-cluster-efa", "storage")
 

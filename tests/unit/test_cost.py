@@ -9,23 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from workshop_lib import manifests
-from workshop_lib.cost import (
-    PLAN,
-    Phase,
-    announce,
-    budget,
-    catalogue,
-    catalogue_table,
-    component_cost,
-    cost_of,
-    instance,
-    service,
-)
-from workshop_lib.cost.__main__ import main
+from workshop_lib.cluster import manifests
+from workshop_lib.cluster.catalogue import catalogue, catalogue_table, instance, service
+from workshop_lib.cluster.local.machine import parse_quantity
+from workshop_lib.cluster.prices import announce, component_cost, cost_of
 from workshop_lib.errors import ManifestError, WorkshopError
-from workshop_lib.local.machine import parse_quantity
-from workshop_lib.memory.devices import DEVICES
+from workshop_lib.production.cost import PLAN, Phase, budget
+from workshop_lib.production.cost.__main__ import main
+from workshop_lib.serving.memory.devices import DEVICES
 
 # -- the catalogue --------------------------------------------------------------------------------
 

@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from workshop_lib.commands import environment, installer, lock, machine
+from workshop_lib.tools import environment, installer, lock, machine
 
 ROOT = Path(__file__).resolve().parents[2]
 GOOD = machine.Machine(
@@ -200,18 +200,18 @@ def test_help_has_a_line_for_each_target():
 @pytest.mark.parametrize(
     ("target", "command"),
     [
-        ("run", "-m workshop_lib.commands.run"),
-        ("notebooks", "-m workshop_lib.commands.notebooks"),
+        ("run", "-m workshop_lib.tools.run"),
+        ("notebooks", "-m workshop_lib.tools.notebooks"),
         ("test", '-m pytest -n 2 --no-loadscope-reorder -m "not slow"'),
         ("test-all", "-m pytest"),
-        ("bench", "-m workshop_lib.commands.bench"),
-        ("lab", "-m workshop_lib.commands.lab"),
-        ("clean", "-m workshop_lib.local clean --all"),
+        ("bench", "-m workshop_lib.tools.bench"),
+        ("lab", "-m workshop_lib.tools.lab"),
+        ("clean", "-m workshop_lib.cluster.local clean --all"),
     ],
 )
 def test_targets_run_their_commands_in_the_environment(target, command):
     shown = make(ROOT, "-n", target, "PYTHON=python3.11").stdout
-    assert shown.startswith("python3.11 workshop_lib/commands/environment.py")
+    assert shown.startswith("python3.11 workshop_lib/tools/environment.py")
     assert "--say" in shown
     assert f"-- {command}" in re.sub(r"\s*\\\n\s*", " ", shown)
 
@@ -258,11 +258,11 @@ class Checkout:
         self.root = root
         self.wheels = root.parent / "wheels"
         self.wheels.mkdir(parents=True)
-        commands = root / "workshop_lib" / "commands"
-        commands.mkdir(parents=True)
+        tools = root / "workshop_lib" / "tools"
+        tools.mkdir(parents=True)
         (root / "workshop_lib" / "__init__.py").touch()
         for name in ("environment.py", "installer.py", "machine.py"):
-            shutil.copy(ROOT / "workshop_lib" / "commands" / name, commands)
+            shutil.copy(ROOT / "workshop_lib" / "tools" / name, tools)
         shutil.copy(ROOT / "Makefile", root)
         self.environment = installer.Environment(root / ".venv", is_conda=False)
         self.variables = {
@@ -286,7 +286,7 @@ class Checkout:
         (self.root / "requirements.txt").write_text("".join(lines))
 
     def command(self, *arguments: str) -> list[str]:
-        return [sys.executable, "workshop_lib/commands/environment.py", *arguments]
+        return [sys.executable, "workshop_lib/tools/environment.py", *arguments]
 
     def run(self, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -352,8 +352,8 @@ def test_nothing_changed_is_nothing_done(installed):
         import runpy, sys
         did = []
         sys.addaudithook(lambda event, arguments: did.append((event, *map(str, arguments[:2]))))
-        sys.path.insert(0, "workshop_lib/commands")
-        sys.argv = ["workshop_lib/commands/environment.py"]
+        sys.path.insert(0, "workshop_lib/tools")
+        sys.argv = ["workshop_lib/tools/environment.py"]
         try:
             runpy.run_path(sys.argv[0], run_name="__main__")
         except SystemExit as end:

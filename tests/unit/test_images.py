@@ -6,7 +6,7 @@ from importlib.metadata import requires, version
 import pytest
 from manifest_checks import pod_specs
 
-from workshop_lib import manifests
+from workshop_lib.cluster import manifests
 
 ROOT = manifests.manifests_dir()
 IMAGES = ROOT / "images"

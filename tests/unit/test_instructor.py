@@ -4,13 +4,13 @@ import re
 
 import pytest
 
-from workshop_lib import manifests
-from workshop_lib.kubernetes.resources import operator_hint, resource_of_kind
-from workshop_lib.room.__main__ import _parser
+from workshop_lib.cluster import manifests
+from workshop_lib.cluster.kubernetes.resources import operator_hint, resource_of_kind
+from workshop_lib.production.room.__main__ import _parser
 
 ROOT = manifests.manifests_dir().parent
 TEXT = (ROOT / "notebooks/INSTRUCTOR.md").read_text()
-COMMANDS = re.findall(r"^python -m workshop_lib\.room (.*?)\s*(?:#.*)?$", TEXT, re.M)
+COMMANDS = re.findall(r"^python -m workshop_lib\.production\.room (.*?)\s*(?:#.*)?$", TEXT, re.M)
 APPLIED = re.findall(r'\.apply\("([\w-]+)"(?:, (.*?))?\)', TEXT)
 
 
@@ -58,7 +58,7 @@ def test_operators_are_installed_as_the_error_says(kind):
 
 
 def test_the_list_that_it_describes_is_read(tmp_path):
-    from workshop_lib.room import read_roster
+    from workshop_lib.production.room import read_roster
 
     file = tmp_path / "learners.csv"
     file.write_text("name,gpus,group\nada,1,team\n")

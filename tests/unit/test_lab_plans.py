@@ -6,9 +6,10 @@ import pkgutil
 
 import pytest
 
-from workshop_lib import labs, manifests
+from workshop_lib.cluster import manifests
 from workshop_lib.errors import ClusterError, ManifestError, NotFoundError, WorkshopError
-from workshop_lib.labs import checking, lab
+from workshop_lib.production import labs
+from workshop_lib.production.labs import checking, lab
 
 PROFILES = ("local", "eks", "kind")
 NAMES = [each.name for each in labs.PLANS]
@@ -70,7 +71,7 @@ def test_a_break_is_a_small_change_of_what_is_there(name, profile):
 def test_a_profile_cannot_name_what_there_is_not(tmp_path, monkeypatch):
     (tmp_path / "overlays" / "local").mkdir(parents=True)
     (tmp_path / "overlays/local/labs.yaml").write_text("too-much-kv: {kv_gb: 9}\n")
-    monkeypatch.setattr("workshop_lib.labs.definition.manifests_dir", lambda: tmp_path)
+    monkeypatch.setattr("workshop_lib.production.labs.definition.manifests_dir", lambda: tmp_path)
     with pytest.raises(ManifestError, match="lab too-much-kv: vllm has no parameter kv_gb"):
         labs.plan("too-much-kv").broken("local")
 
@@ -130,4 +131,6 @@ def test_what_is_not_there_is_not_repaired():
 
 @pytest.mark.parametrize("name", sorted(m.name for m in pkgutil.iter_modules(labs.__path__)))
 def test_examples(name):
-    assert doctest.testmod(importlib.import_module(f"workshop_lib.labs.{name}")).failed == 0
+    assert (
+        doctest.testmod(importlib.import_module(f"workshop_lib.production.labs.{name}")).failed == 0
+    )

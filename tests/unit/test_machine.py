@@ -4,8 +4,8 @@ import socket
 
 import pytest
 
+from workshop_lib.cluster.local import machine
 from workshop_lib.errors import ManifestError
-from workshop_lib.local import machine
 
 
 @pytest.mark.parametrize(

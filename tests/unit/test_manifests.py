@@ -3,10 +3,10 @@
 import pytest
 import yaml
 
-from workshop_lib import manifests
+from workshop_lib.cluster import manifests
+from workshop_lib.cluster.manifests import render_folder
+from workshop_lib.cluster.places import problem_there
 from workshop_lib.errors import ManifestError
-from workshop_lib.manifests import render_folder
-from workshop_lib.places import problem_there
 
 JOB = """
 apiVersion: batch/v1

@@ -15,7 +15,7 @@ import pytest
 
 from workshop_lib.data import data_path
 from workshop_lib.errors import ModelError, WorkshopError
-from workshop_lib.memory import (
+from workshop_lib.serving.memory import (
     CPU_BLOCK_SIZE,
     DEVICES,
     GIB,
@@ -33,8 +33,8 @@ from workshop_lib.memory import (
     parse_engine_line,
     parse_engine_log,
 )
-from workshop_lib.memory.__main__ import main
-from workshop_lib.memory.architectures import ARCHITECTURES
+from workshop_lib.serving.memory.__main__ import main
+from workshop_lib.serving.memory.architectures import ARCHITECTURES
 
 ROOT = Path(__file__).resolve().parents[2]
 LOG = (ROOT / "data/recorded/h200/vllm-0.25.1-tp1-util0.90.log").read_text()
@@ -475,7 +475,14 @@ def test_command_line_prints_json_with_an_integer(tmp_path: Path) -> None:
     config.write_text((ROOT / "data/models/mistral-7b-shape-h200.json").read_text())
     options = "--gpu h200 --tp 2 --gpu-memory-utilization 0.9 --max-model-len 4096 --json"
     done = subprocess.run(
-        [sys.executable, "-m", "workshop_lib.memory", "--config", str(config), *options.split()],
+        [
+            sys.executable,
+            "-m",
+            "workshop_lib.serving.memory",
+            "--config",
+            str(config),
+            *options.split(),
+        ],
         capture_output=True,
         text=True,
         check=True,
@@ -585,18 +592,18 @@ def test_a_step_has_as_many_requests_as_vllm_settles() -> None:
     "module",
     [
         "data",
-        "memory.shape",
-        "memory.devices",
-        "memory.kv_cache",
-        "memory.engine_log",
-        "memory.architectures",
-        "memory.quantization",
-        "memory.weights",
-        "memory.activations",
-        "memory.training",
-        "memory.adviser",
-        "memory.claims",
-        "memory.budget",
+        "serving.memory.shape",
+        "serving.memory.devices",
+        "serving.memory.kv_cache",
+        "serving.memory.engine_log",
+        "serving.memory.architectures",
+        "serving.memory.quantization",
+        "serving.memory.weights",
+        "serving.memory.activations",
+        "serving.memory.training",
+        "serving.memory.adviser",
+        "serving.memory.claims",
+        "serving.memory.budget",
         "serving.metrics",
     ],
 )
@@ -607,7 +614,7 @@ def test_examples_in_docstrings(module: str) -> None:
 
 def test_memory_needs_no_heavy_package() -> None:
     code = (
-        "import sys, workshop_lib.memory; "
+        "import sys, workshop_lib.serving.memory; "
         "print({'torch', 'vllm', 'pandas', 'matplotlib', 'transformers'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from workshop_lib.errors import ModelError, WorkshopError
-from workshop_lib.memory import (
+from workshop_lib.serving.memory import (
     GIB,
     ModelShape,
     advise,
@@ -25,8 +25,8 @@ from workshop_lib.memory import (
     suggest_changes,
     training_budget,
 )
-from workshop_lib.memory.__main__ import main
-from workshop_lib.memory.quantization import read_quantization
+from workshop_lib.serving.memory.__main__ import main
+from workshop_lib.serving.memory.quantization import read_quantization
 
 ROOT = Path(__file__).resolve().parents[2]
 

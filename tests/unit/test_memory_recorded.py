@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from workshop_lib.memory import GIB, Budget, ModelShape, activation_peaks, gpu_budget
-from workshop_lib.memory.cuda_graphs import counted_graphs_gib
-from workshop_lib.memory.weights import stage_layers
+from workshop_lib.serving.memory import GIB, Budget, ModelShape, activation_peaks, gpu_budget
+from workshop_lib.serving.memory.cuda_graphs import counted_graphs_gib
+from workshop_lib.serving.memory.weights import stage_layers
 
 ROOT = Path(__file__).resolve().parents[2]
 RECORDINGS = [

@@ -14,11 +14,11 @@ import pytest
 
 from workshop_lib.data import data_path
 from workshop_lib.errors import WorkshopError
-from workshop_lib.metrics import RUN_COLUMNS, Run, read_rollouts, read_run, right_share
-from workshop_lib.metrics.__main__ import main
-from workshop_lib.metrics.console import read_console
-from workshop_lib.metrics.event_file import read_scalars
 from workshop_lib.training import math_verify_reward
+from workshop_lib.training.runs import RUN_COLUMNS, Run, read_rollouts, read_run, right_share
+from workshop_lib.training.runs.__main__ import main
+from workshop_lib.training.runs.console import read_console
+from workshop_lib.training.runs.event_file import read_scalars
 
 NEMO = data_path("recorded/nemo-rl")
 TRL = data_path("recorded/trl")
@@ -150,7 +150,7 @@ def test_every_scalar_of_the_event_file_is_found() -> None:
 
 def record_bytes(tag: str, step: int, value: float, time: float) -> bytes:
     """An event as a writer in TensorBoard's newer style makes it: a tensor, not a scalar."""
-    from workshop_lib.metrics import event_file as module
+    from workshop_lib.training.runs import event_file as module
 
     event = module._event_class()(wall_time=time, step=step)
     event.summary.value.add(tag=tag).tensor.float_val.append(value)
@@ -160,7 +160,7 @@ def record_bytes(tag: str, step: int, value: float, time: float) -> bytes:
 
 
 def crc(data: bytes) -> bytes:
-    from workshop_lib.metrics.event_file import _crc_table
+    from workshop_lib.training.runs.event_file import _crc_table
 
     value = 0xFFFFFFFF
     for byte in data:
@@ -228,7 +228,7 @@ def test_a_folder_of_several_runs_is_none(tmp_path: Path) -> None:
 @pytest.mark.parametrize("form", ["simple", "float", "double", "bytes", "half", "whole"])
 def test_every_form_in_which_a_scalar_is_written(form: str, tmp_path: Path) -> None:
     """TensorBoard's old style, TensorFlow 2's tensors, and tensors as bytes."""
-    from workshop_lib.metrics import event_file as module
+    from workshop_lib.training.runs import event_file as module
 
     event = module._event_class()(wall_time=1.0, step=3)
     value = event.summary.value.add(tag="train/reward")
@@ -402,7 +402,7 @@ def test_the_command(path: str, kind: str, steps: int, capsys: pytest.CaptureFix
 
 def test_each_log_of_a_folder_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The run is found among other logs by what it holds, console or marked lines."""
-    from workshop_lib.metrics import run as module
+    from workshop_lib.training.runs import run as module
 
     read: list[Path] = []
     lines = module._lines

@@ -12,7 +12,9 @@ import pandas as pd
 import pytest
 
 from workshop_lib.errors import WorkshopError
-from workshop_lib.metrics import (
+from workshop_lib.plots.training import plot_training
+from workshop_lib.training import first_integer_reward
+from workshop_lib.training.runs import (
     COLUMNS,
     COMPLETIONS_FILE,
     METRICS_FILE,
@@ -25,8 +27,6 @@ from workshop_lib.metrics import (
     steps_to_reward,
     with_judge,
 )
-from workshop_lib.plots.training import plot_training
-from workshop_lib.training import first_integer_reward
 
 
 def record(step: int, **changes: Any) -> dict[str, Any]:

@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 
 from workshop_lib.data import data_path
-from workshop_lib.metrics import (
+from workshop_lib.training import math_verify_reward
+from workshop_lib.training.runs import (
     RUN_COLUMNS,
     echo_share,
     judge,
@@ -17,7 +18,7 @@ from workshop_lib.metrics import (
     read_run,
     with_judge,
 )
-from workshop_lib.metrics.verdict import (
+from workshop_lib.training.runs.verdict import (
     hacking_by_echo,
     hacking_by_judge,
     hacking_by_signs,
@@ -27,7 +28,6 @@ from workshop_lib.metrics.verdict import (
     stalled,
     unstable,
 )
-from workshop_lib.training import math_verify_reward
 
 NOTHING = float("nan")
 

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from workshop_lib import models
 from workshop_lib.errors import ModelError
-from workshop_lib.models import files as model_files
-from workshop_lib.models import sources as model_sources
+from workshop_lib.serving import models
+from workshop_lib.serving.models import files as model_files
+from workshop_lib.serving.models import sources as model_sources
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def write_model(folder):
 
 def run(*arguments, **variables):
     return subprocess.run(
-        [sys.executable, "-m", "workshop_lib.models", *arguments],
+        [sys.executable, "-m", "workshop_lib.serving.models", *arguments],
         env={**os.environ, **variables},
         capture_output=True,
         text=True,
@@ -144,7 +144,9 @@ def test_a_ready_model_is_not_made_again(model):
 
 def test_killed_while_converting_leaves_nothing_that_looks_complete(model, cache, monkeypatch):
     process = subprocess.Popen(
-        [sys.executable, "-m", "workshop_lib.models", "prepare"], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-m", "workshop_lib.serving.models", "prepare"],
+        stdout=subprocess.PIPE,
+        text=True,
     )
     for line in process.stdout:
         if line.startswith("Converting"):

@@ -7,7 +7,7 @@ import sys
 import pytest
 from manifest_checks import crd_problems, needs_crds
 
-from workshop_lib import manifests
+from workshop_lib.cluster import manifests
 from workshop_lib.errors import ManifestError
 
 

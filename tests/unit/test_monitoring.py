@@ -8,11 +8,12 @@ import json
 import pandas as pd
 import pytest
 
-from workshop_lib import manifests
-from workshop_lib.cluster import ExecResult, Observation
+from workshop_lib.cluster import manifests
+from workshop_lib.cluster.base import ExecResult, Observation
+from workshop_lib.cluster.local.ray_templates import derived_objects
 from workshop_lib.errors import ClusterError, ManifestError, NotFoundError, WorkshopError
-from workshop_lib.local.ray_templates import derived_objects
-from workshop_lib.monitoring import (
+from workshop_lib.plots import plot_serving
+from workshop_lib.production.monitoring import (
     SOURCES,
     find_targets,
     monitors,
@@ -20,9 +21,8 @@ from workshop_lib.monitoring import (
     start_prometheus,
     watch_serving,
 )
-from workshop_lib.monitoring import scraping as module
-from workshop_lib.monitoring.serving import _Reading, _table, bucket_quantile
-from workshop_lib.plots import plot_serving
+from workshop_lib.production.monitoring import scraping as module
+from workshop_lib.production.monitoring.serving import _Reading, _table, bucket_quantile
 from workshop_lib.serving.metrics import parse_metrics
 
 ours = {"app.kubernetes.io/part-of": "ray-vllm-workshop"}
@@ -306,9 +306,17 @@ def test_the_figure_says_what_it_shows(source):
 
 @pytest.mark.parametrize(
     "name",
-    ["monitoring.scraping", "monitoring.serving", "monitoring.client", "monitoring.local",
-     "monitoring.ray_dashboards", "room.roster", "room.room", "room.kubeconfigs",
-     "plots.monitoring"],
-)  # fmt: skip
+    [
+        "production.monitoring.scraping",
+        "production.monitoring.serving",
+        "production.monitoring.client",
+        "production.monitoring.local",
+        "production.monitoring.ray_dashboards",
+        "production.room.roster",
+        "production.room.room",
+        "production.room.kubeconfigs",
+        "plots.monitoring",
+    ],
+)
 def test_examples(name):
     assert doctest.testmod(importlib.import_module(f"workshop_lib.{name}")).failed == 0

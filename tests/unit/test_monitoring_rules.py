@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from workshop_lib import manifests
-from workshop_lib.monitoring import SOURCES, rule_groups
+from workshop_lib.cluster import manifests
+from workshop_lib.production.monitoring import SOURCES, rule_groups
 
 PROMTOOL = shutil.which("promtool")
 needs_promtool = pytest.mark.skipif(

@@ -4,16 +4,16 @@ import socket
 
 import pytest
 
+from workshop_lib.cluster.local import network
+from workshop_lib.cluster.local.network import AddressBook, Endpoint, endpoints, replace_address
+from workshop_lib.cluster.local.paths import StatePaths
 from workshop_lib.errors import ClusterError
-from workshop_lib.local import network
-from workshop_lib.local.network import AddressBook, Endpoint, endpoints, replace_address
-from workshop_lib.local.paths import StatePaths
 
 
 @pytest.fixture
 def temporary(tmp_path, monkeypatch):
-    monkeypatch.setattr("workshop_lib.local.paths.TEMPORARY", tmp_path)
-    monkeypatch.setattr("workshop_lib.local.network.TEMPORARY", tmp_path)
+    monkeypatch.setattr("workshop_lib.cluster.local.paths.TEMPORARY", tmp_path)
+    monkeypatch.setattr("workshop_lib.cluster.local.network.TEMPORARY", tmp_path)
     return tmp_path
 
 

@@ -10,16 +10,16 @@ import pytest
 from streaming_server import BLOCK_SIZE, BLOCKS, Sent, StreamingServer
 from virtual_time import Beside
 
-from workshop_lib.benchmark import (
+from workshop_lib.errors import ServerError, WorkshopError
+from workshop_lib.plots import plot_deployments, plot_engine
+from workshop_lib.serving.benchmark import (
     BenchmarkResult,
     compare_deployments,
     observe_engine,
     round_trips_ms,
     run_sweep,
 )
-from workshop_lib.errors import ServerError, WorkshopError
-from workshop_lib.plots import plot_deployments, plot_engine
-from workshop_lib.simulators import Job, simulate_engine
+from workshop_lib.serving.simulators import Job, simulate_engine
 
 JOBS = [Job("long", 0, 40), Job("short", 2, 4), Job("late", 4, 6)]
 PROMPTS = ["What is a GPU?", "What is a token?"]
@@ -77,8 +77,8 @@ def test_gauges_are_those_of_the_server_while_it_works() -> None:
 
 def test_a_slow_servers_steps_are_as_long_as_its_own_tokens() -> None:
     """Arrivals are given in steps: on a machine five times slower they are as far apart in time."""
-    from workshop_lib.benchmark.observation import STEP_MS, _mean_step_ms
     from workshop_lib.serving import ModelServer
+    from workshop_lib.serving.benchmark.observation import STEP_MS, _mean_step_ms
 
     with StreamingServer(ttft_ms=5, itl_ms=150) as slow, ModelServer(slow.url) as server:
         assert _mean_step_ms(server) == STEP_MS  # it has answered nobody yet

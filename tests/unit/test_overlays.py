@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from manifest_checks import crd_problems, head_with_autoscaler, needs_crds, pod_specs
 
-from workshop_lib import manifests
-from workshop_lib.local import schema
-from workshop_lib.settings import explain_settings
+from workshop_lib.cluster import manifests
+from workshop_lib.cluster.local import schema
+from workshop_lib.cluster.settings import explain_settings
 
 ROOT = manifests.manifests_dir()
 BASES = sorted(path.parent for path in (ROOT / "base").glob("*/kustomization.yaml"))

@@ -9,13 +9,13 @@ import yaml
 from manifest_checks import crd_problems, needs_crds
 from platform_tools import FIELD, GRAPH, TEMPLATE, cel, copied, filled, instantiated, nunjucks
 
-from workshop_lib import manifests
+from workshop_lib.cluster import manifests
 from workshop_lib.data import data_path
-from workshop_lib.memory import ModelShape
-from workshop_lib.memory.adviser import advise
-from workshop_lib.platform import __main__ as written
-from workshop_lib.platform.kro import FIELDS
-from workshop_lib.platform.sizes import COMPONENT, Size, choices, sizes, utilization
+from workshop_lib.production.platform import __main__ as written
+from workshop_lib.production.platform.kro import FIELDS
+from workshop_lib.production.platform.sizes import COMPONENT, Size, choices, sizes, utilization
+from workshop_lib.serving.memory import ModelShape
+from workshop_lib.serving.memory.adviser import advise
 
 FOLDER = manifests.manifests_dir() / "platform"
 OFFERED = sizes()
@@ -44,7 +44,9 @@ def as_data(body):
 
 def test_the_files_are_what_is_written_from_the_overlay():
     for path, text in written.files().items():
-        assert path.read_text() == text, f"python -m workshop_lib.platform writes {path.name} anew"
+        assert path.read_text() == text, (
+            f"python -m workshop_lib.production.platform writes {path.name} anew"
+        )
 
 
 @pytest.mark.parametrize("size", [OFFERED[0], OFFERED[-1]], ids=lambda size: size.key)
@@ -95,7 +97,7 @@ def test_the_form_gives_the_same_manifests():
 
 
 def test_every_size_that_is_offered_fits_and_one_gpu_less_does_not():
-    from workshop_lib.memory.budget import gpu_budget
+    from workshop_lib.serving.memory.budget import gpu_budget
 
     machines = yaml.safe_load(data_path("instances.yaml").read_text())
     assert utilization() == 0.85 and len(OFFERED) > 40

@@ -11,11 +11,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from workshop_lib.benchmark import EngineObservation
-from workshop_lib.benchmark.result import BenchmarkResult, LevelRecord, RequestRecord
 from workshop_lib.data import data_path
 from workshop_lib.errors import WorkshopError
-from workshop_lib.memory import EngineKV, ModelShape, cpu_budget, gpu_budget, kv_cache_capacity
 from workshop_lib.plots import (
     load_recorded_levels,
     new_figure,
@@ -32,7 +29,16 @@ from workshop_lib.plots import (
     plot_token_timeline,
 )
 from workshop_lib.serving import TextDelta
-from workshop_lib.simulators import Job, simulate_engine
+from workshop_lib.serving.benchmark import EngineObservation
+from workshop_lib.serving.benchmark.result import BenchmarkResult, LevelRecord, RequestRecord
+from workshop_lib.serving.memory import (
+    EngineKV,
+    ModelShape,
+    cpu_budget,
+    gpu_budget,
+    kv_cache_capacity,
+)
+from workshop_lib.serving.simulators import Job, simulate_engine
 from workshop_lib.widgets import batching_explorer, paging_explorer
 
 

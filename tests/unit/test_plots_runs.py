@@ -12,10 +12,10 @@ from matplotlib.text import Text
 
 from workshop_lib.data import data_path
 from workshop_lib.errors import WorkshopError
-from workshop_lib.memory import ModelShape, training_budget
-from workshop_lib.metrics import Run, read_run
 from workshop_lib.plots import plot_advantages, plot_run, plot_runs, plot_step_memory
+from workshop_lib.serving.memory import ModelShape, training_budget
 from workshop_lib.training import trl_advantages
+from workshop_lib.training.runs import Run, read_run
 
 PATHS = ["nemo-rl/honest", "nemo-rl/reward-hacking", "nemo-rl/honest/console.log", "trl/learning-1"]
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from workshop_lib.local.network import Endpoint
-from workshop_lib.local.podspec import (
+from workshop_lib.cluster.local.network import Endpoint
+from workshop_lib.cluster.local.podspec import (
     ConfigError,
     PodContext,
     container_command,
@@ -92,7 +92,7 @@ def test_downward_api():
 
 def test_resources_are_rounded_up(monkeypatch):
     monkeypatch.setattr(
-        "workshop_lib.local.podspec.capacity", lambda: {"cpu": 4.0, "memory": 2.0**33}
+        "workshop_lib.cluster.local.podspec.capacity", lambda: {"cpu": 4.0, "memory": 2.0**33}
     )
 
     def resource(name, **more):

@@ -27,7 +27,7 @@ from object_store import (
     serving,
 )
 
-from workshop_lib import manifests
+from workshop_lib.cluster import manifests
 
 pytest.importorskip("moto", reason="moto is not installed; make installs it")
 
@@ -501,7 +501,7 @@ def test_wrong_settings_are_one_line(run, settings, told):
 
 
 def test_a_damaged_folder_is_not_uploaded(run, store, tmp_path):
-    from workshop_lib.models.files import write_manifest
+    from workshop_lib.serving.models.files import write_manifest
 
     folder = tmp_path / "made"
     folder.mkdir()

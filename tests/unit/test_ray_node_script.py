@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from workshop_lib.manifests import manifests_dir
+from workshop_lib.cluster.manifests import manifests_dir
 
 SCRIPT = manifests_dir() / "base/ray-node/scripts/ray-node.sh"
 RAY = """#!/bin/bash

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from workshop_lib.data import data_path
-from workshop_lib.recipe import Recipe, RecipeError, read_recipe
-from workshop_lib.recipe.files import leaves, load_settings, set_key
+from workshop_lib.training.recipe import Recipe, RecipeError, read_recipe
+from workshop_lib.training.recipe.files import leaves, load_settings, set_key
 
 ARITHMETIC = data_path("recipes/arithmetic.yaml")
 
@@ -364,7 +364,7 @@ def test_reading_takes_no_heavy_import() -> None:
     import sys
 
     code = (
-        "import sys; from workshop_lib.recipe import read_recipe;"
+        "import sys; from workshop_lib.training.recipe import read_recipe;"
         "print([m for m in ('torch', 'trl', 'transformers', 'pandas', 'ray') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -1,4 +1,4 @@
-"""`python -m workshop_lib.recipe check`: every error a line, and an exit code for CI."""
+"""`python -m workshop_lib.training.recipe check`: every error a line, and an exit code for CI."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import pytest
 
 from workshop_lib.data import data_path
 from workshop_lib.errors import WorkshopError
-from workshop_lib.recipe import RecipeError, read_recipe
-from workshop_lib.recipe.__main__ import main
-from workshop_lib.recipe.check import check_recipe, memory_problem
-from workshop_lib.recipe.names import MOVED, NAMED, known_keys
-from workshop_lib.recipe.schema import RecipeConfig
 from workshop_lib.training.component import override
+from workshop_lib.training.recipe import RecipeError, read_recipe
+from workshop_lib.training.recipe.__main__ import main
+from workshop_lib.training.recipe.check import check_recipe, memory_problem
+from workshop_lib.training.recipe.names import MOVED, NAMED, known_keys
+from workshop_lib.training.recipe.schema import RecipeConfig
 
 ARITHMETIC = data_path("recipes/arithmetic.yaml")
 GYM = "policy: {model_name: m}\nenv: {should_use_nemo_gym: true, nemo_gym: {x: 1}}\n"
@@ -163,7 +163,7 @@ def test_a_value_of_the_command_line_is_read_as_in_a_file() -> None:
 
 
 def test_as_a_command() -> None:
-    command = [sys.executable, "-m", "workshop_lib.recipe", "check", str(ARITHMETIC)]
+    command = [sys.executable, "-m", "workshop_lib.training.recipe", "check", str(ARITHMETIC)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "") and ": right: " in done.stdout
     bad = [*command, "--set", "grpo"]

@@ -13,7 +13,7 @@ import pytest
 
 from workshop_lib.data import data_path
 from workshop_lib.errors import WorkshopError
-from workshop_lib.recipe import read_recipe
+from workshop_lib.training.recipe import read_recipe
 from workshop_lib.training.rewards import (
     REWARDS,
     TECHPULSE_WEIGHTS,

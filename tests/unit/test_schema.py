@@ -2,10 +2,10 @@
 
 import pytest
 
-from workshop_lib import manifests
+from workshop_lib.cluster import manifests
+from workshop_lib.cluster.local import rules, schema
+from workshop_lib.cluster.manifests import Object
 from workshop_lib.errors import ManifestError
-from workshop_lib.local import rules, schema
-from workshop_lib.manifests import Object
 
 
 def config_map(name="c", **data):

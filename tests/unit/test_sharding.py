@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from workshop_lib.errors import WorkshopError
-from workshop_lib.simulators import all_reduce_bytes, engine, sharded_layer, sharding
+from workshop_lib.serving.simulators import all_reduce_bytes, engine, sharded_layer, sharding
 
 SOURCE = np.random.default_rng(5)
 X, UP, DOWN = (SOURCE.normal(size=shape) for shape in ((3, 24), (24, 48), (48, 24)))

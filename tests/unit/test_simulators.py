@@ -11,7 +11,7 @@ import pytest
 
 from workshop_lib.errors import WorkshopError
 from workshop_lib.plots import plot_batching, plot_paging
-from workshop_lib.simulators import Job, PagedCache, simulate_batching, simulate_paging
+from workshop_lib.serving.simulators import Job, PagedCache, simulate_batching, simulate_paging
 
 
 def test_tables_by_hand() -> None:
@@ -138,5 +138,5 @@ def test_figures_show_every_block_and_run() -> None:
 
 @pytest.mark.parametrize("module", ["paging", "batching"])
 def test_examples_in_the_docstrings(module: str) -> None:
-    result = doctest.testmod(importlib.import_module(f"workshop_lib.simulators.{module}"))
+    result = doctest.testmod(importlib.import_module(f"workshop_lib.serving.simulators.{module}"))
     assert result.failed == 0 and result.attempted > 0

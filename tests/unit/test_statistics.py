@@ -7,10 +7,10 @@ import doctest
 import numpy as np
 import pytest
 
-from workshop_lib.benchmark import statistics
-from workshop_lib.benchmark.result import BenchmarkResult, LevelRecord, RequestRecord
-from workshop_lib.benchmark.statistics import percentile_interval, quantile_ranks
 from workshop_lib.errors import WorkshopError
+from workshop_lib.serving.benchmark import statistics
+from workshop_lib.serving.benchmark.result import BenchmarkResult, LevelRecord, RequestRecord
+from workshop_lib.serving.benchmark.statistics import percentile_interval, quantile_ranks
 
 
 def coverage(draw: object, truth: float, percent: float, rounds: int = 400) -> float:

@@ -13,7 +13,7 @@ import subprocess
 
 import pytest
 
-from workshop_lib import manifests
+from workshop_lib.cluster import manifests
 
 FOLDER = manifests.manifests_dir() / "terraform"
 TERRAFORM = shutil.which("terraform")

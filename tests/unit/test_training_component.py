@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 import yaml
 
+from workshop_lib.cluster.manifests import manifests_dir, render, render_folder
 from workshop_lib.errors import ManifestError, WorkshopError
-from workshop_lib.manifests import manifests_dir, render, render_folder
-from workshop_lib.metrics import COLUMNS, MARK, marked_line, read_log
-from workshop_lib.recipe import RecipeError
 from workshop_lib.training.component import pod_environment, training_recipe
+from workshop_lib.training.recipe import RecipeError
 from workshop_lib.training.rewards import REWARDS
+from workshop_lib.training.runs import COLUMNS, MARK, marked_line, read_log
 
 SCRIPTS = manifests_dir() / "base/grpo/scripts"
 

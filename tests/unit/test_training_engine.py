@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 from workshop_lib.data import data_path
-from workshop_lib.metrics import METRICS_FILE, read_completions, read_metrics
-from workshop_lib.recipe import read_recipe
 from workshop_lib.training.checkpoints import CheckpointError, Checkpoints
 from workshop_lib.training.engine import TrainingError, latest_checkpoint, plan_training
 from workshop_lib.training.process import prepare_environment
+from workshop_lib.training.recipe import read_recipe
 from workshop_lib.training.recorder import Recorder
 from workshop_lib.training.run_folder import claim
+from workshop_lib.training.runs import METRICS_FILE, read_completions, read_metrics
 from workshop_lib.training.sampling import Collected, PromptStream
 from workshop_lib.training.train import main
 
@@ -132,7 +132,9 @@ def test_an_output_that_cannot_be(tmp_path: Path, model: Path) -> None:
 
 def test_a_model_that_was_not_prepared(tmp_path: Path) -> None:
     recipe = read_recipe(ARITHMETIC, {"policy.model_name": "nobody/nothing"})
-    with pytest.raises(TrainingError, match=r"workshop_lib\.models prepare nobody/nothing"):
+    with pytest.raises(
+        TrainingError, match=r"workshop_lib\.serving\.models prepare nobody/nothing"
+    ):
         plan_training(recipe, output=tmp_path / "run")
 
 

@@ -14,7 +14,6 @@ import pytest
 
 from workshop_lib.data import data_path
 from workshop_lib.errors import ServerError, WorkshopError
-from workshop_lib.recipe import read_recipe
 from workshop_lib.serving import ModelServer
 from workshop_lib.training.evaluate import (
     Accuracy,
@@ -26,6 +25,7 @@ from workshop_lib.training.evaluate import (
     wilson_interval,
 )
 from workshop_lib.training.problems import Problem
+from workshop_lib.training.recipe import read_recipe
 
 ARITHMETIC = data_path("recipes/arithmetic.yaml")
 PROBLEMS = tuple(Problem(f"1 + {n}", str(n + 1), f"What is 1 + {n}?") for n in range(4))

@@ -8,9 +8,7 @@ from typing import Any
 import pytest
 
 from workshop_lib.data import data_path
-from workshop_lib.metrics import COLUMNS
 from workshop_lib.plots.experiments import plot_settings
-from workshop_lib.recipe import RecipeError, read_recipe
 from workshop_lib.training import experiments
 from workshop_lib.training.experiments import (
     ANSWERS,
@@ -18,7 +16,9 @@ from workshop_lib.training.experiments import (
     compare_settings,
     small_settings,
 )
+from workshop_lib.training.recipe import RecipeError, read_recipe
 from workshop_lib.training.run_folder import TrainingError
+from workshop_lib.training.runs import COLUMNS
 
 ARITHMETIC = data_path("recipes/arithmetic.yaml")
 LORA_DIM = "policy.dtensor_cfg.lora_cfg.dim"

@@ -10,21 +10,21 @@ import pytest
 from matplotlib.text import Text
 from streaming_server import StreamingServer
 
-from workshop_lib.cluster import LogLine, Observation
+from workshop_lib.cluster.base import LogLine, Observation
+from workshop_lib.cluster.workload import Workload
 from workshop_lib.data import data_path
 from workshop_lib.errors import ClusterError, ServerError, WaitTimeoutError, WorkshopError
-from workshop_lib.memory import ModelShape
-from workshop_lib.metrics import TrainingLog, marked_line
 from workshop_lib.plots import plot_accuracy, plot_groups, plot_training_models
-from workshop_lib.recipe import read_recipe
 from workshop_lib.serving import ModelServer
+from workshop_lib.serving.memory import ModelShape
 from workshop_lib.training.checks import check_training
 from workshop_lib.training.evaluate import Accuracy, accuracy_table
 from workshop_lib.training.groups import sample_groups
 from workshop_lib.training.memory import training_models
 from workshop_lib.training.problems import Problem
+from workshop_lib.training.recipe import read_recipe
+from workshop_lib.training.runs import TrainingLog, marked_line
 from workshop_lib.training.watch import watch_training
-from workshop_lib.workload import Workload
 
 RECIPE = read_recipe(data_path("recipes/arithmetic.yaml"))
 

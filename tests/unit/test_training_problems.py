@@ -10,7 +10,6 @@ import pytest
 
 from workshop_lib.data import data_path
 from workshop_lib.errors import WorkshopError
-from workshop_lib.recipe import read_recipe
 from workshop_lib.training.graded import LEVELS, graded_problems
 from workshop_lib.training.problems import (
     HELD_OUT,
@@ -21,6 +20,7 @@ from workshop_lib.training.problems import (
     single_digit_sums,
     write_problems,
 )
+from workshop_lib.training.recipe import read_recipe
 
 ARITHMETIC = data_path("recipes/arithmetic.yaml")
 

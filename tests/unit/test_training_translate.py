@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from workshop_lib.data import data_path
-from workshop_lib.recipe import read_recipe
-from workshop_lib.recipe.files import leaves
+from workshop_lib.training.recipe import read_recipe
+from workshop_lib.training.recipe.files import leaves
 from workshop_lib.training.translate import Translation, different_defaults, translate
 
 ARITHMETIC = data_path("recipes/arithmetic.yaml")

@@ -7,9 +7,9 @@ import sys
 import pytest
 
 from workshop_lib.errors import WorkshopError
-from workshop_lib.memory import ModelShape, gpu_budget
 from workshop_lib.plots import plot_batching, plot_paging
-from workshop_lib.simulators import simulate_batching
+from workshop_lib.serving.memory import ModelShape, gpu_budget
+from workshop_lib.serving.simulators import simulate_batching
 from workshop_lib.widgets import (
     batching_explorer,
     chat,

@@ -4,9 +4,9 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from workshop_lib.cluster import LogLine, Observation
+from workshop_lib.cluster.base import LogLine, Observation
+from workshop_lib.cluster.workload import Workload, failure, pod_state, readiness, seconds_since
 from workshop_lib.errors import ClusterError, WaitTimeoutError
-from workshop_lib.workload import Workload, failure, pod_state, readiness, seconds_since
 
 
 def condition(kind, status="True", **more):

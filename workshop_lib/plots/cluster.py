@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from workshop_lib.cluster.workload import conditions
 from workshop_lib.plots.style import GREY, OKABE_ITO, PALE, new_figure, tidy
-from workshop_lib.workload import conditions
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from workshop_lib.benchmark import BenchmarkResult
+    from workshop_lib.serving.benchmark import BenchmarkResult
 
 __all__ = ["plot_deployments"]
 

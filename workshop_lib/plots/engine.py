@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from workshop_lib.benchmark import EngineObservation
-    from workshop_lib.simulators import EngineRun
+    from workshop_lib.serving.benchmark import EngineObservation
+    from workshop_lib.serving.simulators import EngineRun
 
 __all__ = ["plot_engine"]
 

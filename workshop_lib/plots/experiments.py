@@ -34,7 +34,7 @@ def plot_settings(frame: pd.DataFrame, *, key: str) -> Figure:
 
     Example:
         >>> import pandas as pd
-        >>> from workshop_lib.metrics import COLUMNS
+        >>> from workshop_lib.training.runs import COLUMNS
         >>> row = dict.fromkeys(COLUMNS, 0.5) | {"run": 0, "value": "0.2", "step": 1}
         >>> figure = plot_settings(pd.DataFrame([row]), key="policy.generation.temperature")
     """

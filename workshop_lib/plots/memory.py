@@ -6,16 +6,16 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from workshop_lib.errors import WorkshopError
-from workshop_lib.memory.kv_cache import KVCapacity, block_waste, contiguous_waste
 from workshop_lib.plots.style import GREY, OKABE_ITO, PALE, new_figure, series_colours, tidy
+from workshop_lib.serving.memory.kv_cache import KVCapacity, block_waste, contiguous_waste
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from workshop_lib.memory.budget import Budget
-    from workshop_lib.memory.engine_log import EngineKV
-    from workshop_lib.memory.training import TrainingBudget
+    from workshop_lib.serving.memory.budget import Budget
+    from workshop_lib.serving.memory.engine_log import EngineKV
+    from workshop_lib.serving.memory.training import TrainingBudget
 
 __all__ = [
     "plot_block_waste",
@@ -48,7 +48,7 @@ def plot_memory_budgets(budgets: Sequence[Budget], labels: Sequence[str] | None 
         WorkshopError: No budget, or not one label for each.
 
     Example:
-        >>> from workshop_lib.memory import ModelShape, gpu_budget
+        >>> from workshop_lib.serving.memory import ModelShape, gpu_budget
         >>> shape = ModelShape.named("mistral-7b")
         >>> figure = plot_memory_budgets([gpu_budget(shape, "h100")])
     """
@@ -79,7 +79,7 @@ def plot_kv_prediction(predicted: KVCapacity, engine: EngineKV) -> Figure:
         engine: What `parse_engine_line` read.
 
     Example:
-        >>> from workshop_lib.memory.engine_log import EngineKV
+        >>> from workshop_lib.serving.memory.engine_log import EngineKV
         >>> capacity = KVCapacity(23296, 182, 128, 1024, 22.75, True)
         >>> figure = plot_kv_prediction(capacity, EngineKV("CPU", 23296, 1024, 22.75))
     """
@@ -176,7 +176,7 @@ def plot_training_budgets(
         WorkshopError: No budget, or not one label for each.
 
     Example:
-        >>> from workshop_lib.memory import ModelShape, training_budget
+        >>> from workshop_lib.serving.memory import ModelShape, training_budget
         >>> shape = ModelShape.named("mistral-7b")
         >>> figure = plot_training_budgets([training_budget(shape, "a100-40", lora_rank=16)])
     """

@@ -26,7 +26,7 @@ def plot_serving(history: pd.DataFrame, *, title: str = "") -> Figure:
     """
     from matplotlib.ticker import MaxNLocator
 
-    from workshop_lib.monitoring.serving import SOURCES
+    from workshop_lib.production.monitoring.serving import SOURCES
 
     source = SOURCES[history.attrs.get("source", "vllm")]
     figure = new_figure(8, 5.6)

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from workshop_lib.memory import TrainingBudget
+    from workshop_lib.serving.memory import TrainingBudget
 
 __all__ = ["plot_step_memory"]
 
@@ -45,7 +45,7 @@ def plot_step_memory(
         WorkshopError: A budget is of the other kind, or a time is not positive.
 
     Example:
-        >>> from workshop_lib.memory import ModelShape, training_budget
+        >>> from workshop_lib.serving.memory import ModelShape, training_budget
         >>> shape = ModelShape.named("mistral-7b")
         >>> both = [training_budget(shape, "h100", gpus=4, where=where)
         ...     for where in ("colocated", "dedicated")]

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from workshop_lib.metrics import Run
+    from workshop_lib.training.runs import Run
 
 __all__ = ["plot_run", "plot_runs"]
 
@@ -48,7 +48,7 @@ def plot_run(run: Run, *, title: str = "") -> Figure:
 
     Example:
         >>> from workshop_lib.data import data_path
-        >>> from workshop_lib.metrics import read_run
+        >>> from workshop_lib.training.runs import read_run
         >>> figure = plot_run(read_run(data_path("recorded/nemo-rl/honest")))
         >>> len(figure.axes)
         7
@@ -86,7 +86,7 @@ def plot_runs(runs: Mapping[str, Run]) -> Figure:
 
     Example:
         >>> from workshop_lib.data import data_path
-        >>> from workshop_lib.metrics import read_run
+        >>> from workshop_lib.training.runs import read_run
         >>> names = ("honest", "reward-hacking")
         >>> runs = {name: read_run(data_path(f"recorded/nemo-rl/{name}")) for name in names}
         >>> figure = plot_runs(runs)

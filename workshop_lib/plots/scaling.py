@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from workshop_lib.autoscaling import Recovery, ScalingRun
+    from workshop_lib.production.autoscaling import Recovery, ScalingRun
 
 _STEP = 0.15
 """Height of a line of text as a share of the low axes here."""

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from workshop_lib.simulators.batching import Schedule
-    from workshop_lib.simulators.paging import Paging
+    from workshop_lib.serving.simulators.batching import Schedule
+    from workshop_lib.serving.simulators.paging import Paging
 
 __all__ = ["plot_batching", "plot_paging"]
 
@@ -35,7 +35,7 @@ def plot_paging(paging: Paging, *, columns: int = 16) -> Figure:
         WorkshopError: Fewer than one column.
 
     Example:
-        >>> from workshop_lib.simulators import simulate_paging
+        >>> from workshop_lib.serving.simulators import simulate_paging
         >>> figure = plot_paging(simulate_paging({"a": 20, "b": 5}, blocks=64))
     """
     if columns < 1:
@@ -66,7 +66,7 @@ def plot_batching(schedules: Sequence[Schedule]) -> Figure:
         WorkshopError: No schedule.
 
     Example:
-        >>> from workshop_lib.simulators import Job, simulate_batching
+        >>> from workshop_lib.serving.simulators import Job, simulate_batching
         >>> figure = plot_batching([simulate_batching([Job("a", 0, 3)], slots=1)])
     """
     if not schedules:

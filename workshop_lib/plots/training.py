@@ -33,7 +33,7 @@ def plot_training(frame: pd.DataFrame, *, steps: int | None = None, title: str =
         title: Drawn above.
 
     Example:
-        >>> from workshop_lib.metrics import read_metrics
+        >>> from workshop_lib.training.runs import read_metrics
         >>> figure = plot_training(read_metrics("build/no-run-yet"), steps=12)
     """
     figure = new_figure(9, 5)
@@ -230,7 +230,7 @@ def plot_training_models(table: pd.DataFrame) -> Figure:
         table: `training_models`' table.
 
     Example:
-        >>> from workshop_lib.memory import ModelShape
+        >>> from workshop_lib.serving.memory import ModelShape
         >>> from workshop_lib.training.memory import training_models
         >>> figure = plot_training_models(training_models(ModelShape.named("mistral-7b")))
     """

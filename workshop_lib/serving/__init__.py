@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from workshop_lib.serving.check import check_server
 from workshop_lib.serving.client import ChatAnswer, ChatStream, ModelServer, Prompt, TextDelta
 from workshop_lib.serving.metrics import Histogram, ServerMetrics, parse_metrics
 from workshop_lib.serving.prompts import read_prompts, run_prompts
@@ -14,6 +15,7 @@ __all__ = [
     "Prompt",
     "ServerMetrics",
     "TextDelta",
+    "check_server",
     "parse_metrics",
     "read_prompts",
     "run_prompts",

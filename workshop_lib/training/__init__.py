@@ -1,8 +1,8 @@
 """GRPO training: rewards, problems, the laptop's engine, evaluation.
 
-`translate` says what of a recipe (`workshop_lib.recipe`) TRL honours, `engine`
+`translate` says what of a recipe (`workshop_lib.training.recipe`) TRL honours, `engine`
 trains (`python -m workshop_lib.training.train`), and `evaluate` compares before
-and after. What a training writes is read by `workshop_lib.metrics`.
+and after. What a training writes is read by `workshop_lib.training.runs`.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from workshop_lib.errors import WorkshopError
-from workshop_lib.models.files import problem_of, sync
+from workshop_lib.serving.models.files import problem_of, sync
 
 __all__ = ["CheckpointError", "Checkpoints"]
 

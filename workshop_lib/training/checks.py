@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from workshop_lib.checks import Check, CheckList
+from workshop_lib.checklist import Check, CheckList
 
 if TYPE_CHECKING:
-    from workshop_lib.metrics import TrainingLog
     from workshop_lib.training.evaluate import Accuracy
+    from workshop_lib.training.runs import TrainingLog
 
 __all__ = ["check_training"]
 

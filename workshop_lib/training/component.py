@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from workshop_lib import manifests
+from workshop_lib.cluster import manifests
 from workshop_lib.data import data_dir
 from workshop_lib.errors import ManifestError
-from workshop_lib.recipe import Recipe, RecipeError, read_recipe
-from workshop_lib.recipe.yaml_file import parse_value
+from workshop_lib.training.recipe import Recipe, RecipeError, read_recipe
+from workshop_lib.training.recipe.yaml_file import parse_value
 
 __all__ = ["override", "pod_environment", "training_recipe"]
 
@@ -77,7 +77,7 @@ def pod_environment(job: Mapping[str, Any]) -> dict[str, str]:
         job: A Job object.
 
     Example:
-        >>> from workshop_lib.manifests import render
+        >>> from workshop_lib.cluster.manifests import render
         >>> pod_environment(render("local", "grpo")[-1].body)["OUTPUT_DIR"]
         '/shared/grpo'
     """

@@ -16,14 +16,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from workshop_lib.metrics import marked_line
-from workshop_lib.models import is_ready, model_path
-from workshop_lib.models.files import problem_of
-from workshop_lib.recipe import Recipe
+from workshop_lib.serving.models import is_ready, model_path
+from workshop_lib.serving.models.files import problem_of
 from workshop_lib.training.checkpoints import Checkpoints
 from workshop_lib.training.lora import lora_config, start_adapter
 from workshop_lib.training.problems import Problem, load_problems
 from workshop_lib.training.process import keep_memory, peak_memory_gib, quiet, use_all_cores
+from workshop_lib.training.recipe import Recipe
 from workshop_lib.training.rewards import Reward, for_trl, reward_for
 from workshop_lib.training.run_folder import (
     TrainingError,
@@ -33,6 +32,7 @@ from workshop_lib.training.run_folder import (
     claim,
     latest_checkpoint,
 )
+from workshop_lib.training.runs import marked_line
 from workshop_lib.training.sampling import PromptStream
 from workshop_lib.training.translate import Translation, translate
 
@@ -278,8 +278,8 @@ def model_folder(recipe: Recipe, model: str | Path | None, *, option: str = "--m
     name = recipe.policy.model_name
     if not is_ready(name):
         raise TrainingError(
-            f"{name} is not here; run `python -m workshop_lib.models prepare {name}`, or name a"
-            f" folder with {option}"
+            f"{name} is not here; run `python -m workshop_lib.serving.models prepare {name}`, or"
+            f" name a folder with {option}"
         )
     return model_path(name)
 

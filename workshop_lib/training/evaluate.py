@@ -16,15 +16,15 @@ from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
 from workshop_lib.errors import WorkshopError
-from workshop_lib.models.files import problem_of
+from workshop_lib.serving.models.files import problem_of
 from workshop_lib.training.problems import Problem, load_problems
 from workshop_lib.training.rewards import Reward, reward_for
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from workshop_lib.recipe import Recipe
     from workshop_lib.serving import ModelServer
+    from workshop_lib.training.recipe import Recipe
 
 __all__ = [
     "Accuracy",

@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from workshop_lib.errors import WorkshopError
-from workshop_lib.metrics import COLUMNS, MARK, marked_line
 from workshop_lib.training.process import prepare_environment
 from workshop_lib.training.run_folder import TrainingError
+from workshop_lib.training.runs import COLUMNS, MARK, marked_line
 
 __all__ = ["Job", "follow", "main"]
 
@@ -167,8 +167,8 @@ def _say(event: str, **values: Any) -> None:
 def _train(job: Job, number: int, overrides: Mapping[str, Any]) -> None:
     import gc
 
-    from workshop_lib.recipe import read_recipe
     from workshop_lib.training.engine import build_trainer, plan_training
+    from workshop_lib.training.recipe import read_recipe
 
     began = time.perf_counter()
     recipe = read_recipe(job.recipe, overrides)

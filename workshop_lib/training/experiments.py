@@ -20,12 +20,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workshop_lib.metrics import COLUMNS
 from workshop_lib.progress import Progress
-from workshop_lib.recipe import Recipe, read_recipe
 from workshop_lib.training.engine import model_folder
 from workshop_lib.training.experiment_process import Job, follow
+from workshop_lib.training.recipe import Recipe, read_recipe
 from workshop_lib.training.run_folder import TrainingError
+from workshop_lib.training.runs import COLUMNS
 
 if TYPE_CHECKING:
     import pandas as pd

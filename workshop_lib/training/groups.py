@@ -13,8 +13,8 @@ from workshop_lib.training.rewards import reward_for
 if TYPE_CHECKING:
     import pandas as pd
 
-    from workshop_lib.recipe import Recipe
     from workshop_lib.serving import ModelServer
+    from workshop_lib.training.recipe import Recipe
 
 __all__ = ["sample_groups"]
 

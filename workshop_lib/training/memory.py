@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from workshop_lib.memory.shape import GIB
-from workshop_lib.memory.training import GRADIENT_BYTES, OPTIMIZER_BYTES, WEIGHT_BYTES
+from workshop_lib.serving.memory.shape import GIB
+from workshop_lib.serving.memory.training import GRADIENT_BYTES, OPTIMIZER_BYTES, WEIGHT_BYTES
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from workshop_lib.memory import ModelShape
+    from workshop_lib.serving.memory import ModelShape
 
 __all__ = ["training_models"]
 
@@ -40,7 +40,7 @@ def training_models(shape: ModelShape) -> pd.DataFrame:
         `optimizer`, `gib` in GiB.
 
     Example:
-        >>> from workshop_lib.memory import ModelShape
+        >>> from workshop_lib.serving.memory import ModelShape
         >>> table = training_models(ModelShape.named("mistral-7b"))
         >>> table.groupby("algorithm")["gib"].sum().round().to_dict()
         {'GRPO': 122.0, 'GRPO, no KL penalty': 108.0, 'PPO': 243.0}

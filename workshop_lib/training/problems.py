@@ -29,8 +29,8 @@ from workshop_lib.errors import WorkshopError
 from workshop_lib.training.graded import graded_problems
 
 if TYPE_CHECKING:
-    from workshop_lib.recipe import Recipe
-    from workshop_lib.recipe.schema import Dataset
+    from workshop_lib.training.recipe import Recipe
+    from workshop_lib.training.recipe.schema import Dataset
 
 __all__ = [
     "GRADED_PROMPT",
@@ -181,7 +181,7 @@ def load_problems(recipe: Recipe, split: str = "train") -> list[Problem]:
 
     Example:
         >>> from workshop_lib.data import data_path
-        >>> from workshop_lib.recipe import read_recipe
+        >>> from workshop_lib.training.recipe import read_recipe
         >>> recipe = read_recipe(data_path("recipes/arithmetic.yaml"))
         >>> load_problems(recipe)[0].prompt
         'Question: What is 0 + 0?\nAnswer:'

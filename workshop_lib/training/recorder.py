@@ -10,13 +10,13 @@ from pathlib import Path
 from statistics import fmean, pvariance
 from typing import IO, Any
 
-from workshop_lib.metrics import (
+from workshop_lib.training.rewards import completion_text
+from workshop_lib.training.runs import (
     COLUMNS,
     COMPLETIONS_FILE,
     METRICS_FILE,
     marked_line,
 )
-from workshop_lib.training.rewards import completion_text
 
 __all__ = ["Recorder"]
 

@@ -19,7 +19,7 @@ from workshop_lib.errors import WorkshopError
 from workshop_lib.training.verifier import Verifier, shared_verifier
 
 if TYPE_CHECKING:
-    from workshop_lib.recipe import Recipe
+    from workshop_lib.training.recipe import Recipe
 
 __all__ = [
     "REWARDS",
@@ -300,7 +300,7 @@ def reward_for(recipe: Recipe) -> tuple[str, Reward]:
 
     Example:
         >>> from workshop_lib.data import data_path
-        >>> from workshop_lib.recipe import read_recipe
+        >>> from workshop_lib.training.recipe import read_recipe
         >>> reward_for(read_recipe(data_path("recipes/arithmetic.yaml")))[0]
         'first_integer'
     """

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workshop_lib.errors import WorkshopError
-from workshop_lib.metrics import COMPLETIONS_FILE, METRICS_FILE
 from workshop_lib.training.checkpoints import Checkpoints
+from workshop_lib.training.runs import COMPLETIONS_FILE, METRICS_FILE
 
 if TYPE_CHECKING:
     from workshop_lib.training.engine import Plan

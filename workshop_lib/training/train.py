@@ -13,9 +13,9 @@ import sys
 from collections.abc import Sequence
 
 from workshop_lib.errors import WorkshopError
-from workshop_lib.recipe import read_recipe
 from workshop_lib.training.component import override
 from workshop_lib.training.process import prepare_environment
+from workshop_lib.training.recipe import read_recipe
 
 __all__ = ["main"]
 

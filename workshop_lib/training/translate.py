@@ -23,7 +23,7 @@ from workshop_lib.training.translate_table import Mapped, Status, Table
 if TYPE_CHECKING:
     import pandas as pd
 
-    from workshop_lib.recipe import Recipe
+    from workshop_lib.training.recipe import Recipe
 
 __all__ = ["Mapped", "Translation", "different_defaults", "translate"]
 
@@ -58,7 +58,7 @@ class Translation:
 
         Example:
             >>> from workshop_lib.data import data_path
-            >>> from workshop_lib.recipe import read_recipe
+            >>> from workshop_lib.training.recipe import read_recipe
             >>> recipe = read_recipe(data_path("recipes/arithmetic.yaml"))
             >>> list(translate(recipe, problems=70).table().columns)
             ['key', 'value', 'status', 'trl', 'reason']
@@ -89,7 +89,7 @@ def translate(
 
     Example:
         >>> from workshop_lib.data import data_path
-        >>> from workshop_lib.recipe import read_recipe
+        >>> from workshop_lib.training.recipe import read_recipe
         >>> recipe = read_recipe(data_path("recipes/arithmetic.yaml"))
         >>> translation = translate(recipe, problems=70)
         >>> translation.arguments["loss_type"], translation.arguments["scale_rewards"]

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from workshop_lib.recipe.files import leaves
+from workshop_lib.training.recipe.files import leaves
 from workshop_lib.training.translate_notes import DROPPED, SWITCHES
 
 if TYPE_CHECKING:
-    from workshop_lib.recipe import Recipe
+    from workshop_lib.training.recipe import Recipe
 
 __all__ = ["Mapped", "Status", "Table"]
 

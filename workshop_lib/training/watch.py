@@ -6,12 +6,12 @@ import sys
 import time
 from typing import Any
 
-from workshop_lib.cluster import Observation
+from workshop_lib.cluster.base import Observation
+from workshop_lib.cluster.workload import Workload, failure, is_true, pod_state
 from workshop_lib.errors import ClusterError, WaitTimeoutError
-from workshop_lib.metrics import TrainingLog, read_log
 from workshop_lib.progress import Progress, format_duration
 from workshop_lib.training.component import pod_environment
-from workshop_lib.workload import Workload, failure, is_true, pod_state
+from workshop_lib.training.runs import TrainingLog, read_log
 
 __all__ = ["read_training", "watch_training"]
 

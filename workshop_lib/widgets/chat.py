@@ -17,7 +17,7 @@ from workshop_lib.serving import ModelServer
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from workshop_lib.cluster import Cluster
+    from workshop_lib.cluster.base import Cluster
 
 __all__ = ["ChatBox", "chat_box"]
 

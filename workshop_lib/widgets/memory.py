@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import ipywidgets
 
 from workshop_lib.errors import WorkshopError
-from workshop_lib.memory import DEVICES, Budget, ModelShape, find_device, gpu_budget
 from workshop_lib.plots import plot_memory_budgets
+from workshop_lib.serving.memory import DEVICES, Budget, ModelShape, find_device, gpu_budget
 from workshop_lib.widgets.explorer import Explorer, slider_options
 
 if TYPE_CHECKING:

@@ -9,7 +9,13 @@ import ipywidgets
 
 from workshop_lib.errors import WorkshopError
 from workshop_lib.plots import plot_batching, plot_paging
-from workshop_lib.simulators import Job, Paging, Schedule, simulate_batching, simulate_paging
+from workshop_lib.serving.simulators import (
+    Job,
+    Paging,
+    Schedule,
+    simulate_batching,
+    simulate_paging,
+)
 from workshop_lib.widgets.explorer import Explorer, slider_options
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Self
 
-    from workshop_lib.benchmark import BenchmarkResult, SweepRun
+    from workshop_lib.serving.benchmark import BenchmarkResult, SweepRun
 
 __all__ = ["StopButton", "watch"]
 

@@ -4,7 +4,7 @@
 
 - the workshop's rewards (`env.first_integer` and others, see `reward_envs`);
 - one marked line of JSON a step, as the laptop's trainer prints it, so that one reader
-  draws both (`workshop_lib.metrics`);
+  draws both (`workshop_lib.training.runs`);
 - at the end the checkpoint in Hugging Face's format, where the laptop's trainer leaves
   its own: `<run>/checkpoints/step_<N>`.
 

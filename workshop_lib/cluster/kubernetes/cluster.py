@@ -1,0 +1,382 @@
+"""`KubernetesCluster`: apply, read, follow, reach and delete through a Kubernetes API."""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from workshop_lib.cluster import manifests
+from workshop_lib.cluster.base import (
+    WORKLOAD_KINDS,
+    ExecResult,
+    LogLine,
+    Observation,
+    Remains,
+)
+from workshop_lib.cluster.kubernetes import deleting, executing, logs, observe, snapshot, watch
+from workshop_lib.cluster.kubernetes.answers import problem
+from workshop_lib.cluster.kubernetes.api import Api
+from workshop_lib.cluster.kubernetes.applying import Applier, prepared
+from workshop_lib.cluster.kubernetes.config import load_access
+from workshop_lib.cluster.kubernetes.forwarding import forwarded
+from workshop_lib.cluster.kubernetes.resources import COMPONENT, DELETE_ORDER, resource_of_kind
+from workshop_lib.cluster.manifests import Object
+from workshop_lib.cluster.prices import announce
+from workshop_lib.cluster.workload import Workload, found_handle, handle
+from workshop_lib.errors import ConnectError, NotFoundError, WorkshopError
+from workshop_lib.production.diagnosis import Diagnosis, diagnose
+from workshop_lib.production.diagnosis.component import add_ray_state, of_component
+from workshop_lib.progress import Progress
+
+if TYPE_CHECKING:
+    from workshop_lib.checklist import CheckList
+
+__all__ = ["KubernetesCluster"]
+
+NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+
+
+class KubernetesCluster:
+    """The workshop's manifests on a Kubernetes cluster.
+
+    Connecting reads the kubeconfig, asks the server for its version and says which
+    context, server and namespace will be touched; it changes nothing.
+
+    Args:
+        profile: Which overlays are applied: `eks` or `kind`.
+        kubeconfig: The file; default: `$KUBECONFIG`, `~/.kube/config`, or the pod's own
+            service account.
+        context: A context of it; default: its current one.
+        namespace: Where everything goes; default: the context's. It must be there.
+        tries: How often a request is sent at most when the server does not answer well.
+
+    Raises:
+        ConnectError: No configuration, no credentials that count, or no answer.
+
+    Example:
+        >>> cluster = KubernetesCluster("kind", namespace="ada")   # doctest: +SKIP
+        context kind-kind, server https://127.0.0.1:6443 (v1.36.0), namespace ada
+    """
+
+    def __init__(
+        self,
+        profile: str = "eks",
+        *,
+        kubeconfig: str | Path | None = None,
+        context: str | None = None,
+        namespace: str | None = None,
+        tries: int = 6,
+    ) -> None:
+        self.profile = profile
+        self._api = Api(
+            lambda: load_access(profile, kubeconfig=kubeconfig, context=context), tries=tries
+        )
+        self.namespace = namespace or self._api.access.namespace
+        try:
+            if not NAMESPACE.fullmatch(self.namespace):
+                raise ConnectError(
+                    f"{self.namespace!r} is no namespace's name: at most 63 lower-case letters, "
+                    "digits and '-'; correct it in the call, WORKSHOP_NAMESPACE or the context"
+                )
+            answer = self._api.request("GET", "/version", tries=min(tries, 3))
+            if answer.status in (400, 404):  # HTTP where TLS is spoken, or another server
+                raise ConnectError(
+                    f"{self.server} does not answer as a Kubernetes API server does "
+                    f"({answer.status}: {answer.message}); correct `server` in the kubeconfig"
+                )
+            if not answer.ok:
+                raise problem(answer, f"connecting to {self.server}")
+        except WorkshopError:
+            self.close()
+            raise
+        self.version = str(answer.json().get("gitVersion", "unknown"))
+        print(self)
+
+    def __repr__(self) -> str:
+        access = self._api.access
+        return (
+            f"context {access.context}, server {access.server} ({self.version}), "
+            f"namespace {self.namespace}"
+        )
+
+    @property
+    def server(self) -> str:
+        """The API server's URL."""
+        return self._api.access.server
+
+    def close(self) -> None:
+        """Close the connections that are kept for their next use."""
+        self._api.close()
+
+    # -- changing -----------------------------------------------------------------------------
+
+    def apply(self, component: str, /, *, force: bool = False, **parameters: Any) -> Workload:
+        """Render a component's manifests and make the cluster match them.
+
+        First it says what they cost an hour. The server checks every object (dry run, strict
+        fields) before the first is changed.
+
+        Args:
+            component: A folder's name under `manifests/overlays/<profile>`.
+            force: Take over fields that another manager has set.
+            **parameters: Values for what its `parameters.yaml` names; None leaves one as it is.
+
+        Returns:
+            Its handle; what was done is shown by it.
+
+        Raises:
+            ManifestError: The manifest or a parameter is wrong.
+            ConflictError: Somebody else has set the same fields, or the object is not ours.
+            ForbiddenError: The line names the rule that is missing.
+            OperatorError: The line names the operator that is missing.
+            ClusterError: Something would change that cannot while it exists.
+
+        Example:
+            >>> cluster.apply("vllm", replicas=2, instance_type="p5.48xlarge")   # doctest: +SKIP
+        """
+        objects = manifests.render(self.profile, component, parameters)
+        return self.apply_objects(component, objects, force=force)
+
+    def apply_objects(
+        self, component: str, objects: Sequence[Object], *, force: bool = False
+    ) -> Workload:
+        """Like `apply`, for objects rendered by the caller.
+
+        Args:
+            component: The name under which they are known.
+            objects: The objects, in the order in which they are applied.
+            force: Take over fields that another manager has set.
+        """
+        bodies = prepared(component, objects, self.namespace)
+        if price := announce(self.profile, bodies):
+            print(f"{component}: {price}")
+        with Progress(label=f"applying {component}") as progress:
+            self._api.on_pause = lambda why: progress.update(text=why)
+            try:
+                actions = Applier(self._api, self.namespace, component, force).apply(bodies)
+            finally:
+                self._api.on_pause = None
+        return handle(self, component, bodies, actions=actions)
+
+    def delete(
+        self, component: str, *, claims: Sequence[str] = (), timeout_s: float = 300.0
+    ) -> None:
+        """Delete what a component made, by the workshop's labels, and wait until it is gone.
+
+        A namespace itself stays, since data would go with it.
+
+        Args:
+            component: The component's name; one that is not there is no error.
+            claims: Names of its persistent volume claims whose data goes too.
+            timeout_s: The longest to wait.
+
+        Raises:
+            NotFoundError: It has no such claim.
+            WaitTimeoutError: Something is left; the line says what, and why.
+        """
+        deleting.delete(self._api, self.namespace, component, claims=claims, timeout_s=timeout_s)
+
+    def clean(self, *, claims: Sequence[str] = (), timeout_s: float = 600.0) -> None:
+        """Delete every component in this namespace, but for volume claims.
+
+        What an administrator applied for it (quota, rights, network policies) stays.
+
+        Args:
+            claims: Names of the persistent volume claims whose data goes too.
+            timeout_s: The longest to wait.
+
+        Raises:
+            NotFoundError: There is no such claim.
+            WaitTimeoutError: Something is left; the line says what, and why.
+        """
+        kept = deleting.delete(self._api, self.namespace, None, claims=claims, timeout_s=timeout_s)
+        if kept:
+            print(f"kept, with their data: {', '.join(kept)}; clean(claims=[...]) deletes them")
+
+    # -- reading ------------------------------------------------------------------------------
+
+    def components(self) -> list[str]:
+        """The names of the components in this namespace; kept claims alone do not count."""
+        kinds = [kind for kind in DELETE_ORDER if resource_of_kind(kind).namespaced]
+        found = deleting.find(self._api, self.namespace, kinds)
+        labels = [body["metadata"]["labels"] for body in found]
+        return sorted({each[COMPONENT] for each in labels if COMPONENT in each})
+
+    def remains(self) -> Remains:
+        """What of the workshop is in this namespace: objects, and pods that carry its labels.
+
+        What an administrator applied for the namespace does not count.
+        """
+        return deleting.remains(self._api, self.namespace)
+
+    def get(self, component: str) -> Workload:
+        """The handle of a component that was applied before, by this kernel or another.
+
+        Args:
+            component: Its name.
+
+        Raises:
+            NotFoundError: It is not applied.
+        """
+        found = deleting.find(self._api, self.namespace, WORKLOAD_KINDS, component)
+        return found_handle(
+            self, component, found or deleting.find_component(self._api, self.namespace, component)
+        )
+
+    def observe(self, kind: str, name: str) -> Observation:
+        """A workload as it is now: its object, pods and events.
+
+        Args:
+            kind: Its kind.
+            name: Its name.
+
+        Raises:
+            NotFoundError: There is no such object.
+        """
+        return observe.observe(self._api, self.namespace, kind, name)
+
+    def watch(self, kind: str, name: str) -> Generator[Observation, None, None]:
+        """A workload as it is, and again after each change or a second.
+
+        Watches that expire or are dropped are taken up again. Close the generator (leaving
+        its loop does) to end its threads.
+
+        Args:
+            kind: Its kind.
+            name: Its name.
+
+        Raises:
+            NotFoundError: There is no such object, or not any more.
+        """
+        return watch.watch(self._api, self.namespace, kind, name)
+
+    def logs(
+        self,
+        kind: str,
+        name: str,
+        *,
+        follow: bool = False,
+        previous: bool = False,
+        tail: int | None = None,
+        timeout_s: float | None = None,
+    ) -> Iterator[LogLine]:
+        """The lines that a workload's containers wrote, pod by pod; with `follow`, new ones too.
+
+        A stream that breaks is read on where it broke, without a lost or repeated line. The
+        end of a stream is not the end of the workload: that is read from its status.
+
+        Args:
+            kind: The workload's kind, or `Pod`.
+            name: Its name.
+            follow: Go on until the workload is over, or deleted.
+            previous: The lines of the run before each container's last restart.
+            tail: Only so many last lines of each container.
+            timeout_s: Stop following after so long.
+
+        Raises:
+            NotFoundError: There is no such workload, or no previous run.
+        """
+        return logs.read_logs(
+            self._api, self.namespace, kind, name,
+            follow=follow, previous=previous, tail=tail, timeout_s=timeout_s,
+        )  # fmt: skip
+
+    def snapshot(self, component: str | None = None) -> dict[str, Any]:
+        """Everything that the diagnosis reads, as one JSON object; no Secret is in it.
+
+        Args:
+            component: Only what belongs to it; default: everything.
+
+        Raises:
+            NotFoundError: The component is not applied.
+
+        Example:
+            >>> save_snapshot(cluster.snapshot(), "snapshot.json")   # doctest: +SKIP
+        """
+        if component is not None:
+            self.get(component)
+        found = snapshot.take_snapshot(self._api, self.namespace)
+        add_ray_state(self, found)
+        return of_component(found, component) if component else found
+
+    def diagnose(self, component: str | None = None) -> Diagnosis:
+        """What is wrong, the root cause first: cause, evidence, fix, and where it is taught.
+
+        Args:
+            component: Only this component; default: everything.
+
+        Raises:
+            NotFoundError: The component is not applied.
+
+        Example:
+            >>> cluster.diagnose("vllm").verdict   # doctest: +SKIP
+            'healthy'
+        """
+        return diagnose(self.snapshot(component))
+
+    def secret(self, name: str, key: str) -> str:
+        """A Secret's value, for use and not for show.
+
+        Args:
+            name: The Secret's name.
+            key: Which of its values.
+
+        Raises:
+            NotFoundError: There is no such Secret or key.
+        """
+        body = self._api.get(resource_of_kind("Secret"), self.namespace, name) or {}
+        if (value := (body.get("data") or {}).get(key)) is None:
+            raise NotFoundError(f"Secret/{name} with key {key!r} is not there; apply its component")
+        return base64.b64decode(value).decode()
+
+    def prerequisites(self) -> CheckList:
+        """Whether the cluster has what the components of the profile need; changes nothing.
+
+        What this user may not see is "cannot tell", with the command for who may.
+        """
+        from workshop_lib.cluster.kubernetes.prerequisites import check_prerequisites
+
+        return check_prerequisites(self._api, self.namespace, self.profile, self.version)
+
+    # -- reaching in --------------------------------------------------------------------------
+
+    def exec(
+        self,
+        pod: str,
+        command: Sequence[str],
+        *,
+        container: str | None = None,
+        timeout_s: float = 60.0,
+    ) -> ExecResult:
+        """Run a command in a container, and wait for its end.
+
+        Args:
+            pod: A pod's name, or its beginning when that fits one pod.
+            command: The command and its arguments.
+            container: Which container; default: the first.
+            timeout_s: The longest to wait for its end.
+
+        Raises:
+            NotFoundError: No such pod, or its container does not run.
+            ClusterError: The command does not exist, took too long, or its end is not known.
+        """
+        found = executing.find_pod(self._api, self.namespace, pod)
+        return executing.execute(self._api, self.namespace, found, command, container, timeout_s)
+
+    def forward(self, target: str, port: int) -> AbstractContextManager[str]:
+        """A URL on this machine, loopback only, for a port of a Service or pod.
+
+        Each connection finds its pod anew: the URL survives a pod's restart.
+
+        Args:
+            target: A Service's name, a pod's name, or the beginning of one.
+            port: The port as the manifest says it.
+
+        Raises:
+            NotFoundError: No such target, port or ready pod.
+        """
+        return forwarded(self._api, self.namespace, target, port)

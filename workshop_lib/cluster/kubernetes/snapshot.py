@@ -1,0 +1,106 @@
+"""A snapshot of a namespace: what the diagnosis reads, in one JSON object.
+
+Secrets are never asked for. What the learner may not list is left out, and said; so are
+kinds that the cluster does not know.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from workshop_lib.cluster.kubernetes.api import Api
+from workshop_lib.cluster.kubernetes.container_log import LOST_LOG, container_statuses
+from workshop_lib.cluster.kubernetes.resources import Resource, resource_of_kind
+from workshop_lib.errors import ForbiddenError, OperatorError, WorkshopError
+
+__all__ = ["take_snapshot"]
+
+Json = Mapping[str, Any]
+
+KINDS = (
+    "Pod", "Event", "Job", "Deployment", "ReplicaSet", "Service", "EndpointSlice",
+    "PersistentVolumeClaim", "ResourceQuota", "LimitRange", "ConfigMap", "ServiceAccount",
+    "NetworkPolicy", "RayCluster", "RayService", "RayJob", "Node", "StorageClass",
+    "ServiceMonitor", "PodMonitor", "PrometheusRule",
+)  # fmt: skip
+
+OTHERS = (
+    Resource("apps/v1", "DaemonSet", "daemonsets", namespaced=False),
+    Resource("apps/v1", "StatefulSet", "statefulsets"),
+    Resource("autoscaling/v2", "HorizontalPodAutoscaler", "horizontalpodautoscalers"),
+)
+"""What the workshop never makes, and what explains something where it is.
+
+DaemonSets of all namespaces: device plugins and exporters live elsewhere. A learner usually
+may not list these, which is no news.
+"""
+
+LOG_LINES, LOG_BYTES = 300, 65536
+WELL_LOGS = 50
+"""Of so many pods that are ready the log is read, too: one that hangs is ready as well."""
+
+
+def take_snapshot(api: Api, namespace: str) -> dict[str, Any]:
+    """The namespace's objects, the nodes, and the ends of the pods' logs.
+
+    Args:
+        api: The server.
+        namespace: Where.
+
+    Raises:
+        WorkshopError: The pods may not be listed, or the server does not answer.
+    """
+    found: dict[str, Any] = {"taken_at": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")}
+    notes: list[str] = []
+    for kind in KINDS:
+        resource = resource_of_kind(kind)
+        try:
+            found[resource.plural] = api.list(resource, namespace)[0]
+        except OperatorError:
+            continue  # nothing of a kind that the cluster does not know
+        except ForbiddenError as error:
+            if kind in ("Pod", "Event"):
+                raise
+            notes.append(f"{resource.plural} were not read: {error}")
+    for resource in OTHERS:
+        with contextlib.suppress(ForbiddenError, OperatorError):
+            found[resource.plural] = api.list(resource, namespace)[0]
+    found["logs"] = dict(_logs(api, namespace, found["pods"]))
+    found["notes"] = notes
+    return found
+
+
+def _logs(api: Api, namespace: str, pods: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:
+    """The end of each container's log, and of the run before its last restart."""
+    well = 0
+    for pod in pods:
+        statuses = container_statuses(pod)
+        ready = all(each.get("ready") for each in statuses.values())
+        well += ready or (pod.get("status") or {}).get("phase") == "Succeeded"
+        for name, status in statuses.items():
+            state = status.get("state") or {}
+            restarted = bool(status.get("restartCount"))
+            done = ((state.get("terminated") or {}).get("exitCode")) == 0
+            if ("waiting" in state and not restarted) or (done and well > WELL_LOGS):
+                continue
+            if ready and well > WELL_LOGS and not restarted:
+                continue
+            for previous in (False, True) if restarted else (False,):
+                text = _log(api, namespace, pod["metadata"]["name"], name, previous=previous)
+                if text:
+                    yield f"{pod['metadata']['name']}/{name}" + "/previous" * previous, text
+
+
+def _log(api: Api, namespace: str, pod: str, container: str, *, previous: bool) -> str:
+    """The end of one log; empty when the kubelet cannot give it."""
+    path = f"{resource_of_kind('Pod').path(namespace, pod)}/log"
+    params = {"container": container, "tailLines": str(LOG_LINES), "limitBytes": str(LOG_BYTES)}
+    params |= {"previous": "true"} if previous else {}
+    try:
+        answer = api.request("GET", path, params=params, tries=1)
+    except WorkshopError:
+        return ""  # a node that does not answer: the rest of the snapshot counts all the more
+    return answer.text if answer.ok and not answer.text.startswith(LOST_LOG) else ""

@@ -1,0 +1,116 @@
+"""What a profile's components ask of a cluster, read from their manifests as rendered."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+from workshop_lib.cluster import manifests
+from workshop_lib.cluster.local.machine import parse_quantity, requests_of
+
+__all__ = ["Needs", "needs_of", "pod_specs"]
+
+Json = Mapping[str, Any]
+GPU, EFA = "nvidia.com/gpu", "vpc.amazonaws.com/efa"
+POOL = "workshop.techpulse/pool"
+
+
+@dataclass
+class Needs:
+    """What components ask for.
+
+    Attributes:
+        images: Container images, each with the components that use it.
+        storage_classes: Names of storage classes.
+        rules: What a learner's Role grants, as it is rendered: `(group, resource, verb)`.
+        amounts: Component to what all of its pods request together, in cores, bytes, devices.
+        gpus_of_a_pod: The most GPUs that a pod of the usual components asks for.
+        efa: Components that ask for EFA devices.
+        pools: Values of the node label `workshop.techpulse/pool` that pods select.
+        kinds: Kinds of objects.
+    """
+
+    images: dict[str, list[str]] = field(default_factory=dict)
+    storage_classes: set[str] = field(default_factory=set)
+    rules: set[tuple[str, str, str]] = field(default_factory=set)
+    amounts: dict[str, dict[str, float]] = field(default_factory=dict)
+    gpus_of_a_pod: int = 0
+    efa: list[str] = field(default_factory=list)
+    pools: set[str] = field(default_factory=set)
+    kinds: set[str] = field(default_factory=set)
+
+
+def pod_specs(body: Json) -> Iterator[tuple[int, Json]]:
+    """How many pods an object makes, and their spec; a RayCluster's groups one by one.
+
+    Args:
+        body: A Job, Deployment, RayCluster, RayService, or anything else (nothing).
+    """
+    spec = body.get("spec") or {}
+    if body["kind"] == "Job":
+        yield int(spec.get("parallelism", 1)), spec["template"]["spec"]
+    elif body["kind"] in ("Deployment", "DaemonSet", "StatefulSet"):
+        yield int(spec.get("replicas", 1)), spec["template"]["spec"]
+    elif body["kind"] in ("RayCluster", "RayService", "RayJob"):
+        cluster = spec.get("rayClusterConfig") or spec.get("rayClusterSpec") or spec
+        yield 1, cluster["headGroupSpec"]["template"]["spec"]
+        for group in cluster.get("workerGroupSpecs") or []:
+            yield int(group.get("replicas", 1)), group["template"]["spec"]
+
+
+@functools.cache
+def needs_of(profile: str) -> Needs:
+    """What the components of a profile ask for; rendering them takes a few seconds, once.
+
+    Args:
+        profile: `eks`, `kind` or `local`.
+
+    Example:
+        >>> needs_of("kind").gpus_of_a_pod     # doctest: +SKIP
+        0
+    """
+    names = manifests.components(profile)
+    with ThreadPoolExecutor(4) as pool:
+        rendered = list(pool.map(lambda name: manifests.render(profile, name), names))
+    found = Needs()
+    for name, objects in zip(names, rendered, strict=True):
+        for body in (each.body for each in objects):
+            found.kinds.add(body["kind"])
+            _add(found, name, body)
+    return found
+
+
+def _add(needs: Needs, component: str, body: Json) -> None:
+    spec = body.get("spec") or {}
+    if body["kind"] == "PersistentVolumeClaim" and spec.get("storageClassName"):
+        needs.storage_classes.add(spec["storageClassName"])
+    if body["kind"] == "Role":
+        needs.rules |= {
+            (group, resource, verb)
+            for rule in body["rules"]
+            for group in rule["apiGroups"]
+            for resource in rule["resources"]
+            for verb in rule["verbs"]
+        }
+    total = needs.amounts.setdefault(component, {})
+    for count, pod in pod_specs(body):
+        for name, amount in requests_of(pod).items():
+            total[name] = total.get(name, 0.0) + count * amount
+        total["pods"] = total.get("pods", 0.0) + count
+        gpus = requests_of(pod).get(GPU, 0.0)
+        if requests_of(pod).get(EFA):
+            needs.efa.append(component)
+        else:
+            needs.gpus_of_a_pod = max(needs.gpus_of_a_pod, int(gpus))
+        if value := (pod.get("nodeSelector") or {}).get(POOL):
+            needs.pools.add(value)
+        for container in [*(pod.get("initContainers") or []), *pod["containers"]]:
+            users = needs.images.setdefault(container["image"], [])
+            if component not in users:
+                users.append(component)
+    if body["kind"] == "PersistentVolumeClaim":
+        size = parse_quantity(spec["resources"]["requests"]["storage"])
+        total["requests.storage"] = total.get("requests.storage", 0.0) + size

@@ -1,0 +1,273 @@
+"""Ray's dashboard as an API: the nodes it knows, and jobs it runs.
+
+Everything goes through the dashboard's HTTP port with Ray's token, so the notebook's
+Python and Ray need not be those of the cluster: a job's script runs over there.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from workshop_lib.cluster.workload import Workload
+from workshop_lib.errors import ClusterError, WaitTimeoutError
+from workshop_lib.progress import Progress
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from ray.job_submission import JobSubmissionClient
+
+__all__ = ["JobResult", "RayDashboard", "dashboard", "head_ports"]
+
+DASHBOARD_PORT = 8265
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class JobResult:
+    """What a Ray job left behind.
+
+    Attributes:
+        job_id: Ray's name for it.
+        seconds: From submission to the end.
+        log: Everything its driver printed.
+    """
+
+    job_id: str
+    seconds: float
+    log: str
+
+    def json(self) -> Any:
+        """The last line of the log that is JSON: how the workshop's scripts report.
+
+        Raises:
+            ClusterError: There is no such line.
+        """
+        for line in reversed(self.log.splitlines()):
+            if line.startswith(("{", "[")):
+                try:
+                    return json.loads(line)
+                except json.JSONDecodeError:
+                    continue
+        raise ClusterError(f"job {self.job_id} printed no line of JSON; read its .log")
+
+
+class RayDashboard:
+    """A client of one Ray cluster's dashboard.
+
+    Args:
+        url: Such as `http://127.0.0.1:8265`.
+        token: Ray's token; without the right one every request is refused.
+
+    Example:
+        >>> with dashboard(cluster.get("ray-cluster")) as ray:   # doctest: +SKIP
+        ...     ray.nodes()
+    """
+
+    def __init__(self, url: str, token: str) -> None:
+        self.url = url
+        self._headers = {"Authorization": f"Bearer {token}"}
+
+    def __repr__(self) -> str:
+        return f"RayDashboard({self.url!r})"
+
+    def get(self, path: str) -> Any:
+        """GET a path of the API and return its JSON.
+
+        Raises:
+            ClusterError: No answer, or an answer that is no success.
+        """
+        import httpx
+
+        try:
+            answer = httpx.get(self.url + path, headers=self._headers, timeout=20)
+        except httpx.HTTPError as error:
+            raise ClusterError(
+                f"Ray's dashboard at {self.url} does not answer ({error}); is the head ready?"
+            ) from error
+        if answer.status_code != 200:
+            raise ClusterError(
+                f"Ray's dashboard: GET {path} answered {answer.status_code}: {answer.text[:200]}"
+            )
+        return answer.json()
+
+    def version(self) -> str:
+        """The version of the cluster's Ray."""
+        return str(self.get("/api/version")["ray_version"])
+
+    def status_without_token(self) -> int:
+        """The HTTP status that a caller without the token gets: 401 when the door is shut."""
+        import httpx
+
+        return httpx.get(self.url + "/api/version", timeout=20).status_code
+
+    def nodes(self) -> pd.DataFrame:
+        """Ray's nodes, the head first: role, state and logical resources."""
+        import pandas as pd
+
+        rows = []
+        for node in self.get("/api/v0/nodes?detail=true")["data"]["result"]["result"]:
+            total = node["resources_total"]
+            rows.append(
+                {
+                    "node": node["node_ip"],
+                    "role": "head" if node["is_head_node"] else "worker",
+                    "state": node["state"],
+                    "cpus": int(total.get("CPU", 0)),
+                    "gpus": int(total.get("GPU", 0)),
+                    "memory_gib": round(total.get("memory", 0) / GIB, 2),
+                    "object_store_gib": round(total.get("object_store_memory", 0) / GIB, 2),
+                }
+            )
+        return pd.DataFrame(rows).sort_values(["role", "node"]).reset_index(drop=True)
+
+    def wait_nodes(self, count: int, *, timeout_s: float = 120.0) -> pd.DataFrame:
+        """Wait until so many nodes are alive, and return them.
+
+        Raises:
+            WaitTimeoutError: Fewer were alive at the end.
+        """
+        deadline = time.monotonic() + timeout_s
+        while True:
+            nodes = self.nodes()
+            alive = nodes[nodes["state"] == "ALIVE"].reset_index(drop=True)
+            if len(alive) >= count:
+                return alive
+            if time.monotonic() > deadline:
+                raise WaitTimeoutError(
+                    f"{len(alive)} of {count} Ray nodes are alive after {timeout_s:g} s; "
+                    "next: read the missing rank's logs()"
+                )
+            time.sleep(0.5)
+
+    def _jobs(self) -> JobSubmissionClient:
+        from ray.job_submission import JobSubmissionClient
+
+        return JobSubmissionClient(self.url, headers=dict(self._headers))
+
+    def run(self, script: str | Path, *arguments: str, timeout_s: float = 300.0) -> JobResult:
+        """Run a Python script on the cluster as a Ray job, with progress, and wait for its end.
+
+        Its end is read from the job's status, never from the end of its log stream: a
+        stream that breaks says nothing about the job (KubeRay issue 4921).
+
+        Args:
+            script: A file on this machine; it is sent to the cluster.
+            arguments: Its arguments.
+            timeout_s: The longest it may take; then it is stopped.
+
+        Raises:
+            ClusterError: The job failed.
+            WaitTimeoutError: It took too long.
+        """
+        script = Path(script)
+        if not script.is_file():
+            raise ClusterError(f"there is no script {script}; give the path of a Python file")
+        jobs = self._jobs()
+        with tempfile.TemporaryDirectory() as folder, _quiet_upload():
+            # Only this file travels: the folder it lies in may hold a whole checkout.
+            shutil.copy(script, folder)
+            job_id = jobs.submit_job(
+                entrypoint=" ".join(["python", script.name, *arguments]),
+                runtime_env={"working_dir": folder},
+            )
+        began = time.monotonic()
+        with Progress(total=None, label=f"Ray job {script.name}") as progress:
+            while True:
+                status = jobs.get_job_status(job_id)
+                elapsed_s = time.monotonic() - began
+                progress.update(text=str(status.value).lower())
+                if status.is_terminal():
+                    break
+                if elapsed_s > timeout_s:
+                    jobs.stop_job(job_id)
+                    raise WaitTimeoutError(
+                        f"Ray job {script.name} was {status.value} after {timeout_s:g} s and was "
+                        "stopped; what it asks for may not exist: read the dashboard's status"
+                    )
+                time.sleep(0.3)
+        log = jobs.get_job_logs(job_id)
+        if status.value != "SUCCEEDED":
+            lines = [line for line in log.splitlines() if line.strip()]
+            raise ClusterError(
+                f"Ray job {script.name} ended {status.value} after {elapsed_s:.0f} s: "
+                f"{lines[-1][:300] if lines else 'it printed nothing'}"
+            )
+        return JobResult(job_id, elapsed_s, log)
+
+
+@contextmanager
+def _quiet_upload() -> Iterator[None]:
+    """Keep Ray's lines about packing and sending the script out of the notebook."""
+    loggers = [
+        logging.getLogger(name)
+        for name in ("ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.packaging")
+    ]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def head_ports(workload: Workload) -> dict[str, int]:
+    """The ports on which the head of an Indexed Job's Ray cluster listens in fact.
+
+    Args:
+        workload: The handle of `ray-cluster`.
+
+    Returns:
+        Port of `gcs-server`, `dashboard` and `client`, as rank 0 was told them.
+
+    Example:
+        >>> head_ports(cluster.get("ray-cluster"))   # doctest: +SKIP
+        {'gcs-server': 6379, 'dashboard': 8265, 'client': 10001}
+    """
+    variables = {
+        "gcs-server": "HEAD_ADDRESS", "dashboard": "DASHBOARD_ADDRESS", "client": "CLIENT_ADDRESS",
+    }  # fmt: skip
+    told = workload.cluster.exec(f"{workload.name}-0", ["printenv", *variables.values()])
+    addresses = told.stdout.split()
+    return {
+        name: int(address.rpartition(":")[2])
+        for name, address in zip(variables, addresses, strict=True)
+    }
+
+
+@contextmanager
+def dashboard(workload: Workload) -> Iterator[RayDashboard]:
+    """The dashboard of a Ray cluster that the workshop started, with its token.
+
+    Args:
+        workload: The handle of `ray-cluster`, `raycluster` or `ray-service`.
+
+    Raises:
+        NotFoundError: It does not run.
+
+    Example:
+        >>> with dashboard(cluster.get("raycluster")) as ray:   # doctest: +SKIP
+        ...     ray.version()
+        '2.60.0'
+    """
+    name = workload.name
+    if workload.kind == "Job":
+        target, secret = f"{name}-0", f"{name}-auth"
+    elif workload.kind == "RayCluster":
+        target, secret = f"{name}-head-svc", name
+    else:
+        active = workload.observe().body.get("status", {}).get("activeServiceStatus", {})
+        target, secret = f"{name}-head-svc", active.get("rayClusterName", name)
+    token = workload.cluster.secret(secret, "auth_token")
+    with workload.cluster.forward(target, DASHBOARD_PORT) as url:
+        yield RayDashboard(url, token)

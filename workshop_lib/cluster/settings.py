@@ -1,0 +1,81 @@
+"""A manifest, explained: each setting's value for a GPU cluster and here, and its reason."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from workshop_lib.cluster import manifests
+from workshop_lib.errors import ManifestError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["explain_settings"]
+
+_MISSING = object()
+
+
+def _at(node: Any, path: str) -> Any:
+    """The value at a dotted path; `[name=x]` finds a list entry by its name."""
+    for part in re.findall(r"\[[^\]]+\]|[^.\[]+", path):
+        if part.startswith("["):
+            key, _, wanted = part[1:-1].partition("=")
+            if wanted:
+                found = [entry for entry in node if entry.get(key) == wanted]
+                node = found[0] if found else _MISSING
+            else:
+                node = node[int(key)] if int(key) < len(node) else _MISSING
+        else:
+            node = node.get(part, _MISSING) if isinstance(node, dict) else _MISSING
+        if node is _MISSING:
+            return _MISSING
+    return node
+
+
+def _shown(value: Any) -> str:
+    if value is _MISSING:
+        return "not set"
+    if isinstance(value, dict):
+        return ", ".join(f"{key}: {_shown(each)}" for key, each in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(_shown, value))
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def explain_settings(
+    component: str, profile: str, kind: str, reasons: Mapping[str, str]
+) -> pd.DataFrame:
+    """Settings of a component's object: on a GPU cluster, in this profile, and why.
+
+    Args:
+        component: The component's name.
+        profile: The profile whose overlay is compared with the base.
+        kind: Kind of the object, such as `Job`.
+        reasons: Dotted path (`spec.backoffLimit`, `…containers[0].env[name=X].value`) to
+            the reason for the setting.
+
+    Raises:
+        ManifestError: A path is in neither manifest: the text would explain nothing.
+
+    Example:
+        >>> reasons = {"spec.completionMode": "each pod gets a rank"}
+        >>> explain_settings("ray-cluster", "local", "Job", reasons).iloc[0]["GPU cluster"]
+        'Indexed'
+    """
+    import pandas as pd
+
+    base = manifests.render_folder(manifests.manifests_dir() / "base" / component)
+    here = manifests.render(profile, component)
+    bodies = [next(o.body for o in objects if o.kind == kind) for objects in (base, here)]
+    rows = []
+    for path, reason in reasons.items():
+        values = [_at(body, path) for body in bodies]
+        if all(value is _MISSING for value in values):
+            raise ManifestError(f"{component}: {kind} has no {path}; correct the path")
+        shown = [_shown(value) for value in values]
+        # The last step says enough; the way there is in the manifest.
+        name = re.sub(r"^.*\.env\[name=([^\]]+)\].*$", r"\1", path)
+        rows.append([name.rsplit(".", 1)[-1], shown[0], shown[1], reason])
+    return pd.DataFrame(rows, columns=["setting", "GPU cluster", "here", "why"])

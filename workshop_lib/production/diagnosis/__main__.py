@@ -1,0 +1,45 @@
+"""The command line: `python -m workshop_lib.production.diagnosis SNAPSHOT.json [--json]`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+
+from workshop_lib.errors import WorkshopError
+from workshop_lib.production.diagnosis.diagnose import diagnose, load_snapshot
+from workshop_lib.tools.piped import piped
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print what is wrong in a snapshot: `python -m workshop_lib.production.diagnosis`.
+
+    Args:
+        argv: Arguments; those of the command line by default.
+
+    Returns:
+        Exit code: 0 when the diagnosis was printed, whatever it says; 2 for a file that is no
+        snapshot.
+
+    Example:
+        >>> main(["snapshot.json", "--json"])  # doctest: +SKIP
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m workshop_lib.production.diagnosis",
+        description="What is wrong in a snapshot of a cluster: cause, evidence and fix.",
+    )
+    parser.add_argument("snapshot", help="a file that cluster.snapshot() was saved to")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    options = parser.parse_args(argv)
+    try:
+        found = diagnose(load_snapshot(options.snapshot))
+    except WorkshopError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 2
+    print(json.dumps(found.to_dict(), indent=2) if options.json else found)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(piped(main))

