@@ -214,4 +214,4 @@ def test_the_checklist_reads_a_live_cluster(good, eks):
 
 def test_the_checklist_reads_a_laptop():
     checks = check_production(LocalCluster(state="t-production"))
-    assert len(checks) == 20 and "fail" not in outcomes(checks).values()
+    assert len(checks) == 21 and "fail" not in outcomes(checks).values()

