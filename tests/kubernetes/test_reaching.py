@@ -346,3 +346,9 @@ def test_a_server_that_does_not_open_the_socket(emulator, cluster, pod, monkeypa
 def test_a_port_where_nobody_listens_closes_the_connection(cluster, served):
     with cluster.forward("server-a", 9) as url, pytest.raises(httpx.HTTPError):
         get(url)
+
+
+def test_a_refused_forward_is_told_at_once(emulator, cluster, pod):
+    emulator.fail("GET", "/portforward", status=500)
+    with pytest.raises(ClusterError, match="forward to talk-0: the server answered 500: scripted"):
+        cluster.forward("talk-0", 8000).__enter__()

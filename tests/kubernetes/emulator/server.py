@@ -424,6 +424,10 @@ class _Handler(BaseHTTPRequestHandler):
                 self.answer(201, {**body, "status": {"token": token}})
                 return
             kubelet = emulator.kubelet
+            json_only = self.headers.get("Accept", "*/*") == "application/json"
+            if found["sub"] != "log" and json_only:  # as a kubelet of 1.36 does
+                raise Problem(406, "only the following media types are accepted: */*",
+                              "NotAcceptable")  # fmt: skip
             {"log": kubelet.stream_log, "exec": kubelet.exec, "portforward": kubelet.forward}[
                 found["sub"]
             ](self, pod, query)

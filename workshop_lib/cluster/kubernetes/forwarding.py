@@ -111,8 +111,7 @@ class Forward:
         try:
             self._open_to(pod, port).shutdown()
         except Refused as refused:
-            if refused.answer.status in (401, 403):
-                raise refused.explained(f"forward to {self._target}") from None
+            raise refused.explained(f"forward to {self._target}") from None
         except Lost:
             pass  # each connection tries for itself
 

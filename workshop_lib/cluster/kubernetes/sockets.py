@@ -72,6 +72,7 @@ def _open_once(api: Api, path: str, params: Mapping[str, Any], protocols: str) -
     url = ws_client.get_websocket_url(access.server + path) + f"?{urlencode(params, doseq=True)}"
     configuration = access.client.configuration
     headers = {**api.headers(access), "sec-websocket-protocol": protocols}
+    del headers["Accept"]  # a kubelet answers 406 to a WebSocket that asks for JSON
     # As the client's create_websocket, which has no limit: a server that does not answer is not
     # waited for without end.
     opened = websocket.WebSocket(sslopt=_trusted(configuration), skip_utf8_validation=False)
