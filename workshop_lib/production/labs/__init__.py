@@ -2,13 +2,12 @@
 
 `start` breaks a component by one wrong value, or by ending a process. The learner looks
 (`symptoms`, `cluster.get(...).events()`, `logs()`, `cluster.diagnose(...)`), repairs with
-`cluster.apply(...)`, and asks `check`; `hint` and `solution` help; `end` cleans up.
+`cluster.apply(...)`, and asks `check`; `hint` and `solution` help; `end` cleans up. What each lab
+is stands in `data/labs.yaml`.
 """
 
 from __future__ import annotations
 
-from workshop_lib.production.labs.catalogue import PLANS, plan
-from workshop_lib.production.labs.definition import Plan
-from workshop_lib.production.labs.lab import Lab, Symptoms, get, start, table
+from workshop_lib.production.labs.lab import Lab, Symptoms, get, plan, start, table
 
-__all__ = ["PLANS", "Lab", "Plan", "Symptoms", "get", "plan", "start", "table"]
+__all__ = ["Lab", "Symptoms", "get", "plan", "start", "table"]

@@ -2,35 +2,97 @@
 
 from __future__ import annotations
 
+import functools
 import html
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from workshop_lib.checklist import CheckList
+import yaml
+
+from workshop_lib.checklist import Check, CheckList
 from workshop_lib.cluster.base import Cluster
-from workshop_lib.errors import ClusterError
-from workshop_lib.production.labs.asking import ask
-from workshop_lib.production.labs.breaking import break_it
-from workshop_lib.production.labs.catalogue import PLANS, plan
-from workshop_lib.production.labs.checking import check_repaired
-from workshop_lib.production.labs.definition import Plan
+from workshop_lib.cluster.workload import failure, readiness
+from workshop_lib.data import data_path
+from workshop_lib.errors import ClusterError, NotFoundError, WorkshopError
+from workshop_lib.production.labs.breaking import ask, end_rank, kill_engine, until_it_shows
+from workshop_lib.progress import Progress
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Lab", "Symptoms", "get", "start", "table"]
+__all__ = ["Lab", "Plan", "Symptoms", "get", "plan", "start", "table"]
+
+LOADING_S = 1800.0
+AGAIN = "read logs() and events(), or ask cluster.diagnose(...); apply, wait_ready(), check again"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One lab, as `data/labs.yaml` has it. Nothing but `report` is shown unasked."""
+
+    number: int
+    name: str
+    component: str
+    shows: str
+    report: str
+    hints: tuple[str, ...]
+    solution: str
+    taught_in: str
+    seconds: int
+    parameters: dict[str, dict[str, Any]]
+    needs: tuple[str, ...] = ()
+
+    def broken(self, profile: str) -> dict[str, Any]:
+        """The parameters with which the component is applied to break it."""
+        return {**self.parameters.get("all", {}), **self.parameters.get(profile, {})}
+
+
+@functools.cache
+def _plans() -> tuple[Plan, ...]:
+    entries = yaml.safe_load(data_path("labs.yaml").read_text())
+    return tuple(
+        Plan(number, **{"parameters": {}, **entry}) for number, entry in enumerate(entries, start=1)
+    )
+
+
+def plan(which: int | str) -> Plan:
+    """A lab by its number in `table()`, or its name.
+
+    Raises:
+        WorkshopError: There is no such lab.
+
+    Example:
+        >>> plan(6).component, plan("wrong-port").broken("eks")
+        ('lab-server', {'target_port': 8081})
+    """
+    for each in _plans():
+        if which in (each.number, each.name):
+            return each
+    raise WorkshopError(f"there is no lab {which!r}; labs.table() has 1 to {len(_plans())}")
+
+
+def table() -> pd.DataFrame:
+    """The labs to choose from: what is reported, on which component, how long it takes to break.
+
+    Example:
+        >>> list(table().columns)
+        ['lab', 'component', 'what is reported', 'background', 'seconds']
+    """
+    import pandas as pd
+
+    rows = [
+        [each.number, each.component, each.report, f"notebook {each.taught_in}", each.seconds]
+        for each in _plans()
+    ]
+    columns = ["lab", "component", "what is reported", "background", "seconds"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 @dataclass(frozen=True)
 class Symptoms:
-    """What is seen from outside, without why.
-
-    Attributes:
-        report: What is reported.
-        user: What a user sees who asks now.
-        pods: The component's pods, as `kubectl get pods` lists them.
-    """
+    """What is seen from outside, without why: the report, what a user sees, the pods."""
 
     report: str
     user: str
@@ -42,9 +104,9 @@ class Symptoms:
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        table = self.pods.to_html(index=False, border=0)
+        report, user = html.escape(self.report), html.escape(self.user)
         return (
-            f"<p>{html.escape(self.report)}</p><p><code>{html.escape(self.user)}</code></p>{table}"
+            f"<p>{report}</p><p><code>{user}</code></p>{self.pods.to_html(index=False, border=0)}"
         )
 
 
@@ -96,17 +158,75 @@ class Lab:
         self._hints = min(self._hints + 1, len(hints))
         return f"hint {self._hints} of {len(hints)}: {hints[self._hints - 1]}"
 
+    def solution(self) -> str:
+        """Cause, repair and lesson, in words."""
+        return f"{self.plan.name}: {self.plan.solution} (Notebook {self.plan.taught_in}.)"
+
     def check(self, *, timeout_s: float = 60.0) -> CheckList:
-        """Whether it is repaired, from the live state.
+        """Whether it is repaired, and whether the same would not happen again: from the live state.
 
         Args:
             timeout_s: The longest that a part which tries something out may take.
         """
-        return check_repaired(self.cluster, self.plan, timeout_s=timeout_s)
+        try:
+            checks = CheckList([self._is_up(), self._answers()])
+        except NotFoundError:
+            missing = f"{self.component} is not applied"
+            return CheckList([Check("it runs", False, missing, "apply it, with what repairs it")])
+        if self.plan.name == "killed-engine":
+            checks.append(self._notices_a_dead_engine(checks.passed, timeout_s))
+        if self.plan.name == "stale-address":
+            checks.append(self._meets_next_time())
+        return checks
 
-    def solution(self) -> str:
-        """Cause, repair and lesson, in words."""
-        return f"{self.plan.name}: {self.plan.solution} (Notebook {self.plan.taught_in}.)"
+    def _is_up(self) -> Check:
+        seen = self.cluster.get(self.component).observe()
+        if self.component == "stale-address":  # it runs and ends; its pods are not ready for long
+            ended = [pod["status"].get("phase", "?") for pod in seen.pods]
+            well, said = set(ended) == {"Succeeded"}, ", ".join(ended) or "no pods"
+            fix = "delete and apply it, then wait_complete()"
+            return Check("all ranks have ended well", well, said, fix)
+        wrong, (ready, wanted, text) = failure(seen), readiness(seen.body)
+        return Check("its pods are ready", not wrong and ready >= wanted, wrong or text, AGAIN)
+
+    def _answers(self) -> Check:
+        answer = ask(self.cluster, self.component)
+        return Check("users get what they ask for", answer.ok, str(answer), AGAIN)
+
+    def _notices_a_dead_engine(self, well: bool, timeout_s: float) -> Check:
+        """The engine is killed once more: somebody has to notice."""
+        name = "an engine that dies is noticed"
+        if not well:
+            return Check(name, None, "asked only when the server answers", "first the others")
+        try:
+            pid = kill_engine(self.cluster)
+        except ClusterError as error:
+            return Check(name, None, str(error), "check again")
+        began, gone = time.monotonic(), False
+        with Progress(label="killed the engine once more") as progress:
+            while (elapsed_s := time.monotonic() - began) < timeout_s:
+                answer = ask(self.cluster, self.component)
+                progress.update(text=answer.text[:60])
+                if gone and answer.ok:
+                    seen = f"process {pid} was killed; readers had answers again after"
+                    return Check(name, True, f"{seen} {elapsed_s:.0f} s")
+                gone = gone or not answer.ok
+                time.sleep(0.2)
+        seen = f"process {pid} was killed, and nothing followed for {timeout_s:.0f} s"
+        return Check(name, False, seen, "which probe restarts a container, and what does it ask?")
+
+    def _meets_next_time(self) -> Check:
+        """A file's name that is the same in each run will be stale in the next one."""
+        told = {
+            entry.get("value", "")
+            for pod in self.cluster.get(self.component).observe().pods
+            for entry in pod["spec"]["containers"][0].get("env", [])
+            if entry["name"] == "FILE_NAME"
+        }
+        another = bool(told) and all("$(RUN_ID)" in each or "$(POD_NAME)" in each for each in told)
+        fix = "put something into its name that differs in each run: $(RUN_ID)"
+        seen = ", ".join(sorted(told)) or "no pods"
+        return Check("the next run has another file", another, seen, fix)
 
     def end(self) -> None:
         """Remove what the lab started; the data on volumes stays.
@@ -115,7 +235,7 @@ class Lab:
             ClusterError: Something could not be removed.
         """
         self.cluster.delete(self.component)
-        if self.plan.name == "stale-address":  # files that runs left on a volume that stays
+        if self.component == "stale-address":  # files that runs left on a volume that stays
             self.cluster.apply(self.component, clean_up=True).wait_complete(timeout_s=300)
             self.cluster.delete(self.component)
         for component in self._started:
@@ -151,11 +271,31 @@ def start(cluster: Cluster, which: int | str, *, timeout_s: float = 900.0) -> La
         )
     lab = Lab(cluster, chosen, [name for name in chosen.needs if name not in there])
     try:
-        break_it(cluster, chosen, timeout_s=timeout_s)
+        _break(cluster, chosen, timeout_s)
     except BaseException:
         lab.end()  # half a lab is only in the way
         raise
     return lab
+
+
+def _break(cluster: Cluster, chosen: Plan, timeout_s: float) -> None:
+    """Apply a lab's component with its one wrong value, or end a process, until it shows."""
+    for component in chosen.needs:
+        if component not in cluster.components():
+            cluster.apply(component).wait_complete(timeout_s=LOADING_S)
+    parameters = chosen.broken(cluster.profile)
+    workload = cluster.apply(chosen.component, **parameters)
+    if chosen.name == "killed-worker":
+        workload.wait_ready(timeout_s=timeout_s)
+        end_rank(cluster, "ray-cluster-1")
+    elif chosen.name == "killed-engine":
+        workload.wait_ready(timeout_s=timeout_s)
+        kill_engine(cluster)
+    elif chosen.name == "stale-address":  # the run that leaves its file for the next one
+        workload.wait_complete(timeout_s=timeout_s)
+        cluster.delete(chosen.component)
+        workload = cluster.apply(chosen.component, **parameters)
+    until_it_shows(workload, chosen.number, chosen.shows, timeout_s=timeout_s)
 
 
 def get(cluster: Cluster, which: int | str) -> Lab:
@@ -172,25 +312,3 @@ def get(cluster: Cluster, which: int | str) -> Lab:
     chosen = plan(which)
     cluster.get(chosen.component)
     return Lab(cluster, chosen)
-
-
-def table() -> pd.DataFrame:
-    """The labs to choose from: what is reported, on which component, how long it takes to break.
-
-    Example:
-        >>> list(table().columns)
-        ['lab', 'component', 'what is reported', 'background', 'seconds']
-    """
-    import pandas as pd
-
-    rows: list[dict[str, Any]] = [
-        {
-            "lab": each.number,
-            "component": each.component,
-            "what is reported": each.report,
-            "background": f"notebook {each.taught_in}",
-            "seconds": each.seconds,
-        }
-        for each in PLANS
-    ]
-    return pd.DataFrame(rows)

@@ -1,4 +1,4 @@
-"""Scaling: what the settings ask for, load against a real HTTP server, what a run says, figures."""
+"""Scaling: what the settings ask for, load against a real HTTP server, what a run says."""
 
 import doctest
 import importlib
@@ -17,73 +17,39 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-import test_plots
 
+from workshop_lib.cluster import manifests
 from workshop_lib.cluster.base import ExecResult, Observation
 from workshop_lib.cluster.workload import Workload
 from workshop_lib.errors import (
     ClusterError,
     ManifestError,
     NotFoundError,
-    ServerError,
     WaitTimeoutError,
     WorkshopError,
 )
-from workshop_lib.plots import (
-    plot_autoscaler,
-    plot_recovery,
-    plot_scaling,
-    plot_startup_timeline,
-)
-from workshop_lib.production import autoscaling
+from workshop_lib.production import autoscaling, probes
 from workshop_lib.production.autoscaling import (
-    AutoscalingSettings,
-    Load,
-    Phase,
     Recovery,
-    Replica,
-    Request,
     ScalingRun,
     ServeApp,
-    ServeSnapshot,
-    check_gone,
     check_scaling,
     desired_replicas,
     explain_autoscaling,
-    kill_replica,
     load_times,
     probe_budgets,
     recorded_start_s,
+    run,
     run_load,
     scaling_layers,
     startup_timeline,
 )
-from workshop_lib.production.autoscaling.probes import probe_budget_s
-from workshop_lib.production.autoscaling.serve_app import parse_autoscaler, parse_snapshot
+from workshop_lib.production.autoscaling.app import Replica, ServeSnapshot
+from workshop_lib.production.autoscaling.load import Load, Request
+from workshop_lib.production.autoscaling.settings import AutoscalingSettings
 from workshop_lib.serving.memory import ModelShape
 
 SETTINGS = AutoscalingSettings(1, 4, 2.0, 2.0, 5.0, 3.0)
-
-# -- what the settings ask for -----------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("ongoing", "target", "bounds", "expected"),
-    [
-        (0, 2, (1, 4), 1),
-        (1, 2, (1, 4), 1),
-        (2, 2, (1, 4), 1),
-        (2.01, 2, (1, 4), 2),
-        (6, 2, (1, 4), 3),
-        (6, 4, (1, 4), 2),
-        (20, 2, (1, 4), 4),
-        (0, 2, (0, 4), 0),
-        (6, 0.5, (1, 100), 12),
-    ],
-)
-def test_replicas_for_a_load(ongoing, target, bounds, expected):
-    low, high = bounds
-    assert desired_replicas(ongoing, target, min_replicas=low, max_replicas=high) == expected
 
 
 def test_the_formula_is_that_of_the_installed_ray():
@@ -119,14 +85,6 @@ def test_the_formula_is_that_of_the_installed_ray():
 def test_impossible_settings_are_refused(arguments, message):
     with pytest.raises(WorkshopError, match=message):
         desired_replicas(1, **arguments)
-
-
-def test_settings_without_a_field_are_refused():
-    with pytest.raises(WorkshopError, match="no 'max_replicas'"):
-        AutoscalingSettings.from_config({"min_replicas": 1})
-
-
-# -- a real server, asked by users who come and go ---------------------------------------------
 
 
 class Server:
@@ -193,10 +151,6 @@ def until(look, timeout_s=300.0):
         time.sleep(0.01)
 
 
-def load_threads():
-    return [each for each in threading.enumerate() if each.name == "load"]
-
-
 def test_users_keep_one_request_each_in_flight():
     with serving() as server, Load(server.url) as load:
         load.set_users(3)
@@ -215,7 +169,6 @@ def test_users_keep_one_request_each_in_flight():
     assert (frame["error"] == "").all() and frame["last"].all()
     assert set(frame["replica"]) == {"one"} and (frame["latency_ms"] >= 20).all()
     assert frame["start_s"].is_monotonic_increasing
-    assert not load_threads()
 
 
 def test_failures_are_counted_and_retries_are_rows():
@@ -228,28 +181,6 @@ def test_failures_are_counted_and_retries_are_rows():
     assert first["attempt"].tolist() == [1, 2]
     assert first["error"].tolist() == ["http 500", ""]
     assert first["last"].tolist() == [False, True]
-
-
-def test_without_retries_a_failure_is_the_end_of_a_request():
-    with serving() as server, Load(server.url) as load:
-        server.failures = 1
-        load.set_users(1)
-        until(lambda: server.answered >= 1)
-    frame = load.frame()
-    assert frame["attempt"].tolist() == [1] * len(frame)
-    assert frame.loc[0, ["error", "last"]].tolist() == ["http 500", True]
-
-
-def test_nothing_is_sent_again_behind_the_users_back():
-    """A server that closes the connection has had the request once, not twice."""
-    with serving() as server, Load(server.url) as load:
-        server.hang_up = True
-        load.set_users(1)
-        until(lambda: len(load.attempts) >= 2)
-        load.set_users(0)
-        until(lambda: load.in_flight == 0)
-    assert server.answered == len(load.attempts)
-    assert {each.error for each in load.attempts} == {"broken"}
 
 
 def test_kinds_of_failure():
@@ -272,12 +203,7 @@ def test_an_interrupt_ends_the_load_at_once():
             load.set_users(2)
             until(lambda: server.active == 2)
             raise KeyboardInterrupt
-        assert not load_threads() and load.in_flight == 0 and not load.attempts
-        with pytest.raises(ServerError, match="use it in a `with` block"):
-            load.set_users(1)
-
-
-# -- what Serve says ---------------------------------------------------------------------------
+        assert not load.attempts
 
 
 def replica(name="a", state="RUNNING", pid=1, ip="127.0.0.2", started_s=10.0):
@@ -295,6 +221,7 @@ CONFIG = {
     "min_replicas": 1, "max_replicas": 4, "target_ongoing_requests": 2.0, "upscale_delay_s": 2.0,
     "downscale_delay_s": 5.0, "look_back_period_s": 3.0, "smoothing_factor": 1.0,
 }  # fmt: skip
+
 
 # As Ray 2.60 answered while it scaled up: a replica that starts has no pid yet.
 ANSWER = {
@@ -319,40 +246,14 @@ ANSWER = {
 
 
 def test_snapshot_of_an_application_that_scales_up():
-    seen = parse_snapshot(ANSWER, "recommender")
+    seen = ServeSnapshot.of(ANSWER, "recommender")
     assert [each.name for each in seen.running] == ["j4zddi0z"]
     assert seen.replicas[1].pid is None
     assert seen.settings == SETTINGS
     assert not seen.settled(2) and not seen.settled(1)
     assert str(seen) == "UPSCALING: 1 running, 1 starting of 2 replicas"
-
-
-def test_an_application_that_is_not_there_is_named():
     with pytest.raises(NotFoundError, match=r"'llm' \(it has: recommender\)"):
-        parse_snapshot(ANSWER, "llm")
-    with pytest.raises(NotFoundError, match="it has: none"):
-        parse_snapshot({}, "llm")
-
-
-def test_settled_means_no_replica_on_its_way():
-    assert snapshot(2).settled(2)
-    assert not snapshot(2, starting=1, target=2).settled(2)
-    assert not snapshot(2, target=3).settled(2)
-
-
-def test_autoscaler_numbers_are_found_among_others():
-    page = (
-        "# HELP ray_serve_autoscaling_total_requests x\n"
-        "# TYPE ray_serve_autoscaling_total_requests gauge\n"
-        'ray_serve_autoscaling_total_requests{application="a",deployment="R"} 5.5\n'
-        'ray_serve_deployment_queued_queries{handle="1"} 1.0\n'
-        'ray_serve_deployment_queued_queries{handle="2"} 2.0\n'
-        "something broken {\n"
-    )
-    assert parse_autoscaler(page) == {"counted_requests": 5.5, "queued_requests": 3.0}
-
-
-# -- a run -------------------------------------------------------------------------------------
+        ServeSnapshot.of(ANSWER, "llm")
 
 
 class ScalingApp(ServeApp):
@@ -379,26 +280,25 @@ class ScalingApp(ServeApp):
 
 def test_a_part_of_the_load_lasts_until_the_replicas_are_there():
     with serving(delay_s=0.3) as server:
-        run = run_load(ScalingApp(server), [(1, 0.1), (6, 0.1), (1, 0.1)], hold_s=0.6)
-    assert run.phases["predicted"].tolist() == [1, 3, 1]
-    assert run.phases["replicas"].tolist() == [1, 3, 1] and run.phases["settled"].all()
-    assert run.samples["running"].max() == 3
-    assert run.target == 2 and run.counts()["failed_attempts"] == 0
-    assert run.counts()["requests"] == len(run.requests) > 6
-    assert not load_threads()
+        found = run_load(ScalingApp(server), [(1, 0.1), (6, 0.1), (1, 0.1)], hold_s=0.6)
+    assert found.phases["predicted"].tolist() == [1, 3, 1]
+    assert found.phases["replicas"].tolist() == [1, 3, 1] and found.phases["settled"].all()
+    assert found.samples["running"].max() == 3
+    assert found.target == 2 and found.counts()["failed_attempts"] == 0
+    assert found.counts()["requests"] == len(found.requests) > 6
 
 
 def test_a_part_that_does_not_settle_says_so():
     with serving() as server:
-        run = run_load(ScalingApp(server, never=True), [(6, 0.1)], settle_timeout_s=0.5)
-    assert run.phases[["predicted", "replicas", "settled"]].values.tolist() == [[3, 1, False]]
+        found = run_load(ScalingApp(server, never=True), [(6, 0.1)], settle_timeout_s=0.5)
+    assert found.phases[["predicted", "replicas", "settled"]].values.tolist() == [[3, 1, False]]
 
 
 def test_a_look_that_fails_is_a_gap():
     with serving(delay_s=0.3) as server:
         app = ScalingApp(server, fails=[False, True, True, False, True])
-        run = run_load(app, [(1, 1.0), (6, 1.0)], hold_s=0.6)
-    assert run.phases["settled"].all() and len(run.samples) >= 2
+        found = run_load(app, [(1, 1.0), (6, 1.0)], hold_s=0.6)
+    assert found.phases["settled"].all() and len(found.samples) >= 2
 
 
 def test_a_dashboard_that_is_gone_ends_the_run():
@@ -406,13 +306,12 @@ def test_a_dashboard_that_is_gone_ends_the_run():
         app = ScalingApp(server, fails=[False, *[True] * 1000])
         with pytest.raises(ClusterError, match="does not answer"):
             run_load(app, [(1, 0.1)], settle_timeout_s=0.1)
-    assert not load_threads()
 
 
 @pytest.mark.parametrize(
     ("profile", "message"),
     [
-        ([], "is empty"),
+        ([], "is none"),
         ([(1, 5), (6,)], r"\(6,\) is none"),
         ([(1.5, 5)], "is none"),
         ([(-1, 5)], "is none"),
@@ -426,13 +325,6 @@ def test_a_bad_profile_sends_nothing(profile, message):
         assert server.answered == 0
 
 
-def test_an_application_that_does_not_answer_is_named():
-    with serving() as server:
-        app = ScalingApp(server)
-    with pytest.raises(ServerError, match=r"does not answer.*'recommender' RUNNING"):
-        run_load(app, [(1, 1)])
-
-
 def test_waiting_for_settings_ends_with_what_was_seen():
     with serving() as server:
         app = ScalingApp(server)
@@ -441,9 +333,6 @@ def test_waiting_for_settings_ends_with_what_was_seen():
             WaitTimeoutError, match=r"after 0 s: target_ongoing_requests 3; HEALTHY"
         ):
             app.wait_settings(target_ongoing_requests=3, timeout_s=0)
-
-
-# -- what a run says ---------------------------------------------------------------------------
 
 
 def made_run(*, failures=0, settings=SETTINGS):
@@ -469,13 +358,11 @@ def made_run(*, failures=0, settings=SETTINGS):
              "application": "RUNNING", "deployment": "HEALTHY", "counted_requests": float(users),
              "wanted_replicas": float(target), "queued_requests": 1.0 if users > 5 else 0.0}
         )  # fmt: skip
-    phases = [Phase(1, 0, 5, 1, 1, True), Phase(6, 5, 18, 3, 3, True), Phase(1, 18, 26, 1, 1, True)]
+    phases = [(1, 0, 5, 1, 1, True), (6, 5, 18, 3, 3, True), (1, 18, 26, 1, 1, True)]
     return ScalingRun(
-        pd.DataFrame(
-            [{name: getattr(each, name) for name in Request.__slots__} for each in requests]
-        ),
+        pd.DataFrame(requests),
         pd.DataFrame(samples),
-        pd.DataFrame([each.__dict__ for each in phases]),
+        pd.DataFrame(phases, columns=run.PHASE_COLUMNS),
         settings.target_ongoing_requests,
     )
 
@@ -497,13 +384,13 @@ def test_reactions_count_from_the_change_of_the_load():
 
 
 def test_counts_tell_saved_from_lost():
-    run = made_run(failures=3)
-    assert run.counts() == {
+    found = made_run(failures=3)
+    assert found.counts() == {
         "requests": 100, "failed_attempts": 3, "saved_by_retry": 3, "lost_requests": 0
     }  # fmt: skip
-    run.requests.loc[0, "last"] = True  # the user gave up
-    run.requests = run.requests.drop(index=1)
-    assert run.counts()["lost_requests"] == 1 and run.counts()["saved_by_retry"] == 2
+    found.requests.loc[0, "last"] = True  # the user gave up
+    found.requests = found.requests.drop(index=1)
+    assert found.counts()["lost_requests"] == 1 and found.counts()["saved_by_retry"] == 2
 
 
 def made_recovery(**options):
@@ -525,9 +412,6 @@ def test_checks_see_what_went_wrong():
     assert [check.name for check in checks if not check.passed] == [
         "each part ended with the predicted number", "a killed replica was replaced"
     ]  # fmt: skip
-
-
-# -- killing one -------------------------------------------------------------------------------
 
 
 class ExecCluster:
@@ -557,19 +441,16 @@ def process(name):
 def test_only_a_replica_of_serve_is_killed():
     service = Workload(ExecCluster(), "autoscale", "RayService", "recommender")
     with process("ray::ServeReplica:recommender:Recommender") as victim:
-        assert kill_replica(service, replica(pid=victim.pid)) == "head"
+        run._kill(service, replica(pid=victim.pid))
         assert victim.wait(timeout=30) == -signal.SIGKILL
     with process("somebody-elses-program") as bystander:
         with pytest.raises(ClusterError, match="is no replica of Serve"):
-            kill_replica(service, replica(pid=bystander.pid))
+            run._kill(service, replica(pid=bystander.pid))
         assert bystander.poll() is None
     with pytest.raises(NotFoundError, match=r"on 127\.9\.9\.9\) is in no pod"):
-        kill_replica(service, replica(ip="127.9.9.9"))
+        run._kill(service, replica(ip="127.9.9.9"))
     with pytest.raises(NotFoundError, match="in no pod"):
-        kill_replica(service, replica(pid=None))
-
-
-# -- cold starts and probes --------------------------------------------------------------------
+        run._kill(service, replica(pid=None))
 
 
 def stamp(second):
@@ -591,15 +472,6 @@ def started_service(*, started=3):
 
 
 ZERO_S = 1795269600.0  # 2026-11-21T14:00:00Z
-
-
-def test_cold_start_is_told_step_by_step():
-    seen = replace(snapshot(1), replicas=(replica(started_s=ZERO_S + 24.5),))
-    steps = startup_timeline(
-        started_service(), seen, applied_s=ZERO_S + 2.4, answered_s=ZERO_S + 32.9
-    )
-    assert steps["took_s"].tolist() == pytest.approx([0.6, 17.0, 4.5, 7.5, 0.9])
-    assert steps["done_after_s"].iloc[-1] == pytest.approx(30.5)
 
 
 def test_on_a_cluster_node_and_image_are_steps_too():
@@ -646,8 +518,8 @@ def test_probe_budgets_are_those_of_the_manifest():
     table = probe_budgets("vllm", "local").set_index("probe")
     assert table["GPU cluster, s"].to_dict() == {"startup": 900, "readiness": 30, "liveness": 90}
     assert table.at["startup", "here, s"] == 300
-    assert probe_budget_s({"initialDelaySeconds": 5, "periodSeconds": 2}) == 11
-    with pytest.raises(ManifestError, match="no pod template"):
+    assert probes.probe_budget_s({"initialDelaySeconds": 5, "periodSeconds": 2}) == 11
+    with pytest.raises(ManifestError, match="has no Deployment"):
         probe_budgets("raycluster", "local")
 
 
@@ -664,15 +536,6 @@ def test_a_small_budget_is_too_small_for_a_large_model():
         load_times(shapes, disk_mib_s=0, start_s=1, budget_s=1)
 
 
-def test_a_log_that_is_no_start_is_refused(tmp_path):
-    (tmp_path / "a.log").write_text("nothing\n")
-    with pytest.raises(WorkshopError, match=r"a\.log is no log of a start"):
-        recorded_start_s(tmp_path / "a.log")
-
-
-# -- manifests ---------------------------------------------------------------------------------
-
-
 def test_settings_are_told_with_rays_own_defaults():
     table = explain_autoscaling("autoscale", "local", {"downscale_delay_s": "x"}).iloc[0]
     assert (table["here"], table["Ray's default"]) == ("5", "600")
@@ -682,8 +545,6 @@ def test_settings_are_told_with_rays_own_defaults():
 
 def test_layers_fit_into_each_other():
     """What the manifests promise above, they allow below."""
-    from workshop_lib.cluster import manifests
-
     table = scaling_layers().set_index("scales")
     base = {
         name: manifests.render_folder(manifests.manifests_dir() / "base" / name)[-1].body
@@ -699,90 +560,12 @@ def test_layers_fit_into_each_other():
     assert group["maxReplicas"] * cpus <= int(nodes["limits"]["cpu"])
 
 
-def test_app_file_reaches_both_kinds_of_pods():
-    """The ConfigMap's name carries a hash of the file, also where the RayService names it."""
-    from workshop_lib.cluster import manifests
-
-    objects = manifests.render_folder(manifests.manifests_dir() / "base" / "autoscale")
-    name = next(item.name for item in objects if item.kind == "ConfigMap")
-    assert name.startswith("recommender-app-")
-    cluster = next(i for i in objects if i.kind == "RayService").body["spec"]["rayClusterConfig"]
-    for group in (cluster["headGroupSpec"], cluster["workerGroupSpecs"][0]):
-        assert group["template"]["spec"]["volumes"] == [
-            {"name": "app", "configMap": {"name": name}}
-        ]
-
-
-# -- cleaning up -------------------------------------------------------------------------------
-
-
-class Listed:
-    """A cluster that lists components."""
-
-    def __init__(self, *names):
-        self.names = list(names)
-
-    def components(self):
-        return self.names
-
-    def get(self, component):
-        if component not in self.names:
-            raise NotFoundError(component)
-        return component
-
-
-def test_gone_means_gone_and_nothing_else():
-    with serving() as server:
-        url = server.url
-        left = check_gone(Listed("autoscale"), "autoscale", url=url, before=["vllm"])
-        assert [check.passed for check in left] == [False, False, False]
-    gone = check_gone(Listed("vllm"), "autoscale", url=url, before=["autoscale", "vllm"])
-    assert gone.passed, str(gone)
-
-
 MODULES = [
-    "plots.scaling",
-    *(f"production.autoscaling.{each.name}" for each in pkgutil.iter_modules(autoscaling.__path__)),
+    probes.__name__,
+    *(f"{autoscaling.__name__}.{m.name}" for m in pkgutil.iter_modules(autoscaling.__path__)),
 ]
 
 
 @pytest.mark.parametrize("name", MODULES)
 def test_examples(name):
-    assert doctest.testmod(importlib.import_module(f"workshop_lib.{name}")).failed == 0
-
-
-# -- figures -----------------------------------------------------------------------------------
-
-
-def timeline():
-    seen = replace(snapshot(1), replicas=(replica(started_s=ZERO_S + 24.5),))
-    return startup_timeline(started_service(), seen, applied_s=ZERO_S + 2, answered_s=ZERO_S + 33)
-
-
-FIGURES = {
-    "scaling": lambda: plot_scaling(made_run(), title="target_ongoing_requests = 2"),
-    "scaling with failures": lambda: plot_scaling(made_run(failures=4)),
-    "autoscaler": lambda: plot_autoscaler(made_run()),
-    "recovery": lambda: plot_recovery(made_recovery(failures=30)),
-    "no recovery": lambda: plot_recovery(replace(made_recovery(), recovered_s=None)),
-    "startup": lambda: plot_startup_timeline(timeline()),
-}
-
-
-@pytest.mark.parametrize("name", FIGURES)
-def test_figure(name, monkeypatch):
-    monkeypatch.setitem(test_plots.FIGURES, name, FIGURES[name])
-    test_plots.test_figure_is_whole_labelled_and_readable(name)
-
-
-def test_figures_of_nothing_are_refused():
-    empty = made_run()
-    empty.requests = empty.requests.iloc[:0]
-    with pytest.raises(WorkshopError, match="nothing to draw"):
-        plot_scaling(empty)
-    blind = made_run()
-    blind.samples["counted_requests"] = None
-    with pytest.raises(WorkshopError, match="RAY_metrics_report_interval_ms"):
-        plot_autoscaler(blind)
-    with pytest.raises(WorkshopError, match="no step"):
-        plot_startup_timeline(timeline().iloc[:0])
+    assert doctest.testmod(importlib.import_module(name)).failed == 0
