@@ -15,7 +15,7 @@ def test_the_start_page_says_whether_everything_is_there(tmp_path):
         c for c in nbformat.read(outcome.executed, as_version=4).cells if c.cell_type == "code"
     )
     (shown,) = (out["data"]["text/html"] for out in cell.outputs if "data" in out)
-    for each in ("Python 3.11", "kubectl with kustomize", "sockets have a short path"):
+    for each in ("Python 3.11", "kubectl with kustomize", "nodes are ready"):
         assert f"<td title='pass'>✓</td><td style='text-align:left'>{each}</td>" in shown
     assert shown.count("title='not applicable'>-") >= 9
 

@@ -84,6 +84,15 @@ def test_memory_limit_of_a_container_counts(monkeypatch, tmp_path):
     assert machine.capacity()["memory"] == 1048576
 
 
+def test_cores_of_a_container_count(tmp_path):
+    limit = tmp_path / "cpu.max"
+    whole = machine._cores(limit)
+    limit.write_text("max 100000\n")
+    assert machine._cores(limit) == whole
+    limit.write_text("50000 100000\n")
+    assert machine._cores(limit) == 0.5
+
+
 def test_free_ports():
     with socket.socket() as server:
         server.bind(("127.9.9.2", 0))

@@ -60,7 +60,7 @@ def ref(kind, **reference):
     [
         ("/data", "/real/1"), ("/data/", "/real/1/"), ("/data/a b", "/real/1/a b"),
         ("/data/inner/x", "/real/2/x"), ("/cache/x", "/real/3/x"), ("/cache", "/real/3"),
-        ("--dir=/data/x", "--dir=/real/1/x"), ("--host=vllm", "--host=127.9.9.3"),
+        ("--dir=/data/x", "--dir=/real/1/x"), ("--host=vllm", "--host=vllm"),
         ("--url=http://vllm:8000", "--url=http://127.9.9.3:20000"),
         ("/database", "/database"), ("x/data", "x/data"), ("-d/data", "-d/data"), ("", ""),
         ("echo /data", "echo /data"),
@@ -118,8 +118,8 @@ def test_config_maps_and_secrets():
                  {"configMapRef": {"name": "none", "optional": True}}],
     )  # fmt: skip
     assert found == {
-        "C_path": "/real/1/x", "C_word": "127.9.9.3", "C_plain": "1", "b": "/data/x", "t": "v",
-        "PATHS": "/real/1/x", "WORD": "127.9.9.3", "SECRET": "/data/x",
+        "C_path": "/real/1/x", "C_word": "vllm", "C_plain": "1", "b": "/data/x", "t": "v",
+        "PATHS": "/real/1/x", "WORD": "vllm", "SECRET": "/data/x",
     }, "a Secret's value is never rewritten"  # fmt: skip
 
 
@@ -141,10 +141,10 @@ def test_command_and_arguments():
     container = {
         "name": "main",
         "command": ["vllm", "serve", "/data/model"],
-        "args": ["--host=vllm", "vllm", "vllm:8000", "$(PORT)", "$$(PORT)"],
+        "args": ["--host=vllm:8000", "vllm", "vllm:8000", "$(PORT)", "$$(PORT)"],
     }
     assert container_command(container, context(), {"PORT": "99"}) == [
-        "vllm", "serve", "/real/1/model", "--host=127.9.9.3", "vllm", "127.9.9.3:20000", "99",
+        "vllm", "serve", "/real/1/model", "--host=127.9.9.3:20000", "vllm", "127.9.9.3:20000", "99",
         "$(PORT)",
     ]  # fmt: skip
 

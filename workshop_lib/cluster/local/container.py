@@ -237,7 +237,7 @@ class Container:
 
         async def execute(command: Sequence[str], timeout_s: float) -> str | None:
             mounts = context.mounts[self.name]
-            words = [rewrite(word, mounts, context.names, argument=True) for word in command]
+            words = [rewrite(word, mounts, context.names) for word in command]
             return await probes.check_exec(words, prepared.environment, prepared.folder, timeout_s)
 
         prober = probes.Prober(

@@ -54,11 +54,20 @@ def capacity() -> dict[str, float]:
         re.fullmatch(r"nvidia\d+", entry.name) is not None for entry in Path("/dev").iterdir()
     )
     return {
-        "cpu": float(len(os.sched_getaffinity(0))),
+        "cpu": _cores(),
         "memory": memory,
         "ephemeral-storage": float(shutil.disk_usage("/tmp").free),
         "nvidia.com/gpu": float(gpus),
     }
+
+
+def _cores(limit: Path = Path("/sys/fs/cgroup/cpu.max")) -> float:
+    """The cores that this process may use; a container may have fewer than its machine."""
+    cores = float(len(os.sched_getaffinity(0)))
+    with contextlib.suppress(OSError, ValueError):  # "max 100000": no limit
+        quota_us, period_us = map(float, limit.read_text().split())
+        cores = min(cores, quota_us / period_us)
+    return cores
 
 
 def requests_of(pod_spec: Mapping[str, Any]) -> dict[str, float]:

@@ -78,7 +78,7 @@ class AddressBook:
             with locked(self.paths.runtime / "addresses.lock", timeout_s=60):
                 yield
         except Busy as error:
-            raise ClusterError(f"{error} holds {self.paths.addresses} for 20 s") from None
+            raise ClusterError(f"{error} holds {self.paths.addresses} for 60 s") from None
 
     def _read(self) -> dict[str, Any]:
         return read_json(self.paths.addresses) or {}
@@ -249,14 +249,15 @@ _ADDRESS = re.compile(
 _LONG = re.compile(r"\.default(\.svc(\.cluster\.local)?)?$")
 
 
-def replace_address(value: str, names: Mapping[str, Endpoint], *, argument: bool = False) -> str:
+def replace_address(value: str, names: Mapping[str, Endpoint]) -> str:
     """Put the real address in place of a value that is exactly the name of one played.
+
+    A name alone (`vllm`) may be a word like any other, such as a user's name: only `name:port`,
+    a URL or a dotted name is an address.
 
     Args:
         value: A value of an environment variable or an argument.
         names: What `endpoints` found.
-        argument: It is a word of a command, where a name alone (`vllm`) may be a word
-            like any other, and only `name:port`, a URL or a dotted name is an address.
 
     Returns:
         The value; changed only when all of it is `name`, `name:port` or a URL of them.
@@ -272,7 +273,7 @@ def replace_address(value: str, names: Mapping[str, Endpoint], *, argument: bool
         return value
     endpoint = names.get(match["host"]) or names.get(_LONG.sub("", match["host"]))
     bare = not (match["scheme"] or match["port"] or "." in match["host"])
-    if endpoint is None or (argument and bare):
+    if endpoint is None or bare:
         return value
     port = match["port"] and endpoint.ports.get(int(match["port"]), int(match["port"]))
     return "".join(

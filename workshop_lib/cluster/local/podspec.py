@@ -98,8 +98,6 @@ def rewrite(
     value: str,
     mounts: Mapping[str, Path],
     names: Mapping[str, Endpoint],
-    *,
-    argument: bool = False,
 ) -> str:
     """Real folders for mount paths and real addresses for names, in a whole value.
 
@@ -107,16 +105,13 @@ def rewrite(
         value: An argument, or an environment variable's value.
         mounts: Mount path to folder.
         names: The addresses of what is played.
-        argument: It is a word of a command (see `replace_address`).
     """
     flag, equals, rest = value.partition("=") if value.startswith("--") else ("", "", value)
     for mount in sorted(mounts, key=len, reverse=True):
         base = mount.rstrip("/")
         if rest.rstrip("/") == base or rest.startswith(f"{base}/"):
             return f"{flag}{equals}{mounts[mount]}{rest[len(base) :]}"
-    # `--host=vllm` can only mean an address as much as `HOST: vllm` does.
-    replaced = replace_address(rest, names, argument=argument and not equals)
-    return f"{flag}{equals}{replaced}"
+    return f"{flag}{equals}{replace_address(rest, names)}"
 
 
 def _expand(text: str, environment: Mapping[str, str]) -> str:
@@ -243,9 +238,7 @@ def container_command(
     """
     mounts = context.mounts[container["name"]]
     words: Sequence[str] = [*container["command"], *container.get("args", [])]
-    return [
-        _expand(rewrite(word, mounts, context.names, argument=True), environment) for word in words
-    ]
+    return [_expand(rewrite(word, mounts, context.names), environment) for word in words]
 
 
 def working_folder(container: Spec, context: PodContext) -> Path:

@@ -29,7 +29,6 @@ def check_prerequisites(paths: StatePaths) -> CheckList:
     """
     room = capacity()
     memory_gib, disk_gib = room["memory"] / 2**30, room["ephemeral-storage"] / 2**30
-    runtime = paths.runtime.parent
     return CheckList(
         [
             Check(
@@ -37,11 +36,6 @@ def check_prerequisites(paths: StatePaths) -> CheckList:
                 f"this machine: {room['cpu']:.0f} cores, {memory_gib:.1f} GiB, "
                 f"{disk_gib:.1f} GiB free in /tmp",
                 "two cores and 12 GiB are needed; see README",
-            ),
-            Check(
-                "sockets have a short path", len(str(paths.runtime)) < 80,
-                f"{runtime} ({len(str(paths.runtime))} characters)",
-                "set TMPDIR or XDG_RUNTIME_DIR to a shorter folder (a socket's path has 107 bytes)",
             ),
             *(Check(name, None, why, applies=False) for name, why in _NOT_ASKED.items()),
         ]

@@ -12,6 +12,7 @@ from workshop_lib.cluster.local.conditions import now
 from workshop_lib.cluster.local.machine import capacity
 from workshop_lib.cluster.local.objects import all_objects
 from workshop_lib.cluster.local.paths import StatePaths
+from workshop_lib.errors import NotFoundError
 
 __all__ = ["take_snapshot"]
 
@@ -46,7 +47,10 @@ def take_snapshot(paths: StatePaths) -> dict[str, Any]:
             bound = {"status": {"phase": "Bound"}} if kind == "PersistentVolumeClaim" else {}
             found[LISTS[kind]].append({**body, **bound})
             continue
-        look = records.look(paths, kind, name)
+        try:
+            look = records.look(paths, kind, name)
+        except NotFoundError:  # another kernel has deleted it meanwhile
+            continue
         found[LISTS[kind]].append({**look.body, "status": look.seen.get("status", {})})
         found["events"] += look.seen.get("events", [])
         if look.lost:

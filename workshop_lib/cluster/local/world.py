@@ -115,7 +115,7 @@ class World:
                 with contextlib.suppress(OSError):  # a full disk is no reason to let pods down
                     write_json(file, placed)
         except Busy as error:
-            raise ClusterError(f"{error} holds {file} for 20 s") from None
+            raise ClusterError(f"{error} holds {file} for 60 s") from None
 
     def place(self, pod: str, spec: Mapping[str, Any]) -> str | None:
         """Reserve a pod's requests on this machine, or say why they do not fit.
