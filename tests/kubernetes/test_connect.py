@@ -3,8 +3,10 @@
 import base64
 import contextlib
 import json
+import logging
 import os
 import stat
+import threading
 import time
 from pathlib import Path
 
@@ -39,6 +41,20 @@ def test_it_says_what_it_will_touch_and_changes_nothing(emulator, config, capsys
     assert said == f"context test, server {emulator.url} (v1.36.0), namespace workshop\n"
     assert cluster.profile == "kind"
     assert emulator.changes() == []
+
+
+def test_what_others_log_meanwhile_is_not_taken_for_a_problem(config, monkeypatch, caplog):
+    load = config_module._ask_plugin_of
+
+    def noisy(*args):
+        other = threading.Thread(target=logging.getLogger("other").error, args=("theirs",))
+        other.start()
+        other.join()
+        load(*args)
+
+    monkeypatch.setattr(config_module, "_ask_plugin_of", noisy)
+    connect("kind", kubeconfig=str(config)).close()
+    assert "theirs" in caplog.text
 
 
 def test_the_environment_names_file_and_namespace(emulator, config, monkeypatch):

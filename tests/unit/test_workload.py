@@ -170,6 +170,29 @@ def test_waiting_for_what_failed_quotes_the_first_that_did():
     assert line.endswith("then cluster.delete('demo')")
 
 
+def test_a_node_that_gives_no_log_and_no_time_does_not_hide_why_it_failed():
+    class NoLogs(FakeCluster):
+        def logs(self, kind, name, **options):
+            yield LogLine("b", 1, "main", "because")
+            raise ClusterError("the server answered 500: kubelet")
+
+    failed = body("Job", conditions=[condition("Failed", reason="R", message="m")])
+    times = {"a": None, "b": "2026-11-21T03:57:16Z"}
+    pods = [pod(name=name, containers=[container(ended(1, finishedAt=time))])
+            for name, time in times.items()]  # fmt: skip
+    work = Workload(NoLogs(Observation(failed, pods)), "demo", "Job", "x")
+    with pytest.raises(ClusterError, match=r"failed after 0 s: R: m \(b said: because\)"):
+        work.wait_ready(timeout_s=60)
+
+
+def test_a_long_event_is_cut_between_words():
+    event = {"type": "Warning", "reason": "FailedCreate", "message": "word " * 100,
+             "involvedObject": {"kind": "Job", "name": "x"}}  # fmt: skip
+    seen = Observation(body("Job"), [], [event])
+    with pytest.raises(WaitTimeoutError, match=r"word …; next: read its table"):
+        workload(seen).wait_ready(timeout_s=0)
+
+
 def test_waiting_in_vain_says_what_is_missing():
     pending = pod(
         phase="Pending",

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import html
+import textwrap
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from workshop_lib.cluster.base import WORKLOAD_KINDS, Cluster, LogLine, Observation
-from workshop_lib.errors import ClusterError, NotFoundError, WaitTimeoutError
+from workshop_lib.errors import ClusterError, NotFoundError, WaitTimeoutError, WorkshopError
 from workshop_lib.progress import Progress
 
 if TYPE_CHECKING:
@@ -406,15 +407,26 @@ class Workload:
         raise AssertionError("a watch goes on until it is closed")
 
     def _last_line(self) -> str:
-        lines = []
-        with contextlib.suppress(NotFoundError):  # it goes meanwhile: the watch will say so
-            lines = [line.text for line in self.logs(tail=1) if line.text.strip()]
-        return lines[-1][:120] if lines else ""
+        lines = self._lines(1)
+        return lines[-1].text[:120] if lines else ""
+
+    def _lines(self, tail: int) -> list[LogLine]:
+        """The last lines of each container, as far as they can be had.
+
+        A node that cannot give its logs now is no reason to end a wait, nor to hide why a
+        workload failed.
+        """
+        found = []
+        with contextlib.suppress(WorkshopError):
+            for line in self.logs(tail=tail):
+                found.append(line)
+        return [line for line in found if line.text.strip()]
 
     def _evidence(self, observation: Observation) -> str:
         """The last line of the container that ended badly first, quoted."""
         ended = [
-            (terminated["finishedAt"], pod["metadata"]["name"])
+            # A kubelet that lost the container gives no time: that one comes last.
+            (str(terminated.get("finishedAt") or "~"), str(pod["metadata"]["name"]))
             for pod in observation.pods
             for each in pod["status"].get("containerStatuses") or []
             for state in (each.get("state") or {}, each.get("lastState") or {})
@@ -423,8 +435,7 @@ class Workload:
         if not ended:
             return ""
         first = min(ended)[1]
-        lines = [line.text.strip() for line in self.logs(tail=5) if line.pod == first]
-        said = [line for line in lines if line]
+        said = [line.text.strip() for line in self._lines(5) if line.pod == first]
         return f" ({first} said: {said[-1][:200]})" if said else ""
 
 
@@ -457,4 +468,4 @@ def _since(pod: Json) -> str:
 def _last_event(events: Sequence[Json], kind: str | None = None) -> str:
     """The last event in words, of one type when it is given."""
     said = [f"{e['reason']}: {e['message']}" for e in events if kind in (None, e["type"])]
-    return " ".join(said[-1].split())[:200] if said else ""
+    return textwrap.shorten(said[-1], 300, placeholder=" …") if said else ""

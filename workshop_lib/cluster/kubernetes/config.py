@@ -11,6 +11,7 @@ import contextlib
 import json
 import logging
 import os
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -224,22 +225,26 @@ def _readable(paths: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _heard() -> Iterator[list[str]]:
-    """What is logged as an error meanwhile, kept from the screen.
+    """What this thread logs as an error meanwhile, kept from the screen.
 
-    The client does not raise when it finds no credentials: it logs.
+    The client does not raise when it finds no credentials: it logs, to the root logger. What
+    others log at the same time is theirs.
     """
     said: list[str] = []
+    here = threading.get_ident()
 
-    class Ear(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            said.append(record.getMessage())
+    def mine(record: logging.LogRecord) -> bool:
+        if record.thread != here or record.levelno < logging.ERROR:
+            return True
+        said.append(record.getMessage())
+        return False
 
     root = logging.getLogger()
-    handlers, root.handlers = root.handlers, [Ear(logging.ERROR)]
+    root.addFilter(mine)
     try:
         yield said
     finally:
-        root.handlers = handlers
+        root.removeFilter(mine)
 
 
 def _log_in(profile: str) -> str:

@@ -153,7 +153,7 @@ class Room:
                 {
                     "learner": learner.name,
                     "namespace": learner.namespace,
-                    "gpus": int(quota["requests.nvidia.com/gpu"]),
+                    "gpus": int(quota.get("requests.nvidia.com/gpu", 0)),
                     "group": learner.group or learner.name,
                     "would": self._would(self._live(learner)),
                 }
