@@ -14,8 +14,7 @@ from workshop_lib.data import data_path
 from workshop_lib.production.platform import __main__ as written
 from workshop_lib.production.platform.kro import FIELDS
 from workshop_lib.production.platform.sizes import COMPONENT, Size, choices, sizes, utilization
-from workshop_lib.serving.memory import ModelShape
-from workshop_lib.serving.memory.adviser import advise
+from workshop_lib.serving.memory import ModelShape, advise
 
 FOLDER = manifests.manifests_dir() / "platform"
 OFFERED = sizes()
@@ -97,7 +96,7 @@ def test_the_form_gives_the_same_manifests():
 
 
 def test_every_size_that_is_offered_fits_and_one_gpu_less_does_not():
-    from workshop_lib.serving.memory.budget import gpu_budget
+    from workshop_lib.serving.memory import gpu_budget
 
     machines = yaml.safe_load(data_path("instances.yaml").read_text())
     assert utilization() == 0.85 and len(OFFERED) > 40
@@ -113,7 +112,7 @@ def test_every_size_that_is_offered_fits_and_one_gpu_less_does_not():
                 assert not less.fits or less.kv.concurrency < 8, (size, tp)
         # The adviser's server has more of the GPU (0.90), so what fits here is among its plans.
         plans = advise(shape, gpu, max_model_len=size.max_model_len)
-        assert size.tensor_parallel_size in {plan.budget.tp for plan in plans}
+        assert size.tensor_parallel_size in {plan["tp"] for plan in plans}
 
 
 @pytest.mark.parametrize(

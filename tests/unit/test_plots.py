@@ -17,7 +17,6 @@ from workshop_lib.plots import (
     load_recorded_levels,
     new_figure,
     plot_batching,
-    plot_block_waste,
     plot_deployments,
     plot_engine,
     plot_kv_prediction,
@@ -130,7 +129,6 @@ FIGURES: dict[str, Callable[[], Any]] = {
     "budgets": budgets,
     "laptop budget": laptop_budget,
     "prediction": prediction,
-    "block waste": lambda: plot_block_waste(100, max_model_len=1024),
     "sweep": lambda: plot_load_sweep(sweep().levels),
     "sweep with failures": lambda: plot_load_sweep(sweep(errors=2).levels, title="Laptop"),
     "latencies": lambda: plot_latencies(sweep(errors=1).requests),
@@ -237,8 +235,6 @@ def test_nothing_to_draw_is_refused(tmp_path: Any) -> None:
         plot_memory_budgets([])
     with pytest.raises(WorkshopError, match="as many labels"):
         plot_memory_budgets([gpu_budget(ModelShape.named("mistral-7b"), "h100")], ["a", "b"])
-    with pytest.raises(WorkshopError, match="do not fit"):
-        plot_block_waste(2000, max_model_len=1024)
     with pytest.raises(WorkshopError, match="cannot be read"):
         plot_recorded(tmp_path / "none.jsonl")
     (tmp_path / "bad.jsonl").write_text("{}\n")

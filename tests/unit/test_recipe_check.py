@@ -122,7 +122,7 @@ def test_memory_on_a_gpu() -> None:
     # Generation with the GPU to itself does not have to share it with the trainer.
     share = {"policy.generation.vllm_cfg.gpu_memory_utilization": 0.99}
     assert "generation takes" in memory_problem(read_recipe(ARITHMETIC, share), "a10g")[0]
-    with pytest.raises(WorkshopError, match="not in the table"):
+    with pytest.raises(WorkshopError, match="is not known"):
         check_recipe(ARITHMETIC, gpu="abacus")
 
 

@@ -67,7 +67,7 @@ def test_moving_a_control_redraws_with_the_budgets_numbers(budgets, control, val
     [
         ("tp", 3, "tensor parallelism over 3 GPUs does not divide its 32 heads", False),
         ("max_model_len", 65536, "knows 32,768 positions and vLLM refuses more", False),
-        ("model", "llama-3.1-70b", "GiB more than the device has", True),
+        ("model", "llama-3.1-70b", "leave no memory for the KV cache", True),
         ("utilization", 0.3, "leave no memory for the KV cache", True),
     ],
 )
@@ -110,7 +110,7 @@ def test_its_static_picture_is_the_default_state(budgets):
     ("arguments", "reason"),
     [
         ({"model": "mistral"}, "no model 'mistral'"),
-        ({"gpu": "b200"}, "'b200' is not in the table"),
+        ({"gpu": "b100"}, "'b100' is not known"),
         ({"gpu_memory_utilization": 1.2}, "gpu_memory_utilization 1.2 is not on its slider"),
         ({"tp": 16}, "tp 16 is not on its slider; use 1 to 8"),
         ({"max_model_len": 0}, "max_model_len 0 is not on its slider"),

@@ -18,7 +18,6 @@ from workshop_lib.plots.load import (
     plot_token_timeline,
 )
 from workshop_lib.plots.memory import (
-    plot_block_waste,
     plot_kv_prediction,
     plot_memory_budgets,
     plot_training_budgets,
@@ -51,7 +50,6 @@ __all__ = [
     "plot_allocation",
     "plot_autoscaler",
     "plot_batching",
-    "plot_block_waste",
     "plot_deployments",
     "plot_engine",
     "plot_groups",

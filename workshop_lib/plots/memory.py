@@ -1,4 +1,4 @@
-"""Figures of memory: budgets, the KV cache's size, what blocks waste."""
+"""Figures of memory: budgets and the KV cache's size."""
 
 from __future__ import annotations
 
@@ -6,19 +6,15 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from workshop_lib.errors import WorkshopError
-from workshop_lib.plots.style import GREY, OKABE_ITO, PALE, new_figure, series_colours, tidy
-from workshop_lib.serving.memory.kv_cache import KVCapacity, block_waste, contiguous_waste
+from workshop_lib.plots.style import GREY, OKABE_ITO, PALE, new_figure, tidy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from workshop_lib.serving.memory.budget import Budget
-    from workshop_lib.serving.memory.engine_log import EngineKV
-    from workshop_lib.serving.memory.training import TrainingBudget
+    from workshop_lib.serving.memory import Budget, EngineKV, KVCapacity, TrainingBudget
 
 __all__ = [
-    "plot_block_waste",
     "plot_kv_prediction",
     "plot_memory_budgets",
     "plot_training_budgets",
@@ -79,7 +75,7 @@ def plot_kv_prediction(predicted: KVCapacity, engine: EngineKV) -> Figure:
         engine: What `parse_engine_line` read.
 
     Example:
-        >>> from workshop_lib.serving.memory.engine_log import EngineKV
+        >>> from workshop_lib.serving.memory import EngineKV, KVCapacity
         >>> capacity = KVCapacity(23296, 182, 128, 1024, 22.75, True)
         >>> figure = plot_kv_prediction(capacity, EngineKV("CPU", 23296, 1024, 22.75))
     """
@@ -100,55 +96,6 @@ def plot_kv_prediction(predicted: KVCapacity, engine: EngineKV) -> Figure:
     verdict = "exactly equal" if difference == 0 else f"{difference:+,} tokens ({percent:+.2g}%)"
     axes.set_title(f"Prediction against the engine: {verdict}", loc="left")
     tidy(axes)
-    return figure
-
-
-def plot_block_waste(
-    tokens: int, *, max_model_len: int, block_sizes: Sequence[int] = (16, 64, 128)
-) -> Figure:
-    """What one request wastes, reserved in one piece and in blocks.
-
-    Left: slots that a request of `tokens` tokens holds. Right: the wasted share
-    as the request grows.
-
-    Args:
-        tokens: Tokens of the request.
-        max_model_len: Longest request, tokens; what contiguous allocation must reserve.
-        block_sizes: Block sizes to compare.
-
-    Raises:
-        WorkshopError: More tokens than `max_model_len`, or a size that is not positive.
-
-    Example:
-        >>> figure = plot_block_waste(100, max_model_len=1024)
-    """
-    wasted = {f"one piece\nof {max_model_len:,}": contiguous_waste(tokens, max_model_len)}
-    wasted |= {f"blocks of {size}": block_waste(tokens, size) for size in block_sizes}
-    figure = new_figure(8, 3.4)
-    left, right = figure.subplots(1, 2, width_ratios=[3, 2])
-    rows = range(len(wasted))
-    left.barh(rows, [tokens] * len(wasted), color=OKABE_ITO["blue"])
-    left.barh(rows, list(wasted.values()), left=tokens, color=PALE, edgecolor=GREY, hatch="///")
-    for row, waste in enumerate(wasted.values()):
-        share = 100 * waste / (tokens + waste)
-        left.text(tokens + waste, row, f"  {waste} unused ({share:.0f}%)", va="center")
-    left.set_yticks(rows, list(wasted))
-    left.invert_yaxis()
-    left.set_xlim(0, (tokens + max(wasted.values())) * 1.42)
-    left.set_xticks([0, tokens, max_model_len])
-    left.set_xlabel("token slots held")
-    left.set_title(f"A request of {tokens} tokens", loc="left")
-    lengths = range(1, min(max_model_len, 4 * max(block_sizes)) + 1)
-    for colour, size in zip(series_colours(len(block_sizes)), block_sizes, strict=True):
-        shares = [100 * block_waste(n, size) / (n + block_waste(n, size)) for n in lengths]
-        right.plot(lengths, shares, color=colour, linewidth=1.2, label=f"blocks of {size}")
-    right.set_ylim(0, 100)
-    right.set_xlabel("tokens of the request")
-    right.set_ylabel("unused, % of slots held")
-    right.set_title("While it grows", loc="left")
-    right.legend(frameon=False)
-    tidy(left)
-    tidy(right)
     return figure
 
 

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from workshop_lib.serving.memory.shape import GIB
-from workshop_lib.serving.memory.training import GRADIENT_BYTES, OPTIMIZER_BYTES, WEIGHT_BYTES
+from workshop_lib.serving.memory import GIB
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["training_models"]
 
+WEIGHT_BYTES, GRADIENT_BYTES, OPTIMIZER_BYTES = 2, 2, 12
 _TRAINED = {"weights": WEIGHT_BYTES, "gradients": GRADIENT_BYTES, "optimizer": OPTIMIZER_BYTES}
 _FROZEN = {"weights": WEIGHT_BYTES, "gradients": 0, "optimizer": 0}
 

@@ -126,7 +126,7 @@ def memory_explorer(
 
     Example:
         >>> memory_explorer("mistral-7b", gpu="h200", max_model_len=32768).says
-        'KV cache: 111.2 GiB, 910,560 tokens: 27.8 requests of 32,768 tokens at once'
+        'KV cache: 111.2 GiB, 911,040 tokens: 27.8 requests of 32,768 tokens at once'
     """
     ModelShape.named(model)
     key = _key_of(gpu)

@@ -88,8 +88,7 @@ def sizes() -> list[Size]:
         >>> {size.tensor_parallel_size for size in sizes() if "70B" in size.model}
         {8, 2, 4}
     """
-    from workshop_lib.serving.memory import ModelShape
-    from workshop_lib.serving.memory.budget import gpu_budget
+    from workshop_lib.serving.memory import ModelShape, gpu_budget
 
     wanted, share = choices(), utilization()
     machines = yaml.safe_load(data_path("instances.yaml").read_text())

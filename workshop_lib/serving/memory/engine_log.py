@@ -7,23 +7,14 @@ from dataclasses import dataclass
 
 from workshop_lib.errors import WorkshopError
 
-__all__ = ["EngineKV", "EngineLog", "parse_engine_line", "parse_engine_log"]
-
 # vLLM 0.32 writes both facts on one line, 0.25 on two.
 _TOKENS = re.compile(r"\b([A-Z]+) KV cache size: ([\d,]+) tokens")
 _CONCURRENCY = re.compile(r"Maximum concurrency for ([\d,]+) tokens per request: ([\d.]+)x")
-_WEIGHTS = re.compile(r"Model loading took ([\d.]+) Gi?B")
-_AVAILABLE = re.compile(r"Available KV cache memory: (-?[\d.]+) GiB")
-_GRAPHS = re.compile(r"Graph capturing finished in [\d.]+ secs?, took (-?[\d.]+) GiB")
 
 
 @dataclass(frozen=True, slots=True)
 class EngineKV:
-    """The engine's own statement about its KV cache.
-
-    `max_model_len` and `concurrency` are None when the text holds only the
-    first of the two lines that older versions write.
-    """
+    """The engine's own statement about its KV cache; None for what the log does not say."""
 
     device: str
     tokens: int
@@ -31,25 +22,8 @@ class EngineKV:
     concurrency: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class EngineLog:
-    """Memory figures of an engine's start; None where the log has none.
-
-    Attributes:
-        kv: The KV cache.
-        weights_gib: "Model loading took", GiB.
-        available_kv_gib: "Available KV cache memory", GiB.
-        cuda_graphs_gib: "Graph capturing finished", GiB.
-    """
-
-    kv: EngineKV | None = None
-    weights_gib: float | None = None
-    available_kv_gib: float | None = None
-    cuda_graphs_gib: float | None = None
-
-
 def parse_engine_line(text: str) -> EngineKV:
-    """The KV cache's size as the engine printed it.
+    """The KV cache's size as the engine printed it; of a restarted server the newest one.
 
     Args:
         text: The line, or a whole log that contains it.
@@ -62,50 +36,16 @@ def parse_engine_line(text: str) -> EngineKV:
         ...                   "for 1,024 tokens per request: 22.75x")
         EngineKV(device='CPU', tokens=23296, max_model_len=1024, concurrency=22.75)
     """
-    kv = parse_engine_log(text).kv
-    if kv is None:
+    found = list(_TOKENS.finditer(text))
+    if not found:
         last = text.strip().splitlines()[-1][:80] if text.strip() else "nothing"
         raise WorkshopError(
             f"no 'KV cache size: ... tokens' in the log; its last line: {last!r}; "
             "wait until the server answers and read the log again"
         )
+    device, tokens = found[-1].groups()
+    kv = EngineKV(device, int(tokens.replace(",", "")))
+    if rest := _CONCURRENCY.search(text, found[-1].end()):
+        length, times = rest.groups()
+        kv = EngineKV(kv.device, kv.tokens, int(length.replace(",", "")), float(times))
     return kv
-
-
-def parse_engine_log(text: str) -> EngineLog:
-    """All memory figures in an engine's log; the last of each counts.
-
-    Args:
-        text: The log.
-
-    Example:
-        >>> parse_engine_log("Model loading took 13.76 GiB and 2.3 seconds").weights_gib
-        13.76
-    """
-    kv = None
-    # A server that was restarted logs its figures again: only the newest are of use.
-    if tokens := _last(_TOKENS, text):
-        kv = EngineKV(tokens.group(1), _integer(tokens.group(2)))
-        if concurrency := _last(_CONCURRENCY, text[tokens.end() :]):
-            length, times = concurrency.groups()
-            kv = EngineKV(kv.device, kv.tokens, _integer(length), float(times))
-    return EngineLog(
-        kv=kv,
-        weights_gib=_number(_WEIGHTS, text),
-        available_kv_gib=_number(_AVAILABLE, text),
-        cuda_graphs_gib=_number(_GRAPHS, text),
-    )
-
-
-def _last(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
-    matches = list(pattern.finditer(text))
-    return matches[-1] if matches else None
-
-
-def _number(pattern: re.Pattern[str], text: str) -> float | None:
-    match = _last(pattern, text)
-    return float(match.group(1)) if match else None
-
-
-def _integer(text: str) -> int:
-    return int(text.replace(",", ""))

@@ -1,31 +1,29 @@
 """The memory of a GPU that trains a policy with GRPO, and of its generation.
 
-A step has two phases that do not overlap: vLLM generates, then the trainer updates. On
-dedicated GPUs each phase has its own; colocated they take turns on the same ones, and
-what the other phase leaves behind counts.
-
-The trainer's parts follow from the model; only activations and runtime are estimates.
+A step has two phases that do not overlap: vLLM generates, then the trainer updates. On dedicated
+GPUs each phase has its own; colocated they take turns on the same ones, and what the other phase
+leaves behind counts. The trainer's parts follow from the model; only activations and runtime are
+estimates.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from workshop_lib.errors import WorkshopError
-from workshop_lib.serving.memory.budget import Budget, gpu_budget
-from workshop_lib.serving.memory.devices import Device, find_device
-from workshop_lib.serving.memory.shape import GIB, ModelShape
-from workshop_lib.serving.memory.weights import linear_sizes
+from workshop_lib.serving.memory.model import GIB, ModelShape, linear_sizes
+from workshop_lib.serving.memory.vllm import Budget, Device, find_device, gpu_budget
 
-__all__ = ["TrainingBudget", "lora_parameters", "training_activation_gib", "training_budget"]
+if TYPE_CHECKING:
+    import pandas as pd
 
-Where = Literal["colocated", "dedicated"]
-Reference = Literal["gpu", "cpu", "none"]
-
-# Weights and gradients in 16 bits, AdamW's two moments and the weights' own copy in float32
-# (Rajbhandari et al., "ZeRO", 2020, section 3.1: 16 bytes a parameter in all).
-WEIGHT_BYTES, GRADIENT_BYTES, OPTIMIZER_BYTES = 2, 2, 12
+# NeMo RL v0.7.0 loads every model in float32, as master weights ("Always load in float32" in
+# nemo_rl/models/automodel/setup.py and dtensor_policy_worker.py), LoRA's frozen one and its
+# adapters too: FSDP wants one number format. Gradients and AdamW's two moments are float32.
+# The sum, 16 bytes a trained parameter, is that of mixed precision (Rajbhandari et al., "ZeRO",
+# 2020, section 3.1).
+WEIGHT_BYTES, GRADIENT_BYTES, OPTIMIZER_BYTES = 4, 4, 8
 # CUDA modules, NCCL, the allocator's fragments.
 TRAINER_RUNTIME_GIB = 2.0
 # What a sleeping vLLM keeps: its CUDA modules and graphs.
@@ -41,24 +39,18 @@ class TrainingBudget:
         model: The policy.
         gpus: GPUs that share the trainer's state.
         lora_rank: Rank of the adapters; None when all parameters are trained.
-        where: Whether generation shares the trainer's GPUs.
+        where: `colocated` or `dedicated`.
         capacity_gib: What the GPU has.
         update: Parts while the trainer updates, GiB.
         generate: Parts while vLLM generates, GiB.
         rollout: vLLM's own budget.
-
-    Example:
-        >>> shape = ModelShape.named("mistral-7b")
-        >>> budget = training_budget(shape, "a100-40", lora_rank=16)
-        >>> round(budget.update["weights"], 1), round(budget.update["optimizer"], 1), budget.fits
-        (13.6, 0.5, True)
     """
 
     device: str
     model: str
     gpus: int
     lora_rank: int | None
-    where: Where
+    where: str
     capacity_gib: float
     update: dict[str, float]
     generate: dict[str, float]
@@ -72,54 +64,31 @@ class TrainingBudget:
     @property
     def fits(self) -> bool:
         """Whether both phases fit, and vLLM can hold a request."""
-        return self.peak_gib <= self.capacity_gib and self.rollout.kv.fits
+        return not self.reason
 
     @property
     def reason(self) -> str:
         """Why it does not fit and what to change, in one line; empty when it fits."""
-        if self.fits:
-            return ""
         where = f"{self.model} on {self.gpus} x {self.device}"
-        over = sum(self.update.values()) - self.capacity_gib
-        if over > 0:
+        if (over := sum(self.update.values()) - self.capacity_gib) > 0:
             largest = max(self.update, key=lambda part: self.update[part])
-            cures = ["more GPUs"] if self.lora_rank else ["LoRA", "more GPUs"]
+            cures = "more GPUs" if self.lora_rank else "LoRA or more GPUs"
             return (
                 f"{where}: the update takes {over:.1f} GiB more than the GPU has, most of it "
-                f"{largest}; use {' or '.join(cures)}, a smaller micro-batch, or a larger GPU"
+                f"{largest}; use {cures}, a smaller micro-batch, or a larger GPU"
             )
-        over = sum(self.generate.values()) - self.capacity_gib
-        if over > 0:
+        if (over := sum(self.generate.values()) - self.capacity_gib) > 0:
             return (
                 f"{where}: generation takes {over:.1f} GiB more than the GPU has; lower "
                 "gpu_memory_utilization, offload the trainer, or give generation its own GPUs"
             )
         return self.rollout.reason
 
-    def rows(self) -> list[dict[str, Any]]:
-        """One row a phase and part, for a table: phase, part, gib."""
-        return [
-            {"phase": phase, "part": part, "gib": round(gib, 2)}
-            for phase, parts in (("update", self.update), ("generate", self.generate))
-            for part, gib in parts.items()
-        ]
-
 
 def lora_parameters(shape: ModelShape, rank: int) -> int:
     """Parameters of LoRA adapters on every linear layer: rank · (inputs + outputs) each.
 
-    Args:
-        shape: The model.
-        rank: The adapters' rank.
-
-    Raises:
-        WorkshopError: A rank that is not positive, or a mixture of experts.
-
     Source: Hu et al., "LoRA", 2021, section 4.1.
-
-    Example:
-        >>> lora_parameters(ModelShape.named("mistral-7b"), 16)
-        41943040
     """
     if rank < 1:
         raise WorkshopError(f"the LoRA rank must be at least 1, got {rank}")
@@ -129,33 +98,19 @@ def lora_parameters(shape: ModelShape, rank: int) -> int:
 
 
 def training_activation_gib(shape: ModelShape, *, tokens: int, checkpointing: bool = True) -> float:
-    """Estimate of what the backward pass needs of one micro-batch.
+    """Estimate of what the backward pass needs of a micro-batch of `tokens` tokens, GiB.
 
-    With checkpointing each layer keeps its input, and one layer at a time all it
-    computes (34 bytes a token and hidden value, without attention scores, which
-    FlashAttention does not store). The logits come in 16 bits, in float32 and as a gradient.
+    With checkpointing each layer keeps its input, and one layer at a time all it computes: 34
+    bytes a token and hidden value, without attention scores. The logits come in 16 bits, in
+    float32 and as a gradient.
 
-    Args:
-        shape: The model.
-        tokens: Tokens of the micro-batch: sequences · their length.
-        checkpointing: Whether activations are computed again in the backward pass.
-
-    Raises:
-        WorkshopError: A count that is not positive.
-
-    Source: Korthikanti et al., "Reducing Activation Recomputation in Large Transformer
-    Models", 2022, sections 4.1 and 5.
-
-    Example:
-        >>> shape = ModelShape.named("mistral-7b")
-        >>> round(training_activation_gib(shape, tokens=2048), 1)
-        1.4
+    Source: Korthikanti et al., "Reducing Activation Recomputation in Large Transformer Models",
+    2022, sections 4.1 and 5.
     """
     if tokens < 1:
         raise WorkshopError(f"tokens must be at least 1, got {tokens}")
-    hidden = tokens * shape.hidden_size
-    kept = shape.layers * 2 * hidden + 34 * hidden if checkpointing else shape.layers * 34 * hidden
-    return (kept + tokens * shape.vocab_size * 10) / GIB
+    layers = shape.layers * 2 + 34 if checkpointing else shape.layers * 34
+    return tokens * (layers * shape.hidden_size + shape.vocab_size * 10) / GIB
 
 
 def training_budget(
@@ -166,21 +121,21 @@ def training_budget(
     lora_rank: int | None = None,
     tokens: int = 2048,
     checkpointing: bool = True,
-    reference: Reference = "cpu",
-    where: Where = "colocated",
+    reference: Literal["gpu", "cpu", "none"] = "cpu",
+    where: Literal["colocated", "dedicated"] = "colocated",
     offload: bool = True,
     gpu_memory_utilization: float = 0.6,
     max_model_len: int = 2048,
     tp: int = 1,
 ) -> TrainingBudget:
-    """The memory of one GPU in both phases of a GRPO step.
+    """The memory of one GPU in both phases of a GRPO step, as NeMo RL v0.7.0 trains.
 
-    The trainer's state is split over `gpus` (FSDP); generation runs on `tp` of them.
-    Adapters need no copy of the reference policy: it is the model without them.
+    The trainer's state is split over `gpus` (FSDP); generation runs on `tp` of them. Adapters
+    need no copy of the reference policy: it is the model without them.
 
     Args:
         shape: The policy.
-        device: A name in `DEVICES`, or a device of your own.
+        device: A name for `find_device`, or a device of your own.
         gpus: GPUs that share the trainer's state.
         lora_rank: Rank of LoRA adapters; None trains all parameters.
         tokens: Tokens of a micro-batch.
@@ -218,18 +173,25 @@ def training_budget(
         max_model_len=max_model_len,
         tp=tp,
     )
-    state = _state_gib(shape, gpus, lora_rank, reference)
+    trained = lora_parameters(shape, lora_rank) if lora_rank is not None else shape.parameters
+    held = shape.parameters + (trained if lora_rank is not None else 0)
+    copies = shape.parameters if reference == "gpu" and lora_rank is None else 0
+    state = {
+        "weights": held * WEIGHT_BYTES / gpus / GIB,
+        "gradients": trained * GRADIENT_BYTES / gpus / GIB,
+        "optimizer": trained * OPTIMIZER_BYTES / gpus / GIB,
+        "reference": copies * WEIGHT_BYTES / gpus / GIB,
+    }
     update = state | {
         "activations": training_activation_gib(shape, tokens=tokens, checkpointing=checkpointing),
         "runtime": TRAINER_RUNTIME_GIB,
     }
+    cache_gib = max(0.0, rollout.kv_gib)
+    rest = rollout.capacity_gib - rollout.free_gib - rollout.weights_gib - cache_gib
     generate = {
         "vLLM's weights": rollout.weights_gib,
-        "vLLM's KV cache": max(0.0, rollout.kv_gib),
-        "vLLM's rest": rollout.capacity_gib
-        - rollout.free_gib
-        - rollout.weights_gib
-        - max(0.0, rollout.kv_gib),
+        "vLLM's KV cache": cache_gib,
+        "vLLM's rest": rest,
     }
     if where == "colocated":
         update["vLLM asleep"] = ASLEEP_GIB
@@ -249,17 +211,116 @@ def training_budget(
     )
 
 
-def _state_gib(
-    shape: ModelShape, gpus: int, lora_rank: int | None, reference: Reference
-) -> dict[str, float]:
-    """Weights, gradients, optimizer and reference on one of `gpus` GPUs."""
-    trained = lora_parameters(shape, lora_rank) if lora_rank is not None else shape.parameters
-    weights = shape.parameters + (trained if lora_rank is not None else 0)
-    copies = shape.parameters if reference == "gpu" and lora_rank is None else 0
-    per_gpu = {
-        "weights": weights * WEIGHT_BYTES,
-        "gradients": trained * GRADIENT_BYTES,
-        "optimizer": trained * OPTIMIZER_BYTES,
-        "reference": copies * WEIGHT_BYTES,
+# "Memory budget for a 7B model on A100 40GB", GB: a claim of an earlier edition of this workshop.
+CLAIMED_BUDGET_GB: dict[str, float | None] = {
+    "weights": 14.0,
+    "gradients": None,
+    "optimizer": 2.0,
+    "activations": 4.0,
+    "vLLM's weights": None,
+    "vLLM's KV cache": 20.0,
+    "runtime and the rest": 2.0,
+}
+
+
+def claimed_budget(shape: ModelShape, *, lora_rank: int = 16) -> pd.DataFrame:
+    """A claimed training budget on an A100-40GB beside the computed ones, in GB.
+
+    The claim adds up things that are not on the GPU at once, and leaves out the trainer's own
+    copy of the weights and its gradients.
+
+    Args:
+        shape: A model of 7 billion parameters.
+        lora_rank: Rank of the adapters.
+
+    Returns:
+        One row a part: `claimed`, `full` and `lora` with everything on the GPU at once, and
+        `lora_update`, `lora_generate` with the two phases taking turns; the last row adds up.
+
+    Raises:
+        WorkshopError: A rank that is not positive.
+
+    Example:
+        >>> float(claimed_budget(ModelShape.named("mistral-7b")).loc["sum", "claimed"])
+        42.0
+    """
+    import pandas as pd
+
+    def budget(rank: int | None, *, offload: bool) -> TrainingBudget:
+        return training_budget(
+            shape, "a100-40", lora_rank=rank, gpu_memory_utilization=0.85, offload=offload
+        )
+
+    def at_once(rank: int | None) -> dict[str, float]:
+        both = budget(rank, offload=False)
+        parts = both.update | both.generate
+        # The trainer's state is listed once, under its own names; vLLM is awake.
+        return {
+            part: gib
+            for part, gib in parts.items()
+            if part != "vLLM asleep" and not part.startswith("trainer's")
+        }
+
+    def in_gb(parts: dict[str, float]) -> list[float | None]:
+        known = {part: gib * GIB / 1e9 for part, gib in parts.items()}
+        rest = sum(gb for part, gb in known.items() if part not in CLAIMED_BUDGET_GB)
+        known["runtime and the rest"] = rest
+        return [known.get(part) for part in CLAIMED_BUDGET_GB]
+
+    turns = budget(lora_rank, offload=True)
+    columns = {
+        "claimed": list(CLAIMED_BUDGET_GB.values()),
+        "full": in_gb(at_once(None)),
+        "lora": in_gb(at_once(lora_rank)),
+        "lora_update": in_gb(turns.update),
+        "lora_generate": in_gb(turns.generate),
     }
-    return {part: size / gpus / GIB for part, size in per_gpu.items()}
+    table = pd.DataFrame(columns, index=list(CLAIMED_BUDGET_GB), dtype=float)
+    table.loc["sum"] = table.sum()
+    return table.round(1)
+
+
+def claimed_cures(shape: ModelShape, *, lora_rank: int = 16) -> pd.DataFrame:
+    """The cures that are claimed for that budget, computed for full training and LoRA.
+
+    Args:
+        shape: A model of 7 billion parameters.
+        lora_rank: Rank of the adapters.
+
+    Returns:
+        One row a cure and way of training: `cure`, `training`, `update_gib`, `generate_gib`,
+        `capacity_gib`, `fits`. Without a trainer that makes room, both share the GPU.
+
+    Raises:
+        WorkshopError: A rank that is not positive.
+
+    Example:
+        >>> table = claimed_cures(ModelShape.named("mistral-7b"))
+        >>> table[table.fits].cure.tolist()[-1]
+        'taking turns (offload)'
+    """
+    import pandas as pd
+
+    small: dict[str, Any] = {"device": "a100-40", "offload": False}
+    cures: dict[str, dict[str, Any]] = {
+        "none (share 0.85)": small | {"gpu_memory_utilization": 0.85},
+        "share 0.65": small | {"gpu_memory_utilization": 0.65},
+        "TP=2, two GPUs": small | {"gpu_memory_utilization": 0.65, "gpus": 2, "tp": 2},
+        "H100-80GB": small | {"device": "h100", "gpu_memory_utilization": 0.65},
+        "taking turns (offload)": small | {"gpu_memory_utilization": 0.85, "offload": True},
+    }
+    rows = []
+    for cure, settings in cures.items():
+        for training, rank in (("full", None), ("LoRA", lora_rank)):
+            found = training_budget(shape, lora_rank=rank, **settings)
+            rows.append(
+                {
+                    "cure": cure,
+                    "training": training,
+                    "update_gib": round(sum(found.update.values()), 1),
+                    "generate_gib": round(sum(found.generate.values()), 1),
+                    "capacity_gib": round(found.capacity_gib, 1),
+                    "fits": found.fits,
+                }
+            )
+    return pd.DataFrame(rows)
