@@ -1,5 +1,4 @@
-# Every target first makes the environment current (nothing to do takes 0.1 s), says what it
-# does and how long that usually takes, and can be repeated.
+# Every target first makes the environment current (environment.sh; 0.02 s when nothing is to do).
 #
 #   make run MODEL=Qwen/Qwen2.5-0.5B-Instruct    another model: a hub id or a folder
 #   make test PYTHON=/usr/bin/python3.11         another interpreter to make the environment with
@@ -9,87 +8,79 @@
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
 
-# The first of these that is Python 3.11. Looked up when a target needs it, not for `make help`.
-is_3_11 = -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null
-found = $(shell for python in python3.11 python3; do \
-	if $$python $(is_3_11); then echo $$python; break; fi; done)
-PYTHON ?= $(or $(found),$(error Python 3.11 is needed, and neither python3.11 nor python3 is that: \
-	apt-get install python3.11 python3.11-venv, or conda env create -f environment.yml, \
-	or make PYTHON=/path/to/python3.11))
-
-environment = $(PYTHON) workshop_lib/tools/environment.py
+# The environment's programs, nothing of the caller's Python; what is imported is compiled once.
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+export PYTHONNOUSERSITE := 1
+unexport PYTHONPATH PYTHONHOME PYTHONDONTWRITEBYTECODE
 
 # Two processes for tests, one of them for those that start Ray or vLLM (tests/conftest.py).
-together = -n 2 --no-loadscope-reorder
+pytest = pytest -n 2 --no-loadscope-reorder
 
-.PHONY: help run test test-all bench guidellm lab notebooks check checks checks-environment lock clean distclean
+.PHONY: help environment run lab test clean \
+	test-all bench guidellm notebooks check checks checks-environment lock distclean
 
 help:
-	echo "make run         run the four notebooks on this machine's own Ray and vLLM; a report in build/ (15 minutes)"
+	echo "make run         run the four notebooks on this machine's own Ray and vLLM; a report in build/ (10 minutes)"
 	echo "make lab         open JupyterLab on its start page; Ctrl-C ends it"
-	echo "make test        run the tests (25 minutes)"
-	echo "make test-all    run the tests and those that take minutes each"
-	echo "make bench       measure the benchmark client, the trainer and log reading, each against another (13 minutes)"
-	echo "make guidellm    install guidellm into .venv-guidellm; make bench then compares with it too (3 minutes)"
-	echo "make notebooks   run the notebooks and keep their outputs in notebooks/"
-	echo "make check       lint, format and types (1 minute)"
-	echo "make checks      look at the manifests with kubernetes-validate and checkov (1 minute; 3 the first time)"
-	echo "make checks-environment  install what make checks uses, into .venv-checks; .ci/run does"
-	echo "make lock        regenerate requirements*.txt from requirements*.in; UPGRADE=1 takes the newest"
+	echo "make test        run the tests (10 minutes)"
 	echo "make clean       stop what the workshop started, remove build/ and .workshop/"
-	echo "make distclean   make clean, and remove .venv"
+	echo
+	echo "maintainers (CONTRIBUTING.md):"
+	echo "make test-all    run the tests and those that take minutes each (35 minutes)"
+	echo "make check       lint, format and types (1 minute)"
+	echo "make checks      look at the manifests with kubernetes-validate and checkov (1 minute)"
+	echo "make checks-environment  install what make checks uses, into .venv-checks"
+	echo "make notebooks   run the notebooks and keep their outputs in notebooks/ (15 minutes)"
+	echo "make bench       compare the benchmark client, a training step and log reading (13 minutes)"
+	echo "make guidellm    install guidellm into .venv-guidellm; make bench then compares with it too"
+	echo "make lock        resolve requirements*.in into requirements*.txt; UPGRADE=1 takes the newest"
+	echo "make environment make .venv what requirements.txt says"
+	echo "make distclean   make clean, and remove the environments"
 
-run:
-	$(environment) --say "Running the four notebooks on this machine: usually 15 minutes." \
-		-- -m workshop_lib.tools.run
+environment:
+	sh environment.sh
 
-test:
-	$(environment) --say "Running the tests: usually 20 to 30 minutes." \
-		-- -m pytest $(together) -m "not slow"
+run: environment
+	workshop run
 
-test-all:
-	$(environment) --say "Running all the tests, the slow ones too: usually 45 to 60 minutes." \
-		-- -m pytest $(together)
+lab: environment
+	workshop lab
 
-bench:
-	$(environment) --say "Measuring the client, the trainer and log reading: usually 13 minutes." \
-		-- -m workshop_lib.tools.bench
+test: environment
+	$(pytest) -m "not slow"
 
-# guidellm and the workshop do not fit into one environment either.
+test-all: environment
+	$(pytest)
+
+bench: environment
+	python -m workshop_lib.tools.bench
+
+# guidellm, and checkov with kubernetes-validate, do not fit into the workshop's environment.
 guidellm:
-	$(environment) -- -m workshop_lib.tools.checks guidellm
+	sh environment.sh guidellm
 
-lab:
-	$(environment) --say "Opening JupyterLab on this machine only, ready in 5 seconds; Ctrl-C ends it." \
-		-- -m workshop_lib.tools.lab
-
-notebooks:
-	$(environment) --say "Regenerating the notebooks' committed outputs: usually 20 minutes." \
-		-- -m workshop_lib.tools.notebooks
-
-check:
-	$(environment) --say "Checking lint, format and types: usually under a minute." \
-		-- -m ruff check .
-	$(environment) -- -m ruff format --check .
-	$(environment) -- -m mypy
-
-# checkov and the workshop do not fit into one environment: the tools have a second one.
 checks-environment:
-	$(environment) -- -m workshop_lib.tools.checks
+	sh environment.sh checks
 
-checks: checks-environment
-	$(environment) --say "Checking every rendered manifest: usually under a minute." \
-		-- -m pytest tests/checks
+checks: environment checks-environment
+	pytest tests/checks
+
+notebooks: environment
+	python -m workshop_lib.tools.notebooks
+
+check: environment
+	ruff check .
+	ruff format --check .
+	mypy
 
 lock:
-	$(PYTHON) workshop_lib/tools/lock.py
+	sh environment.sh lock
 
 clean:
-	$(environment) --existing --say "Stopping what the workshop started: usually under 20 seconds." \
-		-- -m workshop_lib.cluster.local clean --all
+	if [ -d .workshop ]; then sh environment.sh && workshop clean; fi
 	rm -rf build .workshop
 	echo "Removed build/ and .workshop/; kept .venv and the models in the cache (make distclean removes .venv)."
 
 distclean: clean
-	rm -rf .venv .venv-checks .venv-guidellm
-	echo "Removed .venv, .venv-checks and .venv-guidellm; the models in the cache are kept: $${WORKSHOP_MODELS_DIR:-$${XDG_CACHE_HOME:-~/.cache}/ray-vllm-grpo-workshop/models}"
+	rm -rf .venv .venv-checks .venv-guidellm .venv-uv
+	echo "Removed the environments; the models in the cache are kept: $${WORKSHOP_MODELS_DIR:-$${XDG_CACHE_HOME:-~/.cache}/ray-vllm-grpo-workshop/models}"

@@ -34,7 +34,7 @@ HEAVY = (
 def plain_environment(monkeypatch):
     """A learner's shell may choose a state or a model; tests choose for themselves."""
     for name in list(os.environ):
-        if name.startswith("WORKSHOP_") and name not in ("WORKSHOP_CRDS", "WORKSHOP_MODELS_DIR"):
+        if name.startswith("WORKSHOP_") and name != "WORKSHOP_MODELS_DIR":
             monkeypatch.delenv(name)
 
 

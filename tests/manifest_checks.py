@@ -1,18 +1,12 @@
 """What the tests of manifests look for in rendered objects, whichever profile they are for."""
 
 import functools
-import os
 from pathlib import Path
 
 import jsonschema
-import pytest
 import yaml
 
-CRDS = os.environ.get("WORKSHOP_CRDS")
-
-needs_crds = pytest.mark.skipif(
-    not CRDS, reason="WORKSHOP_CRDS names no folder with KubeRay's CRDs; .ci/run sets it"
-)
+CRDS = Path(__file__).parent / "data/kuberay"
 
 
 def pod_specs(node):
@@ -45,7 +39,7 @@ def crd_problems(body):
 @functools.cache
 def _validator_of(kind):
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    crd = yaml.load((Path(CRDS) / f"{kind.lower()}s.yaml").read_text(), Loader=loader)
+    crd = yaml.load((CRDS / f"{kind.lower()}s.yaml").read_text(), Loader=loader)
     version = next(v for v in crd["spec"]["versions"] if v["name"] == "v1")
     return jsonschema.Draft202012Validator(_strict(version["schema"]["openAPIV3Schema"]))
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from workshop_lib.errors import WorkshopError
 
-__all__ = ["data_dir", "data_path"]
+__all__ = ["data_dir", "data_path", "machine_needs"]
 
 
 def data_dir() -> Path:
@@ -36,3 +36,15 @@ def data_path(name: str) -> Path:
     if not path.exists():
         raise WorkshopError(f"the workshop's data has no {name!r}; see data/README.md")
     return path
+
+
+def machine_needs() -> dict[str, str]:
+    """What a machine needs for the local stack, by name: `data/machine.env`.
+
+    Example:
+        >>> machine_needs()["CORES"]
+        '2'
+    """
+    lines = data_path("machine.env").read_text().splitlines()
+    pairs = (line.partition("#")[0].strip().partition("=") for line in lines)
+    return {name: value for name, _, value in pairs if name}

@@ -1,26 +1,18 @@
 """Terraform and Dockerfiles in the eyes of checkov and hadolint; see test_rendered."""
 
 import json
-import subprocess
 
 import pytest
 import yaml
+from separate import needed, run
 
 from workshop_lib.cluster import manifests
-from workshop_lib.tools import checks
 
 ROOT = manifests.manifests_dir()
 DOCKERFILES = sorted((ROOT / "images").glob("*/Dockerfile"))
 EXCEPTIONS = yaml.safe_load((ROOT / "terraform/checks.yaml").read_text())
 
-pytestmark = pytest.mark.skipif(
-    not checks.is_current(), reason="no .venv-checks of this lock; make checks makes it"
-)
-
-
-def run(program, *arguments):
-    command = [checks.environment() / "bin" / program, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+pytestmark = needed
 
 
 def scanned(folder, framework):

@@ -5,15 +5,14 @@ The tools are in an environment of their own (`make checks`), and so are called 
 
 import json
 import re
-import subprocess
 
 import pytest
 import yaml
 from manifest_checks import pod_templates
+from separate import needed, run
 
 from workshop_lib.cluster import manifests
 from workshop_lib.cluster.kubernetes.applying import prepared
-from workshop_lib.tools import checks
 
 VERSION = "1.36"
 ROOT = manifests.manifests_dir()
@@ -23,14 +22,7 @@ OVERLAYS = sorted(
     for path in (ROOT / "overlays" / profile).glob("*/kustomization.yaml")
 )
 
-pytestmark = pytest.mark.skipif(
-    not checks.is_current(), reason="no .venv-checks of this lock; make checks makes it"
-)
-
-
-def run(program, *arguments):
-    command = [checks.environment() / "bin" / program, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+pytestmark = needed
 
 
 def as_pods(body):

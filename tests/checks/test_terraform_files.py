@@ -3,12 +3,11 @@
 import functools
 import json
 import re
-import subprocess
 
 import pytest
+from separate import needed, run
 
 from workshop_lib.cluster import manifests
-from workshop_lib.tools import checks
 
 FOLDER = manifests.manifests_dir() / "terraform"
 PARSE = """
@@ -17,9 +16,7 @@ found = [hcl2.loads(path.read_text()) for path in sorted(pathlib.Path(sys.argv[1
 print(json.dumps(found))
 """
 
-pytestmark = pytest.mark.skipif(
-    not checks.is_current(), reason="no .venv-checks of this lock; make checks makes it"
-)
+pytestmark = needed
 
 
 def plain(node):
@@ -34,10 +31,8 @@ def plain(node):
 @functools.cache
 def blocks(kind):
     """Every block of a kind (resource, data, …): type.name to its content."""
-    python = checks.environment() / "bin/python"
-    done = subprocess.run(
-        [python, "-c", PARSE, FOLDER], capture_output=True, text=True, check=True, timeout=120
-    )
+    done = run("python", "-c", PARSE, FOLDER)
+    assert done.returncode == 0, done.stderr
     found = {}
     for file in json.loads(done.stdout):
         for block in file.get(kind, []):

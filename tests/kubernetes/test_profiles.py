@@ -5,7 +5,7 @@ import re
 import pytest
 import yaml
 from emulator import schema
-from manifest_checks import crd_problems, head_with_autoscaler, needs_crds, pod_specs
+from manifest_checks import crd_problems, head_with_autoscaler, pod_specs
 
 from workshop_lib.cluster import manifests
 from workshop_lib.cluster.places import problem_there
@@ -39,7 +39,6 @@ def test_every_field_is_known(profile, component):
         assert item.origin.startswith(("manifests/", "data/", "workshop_lib/"))
 
 
-@needs_crds
 @pytest.mark.parametrize("profile", ["eks", "kind"])
 @pytest.mark.parametrize("component", ["raycluster", "ray-service", "autoscale"])
 def test_ray_objects_fit_the_crds(profile, component):

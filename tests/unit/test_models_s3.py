@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from manifest_checks import crd_problems, needs_crds
+from manifest_checks import crd_problems
 
 from workshop_lib.cluster import manifests
 from workshop_lib.errors import ManifestError
@@ -79,7 +79,6 @@ def test_model_and_machine_reach_every_place():
     assert "model_source: /models/a--b" in service["spec"]["serveConfigV2"]
 
 
-@needs_crds
 def test_it_fits_the_crd():
     assert crd_problems(rendered("ray-service-s3")["RayService"]) == []
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from manifest_checks import crd_problems, head_with_autoscaler, needs_crds, pod_specs
+from manifest_checks import crd_problems, head_with_autoscaler, pod_specs
 
 from workshop_lib.cluster import manifests
 from workshop_lib.cluster.local import schema
@@ -83,7 +83,6 @@ def test_script_passes_shellcheck(script):
     assert done.returncode == 0, done.stdout
 
 
-@needs_crds
 @pytest.mark.parametrize("component", ["raycluster", "ray-service", "autoscale"])
 def test_ray_objects_fit_the_crds(component):
     found = [o for o in manifests.render_folder(ROOT / "base" / component) if "Ray" in o.kind]

