@@ -7,7 +7,7 @@ functions that use them).
 
 from __future__ import annotations
 
-from workshop_lib.cluster.base import connect
+from workshop_lib.cluster.connect import connect
 from workshop_lib.errors import WorkshopError
 
 __all__ = ["WorkshopError", "__version__", "connect"]

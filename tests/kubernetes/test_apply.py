@@ -9,7 +9,7 @@ import pytest
 from objects import claim, config_map, deployment, job, objects, ray_cluster, secret, service
 
 from workshop_lib.cluster import manifests
-from workshop_lib.cluster.kubernetes.resources import COMPONENT
+from workshop_lib.cluster.kube import COMPONENT
 from workshop_lib.errors import (
     ClusterError,
     ConflictError,

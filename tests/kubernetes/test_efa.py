@@ -7,7 +7,7 @@ import yaml
 from manifest_checks import pod_specs
 
 from workshop_lib.cluster import manifests
-from workshop_lib.cluster.local.machine import parse_quantity
+from workshop_lib.cluster.kube import parse_quantity
 from workshop_lib.data import data_path
 from workshop_lib.errors import ManifestError
 

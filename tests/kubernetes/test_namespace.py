@@ -9,10 +9,10 @@ from manifest_checks import pod_security_problems, pod_specs, pod_templates
 from objects import config_map, deployment, job, objects, service
 
 from workshop_lib.cluster import manifests
+from workshop_lib.cluster.base import Workload
+from workshop_lib.cluster.kube import parse_quantity
 from workshop_lib.cluster.kubernetes import KubernetesCluster
 from workshop_lib.cluster.local.cluster import LocalCluster
-from workshop_lib.cluster.local.machine import parse_quantity
-from workshop_lib.cluster.workload import Workload
 from workshop_lib.errors import ConflictError, ForbiddenError, ManifestError
 
 PROFILES = ("eks", "kind")

@@ -9,7 +9,7 @@ import pytest
 import workshop_lib.cluster.local
 
 NAMES = [
-    "workshop_lib.cluster.base", "workshop_lib.cluster.manifests", "workshop_lib.cluster.workload",
+    "workshop_lib.cluster.base", "workshop_lib.cluster.manifests", "workshop_lib.cluster.kube",
     *(f"workshop_lib.cluster.local.{m.name}"
     for m in pkgutil.iter_modules(workshop_lib.cluster.local.__path__)
       if m.name not in ("__main__", "launch", "shim")),

@@ -20,13 +20,13 @@ from pathlib import Path
 import pytest
 from local_helpers import CHECKOUT, assert_nothing_left, listening, shims, until
 
+from workshop_lib.cluster.base import dashboard
 from workshop_lib.cluster.checks import check_ray_cluster, expected_gpus
 from workshop_lib.cluster.local import processes
 from workshop_lib.cluster.local.cluster import LocalCluster
 from workshop_lib.cluster.local.machine import is_port_free
 from workshop_lib.cluster.local.orphans import SHIM
 from workshop_lib.cluster.local.supervisor import PATIENCE
-from workshop_lib.cluster.ray import dashboard
 from workshop_lib.serving import ModelServer
 from workshop_lib.serving.memory import parse_engine_line, predict_budget
 

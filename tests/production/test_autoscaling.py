@@ -19,8 +19,8 @@ import pandas as pd
 import pytest
 
 from workshop_lib.cluster import manifests
-from workshop_lib.cluster.base import ExecResult, Observation
-from workshop_lib.cluster.workload import Workload
+from workshop_lib.cluster.base import Workload
+from workshop_lib.cluster.records import ExecResult, Observation
 from workshop_lib.errors import (
     ClusterError,
     ManifestError,

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from workshop_lib.cluster import manifests
-from workshop_lib.cluster.base import ExecResult
+from workshop_lib.cluster.records import ExecResult
 from workshop_lib.data import data_path
 from workshop_lib.errors import ClusterError, ManifestError, NotFoundError, WorkshopError
 from workshop_lib.production import checks

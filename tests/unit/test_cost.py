@@ -11,7 +11,7 @@ import pytest
 
 from workshop_lib.cluster import manifests
 from workshop_lib.cluster.catalogue import catalogue, catalogue_table, instance, service
-from workshop_lib.cluster.local.machine import parse_quantity
+from workshop_lib.cluster.kube import parse_quantity
 from workshop_lib.cluster.prices import announce, component_cost, cost_of
 from workshop_lib.errors import ManifestError, WorkshopError
 from workshop_lib.production.cost import PLAN, Phase, budget

@@ -4,6 +4,7 @@ import socket
 
 import pytest
 
+from workshop_lib.cluster import kube
 from workshop_lib.cluster.local import machine
 from workshop_lib.errors import ManifestError
 
@@ -17,13 +18,13 @@ from workshop_lib.errors import ManifestError
     ],
 )  # fmt: skip
 def test_quantities(text, value):
-    assert machine.parse_quantity(text) == pytest.approx(value)
+    assert kube.parse_quantity(text) == pytest.approx(value)
 
 
 @pytest.mark.parametrize("text", ["", "x", "1 Gi", "2GB", "-1", "1,5", "Gi", "1gi", True, None])
 def test_what_is_no_quantity(text):
     with pytest.raises(ManifestError, match="is not a Kubernetes quantity"):
-        machine.parse_quantity(text)
+        kube.parse_quantity(text)
 
 
 def test_capacity_is_that_of_this_machine():
@@ -45,7 +46,7 @@ def test_requests_add_up_and_init_containers_do_not():
         ],
         "initContainers": [container(requests={"memory": "3Gi", "cpu": "100m"})],
     }
-    assert machine.requests_of(spec) == {
+    assert kube.requests_of(spec) == {
         "cpu": 0.5, "memory": 3 * 2**30, "nvidia.com/gpu": 1.0
     }  # fmt: skip
 

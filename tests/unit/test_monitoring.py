@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 
 from workshop_lib.cluster import manifests
-from workshop_lib.cluster.base import ExecResult, Observation
 from workshop_lib.cluster.local.ray_templates import derived_objects
+from workshop_lib.cluster.records import ExecResult, Observation
 from workshop_lib.errors import ClusterError, ManifestError, NotFoundError, WorkshopError
 from workshop_lib.plots import plot_serving
 from workshop_lib.production.monitoring import (

@@ -10,8 +10,8 @@ import pytest
 from matplotlib.text import Text
 from streaming_server import StreamingServer
 
-from workshop_lib.cluster.base import LogLine, Observation
-from workshop_lib.cluster.workload import Workload
+from workshop_lib.cluster.base import Workload
+from workshop_lib.cluster.records import LogLine, Observation
 from workshop_lib.data import data_path
 from workshop_lib.errors import ClusterError, ServerError, WaitTimeoutError, WorkshopError
 from workshop_lib.plots import plot_accuracy, plot_groups, plot_training_models

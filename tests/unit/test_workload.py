@@ -4,8 +4,9 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from workshop_lib.cluster.base import LogLine, Observation
-from workshop_lib.cluster.workload import Workload, failure, pod_state, readiness, seconds_since
+from workshop_lib.cluster.base import Workload
+from workshop_lib.cluster.kube import failure, pod_state, readiness, seconds_since
+from workshop_lib.cluster.records import LogLine, Observation
 from workshop_lib.errors import ClusterError, WaitTimeoutError
 
 
@@ -111,11 +112,11 @@ def test_readiness(seen, expected):
 
 def test_failures():
     job = body("Job", conditions=[condition("Failed", reason="R", message="m")])
-    assert failure(Observation(job)) == "R: m"
+    assert failure(job) == "R: m"
     applications = {"llm": {"status": "DEPLOY_FAILED", "message": "no model"}}
     service = body("RayService", activeServiceStatus={"applicationStatuses": applications})
-    assert failure(Observation(service)) == "application llm is DEPLOY_FAILED: no model"
-    assert failure(Observation(body("Deployment"))) is None
+    assert failure(service) == "application llm is DEPLOY_FAILED: no model"
+    assert failure(body("Deployment")) is None
 
 
 def test_seconds_since():

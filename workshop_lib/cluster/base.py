@@ -1,124 +1,173 @@
-"""One lesson, two worlds: the cluster that a notebook asks for, wherever it runs.
+"""One lesson, two worlds: a cluster, and the handle of what was applied to it.
 
-`connect(PROFILE)` gives a `Cluster`. `LocalCluster` plays the manifests on this
-machine; a Kubernetes cluster gets the same ones through its API. Both speak in
-Kubernetes objects, so everything that reads them (waits, tables, plots, diagnosis)
-is written once.
+`LocalCluster` plays the manifests on this machine; `KubernetesCluster` gives them to an API
+server. Both speak in Kubernetes objects, so everything that reads them (waits, tables, plots,
+diagnosis) is written once, here and in `kube`.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Generator, Iterator, Sequence
+import abc
+import contextlib
+import html
+import random
+import textwrap
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any
 
-from workshop_lib.errors import ClusterError
+from workshop_lib.cluster import manifests
+from workshop_lib.cluster.kube import (
+    CLAIM,
+    WORKLOAD_KINDS,
+    Json,
+    conditions,
+    container_statuses,
+    failure,
+    first_failed,
+    is_true,
+    pod_state,
+    readiness,
+    seconds_since,
+)
+from workshop_lib.cluster.manifests import Object
+from workshop_lib.cluster.ray import DASHBOARD_PORT, RayDashboard
+from workshop_lib.cluster.records import ExecResult, LogLine, Observation, Remains
+from workshop_lib.cluster.snapshot import of_component, ready_heads
+from workshop_lib.errors import ClusterError, NotFoundError, WaitTimeoutError, WorkshopError
+from workshop_lib.progress import Progress
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from workshop_lib.checklist import CheckList
-    from workshop_lib.cluster.workload import Workload
     from workshop_lib.production.diagnosis import Diagnosis
 
-__all__ = ["Cluster", "ExecResult", "LogLine", "Observation", "Remains", "connect"]
+__all__ = ["Cluster", "Workload", "dashboard", "handle", "head_ports"]
 
-WORKLOAD_KINDS = ("Job", "Deployment", "RayCluster", "RayService")
-"""The kinds that have pods; a component's handle watches the last of them it holds."""
-
-
-class LogLine(NamedTuple):
-    """One line that a container wrote; a tuple, because logs have millions of them.
-
-    Attributes:
-        pod: The pod's name.
-        rank: Its index in an Indexed Job, else None.
-        container: The container's name.
-        text: The line, without its end.
-    """
-
-    pod: str
-    rank: int | None
-    container: str
-    text: str
-
-    def __str__(self) -> str:
-        who = self.pod if self.rank is None else f"rank {self.rank}"
-        return f"[{who}] {self.text}"
+LAST_LINE_EVERY_S = 2.0
+"""How often a wait reads the logs for the line that it shows."""
 
 
-@dataclass(frozen=True)
-class ExecResult:
-    """What a command in a container said.
+class Cluster(abc.ABC):
+    """What a notebook can ask of a cluster, the same in every world.
 
     Attributes:
-        exit_code: 0 when it succeeded.
-        stdout: Its output.
-        stderr: Its errors.
+        profile: Whose overlays are applied: `local`, `eks` or `kind`.
+        poll_s: How often a workload that is waited for is looked at, seconds.
     """
-
-    exit_code: int
-    stdout: str
-    stderr: str
-
-    def __str__(self) -> str:
-        text = (self.stdout + self.stderr).rstrip()
-        return text if self.exit_code == 0 else f"{text}\n(exit code {self.exit_code})".lstrip()
-
-
-@dataclass(frozen=True)
-class Observation:
-    """A workload as it is now, in Kubernetes' own JSON.
-
-    Attributes:
-        body: The object with its `status`.
-        pods: Its pods.
-        events: Events about it and its pods, oldest first.
-    """
-
-    body: dict[str, Any]
-    pods: list[dict[str, Any]] = field(default_factory=list)
-    events: list[dict[str, Any]] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Remains:
-    """What of the workshop is there, by the workshop's own labels and marks.
-
-    Attributes:
-        objects: `Kind/name` of each object; volume claims apart.
-        running: Pods, or on this machine processes, beside those of these objects.
-        ports: Where something listens that no object accounts for; None where a cluster's
-            ports are its pods' own.
-        claims: Volume claims: data outlives what used it, on purpose.
-    """
-
-    objects: tuple[str, ...]
-    running: tuple[str, ...]
-    ports: tuple[str, ...] | None
-    claims: tuple[str, ...] = ()
-
-
-class Cluster(Protocol):
-    """What a notebook can ask of a cluster, the same in every world."""
 
     profile: str
+    poll_s = 0.1
+
+    # -- changing -------------------------------------------------------------------------------
 
     def apply(self, component: str, /, **parameters: Any) -> Workload:
-        """Render a component's manifests and make the cluster match them."""
+        """Render a component's manifests and make the cluster match them.
 
-    def get(self, component: str) -> Workload:
-        """The handle of a component that was applied before, by this kernel or another."""
+        Everything is checked before anything is changed: a wrong manifest changes nothing.
+        What is there already and has not changed is left alone.
 
+        Args:
+            component: A folder's name under `manifests/overlays/<profile>`.
+            **parameters: Values for what its `parameters.yaml` names; None leaves one as it is.
+
+        Returns:
+            Its handle; what was done is shown by it.
+
+        Raises:
+            ManifestError: The manifest or a parameter is wrong, or not played here.
+            ClusterError: Something would change that cannot while it exists.
+
+        Example:
+            >>> cluster.apply("vllm", max_model_len=512)   # doctest: +SKIP
+        """
+        return self.apply_objects(component, manifests.render(self.profile, component, parameters))
+
+    @abc.abstractmethod
+    def apply_objects(self, component: str, objects: Sequence[Object]) -> Workload:
+        """Like `apply`, for objects rendered by the caller.
+
+        Args:
+            component: The name under which they are known.
+            objects: The objects, in the order in which they are applied.
+        """
+
+    @abc.abstractmethod
+    def delete(self, component: str, *, claims: Sequence[str] = ()) -> None:
+        """Remove what a component made, and wait until it is gone.
+
+        Args:
+            component: The component's name; one that is not there is no error.
+            claims: Names of its persistent volume claims whose data goes too.
+
+        Raises:
+            NotFoundError: It has no such claim; nothing was deleted.
+            ClusterError: Something is left; the line says what, and why.
+        """
+
+    @abc.abstractmethod
+    def clean(self) -> None:
+        """Remove everything that the workshop made here."""
+
+    # -- reading --------------------------------------------------------------------------------
+
+    @abc.abstractmethod
     def components(self) -> list[str]:
         """The names of the components that are applied; kept claims alone do not count."""
 
+    @abc.abstractmethod
+    def objects_of(self, component: str) -> list[dict[str, Any]]:
+        """A component's objects as they were applied, volume claims apart."""
+
+    def get(self, component: str) -> Workload:
+        """The handle of a component that was applied before, by this kernel or another.
+
+        Args:
+            component: Its name.
+
+        Raises:
+            NotFoundError: It is not applied; the line says which components are.
+        """
+        if bodies := self.objects_of(component):
+            return handle(self, component, bodies)
+        there = ", ".join(self.components()) or "nothing"
+        raise NotFoundError(
+            f"component {component!r} is not applied ({there} is); "
+            f"start it with cluster.apply({component!r})"
+        )
+
+    @abc.abstractmethod
     def observe(self, kind: str, name: str) -> Observation:
-        """A workload as it is now."""
+        """A workload as it is now: its object, pods and events.
+
+        Args:
+            kind: Its kind.
+            name: Its name.
+
+        Raises:
+            NotFoundError: There is no such object.
+        """
 
     def watch(self, kind: str, name: str) -> Generator[Observation, None, None]:
-        """A workload as it is, and again after each change or a moment; close it when done."""
+        """A workload as it is, again and again; close it when done.
 
+        Raises:
+            NotFoundError: There is no such object, or not any more.
+        """
+        seen = self.observe(kind, name)
+        uid = seen.body["metadata"].get("uid")
+        while True:
+            yield seen
+            time.sleep(self.poll_s * random.uniform(0.8, 1.2))
+            with contextlib.suppress(NotFoundError):
+                seen = self.observe(kind, name)
+                if seen.body["metadata"].get("uid") == uid:
+                    continue
+            raise NotFoundError(f"{kind}/{name} was deleted while it was waited for")
+
+    @abc.abstractmethod
     def logs(
         self,
         kind: str,
@@ -129,8 +178,83 @@ class Cluster(Protocol):
         tail: int | None = None,
         timeout_s: float | None = None,
     ) -> Iterator[LogLine]:
-        """The lines that a workload's containers wrote."""
+        """The lines that a workload's containers wrote, pod by pod; with `follow`, new ones too.
 
+        Args:
+            kind: The workload's kind.
+            name: Its name.
+            follow: Go on until the workload is over, or deleted.
+            previous: The lines of the run before each container's last restart.
+            tail: Only so many last lines of each container.
+            timeout_s: Stop following after so long.
+
+        Raises:
+            NotFoundError: There is no such workload, or no previous run.
+        """
+
+    @abc.abstractmethod
+    def take_snapshot(self) -> dict[str, Any]:
+        """Everything that the API server, or this machine, knows; no Secret is in it."""
+
+    def snapshot(self, component: str | None = None) -> dict[str, Any]:
+        """Everything that the diagnosis reads, as one JSON object; no Secret is in it.
+
+        Args:
+            component: Only what belongs to it; default: everything.
+
+        Raises:
+            NotFoundError: The component is not applied.
+
+        Example:
+            >>> save_snapshot(cluster.snapshot(), "snapshot.json")   # doctest: +SKIP
+        """
+        if component is not None:
+            self.get(component)
+        found = self.take_snapshot()
+        for each in ready_heads(found)[:1]:
+            try:
+                with dashboard(self.get(each)) as ray:
+                    found |= ray.state()
+            except WorkshopError as error:  # taken when things are broken: noted, no error
+                found.setdefault("notes", []).append(f"Ray was not asked: {error}")
+        return of_component(found, component) if component else found
+
+    def diagnose(self, component: str | None = None) -> Diagnosis:
+        """What is wrong, the root cause first: cause, evidence, fix, and where it is taught.
+
+        Args:
+            component: Only this component; default: everything.
+
+        Raises:
+            NotFoundError: The component is not applied.
+
+        Example:
+            >>> cluster.diagnose("vllm").verdict   # doctest: +SKIP
+            'healthy'
+        """
+        from workshop_lib.production.diagnosis import diagnose
+
+        return diagnose(self.snapshot(component))
+
+    @abc.abstractmethod
+    def secret(self, name: str, key: str) -> str:
+        """A Secret's value, for use and not for show.
+
+        Raises:
+            NotFoundError: There is no such Secret or key.
+        """
+
+    @abc.abstractmethod
+    def remains(self) -> Remains:
+        """What of the workshop is there: objects, pods or processes, ports."""
+
+    @abc.abstractmethod
+    def prerequisites(self) -> CheckList:
+        """Whether this cluster has what the components of its profile need; changes nothing."""
+
+    # -- reaching in ----------------------------------------------------------------------------
+
+    @abc.abstractmethod
     def exec(
         self,
         pod: str,
@@ -139,76 +263,348 @@ class Cluster(Protocol):
         container: str | None = None,
         timeout_s: float = 60.0,
     ) -> ExecResult:
-        """Run a command in a pod; a name's beginning is enough when it fits one pod."""
+        """Run a command in a container, and wait for its end.
 
+        Args:
+            pod: A pod's name, or its beginning when that fits one pod.
+            command: The command and its arguments.
+            container: Which container; default: the first.
+            timeout_s: The longest to wait for its end.
+
+        Raises:
+            NotFoundError: No such pod, or its container does not run.
+            ClusterError: The command does not exist, took too long, or its end is not known.
+        """
+
+    @abc.abstractmethod
     def forward(self, target: str, port: int) -> AbstractContextManager[str]:
-        """A URL on this machine for a port of a Service or pod."""
+        """A URL on this machine, loopback only, for a port of a Service or pod.
 
-    def snapshot(self, component: str | None = None) -> dict[str, Any]:
-        """Everything that the diagnosis reads, as one JSON object; no Secret is in it."""
+        Args:
+            target: A Service's name, a pod's name, or the beginning of one.
+            port: The port as the manifest says it.
 
-    def diagnose(self, component: str | None = None) -> Diagnosis:
-        """What is wrong, the root cause first: cause, evidence, fix, and where it is taught."""
-
-    def secret(self, name: str, key: str) -> str:
-        """A Secret's value, for use and not for show."""
-
-    def delete(self, component: str, *, claims: Sequence[str] = ()) -> None:
-        """Remove what a component made; data in claims only when they are named."""
-
-    def clean(self) -> None:
-        """Remove everything that the workshop made here."""
-
-    def remains(self) -> Remains:
-        """What of the workshop is there: objects, pods or processes, ports."""
-
-    def prerequisites(self) -> CheckList:
-        """Whether this cluster has what the components of its profile need; changes nothing."""
+        Raises:
+            NotFoundError: No such target, port or ready pod.
+        """
 
 
-def connect(
-    profile: str = "local",
+def handle(
+    cluster: Cluster,
+    component: str,
+    bodies: Sequence[Json],
     *,
-    state: str | None = None,
-    namespace: str | None = None,
-    context: str | None = None,
-    kubeconfig: str | None = None,
-) -> Cluster:
-    """The cluster that a notebook works with.
+    actions: Mapping[str, str] | None = None,
+    notes: Mapping[str, str] | None = None,
+) -> Workload:
+    """The handle of a component: it watches the last object that has pods.
+
+    Without one it is for the last by kind and name, the same for every kernel; claims are
+    passed over, since a kernel that looks for the component later does not count them.
+    """
+    workloads = [body for body in bodies if body["kind"] in WORKLOAD_KINDS]
+    others = [body for body in bodies if body["kind"] != CLAIM] or bodies
+    by_name = sorted(others, key=lambda body: (body["kind"], body["metadata"]["name"]))
+    watched = (workloads or by_name)[-1]
+    kind, name = watched["kind"], watched["metadata"]["name"]
+    return Workload(cluster, component, kind, name, actions=actions, notes=notes)
+
+
+class Workload:
+    """The handle that `cluster.apply` returns.
 
     Args:
-        profile: `local` plays the manifests on this machine; `eks` (GPU nodes) and `kind`
-            (a small cluster without GPUs) apply them to the cluster of a kubeconfig.
-        state: Name of the local cluster's state: two states know nothing of each
-            other. Default: the environment variable `WORKSHOP_STATE`, else `default`.
-        namespace: Where on a Kubernetes cluster; default: `WORKSHOP_NAMESPACE`, else the
-            context's.
-        context: The kubeconfig's context; default: its current one.
-        kubeconfig: Its file; default: `KUBECONFIG`, else the usual one, else the pod's.
+        cluster: Where it runs.
+        component: Its component's name.
+        kind: Kind of the object that it watches, such as `Job`.
+        name: That object's name.
+        actions: Object (`Kind/name`) to what apply did with it.
+        notes: Fields without effect in this cluster, and why.
+    """
 
-    Returns:
-        The cluster. Nothing is started or changed by connecting; a Kubernetes cluster says
-        which context, server and namespace it will touch.
+    def __init__(
+        self,
+        cluster: Cluster,
+        component: str,
+        kind: str,
+        name: str,
+        *,
+        actions: Mapping[str, str] | None = None,
+        notes: Mapping[str, str] | None = None,
+    ) -> None:
+        self.cluster = cluster
+        self.component = component
+        self.kind = kind
+        self.name = name
+        self.actions = dict(actions or {})
+        self.notes = dict(notes or {})
+
+    def __repr__(self) -> str:
+        lines = [f"{key.lower()} {action}" for key, action in self.actions.items()]
+        return "\n".join(lines or [f"{self.kind}/{self.name}"])
+
+    def _repr_html_(self) -> str:
+        """The table of what apply did, and below it what has no effect in this cluster."""
+        rows = "".join(
+            f"<tr><td style='text-align:left'>{html.escape(key)}</td>"
+            f"<td style='text-align:left'>{html.escape(action)}</td></tr>"
+            for key, action in self.actions.items()
+        )
+        reasons: dict[str, list[str]] = {}
+        for where, why in self.notes.items():
+            reasons.setdefault(why, []).append(where.split(".")[-1])
+        notes = "; ".join(
+            f"{html.escape(', '.join(dict.fromkeys(fields)))} ({html.escape(why)})"
+            for why, fields in reasons.items()
+        )
+        below = f"<div style='color:#666'>Not run here: {notes}</div>" if notes else ""
+        return f"<table>{rows}</table>{below}"
+
+    # -- reading --------------------------------------------------------------------------------
+
+    def observe(self) -> Observation:
+        """The workload as it is now: its object, pods and events."""
+        return self.cluster.observe(self.kind, self.name)
+
+    @property
+    def pods(self) -> list[str]:
+        """The names of its pods, rank 0 or the head first."""
+        return [pod["metadata"]["name"] for pod in self.observe().pods]
+
+    def table(self) -> pd.DataFrame:
+        """Its pods as a table: state, reason, restarts, address, age."""
+        import pandas as pd
+
+        rows = []
+        for pod in self.observe().pods:
+            metadata, (state, reason) = pod["metadata"], pod_state(pod)
+            if metadata.get("deletionTimestamp"):  # an old one, while its successor runs
+                state = "Terminating"
+            statuses = container_statuses(pod).values()
+            rows.append(
+                {
+                    "pod": metadata["name"],
+                    "state": state,
+                    "ready": is_true(pod, "Ready"),
+                    "restarts": sum(each.get("restartCount", 0) for each in statuses),
+                    "address": (pod.get("status") or {}).get("podIP", ""),
+                    "age_s": round(seconds_since(metadata["creationTimestamp"])),
+                    "reason": reason,
+                }
+            )
+        columns = ["pod", "state", "ready", "restarts", "address", "age_s", "reason"]
+        return pd.DataFrame(rows, columns=columns)
+
+    def events(self) -> pd.DataFrame:
+        """What happened to it and its pods, oldest first."""
+        import pandas as pd
+
+        rows = [
+            {
+                "time": (event.get("lastTimestamp") or event.get("eventTime") or "")[11:19],
+                "type": event["type"],
+                "reason": event["reason"],
+                "object": f"{event['involvedObject']['kind']}/{event['involvedObject']['name']}",
+                "count": event.get("count") or 1,
+                "message": event["message"],
+            }
+            for event in self.observe().events
+        ]
+        return pd.DataFrame(rows, columns=["time", "type", "reason", "object", "count", "message"])
+
+    def logs(
+        self,
+        *,
+        follow: bool = False,
+        previous: bool = False,
+        tail: int | None = None,
+        timeout_s: float | None = None,
+    ) -> Iterator[LogLine]:
+        """The lines that its containers wrote, each with pod and rank.
+
+        Args:
+            follow: Go on with new lines until the workload is done for good.
+            previous: The lines of each container's run before its last restart.
+            tail: Only this many last lines of each container.
+            timeout_s: Stop following after so long; None follows to the end.
+        """
+        return self.cluster.logs(
+            self.kind, self.name, follow=follow, previous=previous, tail=tail, timeout_s=timeout_s
+        )
+
+    # -- waiting --------------------------------------------------------------------------------
+
+    def wait_ready(self, *, timeout_s: float = 300.0) -> Workload:
+        """Wait until every pod is ready, with progress.
+
+        Args:
+            timeout_s: The longest to wait.
+
+        Raises:
+            ClusterError: It failed for good.
+            WaitTimeoutError: It was not ready in time; the line says what is missing and why.
+        """
+        if self.kind not in WORKLOAD_KINDS:  # nothing runs: to be there is to be ready
+            self.observe()
+            return self
+        return self._wait("ready", readiness, timeout_s)
+
+    def wait_complete(self, *, timeout_s: float = 600.0) -> Workload:
+        """Wait until a Job is Complete, with progress.
+
+        Args:
+            timeout_s: The longest to wait.
+
+        Raises:
+            ClusterError: The Job failed, or this is no Job.
+            WaitTimeoutError: It was not done in time.
+        """
+        if self.kind != "Job":
+            raise ClusterError(f"{self.kind}/{self.name} runs until deleted; only a Job completes")
+
+        def look(body: Json) -> tuple[int, int, str]:
+            done = is_true(body, "Complete")
+            return int(done), 1, "complete" if done else ""
+
+        return self._wait("complete", look, timeout_s)
+
+    def _wait(
+        self, goal: str, look: Callable[[Json], tuple[int, int, str]], timeout_s: float
+    ) -> Workload:
+        began = time.monotonic()
+        last_line, read_at = "", 0.0
+        with (
+            Progress(total=None, label=f"{self.component} {goal}") as progress,
+            contextlib.closing(self.cluster.watch(self.kind, self.name)) as observations,
+        ):
+            for seen in observations:
+                done, wanted, text = look(seen.body)
+                elapsed_s = time.monotonic() - began
+                if reason := failure(seen.body):
+                    raise ClusterError(
+                        f"{self.kind}/{self.name} failed after {elapsed_s:.0f} s: {reason}"
+                        f"{self._evidence(seen)}; next: read its logs() and events(), "
+                        f"then cluster.delete({self.component!r})"
+                    )
+                if done >= wanted:
+                    progress.update(done=done, total=wanted, text=text)
+                    return self
+                problems = _problems(seen.pods)
+                if not problems and time.monotonic() - read_at > LAST_LINE_EVERY_S:
+                    last_line, read_at = self._last_line(), time.monotonic()
+                news = problems or last_line or _last_event(seen.events)
+                shown = "; ".join(filter(None, (text, news)))
+                progress.update(done=done, total=wanted, text=shown)
+                if elapsed_s > timeout_s:
+                    why = (
+                        problems
+                        or _held_up(seen.pods, seen.events)
+                        or _last_event(seen.events, "Warning")
+                    )
+                    state = "; ".join(filter(None, (text, why))) or "it still runs"
+                    raise WaitTimeoutError(
+                        f"{self.kind}/{self.name} is not {goal} after {timeout_s:g} s: {state}"
+                        f"{self._evidence(seen)}; next: read its table(), events() and logs()"
+                    )
+        raise AssertionError("a watch goes on until it is closed")
+
+    def _lines(self, tail: int) -> list[LogLine]:
+        """The last lines of each container, as far as they can be had.
+
+        A node that cannot give its logs now is no reason to end a wait, nor to hide why a
+        workload failed.
+        """
+        found = []
+        with contextlib.suppress(WorkshopError):
+            for line in self.logs(tail=tail):
+                found.append(line)
+        return [line for line in found if line.text.strip()]
+
+    def _last_line(self) -> str:
+        lines = self._lines(1)
+        return lines[-1].text[:120] if lines else ""
+
+    def _evidence(self, seen: Observation) -> str:
+        """The last line of the container that ended badly first, quoted."""
+        if not (first := first_failed(seen.pods)):
+            return ""
+        said = [line.text.strip() for line in self._lines(5) if line.pod == first]
+        return f" ({first} said: {said[-1][:200]})" if said else ""
+
+
+def _problems(pods: Sequence[Json]) -> str:
+    """The first pod that has something to explain, in words."""
+    for pod in pods:
+        state, reason = pod_state(pod)
+        if reason and reason != "not ready yet" and state != "Failed":
+            return f"{pod['metadata']['name']} is {state}{_since(pod)}: {reason}"
+    return ""
+
+
+def _held_up(pods: Sequence[Json], events: Sequence[Json]) -> str:
+    """The first pod that is Pending for a reason that only its last warning tells, in words."""
+    for pod in pods:
+        uid = pod["metadata"].get("uid")
+        own = [each for each in events if each["involvedObject"].get("uid") == uid]
+        if (since := _since(pod)) and (why := _last_event(own, "Warning")):
+            return f"{pod['metadata']['name']} is {pod_state(pod)[0]}{since}: {why}"
+    return ""
+
+
+def _since(pod: Json) -> str:
+    """Since when a pod is Pending, in words: for a node, or on its node for an image or volume."""
+    stamp = conditions(pod).get("PodScheduled", {}).get("lastTransitionTime")
+    pending = (pod.get("status") or {}).get("phase") == "Pending"
+    return f" since {stamp[11:19]} UTC" if pending and stamp else ""
+
+
+def _last_event(events: Sequence[Json], kind: str | None = None) -> str:
+    """The last event in words, of one type when it is given; cut at a word's end."""
+    said = [f"{e['reason']}: {e['message']}" for e in events if kind in (None, e["type"])]
+    return textwrap.shorten(said[-1], 300, placeholder=" …") if said else ""
+
+
+@contextlib.contextmanager
+def dashboard(workload: Workload) -> Iterator[RayDashboard]:
+    """The dashboard of a Ray cluster that the workshop started, with its token.
+
+    Args:
+        workload: The handle of `ray-cluster`, `raycluster`, `ray-service` or `autoscale`.
 
     Raises:
-        ClusterError: There is no such profile.
-        ConnectError: A Kubernetes cluster cannot be reached with that configuration.
+        NotFoundError: It does not run.
 
     Example:
-        >>> connect("local").profile
-        'local'
+        >>> with dashboard(cluster.get("raycluster")) as ray:   # doctest: +SKIP
+        ...     ray.version()
+        '2.60.0'
     """
-    if profile == "local":
-        from workshop_lib.cluster.local.cluster import LocalCluster
+    name, cluster = workload.name, workload.cluster
+    target, secret = f"{name}-head-svc", name
+    if workload.kind == "Job":
+        target, secret = f"{name}-0", f"{name}-auth"
+    elif workload.kind == "RayService":
+        status = workload.observe().body.get("status") or {}
+        secret = (status.get("activeServiceStatus") or {}).get("rayClusterName", name)
+    token = cluster.secret(secret, "auth_token")
+    with cluster.forward(target, DASHBOARD_PORT) as url:
+        yield RayDashboard(url, token)
 
-        return LocalCluster(state=state or os.environ.get("WORKSHOP_STATE", "default"))
-    if profile in ("eks", "kind"):
-        from workshop_lib.cluster.kubernetes import KubernetesCluster
 
-        return KubernetesCluster(
-            profile,
-            kubeconfig=kubeconfig,
-            context=context,
-            namespace=namespace or os.environ.get("WORKSHOP_NAMESPACE"),
-        )
-    raise ClusterError(f"there is no profile {profile!r}; there are: local, eks, kind")
+def head_ports(workload: Workload) -> dict[str, int]:
+    """The ports on which the head of an Indexed Job's Ray cluster listens in fact.
+
+    Args:
+        workload: The handle of `ray-cluster`.
+
+    Returns:
+        Port of `gcs-server`, `dashboard` and `client`, as rank 0 was told them.
+
+    Example:
+        >>> head_ports(cluster.get("ray-cluster"))   # doctest: +SKIP
+        {'gcs-server': 6379, 'dashboard': 8265, 'client': 10001}
+    """
+    variables = ("HEAD_ADDRESS", "DASHBOARD_ADDRESS", "CLIENT_ADDRESS")
+    told = workload.cluster.exec(f"{workload.name}-0", ["printenv", *variables])
+    ports = [int(address.rpartition(":")[2]) for address in told.stdout.split()]
+    return dict(zip(("gcs-server", "dashboard", "client"), ports, strict=True))

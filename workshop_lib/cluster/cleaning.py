@@ -6,7 +6,8 @@ import time
 from collections.abc import Sequence
 
 from workshop_lib.checklist import Check, CheckList
-from workshop_lib.cluster.base import Cluster, Remains
+from workshop_lib.cluster.base import Cluster
+from workshop_lib.cluster.records import Remains
 
 __all__ = ["check_clean"]
 

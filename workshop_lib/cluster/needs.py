@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
 
 from workshop_lib.cluster import manifests
-from workshop_lib.cluster.local.machine import parse_quantity, requests_of
+from workshop_lib.cluster.kube import EFA, GPU, POOL, Json, parse_quantity, pod_specs, requests_of
 
-__all__ = ["Needs", "needs_of", "pod_specs"]
-
-Json = Mapping[str, Any]
-GPU, EFA = "nvidia.com/gpu", "vpc.amazonaws.com/efa"
-POOL = "workshop.techpulse/pool"
+__all__ = [
+    "Needs",
+    "needs_of",
+]
 
 
 @dataclass
@@ -41,24 +38,6 @@ class Needs:
     efa: list[str] = field(default_factory=list)
     pools: set[str] = field(default_factory=set)
     kinds: set[str] = field(default_factory=set)
-
-
-def pod_specs(body: Json) -> Iterator[tuple[int, Json]]:
-    """How many pods an object makes, and their spec; a RayCluster's groups one by one.
-
-    Args:
-        body: A Job, Deployment, RayCluster, RayService, or anything else (nothing).
-    """
-    spec = body.get("spec") or {}
-    if body["kind"] == "Job":
-        yield int(spec.get("parallelism", 1)), spec["template"]["spec"]
-    elif body["kind"] in ("Deployment", "DaemonSet", "StatefulSet"):
-        yield int(spec.get("replicas", 1)), spec["template"]["spec"]
-    elif body["kind"] in ("RayCluster", "RayService", "RayJob"):
-        cluster = spec.get("rayClusterConfig") or spec.get("rayClusterSpec") or spec
-        yield 1, cluster["headGroupSpec"]["template"]["spec"]
-        for group in cluster.get("workerGroupSpecs") or []:
-            yield int(group.get("replicas", 1)), group["template"]["spec"]
 
 
 @functools.cache

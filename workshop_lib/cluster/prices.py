@@ -15,7 +15,7 @@ from typing import Any
 
 from workshop_lib.cluster import manifests
 from workshop_lib.cluster.catalogue import Instance, catalogue, service
-from workshop_lib.cluster.local.machine import parse_quantity, requests_of
+from workshop_lib.cluster.kube import parse_quantity, requests_of
 
 __all__ = ["Cost", "announce", "component_cost", "cost_of"]
 

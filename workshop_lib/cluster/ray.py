@@ -6,29 +6,32 @@ Python and Ray need not be those of the cluster: a job's script runs over there.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import shlex
 import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workshop_lib.cluster.workload import Workload
 from workshop_lib.errors import ClusterError, WaitTimeoutError
 from workshop_lib.progress import Progress
 
 if TYPE_CHECKING:
     import pandas as pd
-    from ray.job_submission import JobSubmissionClient
+    from ray.job_submission import JobStatus, JobSubmissionClient
 
-__all__ = ["JobResult", "RayDashboard", "dashboard", "head_ports"]
+__all__ = ["DASHBOARD_PORT", "JobResult", "RayDashboard"]
 
 DASHBOARD_PORT = 8265
 GIB = 2**30
+
+SILENT_S = 30.0
+"""A dashboard that does not say how a job is for so long is given up."""
 
 
 @dataclass(frozen=True)
@@ -53,10 +56,8 @@ class JobResult:
         """
         for line in reversed(self.log.splitlines()):
             if line.startswith(("{", "[")):
-                try:
+                with contextlib.suppress(json.JSONDecodeError):
                     return json.loads(line)
-                except json.JSONDecodeError:
-                    continue
         raise ClusterError(f"job {self.job_id} printed no line of JSON; read its .log")
 
 
@@ -109,6 +110,17 @@ class RayDashboard:
 
         return httpx.get(self.url + "/api/version", timeout=20).status_code
 
+    def state(self) -> dict[str, Any]:
+        """What a snapshot holds of Ray: nodes, placement groups, jobs, Serve's applications."""
+        return {
+            "ray": {
+                "nodes": self.get("/api/v0/nodes?detail=true"),
+                "placement_groups": self.get("/api/v0/placement_groups?detail=true"),
+                "jobs": self.get("/api/jobs/"),
+            },
+            "serve": self.get("/api/serve/applications/"),
+        }
+
     def nodes(self) -> pd.DataFrame:
         """Ray's nodes, the head first: role, state and logical resources."""
         import pandas as pd
@@ -148,16 +160,12 @@ class RayDashboard:
                 )
             time.sleep(0.5)
 
-    def _jobs(self) -> JobSubmissionClient:
-        from ray.job_submission import JobSubmissionClient
-
-        return JobSubmissionClient(self.url, headers=dict(self._headers))
-
     def run(self, script: str | Path, *arguments: str, timeout_s: float = 300.0) -> JobResult:
         """Run a Python script on the cluster as a Ray job, with progress, and wait for its end.
 
         Its end is read from the job's status, never from the end of its log stream: a
-        stream that breaks says nothing about the job (KubeRay issue 4921).
+        stream that breaks says nothing about the job (KubeRay issue 4921). A job that is not
+        waited for to its end (interrupted, or too slow) is stopped.
 
         Args:
             script: A file on this machine; it is sent to the cluster.
@@ -168,32 +176,27 @@ class RayDashboard:
             ClusterError: The job failed.
             WaitTimeoutError: It took too long.
         """
+        from ray.job_submission import JobSubmissionClient
+
         script = Path(script)
         if not script.is_file():
             raise ClusterError(f"there is no script {script}; give the path of a Python file")
-        jobs = self._jobs()
+        jobs = JobSubmissionClient(self.url, headers=dict(self._headers))
         with tempfile.TemporaryDirectory() as folder, _quiet_upload():
             # Only this file travels: the folder it lies in may hold a whole checkout.
             shutil.copy(script, folder)
             job_id = jobs.submit_job(
-                entrypoint=" ".join(["python", script.name, *arguments]),
+                entrypoint=shlex.join(["python", script.name, *arguments]),
                 runtime_env={"working_dir": folder},
             )
         began = time.monotonic()
-        with Progress(total=None, label=f"Ray job {script.name}") as progress:
-            while True:
-                status = jobs.get_job_status(job_id)
-                elapsed_s = time.monotonic() - began
-                progress.update(text=str(status.value).lower())
-                if status.is_terminal():
-                    break
-                if elapsed_s > timeout_s:
-                    jobs.stop_job(job_id)
-                    raise WaitTimeoutError(
-                        f"Ray job {script.name} was {status.value} after {timeout_s:g} s and was "
-                        "stopped; what it asks for may not exist: read the dashboard's status"
-                    )
-                time.sleep(0.3)
+        try:
+            status = _wait_for(jobs, job_id, script.name, timeout_s)
+        except BaseException:
+            with contextlib.suppress(RuntimeError, OSError):
+                jobs.stop_job(job_id)
+            raise
+        elapsed_s = time.monotonic() - began
         log = jobs.get_job_logs(job_id)
         if status.value != "SUCCEEDED":
             lines = [line for line in log.splitlines() if line.strip()]
@@ -204,7 +207,34 @@ class RayDashboard:
         return JobResult(job_id, elapsed_s, log)
 
 
-@contextmanager
+def _wait_for(jobs: JobSubmissionClient, job_id: str, name: str, timeout_s: float) -> JobStatus:
+    """A job's last status; a question that gets no answer is asked again for a while."""
+    began = heard_at = time.monotonic()
+    with Progress(total=None, label=f"Ray job {name}") as progress:
+        while True:
+            now = time.monotonic()
+            try:
+                status = jobs.get_job_status(job_id)
+                said, heard_at = str(status.value).lower(), now
+                if status.is_terminal():
+                    return status
+            except (RuntimeError, OSError) as error:
+                said = f"the dashboard does not answer ({' '.join(str(error).split())[:100]})"
+                if now - heard_at > SILENT_S:
+                    raise ClusterError(
+                        f"Ray job {name}: {said} for {SILENT_S:g} s; is the head still there? "
+                        "next: its workload's table() and events()"
+                    ) from None
+            progress.update(text=said)
+            if now - began > timeout_s:
+                raise WaitTimeoutError(
+                    f"Ray job {name} was {said} after {timeout_s:g} s and was stopped; what it "
+                    "asks for may not exist: read the dashboard's status"
+                )
+            time.sleep(0.3)
+
+
+@contextlib.contextmanager
 def _quiet_upload() -> Iterator[None]:
     """Keep Ray's lines about packing and sending the script out of the notebook."""
     loggers = [
@@ -219,55 +249,3 @@ def _quiet_upload() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
-
-
-def head_ports(workload: Workload) -> dict[str, int]:
-    """The ports on which the head of an Indexed Job's Ray cluster listens in fact.
-
-    Args:
-        workload: The handle of `ray-cluster`.
-
-    Returns:
-        Port of `gcs-server`, `dashboard` and `client`, as rank 0 was told them.
-
-    Example:
-        >>> head_ports(cluster.get("ray-cluster"))   # doctest: +SKIP
-        {'gcs-server': 6379, 'dashboard': 8265, 'client': 10001}
-    """
-    variables = {
-        "gcs-server": "HEAD_ADDRESS", "dashboard": "DASHBOARD_ADDRESS", "client": "CLIENT_ADDRESS",
-    }  # fmt: skip
-    told = workload.cluster.exec(f"{workload.name}-0", ["printenv", *variables.values()])
-    addresses = told.stdout.split()
-    return {
-        name: int(address.rpartition(":")[2])
-        for name, address in zip(variables, addresses, strict=True)
-    }
-
-
-@contextmanager
-def dashboard(workload: Workload) -> Iterator[RayDashboard]:
-    """The dashboard of a Ray cluster that the workshop started, with its token.
-
-    Args:
-        workload: The handle of `ray-cluster`, `raycluster` or `ray-service`.
-
-    Raises:
-        NotFoundError: It does not run.
-
-    Example:
-        >>> with dashboard(cluster.get("raycluster")) as ray:   # doctest: +SKIP
-        ...     ray.version()
-        '2.60.0'
-    """
-    name = workload.name
-    if workload.kind == "Job":
-        target, secret = f"{name}-0", f"{name}-auth"
-    elif workload.kind == "RayCluster":
-        target, secret = f"{name}-head-svc", name
-    else:
-        active = workload.observe().body.get("status", {}).get("activeServiceStatus", {})
-        target, secret = f"{name}-head-svc", active.get("rayClusterName", name)
-    token = workload.cluster.secret(secret, "auth_token")
-    with workload.cluster.forward(target, DASHBOARD_PORT) as url:
-        yield RayDashboard(url, token)

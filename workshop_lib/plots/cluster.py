@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from workshop_lib.cluster.workload import conditions
+from workshop_lib.cluster.kube import conditions
 from workshop_lib.plots.style import GREY, OKABE_ITO, PALE, new_figure, tidy
 
 if TYPE_CHECKING:

@@ -29,7 +29,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workshop_lib.cluster.base import connect
+from workshop_lib.cluster.connect import connect
 from workshop_lib.cluster.local.paths import write_json
 from workshop_lib.errors import WorkshopError
 from workshop_lib.progress import Progress, format_duration

@@ -6,8 +6,9 @@ import sys
 import time
 from typing import Any
 
-from workshop_lib.cluster.base import Observation
-from workshop_lib.cluster.workload import Workload, failure, is_true, pod_state
+from workshop_lib.cluster.base import Workload
+from workshop_lib.cluster.kube import failure, is_true, pod_state
+from workshop_lib.cluster.records import Observation
 from workshop_lib.errors import ClusterError, WaitTimeoutError
 from workshop_lib.progress import Progress, format_duration
 from workshop_lib.training.component import pod_environment
@@ -66,7 +67,7 @@ def watch_training(job: Workload, *, timeout_s: float = 1800.0) -> TrainingLog:
             now = time.monotonic()
             view.show(log)
             progress.update(log.done, log.steps, _state(log, observation))
-            if reason := failure(observation):
+            if reason := failure(observation.body):
                 raise ClusterError(
                     f"{job.kind}/{job.name} failed after {now - began:.0f} s:"
                     f" {_last_words(job) or reason}; next: read its logs(), then"

@@ -16,15 +16,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from workshop_lib.cluster.kube import COMPONENT, LABELS, key_of
 from workshop_lib.cluster.kubernetes.answers import Answer
 from workshop_lib.cluster.kubernetes.api import FIELD_MANAGER, Api, Lost
-from workshop_lib.cluster.kubernetes.resources import (
-    COMPONENT,
-    LABELS,
-    Resource,
-    key_of,
-    resource_of,
-)
+from workshop_lib.cluster.kubernetes.resources import Resource, resource_of
 from workshop_lib.cluster.manifests import Object
 from workshop_lib.errors import (
     ClusterError,

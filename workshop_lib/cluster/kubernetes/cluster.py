@@ -10,26 +10,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workshop_lib.cluster import manifests
-from workshop_lib.cluster.base import (
-    WORKLOAD_KINDS,
-    ExecResult,
-    LogLine,
-    Observation,
-    Remains,
-)
+from workshop_lib.cluster.base import Cluster, Workload, handle
+from workshop_lib.cluster.kube import COMPONENT, WORKLOAD_KINDS
 from workshop_lib.cluster.kubernetes import deleting, executing, logs, observe, snapshot, watch
 from workshop_lib.cluster.kubernetes.answers import problem
 from workshop_lib.cluster.kubernetes.api import Api
 from workshop_lib.cluster.kubernetes.applying import Applier, prepared
 from workshop_lib.cluster.kubernetes.config import load_access
 from workshop_lib.cluster.kubernetes.forwarding import forwarded
-from workshop_lib.cluster.kubernetes.resources import COMPONENT, DELETE_ORDER, resource_of_kind
+from workshop_lib.cluster.kubernetes.resources import DELETE_ORDER, resource_of_kind
 from workshop_lib.cluster.manifests import Object
 from workshop_lib.cluster.prices import announce
-from workshop_lib.cluster.workload import Workload, found_handle, handle
+from workshop_lib.cluster.records import ExecResult, LogLine, Observation, Remains
 from workshop_lib.errors import ConnectError, NotFoundError, WorkshopError
-from workshop_lib.production.diagnosis import Diagnosis, diagnose
-from workshop_lib.production.diagnosis.component import add_ray_state, of_component
 from workshop_lib.progress import Progress
 
 if TYPE_CHECKING:
@@ -40,7 +33,7 @@ __all__ = ["KubernetesCluster"]
 NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 
 
-class KubernetesCluster:
+class KubernetesCluster(Cluster):
     """The workshop's manifests on a Kubernetes cluster.
 
     Connecting reads the kubeconfig, asks the server for its version and says which
@@ -213,19 +206,10 @@ class KubernetesCluster:
         """
         return deleting.remains(self._api, self.namespace)
 
-    def get(self, component: str) -> Workload:
-        """The handle of a component that was applied before, by this kernel or another.
-
-        Args:
-            component: Its name.
-
-        Raises:
-            NotFoundError: It is not applied.
-        """
+    def objects_of(self, component: str) -> list[dict[str, Any]]:
+        """A component's objects as they were applied, volume claims apart."""
         found = deleting.find(self._api, self.namespace, WORKLOAD_KINDS, component)
-        return found_handle(
-            self, component, found or deleting.find_component(self._api, self.namespace, component)
-        )
+        return found or deleting.find_component(self._api, self.namespace, component)
 
     def observe(self, kind: str, name: str) -> Observation:
         """A workload as it is now: its object, pods and events.
@@ -285,38 +269,9 @@ class KubernetesCluster:
             follow=follow, previous=previous, tail=tail, timeout_s=timeout_s,
         )  # fmt: skip
 
-    def snapshot(self, component: str | None = None) -> dict[str, Any]:
-        """Everything that the diagnosis reads, as one JSON object; no Secret is in it.
-
-        Args:
-            component: Only what belongs to it; default: everything.
-
-        Raises:
-            NotFoundError: The component is not applied.
-
-        Example:
-            >>> save_snapshot(cluster.snapshot(), "snapshot.json")   # doctest: +SKIP
-        """
-        if component is not None:
-            self.get(component)
-        found = snapshot.take_snapshot(self._api, self.namespace)
-        add_ray_state(self, found)
-        return of_component(found, component) if component else found
-
-    def diagnose(self, component: str | None = None) -> Diagnosis:
-        """What is wrong, the root cause first: cause, evidence, fix, and where it is taught.
-
-        Args:
-            component: Only this component; default: everything.
-
-        Raises:
-            NotFoundError: The component is not applied.
-
-        Example:
-            >>> cluster.diagnose("vllm").verdict   # doctest: +SKIP
-            'healthy'
-        """
-        return diagnose(self.snapshot(component))
+    def take_snapshot(self) -> dict[str, Any]:
+        """Everything that is known here, as one JSON object; no Secret is in it."""
+        return snapshot.take_snapshot(self._api, self.namespace)
 
     def secret(self, name: str, key: str) -> str:
         """A Secret's value, for use and not for show.

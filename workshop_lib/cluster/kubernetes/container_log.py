@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
-from workshop_lib.cluster.base import LogLine
+from workshop_lib.cluster.kube import INDEX, container_statuses
 from workshop_lib.cluster.kubernetes.answers import problem, retry_after_s
 from workshop_lib.cluster.kubernetes.api import Api, Lost, Pauses, read
-from workshop_lib.cluster.kubernetes.observe import INDEX
 from workshop_lib.cluster.kubernetes.resources import resource_of_kind
 from workshop_lib.cluster.kubernetes.resuming import Position
 from workshop_lib.cluster.kubernetes.streams import StoppableStream, blocks
+from workshop_lib.cluster.records import LogLine
 from workshop_lib.errors import NotFoundError
 
 if TYPE_CHECKING:
@@ -31,7 +31,6 @@ __all__ = [
     "Gap",
     "Lines",
     "LogGapWarning",
-    "container_statuses",
 ]
 
 Json = Mapping[str, Any]
@@ -301,13 +300,3 @@ def _split(data: bytes) -> list[str]:
     if lines[-1] == "":
         lines.pop()
     return [line.removesuffix("\r") for line in lines] if b"\r" in data else lines
-
-
-def container_statuses(pod: Json) -> dict[str, Any]:
-    """A pod's containers' statuses by name, in the order in which they run."""
-    status = pod.get("status") or {}
-    both = [
-        *(status.get("initContainerStatuses") or []),
-        *(status.get("containerStatuses") or []),
-    ]
-    return {each["name"]: each for each in both}

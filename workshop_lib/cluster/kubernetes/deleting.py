@@ -6,19 +6,15 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from workshop_lib.cluster.base import Remains
+from workshop_lib.cluster.kube import COMPONENT, LABELS, key_of, own_pods, pod_selector, pod_state
 from workshop_lib.cluster.kubernetes.api import Api
-from workshop_lib.cluster.kubernetes.observe import own_pods, pod_selector
 from workshop_lib.cluster.kubernetes.resources import (
     ADMINISTRATION,
-    COMPONENT,
     DELETE_ORDER,
-    LABELS,
-    key_of,
     resource_of,
     resource_of_kind,
 )
-from workshop_lib.cluster.workload import pod_state
+from workshop_lib.cluster.records import Remains
 from workshop_lib.errors import ForbiddenError, NotFoundError, OperatorError, WaitTimeoutError
 from workshop_lib.progress import Progress
 

@@ -8,11 +8,11 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from workshop_lib.cluster.base import ExecResult
+from workshop_lib.cluster.kube import LABELS, container_statuses
 from workshop_lib.cluster.kubernetes.api import Api, Lost
-from workshop_lib.cluster.kubernetes.container_log import container_statuses
-from workshop_lib.cluster.kubernetes.resources import LABELS, resource_of_kind
+from workshop_lib.cluster.kubernetes.resources import resource_of_kind
 from workshop_lib.cluster.kubernetes.sockets import Refused, open_socket
+from workshop_lib.cluster.records import ExecResult
 from workshop_lib.errors import ClusterError, NotFoundError, WorkshopError
 
 if TYPE_CHECKING:

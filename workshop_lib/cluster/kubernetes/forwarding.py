@@ -14,12 +14,12 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from workshop_lib.cluster.kube import is_true
 from workshop_lib.cluster.kubernetes.api import Api, Lost
 from workshop_lib.cluster.kubernetes.carrying import carry
 from workshop_lib.cluster.kubernetes.executing import choose_pod
 from workshop_lib.cluster.kubernetes.resources import resource_of_kind
 from workshop_lib.cluster.kubernetes.sockets import Refused, open_socket
-from workshop_lib.cluster.workload import is_true
 from workshop_lib.errors import NotFoundError, WorkshopError
 
 if TYPE_CHECKING:

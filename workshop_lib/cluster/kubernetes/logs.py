@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from workshop_lib.cluster.base import LogLine
+from workshop_lib.cluster.kube import container_statuses, is_true, own_pods, pod_selector
 from workshop_lib.cluster.kubernetes.api import Api
 from workshop_lib.cluster.kubernetes.container_log import (
     LOOK_EVERY_S,
@@ -18,11 +18,10 @@ from workshop_lib.cluster.kubernetes.container_log import (
     Gap,
     Lines,
     LogGapWarning,
-    container_statuses,
 )
-from workshop_lib.cluster.kubernetes.observe import get_workload, own_pods, pod_selector
+from workshop_lib.cluster.kubernetes.observe import get_workload
 from workshop_lib.cluster.kubernetes.resources import resource_of_kind
-from workshop_lib.cluster.workload import is_true
+from workshop_lib.cluster.records import LogLine
 from workshop_lib.errors import NotFoundError, WorkshopError
 
 __all__ = ["read_logs"]

@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from workshop_lib.checklist import Check, CheckList
 from workshop_lib.cluster.catalogue import catalogue
+from workshop_lib.cluster.kube import is_true, parse_quantity, pod_state
 from workshop_lib.cluster.kubernetes.resources import Resource, operator_hint, resource_of_kind
-from workshop_lib.cluster.local.machine import parse_quantity
 from workshop_lib.cluster.needs import Needs, needs_of
-from workshop_lib.cluster.workload import is_true, pod_state
 from workshop_lib.errors import ForbiddenError, OperatorError
 
 if TYPE_CHECKING:

@@ -10,26 +10,14 @@ from workshop_lib.errors import ManifestError
 
 __all__ = [
     "ADMINISTRATION",
-    "COMPONENT",
     "DELETE_ORDER",
-    "LABELS",
     "Resource",
-    "key_of",
     "operator_hint",
     "resource_of",
     "resource_of_kind",
 ]
 
 Json = Mapping[str, Any]
-
-COMPONENT = "app.kubernetes.io/component"
-"""Label with the component that an object belongs to."""
-
-LABELS = {
-    "app.kubernetes.io/part-of": "ray-vllm-workshop",
-    "app.kubernetes.io/managed-by": "workshop-lib",
-}
-"""What every object of the workshop carries; nothing without them is ever deleted."""
 
 
 @dataclass(frozen=True)
@@ -169,8 +157,3 @@ def operator_hint(resource: Resource) -> str:
     operator, command = _OPERATORS.get(resource.group, ("its operator", ""))
     how = f": {command}" if command else ""
     return f"{operator} is not installed here; who administers the cluster installs it with{how}"
-
-
-def key_of(body: Json) -> str:
-    """`Kind/name` of an object."""
-    return f"{body['kind']}/{body['metadata']['name']}"

@@ -11,8 +11,9 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from workshop_lib.cluster.kube import container_statuses
 from workshop_lib.cluster.kubernetes.api import Api
-from workshop_lib.cluster.kubernetes.container_log import LOST_LOG, container_statuses
+from workshop_lib.cluster.kubernetes.container_log import LOST_LOG
 from workshop_lib.cluster.kubernetes.resources import Resource, resource_of_kind
 from workshop_lib.errors import ForbiddenError, OperatorError, WorkshopError
 

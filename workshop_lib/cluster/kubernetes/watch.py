@@ -12,17 +12,13 @@ import threading
 from collections.abc import Callable, Generator, Iterator
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from workshop_lib.cluster.base import Observation
+from workshop_lib.cluster.kube import events_about, own_pods, pod_selector
 from workshop_lib.cluster.kubernetes.answers import problem, retry_after_s
 from workshop_lib.cluster.kubernetes.api import Api, Lost, Pauses, read
-from workshop_lib.cluster.kubernetes.observe import (
-    events_about,
-    get_workload,
-    own_pods,
-    pod_selector,
-)
+from workshop_lib.cluster.kubernetes.observe import get_workload
 from workshop_lib.cluster.kubernetes.resources import Resource, resource_of_kind
 from workshop_lib.cluster.kubernetes.streams import StoppableStream, chunks
+from workshop_lib.cluster.records import Observation
 from workshop_lib.errors import NotFoundError, WorkshopError
 
 if TYPE_CHECKING:

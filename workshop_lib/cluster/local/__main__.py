@@ -7,9 +7,9 @@ import contextlib
 import sys
 from pathlib import Path
 
+from workshop_lib.cluster.kube import pod_state
 from workshop_lib.cluster.local.cluster import LocalCluster
 from workshop_lib.cluster.local.paths import TEMPORARY, checkout, read_json
-from workshop_lib.cluster.workload import pod_state
 from workshop_lib.errors import ClusterError, WorkshopError
 
 

@@ -5,19 +5,13 @@ from __future__ import annotations
 import contextlib
 import functools
 import sys
-import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workshop_lib.cluster import manifests
-from workshop_lib.cluster.base import (
-    WORKLOAD_KINDS,
-    ExecResult,
-    LogLine,
-    Observation,
-    Remains,
-)
+from workshop_lib.cluster.base import Cluster, Workload, handle
+from workshop_lib.cluster.kube import WORKLOAD_KINDS
 from workshop_lib.cluster.local import changes, orphans, records, rules
 from workshop_lib.cluster.local.changes import component_of, key_of
 from workshop_lib.cluster.local.logs import read_logs
@@ -38,10 +32,8 @@ from workshop_lib.cluster.local.remains import remains
 from workshop_lib.cluster.local.snapshot import take_snapshot
 from workshop_lib.cluster.local.supervisor import Supervisor
 from workshop_lib.cluster.manifests import Object
-from workshop_lib.cluster.workload import Workload, found_handle, handle
+from workshop_lib.cluster.records import ExecResult, LogLine, Observation, Remains
 from workshop_lib.errors import ClusterError, NotFoundError
-from workshop_lib.production.diagnosis import Diagnosis, diagnose
-from workshop_lib.production.diagnosis.component import add_ray_state, of_component
 
 if TYPE_CHECKING:
     from workshop_lib.checklist import CheckList
@@ -56,7 +48,7 @@ KEPT = "PersistentVolumeClaim"
 """The kind that stays when its component is deleted."""
 
 
-class LocalCluster:
+class LocalCluster(Cluster):
     """Plays the workshop's manifests as processes of this machine.
 
     What it starts outlives the kernel, by design: the next notebook finds it. It ends
@@ -294,17 +286,10 @@ class LocalCluster:
         """What of this state is there: objects, and processes and ports beside theirs."""
         return remains(self.paths, self.book)
 
-    def get(self, component: str) -> Workload:
-        """The handle of a component that was applied before, by this kernel or another.
-
-        Args:
-            component: Its name.
-
-        Raises:
-            NotFoundError: It is not applied.
-        """
+    def objects_of(self, component: str) -> list[dict[str, Any]]:
+        """A component's objects as they were applied, volume claims apart."""
         bodies = [body for body in self._objects() if component_of(body) == component]
-        return found_handle(self, component, [body for body in bodies if body["kind"] != KEPT])
+        return [body for body in bodies if body["kind"] != KEPT]
 
     def observe(self, kind: str, name: str) -> Observation:
         """A workload as it is now.
@@ -330,20 +315,6 @@ class LocalCluster:
             look.seen.get("pods", []),
             look.seen.get("events", []),
         )
-
-    def watch(self, kind: str, name: str) -> Generator[Observation, None, None]:
-        """A workload as it is, and again every tenth of a second.
-
-        Args:
-            kind: Its kind.
-            name: Its name.
-
-        Raises:
-            NotFoundError: There is no such object, or not any more.
-        """
-        while True:
-            yield self.observe(kind, name)
-            time.sleep(0.1)
 
     def logs(
         self,
@@ -372,38 +343,9 @@ class LocalCluster:
             self.paths, kind, name, follow=follow, previous=previous, tail=tail, timeout_s=timeout_s
         )
 
-    def snapshot(self, component: str | None = None) -> dict[str, Any]:
-        """Everything that the diagnosis reads, as one JSON object; no Secret is in it.
-
-        Args:
-            component: Only what belongs to it; default: everything.
-
-        Raises:
-            NotFoundError: The component is not applied.
-
-        Example:
-            >>> save_snapshot(cluster.snapshot(), "snapshot.json")   # doctest: +SKIP
-        """
-        if component is not None:
-            self.get(component)
-        found = take_snapshot(self.paths)
-        add_ray_state(self, found)
-        return of_component(found, component) if component else found
-
-    def diagnose(self, component: str | None = None) -> Diagnosis:
-        """What is wrong, the root cause first: cause, evidence, fix, and where it is taught.
-
-        Args:
-            component: Only this component; default: everything.
-
-        Raises:
-            NotFoundError: The component is not applied.
-
-        Example:
-            >>> cluster.diagnose("vllm").verdict   # doctest: +SKIP
-            'healthy'
-        """
-        return diagnose(self.snapshot(component))
+    def take_snapshot(self) -> dict[str, Any]:
+        """Everything that is known here, as one JSON object; no Secret is in it."""
+        return take_snapshot(self.paths)
 
     def secret(self, name: str, key: str) -> str:
         """A Secret's value, for use and not for show.

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from workshop_lib.cluster.local.machine import parse_quantity
+from workshop_lib.cluster.kube import parse_quantity
 from workshop_lib.cluster.manifests import Object
 from workshop_lib.errors import ManifestError
 

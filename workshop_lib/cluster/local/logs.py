@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from workshop_lib.cluster.base import LogLine
 from workshop_lib.cluster.local import records
 from workshop_lib.cluster.local.jobs import INDEX_LABEL
 from workshop_lib.cluster.local.paths import StatePaths
+from workshop_lib.cluster.records import LogLine
 from workshop_lib.errors import NotFoundError
 
 __all__ = ["LogReader", "read_logs"]

@@ -13,36 +13,8 @@ import shutil
 import socket
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
-from workshop_lib.errors import ManifestError
-
-__all__ = ["capacity", "is_port_free", "parse_quantity", "requests_of", "unschedulable"]
-
-_SUFFIXES = {
-    "": 1.0, "n": 1e-9, "u": 1e-6, "m": 1e-3,
-    "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15, "E": 1e18,
-    "Ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30, "Ti": 2.0**40, "Pi": 2.0**50, "Ei": 2.0**60,
-}  # fmt: skip
-
-
-def parse_quantity(text: str | int | float) -> float:
-    """A Kubernetes quantity as a number: cores, bytes or devices.
-
-    Args:
-        text: Such as `500m`, `2`, `64Gi`.
-
-    Raises:
-        ManifestError: It is not a quantity.
-
-    Example:
-        >>> parse_quantity("500m"), parse_quantity("1Gi")
-        (0.5, 1073741824.0)
-    """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?|\.\d+)(?:[eE](\d{1,2})|([A-Za-z]{0,2}))", str(text))
-    if match is None or isinstance(text, bool) or (match[3] or "") not in _SUFFIXES:
-        raise ManifestError(f"{text!r} is not a Kubernetes quantity; write for example 500m or 2Gi")
-    return float(match[1]) * 10.0 ** int(match[2] or 0) * _SUFFIXES[match[3] or ""]
+__all__ = ["capacity", "is_port_free", "unschedulable"]
 
 
 def capacity() -> dict[str, float]:
@@ -68,34 +40,6 @@ def _cores(limit: Path = Path("/sys/fs/cgroup/cpu.max")) -> float:
         quota_us, period_us = map(float, limit.read_text().split())
         cores = min(cores, quota_us / period_us)
     return cores
-
-
-def requests_of(pod_spec: Mapping[str, Any]) -> dict[str, float]:
-    """A pod's requests: the sum over its containers, or an init container's if that is more.
-
-    A limit without a request counts as the request, as the API server fills it in.
-
-    Args:
-        pod_spec: The pod's spec.
-
-    Example:
-        >>> requests_of({"containers": [{"resources": {"limits": {"cpu": "2"}}}]})
-        {'cpu': 2.0}
-    """
-
-    def of(container: Mapping[str, Any]) -> dict[str, float]:
-        resources = container.get("resources", {})
-        wanted = {**resources.get("limits", {}), **resources.get("requests", {})}
-        return {name: parse_quantity(value) for name, value in wanted.items()}
-
-    total: dict[str, float] = {}
-    for container in pod_spec["containers"]:
-        for name, amount in of(container).items():
-            total[name] = total.get(name, 0.0) + amount
-    for container in pod_spec.get("initContainers", []):
-        for name, amount in of(container).items():
-            total[name] = max(total.get(name, 0.0), amount)
-    return total
 
 
 def unschedulable(

@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from workshop_lib.cluster.local.machine import capacity, parse_quantity
+from workshop_lib.cluster.kube import parse_quantity
+from workshop_lib.cluster.local.machine import capacity
 from workshop_lib.cluster.local.network import Endpoint, replace_address
 
 __all__ = [

@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from workshop_lib.cluster.local.machine import parse_quantity
+from workshop_lib.cluster.kube import parse_quantity
 from workshop_lib.cluster.local.network import Endpoint
 
 __all__ = ["HEAD_PORTS", "WORKER_PORTS", "derived_objects", "group_template", "port_list"]

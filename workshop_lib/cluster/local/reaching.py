@@ -8,13 +8,13 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from typing import IO, Any
 
-from workshop_lib.cluster.base import ExecResult
 from workshop_lib.cluster.local import processes
 from workshop_lib.cluster.local.network import AddressBook
 from workshop_lib.cluster.local.objects import find_object
 from workshop_lib.cluster.local.paths import StatePaths, read_json
 from workshop_lib.cluster.local.records import live_pods
 from workshop_lib.cluster.local.service_proxy import ready_targets
+from workshop_lib.cluster.records import ExecResult
 from workshop_lib.errors import ClusterError, NotFoundError
 
 __all__ = ["address_of", "execute", "find_pod"]

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from workshop_lib.cluster.base import WORKLOAD_KINDS
+from workshop_lib.cluster.kube import WORKLOAD_KINDS
 from workshop_lib.cluster.local.objects import find_object
 from workshop_lib.cluster.local.paths import StatePaths, json_files, read_json, write_json
 from workshop_lib.cluster.local.supervisor import Supervisor

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from workshop_lib.cluster.base import WORKLOAD_KINDS, Remains
+from workshop_lib.cluster.kube import WORKLOAD_KINDS
 from workshop_lib.cluster.local import processes
 from workshop_lib.cluster.local.changes import key_of
 from workshop_lib.cluster.local.network import AddressBook
 from workshop_lib.cluster.local.objects import all_objects
 from workshop_lib.cluster.local.paths import StatePaths
+from workshop_lib.cluster.records import Remains
 
 __all__ = ["listening", "remains"]
 

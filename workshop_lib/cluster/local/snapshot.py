@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from workshop_lib.cluster.base import WORKLOAD_KINDS
+from workshop_lib.cluster.kube import WORKLOAD_KINDS
 from workshop_lib.cluster.local import records
 from workshop_lib.cluster.local.conditions import now
 from workshop_lib.cluster.local.machine import capacity

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from workshop_lib.cluster.kube import requests_of
 from workshop_lib.cluster.local import machine, orphans, records
 from workshop_lib.cluster.local.conditions import now
 from workshop_lib.cluster.local.network import AddressBook, Endpoint, endpoints
@@ -130,7 +131,7 @@ class World:
                 return (
                     f'0/1 nodes are available: persistentvolumeclaim "{claim}" not found. not found'
                 )
-        wanted = machine.requests_of(spec)
+        wanted = requests_of(spec)
         with self._placements() as placed:
             others = [r for pods in placed.values() for name, r in pods.items() if name != pod]
             problem = machine.unschedulable(wanted, others)

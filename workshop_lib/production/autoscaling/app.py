@@ -15,9 +15,10 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from workshop_lib.cluster.base import Observation
-from workshop_lib.cluster.ray import RayDashboard, dashboard
-from workshop_lib.cluster.workload import Workload, conditions
+from workshop_lib.cluster.base import Workload, dashboard
+from workshop_lib.cluster.kube import conditions
+from workshop_lib.cluster.ray import RayDashboard
+from workshop_lib.cluster.records import Observation
 from workshop_lib.errors import (
     ClusterError,
     NotFoundError,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from workshop_lib.checklist import Check, CheckList
-from workshop_lib.cluster.workload import Workload
+from workshop_lib.cluster.base import Workload
 from workshop_lib.errors import ClusterError, NotFoundError, WaitTimeoutError, WorkshopError
 from workshop_lib.production.autoscaling.app import Replica, ServeApp, ServeSnapshot
 from workshop_lib.production.autoscaling.load import Load

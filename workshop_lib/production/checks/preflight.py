@@ -20,7 +20,8 @@ from typing import Any
 
 from workshop_lib.checklist import Check, CheckList
 from workshop_lib.cluster import manifests
-from workshop_lib.cluster.base import Cluster, connect
+from workshop_lib.cluster.base import Cluster
+from workshop_lib.cluster.connect import connect
 from workshop_lib.cluster.local.machine import capacity
 from workshop_lib.data import machine_needs
 from workshop_lib.errors import ManifestError, WorkshopError

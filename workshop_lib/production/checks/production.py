@@ -18,8 +18,7 @@ import yaml
 from workshop_lib.checklist import Check, CheckList
 from workshop_lib.cluster import manifests
 from workshop_lib.cluster.catalogue import catalogue
-from workshop_lib.cluster.local.machine import parse_quantity, requests_of
-from workshop_lib.cluster.needs import pod_specs
+from workshop_lib.cluster.kube import parse_quantity, pod_specs, requests_of
 from workshop_lib.data import data_path
 from workshop_lib.production.probes import LOADING_S, probe_budget_s
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from workshop_lib.cluster.local.machine import parse_quantity, requests_of
+from workshop_lib.cluster.kube import parse_quantity, requests_of
 from workshop_lib.errors import ManifestError
 from workshop_lib.production.diagnosis.view import Json
 

@@ -7,9 +7,9 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from workshop_lib.cluster.base import Cluster, Observation
-from workshop_lib.cluster.ray import dashboard
-from workshop_lib.cluster.workload import Workload, conditions, failure, is_true
+from workshop_lib.cluster.base import Cluster, Workload, dashboard
+from workshop_lib.cluster.kube import conditions, failure, is_true
+from workshop_lib.cluster.records import Observation
 from workshop_lib.errors import ClusterError, NotFoundError, WaitTimeoutError, WorkshopError
 from workshop_lib.progress import Progress
 
@@ -122,7 +122,7 @@ _SHOWS: dict[str, Callable[[Observation], bool]] = {
     "pending": _pending,
     "not configured": _not_configured,
     "complete": lambda seen: is_true(seen.body, "Complete"),
-    "failed": lambda seen: failure(seen) is not None,
+    "failed": lambda seen: failure(seen.body) is not None,
 }
 
 

@@ -13,7 +13,7 @@ import yaml
 
 from workshop_lib.checklist import Check, CheckList
 from workshop_lib.cluster.base import Cluster
-from workshop_lib.cluster.workload import failure, readiness
+from workshop_lib.cluster.kube import failure, readiness
 from workshop_lib.data import data_path
 from workshop_lib.errors import ClusterError, NotFoundError, WorkshopError
 from workshop_lib.production.labs.breaking import ask, end_rank, kill_engine, until_it_shows
@@ -186,7 +186,7 @@ class Lab:
             well, said = set(ended) == {"Succeeded"}, ", ".join(ended) or "no pods"
             fix = "delete and apply it, then wait_complete()"
             return Check("all ranks have ended well", well, said, fix)
-        wrong, (ready, wanted, text) = failure(seen), readiness(seen.body)
+        wrong, (ready, wanted, text) = failure(seen.body), readiness(seen.body)
         return Check("its pods are ready", not wrong and ready >= wanted, wrong or text, AGAIN)
 
     def _answers(self) -> Check:

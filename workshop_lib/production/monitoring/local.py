@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from workshop_lib.cluster.base import WORKLOAD_KINDS
+from workshop_lib.cluster.kube import WORKLOAD_KINDS
 from workshop_lib.cluster.local.network import AddressBook
 from workshop_lib.cluster.local.objects import all_objects
 from workshop_lib.cluster.local.paths import remove_tree

@@ -12,10 +12,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from workshop_lib.cluster.kubernetes.observe import INDEX
-from workshop_lib.cluster.kubernetes.resources import LABELS
+from workshop_lib.cluster.base import Workload
+from workshop_lib.cluster.kube import INDEX, LABELS
 from workshop_lib.cluster.manifests import Object
-from workshop_lib.cluster.workload import Workload
 from workshop_lib.errors import ClusterError, NotFoundError
 
 __all__ = ["dashboard_object", "ray_dashboards"]

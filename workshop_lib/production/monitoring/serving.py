@@ -22,7 +22,7 @@ from workshop_lib.serving.metrics import Histogram, ServerMetrics, parse_metrics
 if TYPE_CHECKING:
     import pandas as pd
 
-    from workshop_lib.cluster.workload import Workload
+    from workshop_lib.cluster.base import Workload
 
 __all__ = ["SOURCES", "Source", "bucket_quantile", "serving_history", "watch_serving"]
 

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from workshop_lib.cluster.base import connect
+from workshop_lib.cluster.connect import connect
 from workshop_lib.cluster.kubernetes.cluster import KubernetesCluster
 from workshop_lib.errors import WorkshopError
 from workshop_lib.production.room.kubeconfigs import write_kubeconfigs

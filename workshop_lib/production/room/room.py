@@ -13,11 +13,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from workshop_lib.cluster import manifests
-from workshop_lib.cluster.base import WORKLOAD_KINDS, Cluster
+from workshop_lib.cluster.base import Cluster
+from workshop_lib.cluster.kube import LABELS, WORKLOAD_KINDS, readiness
 from workshop_lib.cluster.kubernetes.cluster import KubernetesCluster
-from workshop_lib.cluster.kubernetes.resources import LABELS, resource_of_kind
+from workshop_lib.cluster.kubernetes.resources import resource_of_kind
 from workshop_lib.cluster.manifests import Object
-from workshop_lib.cluster.workload import readiness
 from workshop_lib.errors import ClusterError, ConflictError, OperatorError, WorkshopError
 from workshop_lib.production.room.board import put_board, read_board, wipe_board
 from workshop_lib.production.room.roster import Learner
