@@ -19,7 +19,7 @@ import streaming_server
 from streaming_server import MODEL, StreamingServer
 
 from workshop_lib.serving import ModelServer
-from workshop_lib.serving.benchmark import load, streaming
+from workshop_lib.serving.benchmark import load, stream
 from workshop_lib.serving.metrics import ServerMetrics, parse_metrics
 
 
@@ -65,7 +65,7 @@ class Beside(ModelServer):
         super().__init__("http://127.0.0.1:1")
         self._beside = server
         told = SimpleNamespace(**{**vars(time), "perf_counter": lambda: Clock.now_s})
-        for module in (load, streaming, streaming_server):
+        for module in (load, stream, streaming_server):
             patch.setattr(module, "time", told)
         loops = SimpleNamespace(new_event_loop=lambda: VirtualLoop(server))
         patch.setattr(load, "uvloop", loops)

@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,13 +15,14 @@ from streaming_server import MODEL, Dying, StreamingServer
 from virtual_time import Beside
 
 from workshop_lib.errors import ServerError, WorkshopError
-from workshop_lib.serving.benchmark import BenchmarkResult, RequestRecord, run_sweep, start_sweep
-from workshop_lib.serving.benchmark.result import LevelRecord
-from workshop_lib.serving.benchmark.streaming import StreamClient
-from workshop_lib.serving.client import ModelServer
-from workshop_lib.tools.measures.frame import measure
-from workshop_lib.tools.measures.live import LiveVllm
-from workshop_lib.tools.stopping import Interrupted
+from workshop_lib.serving.benchmark import (
+    BenchmarkResult,
+    LevelRecord,
+    RequestRecord,
+    run_sweep,
+    start_sweep,
+)
+from workshop_lib.serving.benchmark.stream import StreamClient
 
 PROMPTS = ["What is a GPU?", "What is a token?", "What is a block?"]
 TTFT_MS, ITL_MS = 40.0, 10.0
@@ -115,26 +115,6 @@ def test_what_is_measured_is_what_the_server_did(monkeypatch: pytest.MonkeyPatch
     assert len(comparison) == 9
     assert comparison.difference_ms.tolist() == pytest.approx([0.0] * 9, abs=1e-3)
     assert result.levels.requests_per_s.tolist() == pytest.approx([1 / 0.11, 4 / 0.11, 16 / 0.11])
-
-
-def test_make_bench_compares_means_with_the_servers_own(stub: StreamingServer) -> None:
-    with ModelServer(stub.url) as server:
-        entry = LiveVllm(server=server, loads=((2, 4),), tokens=4)
-        (report,) = measure(entry, rounds=2)
-    assert report.sides == ("client", "vLLM itself")
-    ours, theirs = (report.samples[side] for side in report.sides)
-    assert min(theirs["ttft_ms"]) > TTFT_MS - 1 and min(theirs["e2e_ms"]) > TTFT_MS + 3 * ITL_MS - 1
-    for off, one, other in zip(ours["ttft_off"], ours["ttft_ms"], theirs["ttft_ms"], strict=True):
-        assert off == pytest.approx(abs(one - other) / 15)
-    bars = ["ratio 1 ± 0.03", "ratio 1 ± 0.03", "", "median at most 1 times"]
-    assert [row.bar for row in report.rows] == bars
-
-
-def test_an_interrupt_ends_make_bench_and_not_only_its_sweep(stub: StreamingServer) -> None:
-    before = len(stub.sent)
-    threading.Thread(target=interrupt_after, args=(stub, before + 10), daemon=True).start()
-    with ModelServer(stub.url) as server, pytest.raises(Interrupted):
-        measure(LiveVllm(server=server, loads=((2, 500),), tokens=2), rounds=1)
 
 
 def interrupt_after(stub: StreamingServer, answers: int) -> None:
@@ -303,19 +283,6 @@ def test_an_interrupt_keeps_what_has_finished(stub: StreamingServer) -> None:
     assert result.stopped and 0 < len(result.request_records) < 500
 
 
-def test_a_benchmark_survives_its_file(sweep: BenchmarkResult, tmp_path: Path) -> None:
-    path = sweep.save(tmp_path / "build" / "sweep.json")
-    loaded = BenchmarkResult.load(path)
-    assert loaded == sweep
-    assert loaded.levels.equals(sweep.levels)
-    with pytest.raises(WorkshopError, match="cannot be read"):
-        BenchmarkResult.load(tmp_path / "none.json")
-    for text in ("{}", "[]", "no", '{"format": 2}'):
-        (tmp_path / "bad.json").write_text(text)
-        with pytest.raises(WorkshopError, match="is not a saved benchmark"):
-            BenchmarkResult.load(tmp_path / "bad.json")
-
-
 def test_percentiles_and_rates_by_hand() -> None:
     records = [record(ttft_ms=float(n), e2e_ms=n + 20.0) for n in range(1, 101)]
     row = result_of(*records, failed(), duration_s=10.0).levels.iloc[0]
@@ -408,3 +375,21 @@ def test_a_connection_that_the_server_closed_while_idle_is_replaced() -> None:
 
     with StreamingServer(ttft_ms=1, itl_ms=1) as stub:
         assert asyncio.run(talk(stub)) == ["", "", ""]
+
+
+def test_an_address_keeps_its_query_and_loses_its_password() -> None:
+    heads: list[bytes] = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heads.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.close()
+
+    async def talk() -> None:
+        server = await asyncio.start_server(answer, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        client = StreamClient(f"http://ada:secret@127.0.0.1:{port}/v1/chat?api-version=7&a=b")
+        assert (await client.send({})).error == "closed"
+        server.close()
+
+    asyncio.run(talk())
+    assert heads[0].startswith(b"POST /v1/chat?api-version=7&a=b HTTP/1.1\r\nHost: 127.0.0.1:")

@@ -148,7 +148,7 @@ def test_an_interrupt_of_an_awaiting_cell_keeps_what_has_finished(stub: Streamin
     async def cell() -> None:
         run = start_sweep(stub.url, ["Hi"], levels=(1,), requests_per_level=5000, max_tokens=1)
         task = asyncio.create_task(watch(run))
-        while run._load._done < 3:
+        while run._done < 3:
             await asyncio.sleep(0.01)
         task.cancel()  # what the kernel does with SIGINT
         result = await task
@@ -168,7 +168,7 @@ stop.StopButton.__enter__ = lambda self: made.append(enter(self)) or made[-1]
 run = start_sweep({url!r}, ["Hi"], levels=(1, 2), requests_per_level=2000, max_tokens=2)
 
 def press():
-    while not made or not made[-1].widget or run._load._done < 3:
+    while not made or not made[-1].widget or run._done < 3:
         time.sleep(0.01)
     made[-1].widget.click()
 

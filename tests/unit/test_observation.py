@@ -78,7 +78,7 @@ def test_gauges_are_those_of_the_server_while_it_works() -> None:
 def test_a_slow_servers_steps_are_as_long_as_its_own_tokens() -> None:
     """Arrivals are given in steps: on a machine five times slower they are as far apart in time."""
     from workshop_lib.serving import ModelServer
-    from workshop_lib.serving.benchmark.observation import STEP_MS, _mean_step_ms
+    from workshop_lib.serving.benchmark.observe import STEP_MS, _mean_step_ms
 
     with StreamingServer(ttft_ms=5, itl_ms=150) as slow, ModelServer(slow.url) as server:
         assert _mean_step_ms(server) == STEP_MS  # it has answered nobody yet
@@ -110,7 +110,7 @@ def test_a_request_that_fails_is_one_line(stub: StreamingServer) -> None:
             observe_engine(stub.url, JOBS, **arguments)
     with pytest.raises(WorkshopError, match="its own name"):
         observe_engine(stub.url, [Job("a", 0, 1), Job("a", 0, 1)])
-    assert not [thread for thread in threading.enumerate() if thread.name == "observe"]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("observe")]
 
 
 # -- the engine's simulator --------------------------------------------------------------------

@@ -1,17 +1,15 @@
-"""Measuring a server under load.
-
-`sweep` runs the levels, `plan` says what a level is, `load` sends the requests, `streaming`
-is one request, `result` has the tables and files, `statistics` says how sure they are.
-`observation` watches an engine at work, `deployments` compares two ways to one engine.
-"""
+"""Measuring a server under load: `load` sends it, `result` has the tables, `observe` watches."""
 
 from __future__ import annotations
 
-from workshop_lib.serving.benchmark.deployments import compare_deployments, round_trips_ms
-from workshop_lib.serving.benchmark.observation import EngineObservation, observe_engine
-from workshop_lib.serving.benchmark.plan import ramp
+from workshop_lib.serving.benchmark.load import SweepRun, ramp, run_sweep, start_sweep
+from workshop_lib.serving.benchmark.observe import (
+    EngineObservation,
+    compare_deployments,
+    observe_engine,
+    round_trips_ms,
+)
 from workshop_lib.serving.benchmark.result import BenchmarkResult, LevelRecord, RequestRecord
-from workshop_lib.serving.benchmark.sweep import SweepRun, run_sweep, start_sweep
 
 __all__ = [
     "BenchmarkResult",

@@ -1,25 +1,22 @@
-"""What a benchmark measured: records of requests and levels, tables, JSON.
-
-Pure: nothing here talks to a server.
-"""
+"""What a benchmark measured: records of requests and levels, tables, and how sure they are."""
 
 from __future__ import annotations
 
-import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workshop_lib.errors import WorkshopError
-from workshop_lib.serving.benchmark.statistics import percentile_interval
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["BenchmarkResult", "LevelRecord", "RequestRecord"]
-
 _PERCENTILES = (50, 90, 99)
+# Draws of whole requests for values that come in groups; more change the ends by little.
+RESAMPLES = 300
+# Fewer requests drawn again and again are only themselves: they bound nothing.
+MIN_GROUPS = 6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,8 +54,7 @@ class RequestRecord:
     def mean_itl_ms(self) -> float | None:
         """Time after the first token for each further token; None for fewer than two tokens.
 
-        Divided by tokens, not by messages, so that it compares with the
-        server's own mean.
+        Divided by tokens, not by messages, so that it compares with the server's own mean.
         """
         if self.ttft_ms is None or not self.itl_ms or (self.completion_tokens or 0) < 2:
             return None
@@ -85,6 +81,9 @@ class LevelRecord:
 class BenchmarkResult:
     """Everything that a sweep measured.
 
+    Tables name the load by `load_column`: `concurrency` for a closed loop (requests in flight),
+    `rate_per_s` for an open one.
+
     Attributes:
         url, model: What was loaded.
         created: When, in UTC.
@@ -92,9 +91,6 @@ class BenchmarkResult:
         level_records, request_records: The measurements.
         stopped: Whether somebody stopped it before its end.
         ended: Why it ended by itself before its last level: the server is saturated, or gone.
-
-    Tables name the load by `load_column`: `concurrency` for a closed loop (requests in
-    flight), `rate_per_s` for an open one.
 
     Example:
         >>> result = run_sweep(server, prompts, levels=(1, 4, 8))  # doctest: +SKIP
@@ -122,21 +118,20 @@ class BenchmarkResult:
 
         rows = []
         for record in self.request_records:
-            fields = asdict(record)
+            fields = asdict(record) | {"mean_itl_ms": record.mean_itl_ms}
             del fields["load"]
-            rows.append(self._load(record) | fields | {"mean_itl_ms": record.mean_itl_ms})
+            rows.append(self._load(record) | fields)
         return pd.DataFrame(rows)
 
     @cached_property
     def levels(self) -> pd.DataFrame:
         """One row a level: counts, throughput, percentiles and means of the latencies.
 
-        `requests`, `errors` and `timeouts` count requests, `errors` those that failed
-        otherwise than by a timeout; throughput counts successful ones. `in_flight` is the
-        mean number of unanswered requests, `sent_late_ms` how much after its moment an open
-        loop sent a request at most: the client's own lag. `<latency>_p50_ms`, `_p90_ms`,
-        `_p99_ms` and `_mean_ms` are over successful requests (`itl`: over all gaps; its mean
-        over all tokens),
+        `requests`, `errors` and `timeouts` count requests, `errors` those that failed otherwise
+        than by a timeout; throughput counts successful ones. `in_flight` is the mean number of
+        unanswered requests, `sent_late_ms` how much after its moment an open loop sent a request
+        at most: the client's own lag. `<latency>_p50_ms`, `_p90_ms`, `_p99_ms` and `_mean_ms`
+        are over successful requests (`itl`: over all gaps; its mean over all tokens),
         `server_<latency>_mean_ms` is the server's own.
 
         Raises:
@@ -155,8 +150,8 @@ class BenchmarkResult:
         """The latencies' percentiles with what is sure about them.
 
         A percentile of a few requests is a guess: of ten requests nobody knows the p99. The
-        interval holds the true percentile of the same load with the given probability. An
-        end that so few requests cannot bound is NaN.
+        interval holds the true percentile of the same load with the given probability. An end
+        that so few requests cannot bound is NaN.
 
         Args:
             confidence: That probability, more than 0 and less than 1.
@@ -168,28 +163,17 @@ class BenchmarkResult:
         Raises:
             WorkshopError: A probability out of range.
 
-        Source: order statistics for TTFT and end to end; gaps within a request resemble
-        each other, so whole requests are drawn again for them (see `statistics`).
-
         Example:
             >>> result.percentiles().query("latency == 'ttft'")  # doctest: +SKIP
         """
         import pandas as pd
 
-        rows: list[dict[str, Any]] = [
-            self._load(level)
-            | {
-                "latency": latency,
-                "percentile": percent,
-                "ms": interval.value,
-                "low_ms": interval.low,
-                "high_ms": interval.high,
-                "requests": interval.samples,
-            }
+        rows = [
+            (*self._load(level).values(), latency, percent, *interval, len(groups))
             for level in self.level_records
-            for latency, values in self._latencies(level).items()
+            for latency, groups in self._latencies(level).items()
             for percent in _PERCENTILES
-            for interval in [percentile_interval(values, percent, confidence)]
+            for interval in [percentile_interval(groups, percent, confidence)]
         ]
         times = {"ms": float, "low_ms": float, "high_ms": float}  # None becomes NaN
         names = [self.load_column, "latency", "percentile", *times, "requests"]
@@ -203,8 +187,8 @@ class BenchmarkResult:
             itl_ms: and its further tokens take at most this long each on average.
 
         Returns:
-            One row a level: its load, `good` (requests), `good_share` of all
-            requests, failed ones included, and `goodput_per_s`.
+            One row a level: its load, `good` (requests), `good_share` of all requests, failed
+            ones included, and `goodput_per_s`.
 
         Raises:
             WorkshopError: A limit that is not positive.
@@ -219,24 +203,25 @@ class BenchmarkResult:
         rows = []
         for level in self.level_records:
             records = self._records(level)
-            good = sum(_within(record, ttft_ms, itl_ms) for record in records)
-            rows.append(
-                self._load(level)
-                | {
-                    "good": good,
-                    "good_share": good / len(records) if records else 0.0,
-                    "goodput_per_s": good / level.duration_s if level.duration_s else 0.0,
-                }
+            good = sum(
+                record.ttft_ms is not None
+                and record.ttft_ms <= ttft_ms
+                and (record.mean_itl_ms or 0.0) <= itl_ms
+                for record in records
+                if not record.error
             )
+            share = good / len(records) if records else 0.0
+            per_s = good / level.duration_s if level.duration_s else 0.0
+            row = {"good": good, "good_share": share, "goodput_per_s": per_s}
+            rows.append(self._load(level) | row)
         return pd.DataFrame(rows)
 
     def compare_with_server(self) -> pd.DataFrame:
         """Mean latencies as this client saw them and as the server's histograms have them.
 
         Returns:
-            One row a level and latency: its load, `latency`, `client_ms`,
-            `server_ms`, `difference_ms`, `difference_percent`. Empty for a
-            server without metrics.
+            One row a level and latency: its load, `latency`, `client_ms`, `server_ms`,
+            `difference_ms`, `difference_percent`. Empty for a server without metrics.
 
         Example:
             >>> result.compare_with_server()  # doctest: +SKIP
@@ -245,7 +230,7 @@ class BenchmarkResult:
 
         columns = [self.load_column, "latency", "client_ms", "server_ms"]
         rows = [
-            (self._load(level)[self.load_column], name, self._mean_ms(level, name), server_ms)
+            (*self._load(level).values(), name, self._mean_ms(level, name), server_ms)
             for level in self.level_records
             for name, server_ms in level.server_ms.items()
         ]
@@ -254,51 +239,8 @@ class BenchmarkResult:
         frame["difference_percent"] = 100 * frame.difference_ms / frame.server_ms
         return frame
 
-    def save(self, path: str | Path) -> Path:
-        """Write everything as JSON.
-
-        Args:
-            path: The file; its folder is made if needed.
-
-        Example:
-            >>> result.save("build/sweep.json")  # doctest: +SKIP
-        """
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        data = {"format": 2} | asdict(self)
-        path.write_text(json.dumps(data) + "\n", encoding="utf-8")
-        return path
-
-    @classmethod
-    def load(cls, path: str | Path) -> BenchmarkResult:
-        """Read what `save` wrote.
-
-        Args:
-            path: The file.
-
-        Raises:
-            WorkshopError: The file cannot be read or is something else.
-
-        Example:
-            >>> BenchmarkResult.load("build/sweep.json").levels  # doctest: +SKIP
-        """
-        try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
-            if data.pop("format") != 2:
-                raise ValueError("another format")
-            levels = [LevelRecord(**level) for level in data.pop("level_records")]
-            requests = [
-                RequestRecord(**{**record, "itl_ms": tuple(record["itl_ms"])})
-                for record in data.pop("request_records")
-            ]
-            return cls(**data, level_records=levels, request_records=requests)
-        except OSError as exc:
-            raise WorkshopError(f"the benchmark {path} cannot be read: {exc.strerror}") from exc
-        except (ValueError, KeyError, TypeError, AttributeError) as exc:
-            raise WorkshopError(f"{path} is not a saved benchmark: {exc}") from exc
-
     def _records(self, level: LevelRecord) -> list[RequestRecord]:
-        return [r for r in self.request_records if r.load == level.load]
+        return [record for record in self.request_records if record.load == level.load]
 
     def _load(self, record: LevelRecord | RequestRecord) -> dict[str, float]:
         """The load under its name in tables; requests in flight are whole numbers."""
@@ -306,14 +248,13 @@ class BenchmarkResult:
         return {self.load_column: int(record.load) if whole else record.load}
 
     def _mean_ms(self, level: LevelRecord, latency: str) -> float | None:
-        good = [r for r in self._records(level) if not r.error]
         if latency == "itl":
+            good = [r for r in self._records(level) if not r.error]
             counted = [r for r in good if (r.completion_tokens or 0) > 1]
             tokens = sum((r.completion_tokens or 0) - 1 for r in counted)
             return sum(sum(r.itl_ms) for r in counted) / tokens if tokens else None
-        values = [r.ttft_ms if latency == "ttft" else r.e2e_ms for r in good]
-        known = [value for value in values if value is not None]
-        return sum(known) / len(known) if known else None
+        values = [value for (value,) in self._latencies(level)[latency]]
+        return sum(values) / len(values) if values else None
 
     def _latencies(self, level: LevelRecord) -> dict[str, list[tuple[float, ...]]]:
         """Each latency's values, grouped by the request that they come from."""
@@ -330,7 +271,6 @@ class BenchmarkResult:
         records = self._records(level)
         good = [r for r in records if not r.error]
         timeouts = sum(r.error == "timeout" for r in records)
-        tokens = sum(r.completion_tokens or 0 for r in good)
         seconds = level.duration_s or float("inf")
         row: dict[str, Any] = self._load(level) | {
             "requests": len(records),
@@ -338,24 +278,74 @@ class BenchmarkResult:
             "timeouts": timeouts,
             "duration_s": level.duration_s,
             "requests_per_s": len(good) / seconds,
-            "output_tokens_per_s": tokens / seconds,
+            "output_tokens_per_s": sum(r.completion_tokens or 0 for r in good) / seconds,
             # Little's law: the mean number in flight is the time spent there over all time.
             "in_flight": sum(r.e2e_ms or 0.0 for r in good) / 1000 / seconds,
             "sent_late_ms": max(((r.start_s - r.scheduled_s) * 1000 for r in records), default=0),
         }
-        latencies = self._latencies(level)
-        for name, groups in latencies.items():
+        for name, groups in self._latencies(level).items():
             known = [value for group in groups for value in group]
             for percent in _PERCENTILES:
                 value = float(np.percentile(known, percent)) if known else None
                 row[f"{name}_p{percent}_ms"] = value
             row[f"{name}_mean_ms"] = self._mean_ms(level, name)
-        for name in latencies:
             row[f"server_{name}_mean_ms"] = level.server_ms.get(name)
         return row
 
 
-def _within(record: RequestRecord, ttft_ms: float, itl_ms: float) -> bool:
-    if record.error or record.ttft_ms is None or record.ttft_ms > ttft_ms:
-        return False
-    return record.mean_itl_ms is None or record.mean_itl_ms <= itl_ms
+def quantile_ranks(
+    samples: int, share: float, confidence: float = 0.95
+) -> tuple[int | None, int | None]:
+    """Which of the sorted samples bound a quantile, counted from 1; None where too few do.
+
+    How many of n samples lie below the true quantile is binomially distributed, whatever the
+    distribution of the samples. Source: W. J. Conover, "Practical Nonparametric Statistics",
+    3rd edition, section 3.2.
+    """
+    import numpy as np
+
+    if samples < 1:
+        return None, None
+    k = np.arange(samples + 1)
+    logs = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, samples + 1)))])
+    choose = logs[samples] - logs[k] - logs[samples - k]
+    below = np.cumsum(np.exp(choose + k * np.log(share) + (samples - k) * np.log1p(-share)))
+    tail = (1 - confidence) / 2
+    # Rank r is a lower bound when fewer than r samples below the quantile are unlikely enough.
+    low = int(np.searchsorted(below, tail, side="right"))
+    high = int(np.searchsorted(below, 1 - tail, side="left")) + 1
+    return low if low >= 1 else None, high if high <= samples else None
+
+
+def percentile_interval(
+    groups: Sequence[Sequence[float]], percent: float, confidence: float = 0.95
+) -> tuple[float | None, float | None, float | None]:
+    """A percentile over all values of all groups, and the ends of its interval.
+
+    With one value a group: order statistics. With several, which resemble each other within a
+    group (the gaps of a request): the bootstrap over whole groups. Source: Davison and Hinkley,
+    "Bootstrap Methods and their Application", 1997, sections 3.8 and 5.3.
+    """
+    import numpy as np
+
+    if not 0 < percent < 100 or not 0 < confidence < 1:
+        raise WorkshopError(
+            f"a percentile is between 0 and 100 and a confidence between 0 and 1, got {percent} "
+            f"and {confidence}"
+        )
+    if not groups:
+        return None, None, None
+    values = [np.asarray(group, dtype=float) for group in groups]
+    together = np.sort(np.concatenate(values))
+    value = float(np.percentile(together, percent))
+    if len(together) == len(values):
+        ranks = quantile_ranks(len(together), percent / 100, confidence)
+        low, high = (None if rank is None else float(together[rank - 1]) for rank in ranks)
+        return value, low, high
+    if len(values) < MIN_GROUPS:
+        return value, None, None
+    draws = np.random.default_rng(0).integers(0, len(values), (RESAMPLES, len(values)))
+    found = [np.percentile(np.concatenate([values[i] for i in draw]), percent) for draw in draws]
+    tail = 100 * (1 - confidence) / 2
+    low, high = np.percentile(found, [tail, 100 - tail])
+    return value, float(low), float(high)

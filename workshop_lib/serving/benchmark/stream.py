@@ -19,8 +19,6 @@ from urllib.parse import urlsplit
 import httptools
 import msgspec
 
-__all__ = ["StreamClient", "StreamTimes"]
-
 _DONE = b"[DONE]"
 
 
@@ -59,43 +57,23 @@ class StreamTimes:
     """What one streamed request did; times are `time.perf_counter()` seconds.
 
     On Linux that clock is CLOCK_MONOTONIC, so another process's stamps compare.
-
-    Attributes:
-        start_s: The request was handed to the connection.
-        due_s: When it should have been; latencies count from here, so that a client or a
-            server that holds requests back cannot make them look fast.
-        text_s: Arrival of each message that carried text.
-        end_s: The answer was complete, or the request failed.
-        prompt_tokens, completion_tokens: From the server's usage message.
-        finish_reason: `stop`, `length`, or empty.
-        error: Empty, or the kind of failure: `refused`, `timeout`, `closed`,
-            `malformed`, `empty`, `server`, or `http <status>`.
-        detail: The server's or system's own words about the failure.
     """
 
-    start_s: float
+    start_s: float  # handed to the connection
+    # When it should have been: latencies count from here, so that a client or a server that
+    # holds requests back cannot make them look fast.
     due_s: float
-    text_s: list[float] = field(default_factory=list)
-    end_s: float = 0.0
+    text_s: list[float] = field(default_factory=list)  # arrival of each message with text
+    end_s: float = 0.0  # complete, or failed
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
-    finish_reason: str = ""
-    error: str = ""
-    detail: str = ""
+    finish_reason: str = ""  # stop, length
+    error: str = ""  # refused, timeout, closed, malformed, empty, server, http <status>
+    detail: str = ""  # the server's or system's own words about the failure
 
 
 class StreamClient:
-    """Sends streaming requests to one address, over as many connections as run at once.
-
-    Args:
-        url: Full address of the endpoint, for example `http://127.0.0.1:8000/v1/completions`.
-        api_key: Key to send, if the server asks for one.
-        timeout_s: Longest time for one whole request.
-
-    Example:
-        >>> client = StreamClient("http://127.0.0.1:8000/v1/chat/completions")  # doctest: +SKIP
-        >>> times = await client.send({"messages": [...], "stream": True})  # doctest: +SKIP
-    """
+    """Sends streaming requests to one endpoint, over as many connections as run at once."""
 
     def __init__(self, url: str, *, api_key: str | None = None, timeout_s: float = 120.0) -> None:
         parts = urlsplit(url)
@@ -103,24 +81,17 @@ class StreamClient:
         self._port = parts.port or (443 if parts.scheme == "https" else 80)
         self._ssl = ssl.create_default_context() if parts.scheme == "https" else None
         self._timeout_s = timeout_s
+        path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         key = f"Authorization: Bearer {api_key}\r\n" if api_key else ""
         self._head = (
-            f"POST {parts.path or '/'} HTTP/1.1\r\nHost: {parts.netloc}\r\n"
+            f"POST {path} HTTP/1.1\r\nHost: {parts.netloc.rpartition('@')[2]}\r\n"
             f"Content-Type: application/json\r\nAccept: text/event-stream\r\n{key}"
             "Content-Length: "
         )
         self._idle: list[_Connection] = []
 
     async def send(self, body: dict[str, Any], due_s: float | None = None) -> StreamTimes:
-        """Send one request and follow its stream to the end. Failures are in the result.
-
-        Args:
-            body: The request's JSON body; it should ask for `stream` and `include_usage`.
-            due_s: When it should have been sent, by `time.perf_counter()`; now by default.
-
-        Example:
-            >>> (await client.send(body)).text_s[0]  # doctest: +SKIP
-        """
+        """Send one request and follow its stream to the end. Failures are in the result."""
         payload = json.dumps(body).encode()
         request = f"{self._head}{len(payload)}\r\n\r\n".encode() + payload
         start_s = time.perf_counter()
@@ -139,9 +110,6 @@ class StreamClient:
 
         Hundreds that are opened at once wait for each other in this process. One that cannot
         be opened is left for its request to report.
-
-        Args:
-            count: So many, those that are kept already among them.
         """
         try:
             async with asyncio.timeout(self._timeout_s):

@@ -1,0 +1,287 @@
+"""What a running vLLM says about itself while it works, and what the way to it costs.
+
+`observe_engine` is the counterpart of `simulate_engine`: the same requests, sent to a real
+server, whose gauges are read many times a second meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from workshop_lib.errors import ServerError, WorkshopError
+from workshop_lib.serving.benchmark.result import BenchmarkResult
+from workshop_lib.serving.benchmark.stream import StreamClient, StreamTimes
+from workshop_lib.serving.client import ModelServer
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from workshop_lib.serving.simulators import Job
+
+# A step's time on a server that has answered nobody yet.
+STEP_MS = 30.0
+PROMPT = "Explain in plain words what a large language model does with a question."
+# Settings that must agree for latencies to be comparable.
+_SAME = ("loop", "max_tokens", "unique_prompts", "ignore_eos", "prompts")
+
+
+@dataclass(frozen=True)
+class EngineObservation:
+    """What was seen of an engine at work; times count from the first request, seconds.
+
+    Attributes:
+        requests: One row a request: `request`, `tokens` and `prompt_tokens` as the server
+            counted them, `sent_s`, `first_s` (its first text), `end_s`.
+        samples: One row a reading of `/metrics`: `time_s`, `running`, `waiting` (requests),
+            `blocks` (in use).
+        blocks: Blocks of the server's cache that requests can take.
+        block_size: Tokens in a block.
+    """
+
+    requests: pd.DataFrame
+    samples: pd.DataFrame
+    blocks: int
+    block_size: int
+
+    @property
+    def prompt_tokens(self) -> dict[str, int]:
+        """Tokens of each request's prompt, as `simulate_engine` wants them."""
+        return dict(zip(self.requests["request"], self.requests["prompt_tokens"], strict=True))
+
+    def overtaken(self) -> list[tuple[str, str]]:
+        """Pairs of requests of which the second was sent later and answered earlier.
+
+        Example:
+            >>> seen.overtaken()  # doctest: +SKIP
+            [('long', 'short')]
+        """
+        rows = self.requests.to_dict("records")
+        return [
+            (one["request"], other["request"])
+            for one in rows
+            for other in rows
+            if other["sent_s"] > one["sent_s"] and other["end_s"] < one["end_s"]
+        ]
+
+
+def observe_engine(
+    server: ModelServer | str,
+    jobs: Sequence[Job],
+    *,
+    step_ms: float | None = None,
+    prompt: str = PROMPT,
+    sample_every_s: float = 0.1,
+    timeout_s: float = 600.0,
+) -> EngineObservation:
+    """Send requests to a vLLM server and read its gauges until all are answered.
+
+    Args:
+        server: The server, or its address. Its `/metrics` must be vLLM's own.
+        jobs: The requests: how many tokens each wants, and in which step it arrives.
+        step_ms: Time of one step of the engine: turns a step of arrival into a moment. By
+            default the server's own mean time between tokens, so that requests overlap on a
+            slow machine as they do on a fast one; 30 ms from a server that has answered nobody.
+        prompt: What all of them ask, each with a mark before it, so that no request finds
+            its beginning in the cache.
+        sample_every_s: Time between two readings.
+        timeout_s: Longest time for one request.
+
+    Raises:
+        WorkshopError: A parameter that makes no sense.
+        ServerError: The server does not answer, has not these metrics, or fails a request.
+
+    Example:
+        >>> seen = observe_engine(url, [Job("long", 0, 96), Job("short", 8, 8)])  # doctest: +SKIP
+        >>> seen.samples.running.max()  # doctest: +SKIP
+        2.0
+    """
+    import pandas as pd
+
+    if not jobs or len({job.name for job in jobs}) < len(jobs):
+        raise WorkshopError("observe_engine needs at least one request, each with its own name")
+    numbers = {"step_ms": step_ms, "sample_every_s": sample_every_s, "timeout_s": timeout_s}
+    for name, value in numbers.items():
+        if value is not None and not 0 < value < math.inf:
+            raise WorkshopError(f"{name} must be a number above 0, got {value}")
+    with ModelServer(server) if isinstance(server, str) else nullcontext(server) as server:
+        blocks, block_size = _cache_size(server)
+        step_s = (_mean_step_ms(server) if step_ms is None else step_ms) / 1000
+        model, mark = server.first_model(), f"{time.time_ns() % 10**9:09d}"
+        bodies = [
+            {
+                "model": model,
+                "prompt": f"[{mark}-{number}] {prompt}",
+                "max_tokens": job.tokens,
+                "temperature": 0.0,
+                "stream": True,
+                "stream_options": {"include_usage": True},
+                "ignore_eos": True,
+            }
+            for number, job in enumerate(jobs)
+        ]
+        url = f"{server.base_url}/v1/completions"
+        client = StreamClient(url, api_key=server.api_key, timeout_s=timeout_s)
+        start_s = time.perf_counter()
+        moments_s = [start_s + job.arrival * step_s for job in jobs]
+        samples, stopped = [], asyncio.Event()
+        with ThreadPoolExecutor(1, thread_name_prefix="observe") as pool:
+            # A notebook's kernel has a loop of its own in this thread.
+            sending = pool.submit(asyncio.run, _send_all(client, moments_s, bodies, stopped))
+            try:
+                while not sending.done():
+                    samples.append(_sample(server, start_s, blocks))
+                    time.sleep(sample_every_s)
+            finally:
+                stopped.set()
+            answers = sending.result()
+        samples.append(_sample(server, start_s, blocks))
+        rows = [
+            _row(job, times, start_s, server.base_url)
+            for job, times in zip(jobs, answers, strict=True)
+        ]
+    return EngineObservation(pd.DataFrame(rows), pd.DataFrame(samples), blocks, block_size)
+
+
+async def _send_all(
+    client: StreamClient,
+    moments_s: Sequence[float],
+    bodies: Sequence[dict[str, Any]],
+    stopped: asyncio.Event,
+) -> list[StreamTimes]:
+    """Send each request at its moment and wait for all, or until it is stopped."""
+
+    async def ask(due_s: float, body: dict[str, Any]) -> StreamTimes:
+        await asyncio.sleep(max(0.0, due_s - time.perf_counter()))
+        return await client.send(body, due_s)
+
+    tasks = [asyncio.create_task(ask(*each)) for each in zip(moments_s, bodies, strict=True)]
+    try:
+        while not stopped.is_set() and not all(task.done() for task in tasks):
+            await asyncio.wait(tasks, timeout=0.1)
+        return [await task for task in tasks if task.done()]
+    finally:
+        for task in tasks:
+            task.cancel()
+        client.close()
+
+
+def _cache_size(server: ModelServer) -> tuple[int, int]:
+    """Blocks that requests can take, and tokens in a block, as the server says them."""
+    labels = server.metrics().labels("cache_config_info")
+    try:
+        # vLLM keeps one block back as a placeholder.
+        return int(labels["num_gpu_blocks"]) - 1, int(labels["block_size"])
+    except (KeyError, ValueError) as exc:
+        raise ServerError(
+            f"{server.base_url}/metrics does not say how many blocks its cache has: {labels}"
+        ) from exc
+
+
+def _mean_step_ms(server: ModelServer) -> float:
+    """The mean time between two tokens since the server started: a step makes one of each."""
+    try:
+        mean_s = server.metrics().histogram("inter_token_latency_seconds").mean
+    except ServerError:
+        mean_s = None  # nothing answered yet, or a server that does not count it
+    return mean_s * 1000 if mean_s else STEP_MS
+
+
+def _sample(server: ModelServer, start_s: float, blocks: int) -> dict[str, float]:
+    before_s = time.perf_counter()
+    metrics = server.metrics()
+    return {
+        # The moment is between asking and having the answer.
+        "time_s": (before_s + time.perf_counter()) / 2 - start_s,
+        "running": metrics.value("num_requests_running"),
+        "waiting": metrics.value("num_requests_waiting"),
+        "blocks": round(metrics.value("kv_cache_usage_perc") * blocks),
+    }
+
+
+def _row(job: Job, times: StreamTimes, start_s: float, url: str) -> dict[str, Any]:
+    if times.error:
+        raise ServerError(f"{url} failed request {job.name}: {times.error}: {times.detail}")
+    return {
+        "request": job.name,
+        "tokens": times.completion_tokens,
+        "prompt_tokens": times.prompt_tokens,
+        "sent_s": times.start_s - start_s,
+        "first_s": times.text_s[0] - start_s,
+        "end_s": times.end_s - start_s,
+    }
+
+
+def round_trips_ms(server: ModelServer | str, *, requests: int = 40) -> list[float]:
+    """Times of requests that no engine works on: the way there and back alone.
+
+    `/v1/models` passes everything that a question passes before the engine: HTTP server, proxy,
+    router. One after the other, over a kept connection.
+
+    Args:
+        server: The server, or its address.
+        requests: How many; a few more are sent first and not counted.
+
+    Raises:
+        WorkshopError: Fewer than one.
+        ServerError: The server does not answer.
+
+    Example:
+        >>> statistics.median(round_trips_ms("http://127.0.0.1:8000"))  # doctest: +SKIP
+        2.1
+    """
+    if requests < 1:
+        raise WorkshopError(f"round_trips_ms needs at least one request, got {requests}")
+    times = []
+    with ModelServer(server) if isinstance(server, str) else nullcontext(server) as server:
+        for _ in range(3 + requests):
+            start_s = time.perf_counter()
+            server.models()
+            times.append((time.perf_counter() - start_s) * 1000)
+    return times[3:]
+
+
+def compare_deployments(results: Mapping[str, BenchmarkResult]) -> pd.DataFrame:
+    """The same load on two deployments: median latencies, and what the second costs more.
+
+    Args:
+        results: Two benchmarks by the deployment's name, made with the same settings. Levels
+            that only one of them has are left out.
+
+    Returns:
+        One row a level and latency (`ttft`, `itl`, `e2e`): the load, `latency`, the median of
+        each (under its name), `cost_ms` of the second, and `sure`: whether the two 95%
+        intervals are apart. Without that the difference may be chance.
+
+    Raises:
+        WorkshopError: Not two benchmarks, or not of the same load.
+
+    Example:
+        >>> compare_deployments({"vLLM": alone, "Ray Serve": behind_proxy})  # doctest: +SKIP
+    """
+    import pandas as pd
+
+    if len(results) != 2:
+        raise WorkshopError(f"two benchmarks can be compared, got {len(results)}")
+    (first, one), (second, other) = results.items()
+    for name in _SAME:
+        if one.settings.get(name) != other.settings.get(name):
+            raise WorkshopError(
+                f"{first} was measured with {name}={one.settings.get(name)} and {second} with "
+                f"{other.settings.get(name)}; measure both the same way"
+            )
+    keys = [one.load_column, "latency", "percentile"]
+    both = pd.merge(one.percentiles(), other.percentiles(), on=keys, suffixes=("_1", "_2"))
+    both = both[both["percentile"] == 50].dropna(subset=["ms_1", "ms_2"])
+    if both.empty:
+        raise WorkshopError(f"{first} and {second} have no level in common that was answered")
+    table = both[keys[:2]].assign(**{first: both["ms_1"], second: both["ms_2"]})
+    table["cost_ms"] = both["ms_2"] - both["ms_1"]
+    apart = (both["low_ms_2"] > both["high_ms_1"]) | (both["high_ms_2"] < both["low_ms_1"])
+    return table.assign(sure=apart).reset_index(drop=True)
