@@ -4,7 +4,7 @@ import pytest
 
 from workshop_lib.cluster.local.cluster import LocalCluster
 from workshop_lib.errors import ManifestError, OperatorError
-from workshop_lib.production.monitoring.ray_dashboards import dashboard_object
+from workshop_lib.production.monitoring.grafana import _config_map
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def test_it_is_applied_and_removed(emulator, admin):
 
 
 def test_rays_dashboards_are_a_component_too(emulator, admin):
-    objects = [dashboard_object(f"{name}_grafana_dashboard.json", '{"title": "A", "panels": []}')
+    objects = [_config_map(f"{name}_grafana_dashboard.json", '{"title": "A", "panels": []}')
                for name in ("serve", "serve_llm")]  # fmt: skip
     admin.apply_objects("ray-dashboards", objects)
     assert emulator.names("ConfigMap") == ["ray-dashboard-serve", "ray-dashboard-serve-llm"]

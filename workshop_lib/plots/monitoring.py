@@ -18,7 +18,7 @@ def plot_serving(history: pd.DataFrame, *, title: str = "") -> Figure:
     """Requests running and waiting, how full the server is, and its latency, over time.
 
     Args:
-        history: What `watch_serving` or `serving_history` returned.
+        history: What `watch_serving` returned.
         title: What the figure is of.
 
     Example:

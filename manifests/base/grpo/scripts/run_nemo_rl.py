@@ -1,10 +1,11 @@
-"""NeMo RL's own `examples/run_grpo.py`, with three things that the workshop adds.
+"""NeMo RL's own `examples/run_grpo.py`, with four things that the workshop adds.
 
 `python run_nemo_rl.py --config RECIPE [KEY=VALUE...]`
 
 - the workshop's rewards (`env.first_integer` and others, see `reward_envs`);
 - one marked line of JSON a step, as the laptop's trainer prints it, so that one reader
   draws both (`workshop_lib.training.runs`);
+- two Ray metrics a step, by which an alert sees a training that hangs;
 - at the end the checkpoint in Hugging Face's format, where the laptop's trainer leaves
   its own: `<run>/checkpoints/step_<N>`.
 
@@ -103,9 +104,13 @@ def step_record(
 
 
 def report_steps(group_size: int) -> None:
-    """Have NeMo RL's logger print a marked line when a step's last metrics are logged."""
+    """Have NeMo RL's logger tell of each step: a marked line, and two metrics of Ray."""
     from nemo_rl.utils.logger import Logger
+    from ray.util.metrics import Gauge
 
+    # The alert TrainingHangs compares them: when the last step ended, and how long a step takes.
+    last_step = Gauge("workshop_training_last_step_unix_s", "When the last step ended, Unix time.")
+    step_time = Gauge("workshop_training_step_s", "How long the last step took, seconds.")
     logged, written = Logger.log_metrics, Logger.log_batched_dict_as_jsonl
     seen: dict[str, Any] = {}
     began = time.monotonic()
@@ -118,6 +123,8 @@ def report_steps(group_size: int) -> None:
         if prefix == "timing/train" and "rollouts" in seen:
             record = step_record(step, seen["train"], metrics, seen.pop("rollouts"), group_size)
             say("step", **record, elapsed_s=time.monotonic() - began)
+            last_step.set(time.time())
+            step_time.set(record["step_s"] or 0.0)
 
     def log_batched_dict_as_jsonl(self: Any, rows: Any, filename: str) -> None:
         written(self, rows, filename)

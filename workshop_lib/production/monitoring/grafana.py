@@ -1,15 +1,13 @@
 """Ray's own Grafana dashboards: from a head's session folder to where Grafana looks.
 
-A head writes them when it starts (`/tmp/ray/session_latest/metrics/grafana/dashboards`), for
-the metrics of its own version. Nobody carries them to Grafana: here they become a ConfigMap
-that Grafana's sidecar imports.
+A head writes them when it starts, for the metrics of its own version. Nobody carries them to
+Grafana: here they become ConfigMaps that Grafana's sidecar imports.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
 from typing import Any
 
 from workshop_lib.cluster.base import Workload
@@ -17,7 +15,7 @@ from workshop_lib.cluster.kube import INDEX, LABELS
 from workshop_lib.cluster.manifests import Object
 from workshop_lib.errors import ClusterError, NotFoundError
 
-__all__ = ["dashboard_object", "ray_dashboards"]
+__all__ = ["ray_dashboards"]
 
 LIMIT_BYTES = 1_000_000
 """A ConfigMap holds 1 MiB at most."""
@@ -44,8 +42,6 @@ def ray_dashboards(workload: Workload, *, timeout_s: float = 120.0) -> list[Obje
 
     Returns:
         An object for each dashboard: together they are more than one ConfigMap holds.
-        `admin.apply_objects("ray-dashboards", found)` applies them, in the namespace of Grafana
-        or any other that its sidecar searches.
 
     Raises:
         NotFoundError: No pod of it is a head, or the head has written none.
@@ -56,8 +52,7 @@ def ray_dashboards(workload: Workload, *, timeout_s: float = 120.0) -> list[Obje
         >>> connect("eks", namespace="monitoring").apply_objects(
         ...     "ray-dashboards", found)   # doctest: +SKIP
     """
-    pods = workload.observe().pods
-    heads = [pod["metadata"]["name"] for pod in pods if _is_head(pod)]
+    heads = [pod["metadata"]["name"] for pod in workload.observe().pods if _is_head(pod)]
     if not heads:
         raise NotFoundError(f"{workload} has no Ray head; start one with cluster.apply")
     done = workload.cluster.exec(heads[0], ["python", "-c", _READ], timeout_s=timeout_s)
@@ -71,31 +66,17 @@ def ray_dashboards(workload: Workload, *, timeout_s: float = 120.0) -> list[Obje
             f"{heads[0]} has written no dashboards yet; its dashboard process does, seconds "
             "after the head is ready"
         )
-    return [dashboard_object(name, text) for name, text in sorted(files.items())]
+    return [_config_map(name, text) for name, text in sorted(files.items())]
 
 
-def _is_head(pod: Mapping[str, Any]) -> bool:
+def _is_head(pod: dict[str, Any]) -> bool:
     labels = pod["metadata"].get("labels") or {}
     annotations = pod["metadata"].get("annotations") or {}
     return labels.get("ray.io/node-type") == "head" or annotations.get(INDEX) == "0"
 
 
-def dashboard_object(file: str, text: str) -> Object:
-    """A ConfigMap with a dashboard, which Grafana's sidecar imports by itself.
-
-    It is written without spaces, which halves it: a ConfigMap holds 1 MiB at most.
-
-    Args:
-        file: The dashboard's file name.
-        text: Its JSON.
-
-    Raises:
-        ClusterError: It is no dashboard, or too large.
-
-    Example:
-        >>> dashboard_object("serve_llm_grafana_dashboard.json", '{"title": "A", "panels": []}').key
-        'ConfigMap/ray-dashboard-serve-llm'
-    """
+def _config_map(file: str, text: str) -> Object:
+    """A dashboard, written without spaces, which halves it, in a ConfigMap with Grafana's label."""
     try:
         board = json.loads(text)
         board["title"], board["panels"]
