@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from figures import check_readable
 
 from workshop_lib.cluster import manifests
 from workshop_lib.cluster.base import Workload
@@ -28,6 +29,7 @@ from workshop_lib.errors import (
     WaitTimeoutError,
     WorkshopError,
 )
+from workshop_lib.plots import plot_autoscaler, plot_recovery, plot_scaling
 from workshop_lib.production import autoscaling, probes
 from workshop_lib.production.autoscaling import (
     Recovery,
@@ -569,3 +571,17 @@ MODULES = [
 @pytest.mark.parametrize("name", MODULES)
 def test_examples(name):
     assert doctest.testmod(importlib.import_module(name)).failed == 0
+
+
+FIGURES = {
+    "scaling": lambda: plot_scaling(made_run(), title="target_ongoing_requests = 2"),
+    "scaling with failures": lambda: plot_scaling(made_run(failures=4)),
+    "autoscaler": lambda: plot_autoscaler(made_run()),
+    "recovery": lambda: plot_recovery(made_recovery(failures=30)),
+    "no recovery": lambda: plot_recovery(replace(made_recovery(), recovered_s=None)),
+}
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_figure(name):
+    check_readable(FIGURES[name]())

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from workshop_lib.data import data_path
-from workshop_lib.plots.experiments import plot_settings
+from workshop_lib.plots import plot_settings
 from workshop_lib.training import experiments
 from workshop_lib.training.experiments import (
     ANSWERS,

@@ -1,48 +1,48 @@
-"""The figures of the notebooks, under one name.
+"""The figures of the notebooks, a module a lesson.
 
-Each function draws one matplotlib figure from plain data and returns it, so a
-notebook and a test get the same picture. Lines are labelled where they end, not
-in a legend, wherever there is room.
+Each function draws one matplotlib figure from plain data and returns it, so a notebook and
+a test get the same picture. Lines are labelled where they end, not in a legend, wherever
+there is room.
 """
 
 from __future__ import annotations
 
 from workshop_lib.plots.cluster import plot_allocation, plot_ray_cluster, plot_startup
-from workshop_lib.plots.deployments import plot_deployments
-from workshop_lib.plots.engine import plot_engine
-from workshop_lib.plots.load import (
-    load_recorded_levels,
-    plot_latencies,
-    plot_load_sweep,
-    plot_recorded,
-    plot_token_timeline,
-)
-from workshop_lib.plots.memory import (
-    plot_kv_prediction,
-    plot_memory_budgets,
-    plot_training_budgets,
-)
-from workshop_lib.plots.monitoring import plot_serving
-from workshop_lib.plots.phases import plot_step_memory
-from workshop_lib.plots.runs import plot_run, plot_runs
-from workshop_lib.plots.scaling import (
+from workshop_lib.plots.production import (
     plot_autoscaler,
     plot_recovery,
     plot_scaling,
+    plot_serving,
     plot_startup_timeline,
 )
-from workshop_lib.plots.simulators import plot_batching, plot_paging
-from workshop_lib.plots.style import OKABE_ITO, new_figure
+from workshop_lib.plots.serving import (
+    load_recorded_levels,
+    plot_batching,
+    plot_deployments,
+    plot_engine,
+    plot_kv_prediction,
+    plot_load_sweep,
+    plot_memory_budgets,
+    plot_paging,
+    plot_recorded,
+    plot_token_timeline,
+)
+from workshop_lib.plots.style import OKABE_ITO, PALE, new_figure
 from workshop_lib.plots.training import (
     plot_accuracy,
     plot_advantages,
     plot_groups,
+    plot_run,
+    plot_runs,
+    plot_settings,
+    plot_step_memory,
     plot_training,
     plot_training_models,
 )
 
 __all__ = [
     "OKABE_ITO",
+    "PALE",
     "load_recorded_levels",
     "new_figure",
     "plot_accuracy",
@@ -54,7 +54,6 @@ __all__ = [
     "plot_engine",
     "plot_groups",
     "plot_kv_prediction",
-    "plot_latencies",
     "plot_load_sweep",
     "plot_memory_budgets",
     "plot_paging",
@@ -65,11 +64,11 @@ __all__ = [
     "plot_runs",
     "plot_scaling",
     "plot_serving",
+    "plot_settings",
     "plot_startup",
     "plot_startup_timeline",
     "plot_step_memory",
     "plot_token_timeline",
     "plot_training",
-    "plot_training_budgets",
     "plot_training_models",
 ]

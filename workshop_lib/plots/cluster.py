@@ -1,4 +1,4 @@
-"""The figures of the Ray cluster notebook: its parts, its start, where work is placed."""
+"""Figures of lesson 01: the parts of a Ray cluster, its start, where work is placed."""
 
 from __future__ import annotations
 
@@ -7,34 +7,31 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from workshop_lib.cluster.kube import conditions
-from workshop_lib.plots.style import GREY, OKABE_ITO, PALE, new_figure, tidy
+from workshop_lib.plots.style import (
+    GREY,
+    OKABE_ITO,
+    PALE,
+    VERMILLION,
+    finish,
+    new_figure,
+    row_labels,
+    write,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["plot_allocation", "plot_ray_cluster", "plot_startup", "startup_stages"]
-
 Json = Mapping[str, Any]
 
-HEAD_PARTS = (
+_HEAD_PARTS = (
     ("GCS", "gcs-server", "which nodes there are, what runs"),
     ("Dashboard", "dashboard", "web page, HTTP API, jobs"),
     ("Client server", "client", "ray:// from outside"),
     ("Serve proxy", "serve", "HTTP to deployments"),
 )
-
-
-def _box(axes: Axes, x: float, y: float, width: float, height: float, colour: str) -> None:
-    from matplotlib.patches import FancyBboxPatch
-
-    axes.add_patch(
-        FancyBboxPatch(
-            (x, y), width, height, boxstyle="round,pad=0,rounding_size=0.12",
-            facecolor=colour, edgecolor=GREY, linewidth=1,
-        )
-    )  # fmt: skip
+_SOFT = "#555555"
 
 
 def plot_ray_cluster(nodes: pd.DataFrame, ports: Mapping[str, int]) -> Figure:
@@ -48,85 +45,52 @@ def plot_ray_cluster(nodes: pd.DataFrame, ports: Mapping[str, int]) -> Figure:
     Example:
         >>> plot_ray_cluster(dashboard.nodes(), {"gcs-server": 6379})   # doctest: +SKIP
     """
-    figure = new_figure(8.0, 3.9)
-    axes = figure.subplots()
+    axes = new_figure(8.0, 3.9).subplots()
     axes.axis("off")
     axes.set(xlim=(0, 16), ylim=(0, 8))
     head = nodes[nodes["role"] == "head"].iloc[0]
     workers = nodes[nodes["role"] != "head"].reset_index(drop=True)
-
     _box(axes, 0.1, 3.0, 2.6, 2.0, "white")
-    axes.text(1.4, 4.0, "your\nnotebook", ha="center", va="center", fontsize=10)
+    _text(axes, 1.4, 4.0, "your\nnotebook", fontsize=10)
 
-    parts = [part for part in HEAD_PARTS if part[1] in ports]
+    parts = [part for part in _HEAD_PARTS if part[1] in ports]
     _box(axes, 4.3, 0.3, 5.5, 7.4, "#DCEBF5")
-    axes.text(7.05, 7.3, f"head  {head['node']}", ha="center", fontsize=10, weight="bold")
-    axes.text(7.05, 1.35, "raylet: as on a worker", ha="center", fontsize=9, color="#555555")
-    _resources(axes, 7.05, 0.72, head)
+    _text(axes, 7.05, 7.4, f"head  {head['node']}", fontsize=10, weight="bold")
+    _text(axes, 7.05, 1.45, "raylet: as on a worker", color=_SOFT)
+    _text(axes, 7.05, 0.72, _resources(head))
     step = 5.2 / max(len(parts), 1)
     for number, (label, name, role) in enumerate(parts):
-        y = 6.9 - step * (number + 1)
-        _box(axes, 4.6, y + 0.1, 4.9, step - 0.22, "white")
-        middle = y + step / 2
-        axes.text(4.8, middle + 0.22, f"{label}  :{ports[name]}", va="center", fontsize=9.5)
-        axes.text(4.8, middle - 0.34, role, va="center", fontsize=9, color="#555555")
+        middle = 6.9 - step * (number + 0.5)
+        _box(axes, 4.6, middle - step / 2 + 0.1, 4.9, step - 0.22, "white")
+        _text(axes, 4.8, middle + 0.22, f"{label}  :{ports[name]}", ha="left", fontsize=9.5)
+        _text(axes, 4.8, middle - 0.34, role, ha="left", color=_SOFT)
 
     height = min(3.4, 7.4 / max(len(workers), 1) - 0.3)
     for number, (_, worker) in enumerate(workers.iterrows(), start=1):
-        y = 7.7 - number * (height + 0.3) + 0.3
-        y = y if len(workers) > 1 else 4.0 - height / 2
+        y = 8.0 - number * (height + 0.3) if len(workers) > 1 else 4.0 - height / 2
         _box(axes, 11.6, y, 4.3, height, "#E3F2EA")
-        axes.text(
-            13.75, y + height - 0.45, f"worker  {worker['node']}", ha="center", fontsize=10,
-            weight="bold",
-        )  # fmt: skip
-        axes.text(
-            13.75, y + height / 2 - 0.05, "raylet: starts tasks and\nactors, holds objects",
-            ha="center", va="center", fontsize=9, color="#555555",
-        )  # fmt: skip
-        _resources(axes, 13.75, y + 0.3, worker)
-        _arrow(axes, (11.6, y + height / 2), (9.8, y + height / 2), "joins, heartbeats")
-    _arrow(axes, (2.7, 4.0), (4.3, 4.0), "HTTP + token")
-    return figure
-
-
-def _arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float], text: str) -> None:
-    axes.annotate("", end, start, arrowprops={"arrowstyle": "-|>", "color": "#444444"})
-    axes.text(
-        (start[0] + end[0]) / 2, start[1] + 0.2, text.replace(" ", "\n", 1), ha="center",
-        va="bottom", fontsize=9, color="#444444",
-    )  # fmt: skip
-
-
-def _resources(axes: Axes, x: float, y: float, node: Any) -> None:
-    text = f"{node['cpus']} CPU, {node['gpus']} GPU, {node['memory_gib']:.1f} GiB"
-    axes.text(x, y, text, ha="center", va="center", fontsize=9)
-
-
-def _time(stamp: str) -> datetime:
-    return datetime.fromisoformat(stamp.replace("Z", "+00:00"))
+        _text(axes, 13.75, y + height - 0.35, f"worker  {worker['node']}", weight="bold")
+        raylet = "raylet: starts tasks and\nactors, holds objects"
+        _text(axes, 13.75, y + height / 2 - 0.05, raylet, color=_SOFT)
+        _text(axes, 13.75, y + 0.3, _resources(worker))
+        _arrow(axes, (11.6, y + height / 2), (9.8, y + height / 2), "joins,\nheartbeats")
+    _arrow(axes, (2.7, 4.0), (4.3, 4.0), "HTTP\n+ token")
+    return axes.figure  # type: ignore[return-value]
 
 
 def startup_stages(pod: Json) -> list[tuple[str, float, float]]:
-    """A pod's way to readiness, in seconds since it was created.
+    """A pod's way to readiness: `(stage, from, to)` in seconds since it was created.
 
-    Args:
-        pod: A Pod object.
-
-    Returns:
-        `(stage, from, to)` for each stage that is over: `waiting for a place`,
-        `starting`. Kubernetes' timestamps are whole seconds.
+    Stages that are not over are left out. Kubernetes' timestamps are whole seconds.
     """
     created = _time(pod["metadata"]["creationTimestamp"])
-    stages = []
-    previous = 0.0
+    stages: list[tuple[str, float, float]] = []
     for stage, kind in (("waiting for a place", "PodScheduled"), ("starting", "Ready")):
         condition = conditions(pod).get(kind, {})
         if condition.get("status") != "True":
             break
-        until = (_time(condition["lastTransitionTime"]) - created).total_seconds()
-        stages.append((stage, previous, until))
-        previous = until
+        until_s = (_time(condition["lastTransitionTime"]) - created).total_seconds()
+        stages.append((stage, stages[-1][2] if stages else 0.0, until_s))
     return stages
 
 
@@ -143,25 +107,18 @@ def plot_startup(groups: Mapping[str, Sequence[Json]]) -> Figure:
     rows = [(title, pod) for title, pods in groups.items() for pod in pods]
     figure = new_figure(8.0, 1.1 + 0.42 * len(rows))
     axes = figure.subplots()
-    labels = []
-    for position, (title, pod) in enumerate(rows):
-        labels.append(f"{title}: {pod['metadata']['name']}")
-        end = 0.0
-        for stage, begin, end in startup_stages(pod):
-            axes.barh(position, end - begin, left=begin, height=0.55, color=colours[stage])
-        text = f"{end:.0f} s" if end else "not ready"
-        axes.text(end, position, f" {text}", va="center", fontsize=9)
-    axes.set_yticks(range(len(rows)), labels)
-    axes.invert_yaxis()
-    axes.set_xlabel("seconds since the pod was created")
+    for row, (_, pod) in enumerate(rows):
+        end_s = 0.0
+        for stage, begin_s, end_s in startup_stages(pod):
+            label = f"_{stage}" if row else stage
+            style: dict[str, Any] = {"height": 0.55, "color": colours[stage], "label": label}
+            axes.barh(row, end_s - begin_s, left=begin_s, **style)
+        write(axes, end_s, row, f" {end_s:.0f} s" if end_s else " not ready")
+    row_labels(axes, [f"{title}: {pod['metadata']['name']}" for title, pod in rows])
     axes.margins(x=0.1)
-    axes.set_title("From created to ready", loc="left")
-    for number, (stage, colour) in enumerate(colours.items()):
-        axes.text(
-            0.42 + 0.33 * number, 1.04, f"■ {stage}", color=colour, transform=axes.transAxes,
-            fontsize=9.5,
-        )  # fmt: skip
-    tidy(axes)
+    if axes.get_legend_handles_labels()[0]:
+        figure.legend(loc="outside upper right", ncols=2, frameon=False, fontsize=9)
+    finish(axes, "From created to ready", x="seconds since the pod was created")
     return figure
 
 
@@ -173,40 +130,52 @@ def plot_allocation(result: Json) -> Figure:
             node) and `requests` (`request`, `nodes` where its parts landed, `created`).
 
     Example:
-        >>> plot_allocation({"gpus": {"a": 2}, "requests": []})   # doctest: +SKIP
+        >>> figure = plot_allocation({"gpus": {"a": 2}, "requests": []})
     """
     gpus: Mapping[str, int] = result["gpus"]
-    nodes = sorted(gpus)
-    requests = result["requests"]
-    figure = new_figure(8.0, 0.9 + 0.62 * len(requests))
-    axes = figure.subplots()
+    nodes, requests = sorted(gpus), result["requests"]
+    axes = new_figure(8.0, 0.9 + 0.62 * len(requests)).subplots()
     axes.axis("off")
     widest = max(gpus.values())
     step = widest + 0.9
     for column, node in enumerate(nodes):
-        axes.text(
-            column * step + widest / 2, -0.75, f"node {node}", ha="center", fontsize=9.5,
-            weight="bold",
-        )  # fmt: skip
+        _text(axes, column * step + widest / 2, -0.75, f"node {node}", weight="bold")
     for row, request in enumerate(requests):
-        axes.text(-0.3, row, request["request"], ha="right", va="center", fontsize=9.5)
+        _text(axes, -0.3, row, request["request"], ha="right", fontsize=9.5)
         for column, node in enumerate(nodes):
             used = request["nodes"].count(node)
             for slot in range(gpus[node]):
-                taken = slot < used
-                _box(
-                    axes, column * step + slot + 0.06, row - 0.32, 0.88, 0.64,
-                    OKABE_ITO["sky"] if taken else PALE,
-                )  # fmt: skip
-                axes.text(
-                    column * step + slot + 0.5, row, "taken" if taken else "free", ha="center",
-                    va="center", fontsize=9, color="black" if taken else "#777777",
-                )  # fmt: skip
+                x, taken = column * step + slot, slot < used
+                _box(axes, x + 0.06, row - 0.32, 0.88, 0.64, OKABE_ITO["sky"] if taken else PALE)
+                word, colour = ("taken", "black") if taken else ("free", "#777777")
+                _text(axes, x + 0.5, row, word, color=colour)
         if not request["created"]:
-            axes.text(
-                len(nodes) * step - 0.6, row, "pending: no node\nhas that many",
-                va="center", fontsize=9, color=OKABE_ITO["vermillion"],
-            )  # fmt: skip
+            reason = "pending: no node\nhas that many"
+            _text(axes, len(nodes) * step - 0.6, row, reason, ha="left", color=VERMILLION)
     axes.set(xlim=(-step * 1.05, len(nodes) * step + 1.9), ylim=(len(requests) - 0.4, -1.1))
     axes.set_title("Which GPU slots each request takes", loc="left", fontsize=11)
-    return figure
+    return axes.figure  # type: ignore[return-value]
+
+
+def _text(axes: Axes, x: float, y: float, text: str, **style: Any) -> None:
+    axes.text(x, y, text, **{"ha": "center", "va": "center", "fontsize": 9, **style})
+
+
+def _box(axes: Axes, x: float, y: float, width: float, height: float, colour: str) -> None:
+    from matplotlib.patches import FancyBboxPatch
+
+    shape: dict[str, Any] = {"boxstyle": "round,pad=0,rounding_size=0.12", "edgecolor": GREY}
+    axes.add_patch(FancyBboxPatch((x, y), width, height, facecolor=colour, **shape))
+
+
+def _arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float], text: str) -> None:
+    axes.annotate("", end, start, arrowprops={"arrowstyle": "-|>", "color": "#444444"})
+    _text(axes, (start[0] + end[0]) / 2, start[1] + 0.2, text, va="bottom", color="#444444")
+
+
+def _resources(node: Any) -> str:
+    return f"{node['cpus']} CPU, {node['gpus']} GPU, {node['memory_gib']:.1f} GiB"
+
+
+def _time(stamp: str) -> datetime:
+    return datetime.fromisoformat(stamp.replace("Z", "+00:00"))

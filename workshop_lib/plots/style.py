@@ -1,32 +1,21 @@
 """How every figure of the workshop looks: size, colours, labels.
 
-No global state of matplotlib is touched. Colours are the Okabe-Ito palette,
-which colour-blind readers can tell apart.
+No global state of matplotlib is touched. Colours are the Okabe-Ito palette, which
+colour-blind readers can tell apart ("Color Universal Design", 2008).
 """
 
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
-__all__ = [
-    "GREY",
-    "OKABE_ITO",
-    "PALE",
-    "label_ends",
-    "new_figure",
-    "plain_log_ticks",
-    "series_colours",
-    "tidy",
-]
-
-# Okabe and Ito, "Color Universal Design" (2008).
 OKABE_ITO = {
     "black": "#000000",
     "orange": "#E69F00",
@@ -37,13 +26,13 @@ OKABE_ITO = {
     "vermillion": "#D55E00",
     "purple": "#CC79A7",
 }
+BLUE, VERMILLION, GREEN = (OKABE_ITO[name] for name in ("blue", "vermillion", "green"))
 GREY = "#8C8C8C"
 PALE = "#E6E6E6"
 
-# Height of a line of text as a share of the axes.
-_LABEL_STEP = 0.075
-
 _SERIES = [OKABE_ITO[name] for name in ("blue", "vermillion", "green", "purple")]
+_ORDER = ("blue", "orange", "green", "purple", "sky", "vermillion", "yellow")
+_MANY = [OKABE_ITO[name] for name in _ORDER]
 
 
 @cache
@@ -60,49 +49,98 @@ def _figure_class() -> type[Figure]:
     return WorkshopFigure
 
 
-def new_figure(width_in: float = 8.0, height_in: float = 4.0) -> Figure:
-    """An empty figure at a notebook's width, with the workshop's settings.
+def new_figure(width_in: float = 8.0, height_in: float = 4.0, title: str = "") -> Figure:
+    """An empty figure at a notebook's width.
 
     Args:
         width_in: Width, inches.
         height_in: Height, inches.
+        title: Drawn above, on the left.
 
     Example:
-        >>> figure = new_figure(8, 3)
-        >>> axes = figure.subplots()
+        >>> axes = new_figure(8, 3).subplots()
     """
-    return _figure_class()(figsize=(width_in, height_in), layout="constrained")
+    figure = _figure_class()(figsize=(width_in, height_in), layout="constrained")
+    if title:
+        figure.suptitle(title, x=0.01, ha="left")
+    return figure
 
 
 def series_colours(count: int) -> list[str]:
-    """Colours for that many lines; they repeat after four.
-
-    Args:
-        count: Number of lines.
-
-    Example:
-        >>> series_colours(2)
-        ['#0072B2', '#D55E00']
-    """
+    """Colours for that many lines; they repeat after four."""
     return [_SERIES[i % len(_SERIES)] for i in range(count)]
 
 
-def tidy(axes: Axes) -> None:
-    """Take away the frame's upper and right side and set the text sizes.
+def request_colours(names: Sequence[str]) -> dict[str, str]:
+    """A colour for each request; they repeat after seven."""
+    return {name: _MANY[i % len(_MANY)] for i, name in enumerate(names)}
+
+
+def text_on(colour: str) -> str:
+    """The colour of text that is readable on this colour."""
+    return "white" if colour in (BLUE, GREEN, VERMILLION) else "black"
+
+
+def finish(
+    axes: Axes, title: str = "", *, x: str = "", y: str = "", whole: str = "", **limits: Any
+) -> None:
+    """Set what each panel has: title and labels, no upper and right side, text sizes.
 
     Args:
-        axes: What to tidy.
-
-    Example:
-        >>> tidy(new_figure().subplots())
+        axes: The panel, drawn.
+        title: Above it, on the left.
+        x: Label of the horizontal axis, with its unit.
+        y: Label of the vertical axis, with its unit.
+        whole: The axes that count whole things: "x", "y" or "xy".
+        limits: `xlim`, `ylim` and what else `Axes.set` takes.
     """
+    from matplotlib.ticker import MaxNLocator
+
+    if title:
+        axes.set_title(title, loc="left", fontsize=11)
+    labels = {"xlabel": x, "ylabel": y}
+    axes.set(**{name: text for name, text in labels.items() if text}, **limits)
+    for name in whole:
+        axis = axes.xaxis if name == "x" else axes.yaxis
+        axis.set_major_locator(MaxNLocator(integer=True, nbins=7 if name == "x" else 5))
     axes.spines[["top", "right"]].set_visible(False)
-    axes.title.set_fontsize(11)
     axes.tick_params(labelsize=9)
 
 
+def row_labels(axes: Axes, labels: Sequence[str]) -> None:
+    """Name the rows of a figure of horizontal bars, the first one above."""
+    axes.set_yticks(range(len(labels)), labels)
+    axes.set_ylim(len(labels) - 0.45, -0.6)
+
+
+def write(
+    axes: Axes,
+    x: float,
+    y: float,
+    text: str,
+    colour: str = "black",
+    shift: tuple[float, float] = (0, 0),
+    **style: Any,
+) -> None:
+    """Write text at a point, moved by `shift` points; it may lie outside the panel."""
+    common: dict[str, Any] = {
+        "va": "center",
+        "fontsize": 9,
+        "annotation_clip": False,
+        "color": colour,
+    }
+    axes.annotate(text, (x, y), xytext=shift, textcoords="offset points", **common | style)
+
+
+def stepped(axes: Axes, x: Any, y: Any, colour: str, *, fill: bool = False, **style: Any) -> None:
+    """A line that keeps its value until the next point, pale below if wanted."""
+    if fill:
+        axes.fill_between(x, y, step="post", color=PALE)
+    axes.step(x, y, where="post", color=colour, **style)
+
+
 def label_ends(
-    axes: Axes, labels: list[tuple[float, str, str]], *, step: float = _LABEL_STEP
+    axes: Axes, labels: Sequence[tuple[float, str, str]], *, step: float = 0.075
 ) -> None:
     """Write the names of lines at their right ends, moved apart where they would overlap.
 
@@ -110,36 +148,22 @@ def label_ends(
         axes: The axes, with their limits and scale already set.
         labels: For each line the last y value, the name, and the colour.
         step: Height of a line of text as a share of the axes; more where these are low.
-
-    Example:
-        >>> axes = new_figure().subplots()
-        >>> label_ends(axes, [(0.5, "p50", "#000000"), (0.51, "p90", "#000000")])
     """
     transform = axes.transScale + axes.transLimits
     ends = sorted((float(transform.transform((1.0, y))[1]), text, c) for y, text, c in labels)
     heights: list[float] = []
     for height, _, _ in ends:
         heights.append(max(height, heights[-1] + step) if heights else height)
-    # Labels that were pushed over the upper edge go down again, from the top.
-    limit = 1.0
+    limit = 1.0  # labels that were pushed over the upper edge go down again, from the top
     for i in reversed(range(len(heights))):
         heights[i] = min(heights[i], limit)
         limit = heights[i] - step
     for height, (_, text, colour) in zip(heights, ends, strict=True):
-        axes.annotate(
-            text, (1.02, height), xycoords="axes fraction", color=colour, va="center", fontsize=9
-        )
+        write(axes, 1.02, height, text, colour, xycoords="axes fraction")
 
 
 def plain_log_ticks(axis: Axis) -> None:
-    """Ticks at 1, 2, 5, 10, 20, ..., written out.
-
-    Args:
-        axis: One with a logarithmic scale.
-
-    Example:
-        >>> plain_log_ticks(new_figure().subplots().xaxis)
-    """
+    """Ticks of a logarithmic axis at 1, 2, 5, 10, 20, ..., written out."""
     from matplotlib.ticker import LogLocator, NullLocator
 
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)))

@@ -1,110 +1,56 @@
-"""Figures of a training run, also while it runs."""
+"""Figures of lesson 03: groups and advantages, a run while it trains, runs side by side, memory."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
-from workshop_lib.plots.style import GREY, OKABE_ITO, PALE, label_ends, new_figure, tidy
-from workshop_lib.training.advantages import nemo_rl_advantages
+from workshop_lib.errors import WorkshopError
+from workshop_lib.plots.style import (
+    BLUE,
+    GREY,
+    OKABE_ITO,
+    PALE,
+    VERMILLION,
+    finish,
+    label_ends,
+    new_figure,
+    row_labels,
+    series_colours,
+    write,
+)
+from workshop_lib.training import nemo_rl_advantages
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = [
-    "plot_accuracy",
-    "plot_advantages",
-    "plot_groups",
-    "plot_training",
-    "plot_training_models",
-]
+    from workshop_lib.serving.memory import TrainingBudget
+    from workshop_lib.training.runs import Run
 
+# A panel's title and unit, by the column of a run's table.
+_PANELS = {
+    "reward": ("Reward", "mean reward"),
+    "kl": ("KL from the reference", "nats a token"),
+    "grad_norm": ("Gradient, before clipping", "norm"),
+    "entropy": ("Entropy of a token", "nats, mean"),
+    "mean_length": ("Length of a completion", "tokens, mean"),
+    "zero_std_share": ("Silent groups", "share"),
+    "clip_share": ("Clipped tokens", "share"),
+}
 
-def plot_training(frame: pd.DataFrame, *, steps: int | None = None, title: str = "") -> Figure:
-    """Reward, length, gradient and time of each step.
+# What a step's time is made of, in the order of a step, from the ground up.
+_STAGES = {
+    "prepare_s": ("engines", OKABE_ITO["purple"]),
+    "generation_s": ("sampling", BLUE),
+    "reward_s": ("scoring", OKABE_ITO["sky"]),
+    "logprob_s": ("log-probs", OKABE_ITO["green"]),
+    "update_s": ("update", VERMILLION),
+}
 
-    The reward's band runs from the worst to the best group of the step; a group is
-    the completions of one prompt.
-
-    Args:
-        frame: `read_metrics`' table, also of a run that has not finished a step yet.
-        steps: Steps that the run will have, so that the axes stand still while it runs.
-        title: Drawn above.
-
-    Example:
-        >>> from workshop_lib.training.runs import read_metrics
-        >>> figure = plot_training(read_metrics("build/no-run-yet"), steps=12)
-    """
-    figure = new_figure(9, 5)
-    (reward, length), (gradient, seconds) = figure.subplots(2, 2)
-    _plot_reward(reward, frame)
-    _plot_line(length, frame, "mean_length")
-    length.set_title("Length of a completion", loc="left")
-    length.set_ylabel("tokens, mean")
-    _plot_line(gradient, frame, "grad_norm")
-    gradient.set_title("Gradient, before clipping", loc="left")
-    gradient.set_ylabel("norm")
-    _plot_seconds(seconds, frame)
-    last = max(steps or 0, int(frame["step"].max()) if len(frame) else 0, 2)
-    for axes in (reward, length, gradient, seconds):
-        _step_axis(axes, last)
-    if title:
-        figure.suptitle(title, x=0.01, ha="left")
-    return figure
-
-
-def _plot_reward(axes: Axes, frame: pd.DataFrame) -> None:
-    axes.set_title("Reward, with worst and best group", loc="left")
-    axes.set_ylabel("mean reward")
-    axes.set_ylim(-0.02, 1.05)
-    if frame.empty:
-        return
-    groups = frame["group_means"]
-    axes.fill_between(frame["step"], groups.map(min), groups.map(max), color=PALE, linewidth=0)
-    axes.plot(frame["step"], frame["reward"], "o-", color=OKABE_ITO["blue"], markersize=4)
-    top = max(1.05, 1.05 * float(groups.map(max).max()))
-    axes.set_ylim(min(-0.02, float(groups.map(min).min())), top)
-
-
-def _plot_line(axes: Axes, frame: pd.DataFrame, column: str) -> None:
-    axes.plot(frame["step"], frame[column], "o-", color=OKABE_ITO["blue"], markersize=4)
-    axes.set_ylim(0, _top(frame, column))
-
-
-def _plot_seconds(axes: Axes, frame: pd.DataFrame) -> None:
-    axes.set_title("Time of a step", loc="left")
-    axes.set_ylabel("seconds")
-    axes.plot(frame["step"], frame["step_s"], "o-", color=OKABE_ITO["blue"], markersize=4)
-    axes.plot(frame["step"], frame["generation_s"], "o-", color=GREY, markersize=4)
-    axes.set_ylim(0, _top(frame, "step_s"))
-    if len(frame):
-        last = frame.iloc[-1]
-        label_ends(
-            axes,
-            [
-                (float(last["step_s"]), "all", OKABE_ITO["blue"]),
-                (float(last["generation_s"]), "sampling", GREY),
-            ],
-        )
-
-
-def _top(frame: pd.DataFrame, column: str) -> float:
-    """The upper end of an axis that starts at 0."""
-    highest = float(frame[column].max()) if len(frame) else 0.0
-    return 1.15 * highest if highest > 0 else 1.0
-
-
-def _step_axis(axes: Axes, last: int) -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    axes.set_xlabel("step")
-    axes.set_xlim(0.5, last + 0.5)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
-    tidy(axes)
-
-
-_GROUP_VARIANTS = {
+_VARIANTS = {
     "reward - mean": {"normalize": False, "leave_one_out": False},
     "… / spread": {"normalize": True, "leave_one_out": False},
     "reward - mean of others": {"normalize": False, "leave_one_out": True},
@@ -131,30 +77,39 @@ def plot_groups(frame: pd.DataFrame, group: int) -> Figure:
     """
     figure = new_figure(9, 3.8)
     left, right = figure.subplots(1, 2, width_ratios=[1.15, 1])
-    _plot_group_rewards(left, frame, group)
-    rewards = frame.loc[frame["group"] == group, "reward"].tolist()
-    names = list(_GROUP_VARIANTS)
-    series = [("best answer", max(rewards), "blue"), ("worst answer", min(rewards), "vermillion")]
+    labels, size = [], int(frame.groupby("group").size().max())
+    for row, (number, answers) in enumerate(frame.groupby("group")):
+        rewards = answers["reward"].tolist()
+        silent = len(set(rewards)) == 1
+        colour = GREY if silent else BLUE
+        for column, reward in enumerate(rewards, start=1):
+            face = colour if reward >= 1 else "none"
+            left.plot(column, row, "o", markersize=9, color=colour, markerfacecolor=face)
+        note = "teaches nothing" if silent else f"mean {sum(rewards) / len(rewards):.2f}"
+        write(left, size + 0.6, row, note, GREY if silent else "black")
+        labels.append(f"{answers['problem'].iloc[0]} {'◂' if number == group else ' '}")
+    row_labels(left, labels)
+    left.set_xticks(range(1, size + 1))
+    left.set_xlim(0.4, size + 0.5)
+    finish(left, "Rewards, a row a group", x="answer (filled: right)")
+
+    chosen = frame[frame["group"] == group]
+    rewards = chosen["reward"].tolist()
+    series = [("best answer", max(rewards), BLUE), ("worst answer", min(rewards), VERMILLION)]
     for offset, (label, reward, colour) in zip((0.2, -0.2), series, strict=True):
         at = rewards.index(reward)
-        values = [nemo_rl_advantages(rewards, **how)[at] for how in _GROUP_VARIANTS.values()]
-        rows = [row - offset for row in range(len(names))]
-        right.barh(rows, values, height=0.36, color=OKABE_ITO[colour], label=label)
-        for row, value in zip(rows, values, strict=True):
-            right.annotate(
-                f"{value:+.2f}", (value, row), xytext=(4 if value >= 0 else -4, 0),
-                textcoords="offset points", va="center", fontsize=9,
-                ha="left" if value >= 0 else "right",
-            )  # fmt: skip
+        values = [nemo_rl_advantages(rewards, **how)[at] for how in _VARIANTS.values()]
+        places = [row - offset for row in range(len(values))]
+        right.barh(places, values, height=0.36, color=colour, label=label)
+        for place, value in zip(places, values, strict=True):
+            side, where = (4, "left") if value >= 0 else (-4, "right")
+            write(right, value, place, f"{value:+.2f}", shift=(side, 0), ha=where)
     right.axvline(0, color=GREY, linewidth=1)
-    right.set_yticks(range(len(names)), names)
-    right.set_ylim(len(names) - 0.4, -0.9)
+    row_labels(right, list(_VARIANTS))
     right.margins(x=0.28)
-    right.set_xlabel("advantage")
-    problem = frame.loc[frame["group"] == group, "problem"].iloc[0]
-    right.set_title(f"Advantages: {problem}", loc="left")
     right.legend(loc="upper right", ncols=2, frameon=False, fontsize=9, borderaxespad=0)
-    tidy(right)
+    title = f"Advantages: {chosen['problem'].iloc[0]}"
+    finish(right, title, x="advantage", ylim=(len(_VARIANTS) - 0.4, -0.9))
     return figure
 
 
@@ -178,49 +133,155 @@ def plot_advantages(group: pd.DataFrame) -> Figure:
     rewards = group["reward"]
     spread = float(rewards.std())
     by_hand = (rewards - rewards.mean()) / spread if spread > 0 else 0 * rewards
+    colours = [BLUE if value > 0 else VERMILLION for value in by_hand]
     rows = range(len(group))
-    colours = [OKABE_ITO["blue"] if value > 0 else OKABE_ITO["vermillion"] for value in by_hand]
     axes.barh(rows, by_hand, height=0.6, color=colours, alpha=0.45, label="by hand")
     axes.plot(group["advantage"], rows, "o", color="black", markersize=5, label="the trainer's")
     axes.axvline(0, color=GREY, linewidth=1)
-    labels = [
-        f"{text.strip().replace(chr(10), ' ')[:26]!r}   reward {reward:g}"
-        for text, reward in zip(group["completion"], rewards, strict=True)
-    ]
-    axes.set_yticks(rows, labels)
-    axes.set_ylim(len(group) - 0.4, -0.6)
-    axes.set_xlabel("advantage")
-    question = str(group["prompt"].iloc[0]).split("\n")[0].removeprefix("Question: ")
-    axes.set_title(question, loc="left")
+    texts = [text.strip().replace("\n", " ")[:26] for text in group["completion"]]
+    row_labels(axes, [f"{t!r}   reward {r:g}" for t, r in zip(texts, rewards, strict=True)])
     figure.legend(loc="outside upper right", ncols=2, frameon=False, fontsize=9)
-    tidy(axes)
+    question = str(group["prompt"].iloc[0]).split("\n")[0].removeprefix("Question: ")
+    finish(axes, question, x="advantage")
     return figure
 
 
-def _plot_group_rewards(axes: Axes, frame: pd.DataFrame, chosen: int) -> None:
-    labels = []
-    for row, (group, answers) in enumerate(frame.groupby("group")):
-        rewards = answers["reward"].tolist()
-        silent = len(set(rewards)) == 1
-        for column, reward in enumerate(rewards):
-            colour = GREY if silent else OKABE_ITO["blue"]
-            face = colour if reward >= 1 else "none"
-            axes.plot(column + 1, row, "o", markersize=9, color=colour, markerfacecolor=face)
-        mean = sum(rewards) / len(rewards)
-        note = "teaches nothing" if silent else f"mean {mean:.2f}"
-        axes.annotate(
-            note, (len(rewards) + 0.6, row), va="center", fontsize=9,
-            color=GREY if silent else "black", annotation_clip=False,
-        )  # fmt: skip
-        labels.append(f"{answers['problem'].iloc[0]} {'◂' if group == chosen else ' '}")
-    axes.set_yticks(range(len(labels)), labels)
-    axes.set_ylim(len(labels) - 0.4, -0.6)
-    size = int(frame.groupby("group").size().max())
-    axes.set_xlim(0.4, size + 0.5)
-    axes.set_xticks(range(1, size + 1))
-    axes.set_xlabel("answer (filled: right)")
-    axes.set_title("Rewards, a row a group", loc="left")
-    tidy(axes)
+def plot_training(frame: pd.DataFrame, *, steps: int | None = None, title: str = "") -> Figure:
+    """Reward, length, gradient and time of each step, also while it runs.
+
+    Args:
+        frame: A run's table, also of a run that has not finished a step yet.
+        steps: Steps that the run will have, so that the axes stand still while it runs.
+        title: Drawn above.
+
+    Example:
+        >>> from workshop_lib.training.runs import read_metrics
+        >>> figure = plot_training(read_metrics("build/no-run-yet"), steps=12)
+    """
+    figure = new_figure(9, 5, title)
+    (reward, length), (gradient, seconds) = figure.subplots(2, 2)
+    _draw_reward(reward, frame)
+    for axes, column in ((length, "mean_length"), (gradient, "grad_norm")):
+        _draw_column(axes, frame, column)
+    _draw_stages(seconds, frame)
+    for axes in (reward, length, gradient, seconds):
+        _step_axis(axes, frame, steps)
+    return figure
+
+
+def plot_run(run: Run, *, title: str = "") -> Figure:
+    """A panel for each thing that a run's source tells; none for what it does not.
+
+    Reward with its spread (the grey band: from the worst to the best group where the
+    groups are known), KL, gradient, entropy, length, silent groups, time by stage.
+    Validations are dots beside the reward.
+
+    Args:
+        run: `read_run`'s result, also of a run that has not finished a step.
+        title: Drawn above.
+
+    Example:
+        >>> from workshop_lib.data import data_path
+        >>> from workshop_lib.training.runs import read_run
+        >>> figure = plot_run(read_run(data_path("recorded/nemo-rl/honest")))
+        >>> len(figure.axes)
+        7
+    """
+    frame = run.frame
+    panels: list[Callable[[Axes], None]] = [partial(_draw_reward, frame=frame, run=run)]
+    for name in ("kl", "grad_norm", "entropy", "mean_length", "zero_std_share"):
+        if frame[name].notna().any():
+            panels.append(partial(_draw_column, frame=frame, column=name))
+    if frame["step_s"].notna().any():
+        panels.append(partial(_draw_stages, frame=frame))
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = new_figure(10, 2.5 * rows + (0.3 if title else 0), title)
+    grid = figure.add_gridspec(rows, columns)
+    for index, panel in enumerate(panels):
+        row, column = divmod(index, columns)
+        # The last panel, time by stage, takes the rest of its row: it has labels beside it.
+        last = index == len(panels) - 1
+        axes = figure.add_subplot(grid[row, column:] if last else grid[row, column])
+        panel(axes)
+        _step_axis(axes, frame, run.planned)
+    return figure
+
+
+def plot_runs(runs: Mapping[str, Run]) -> Figure:
+    """Runs side by side, a column a run: what was rewarded and what was right, KL, length.
+
+    One scale a row, so that the runs can be compared by eye.
+
+    Args:
+        runs: By the name that is drawn above its column.
+
+    Example:
+        >>> from workshop_lib.data import data_path
+        >>> from workshop_lib.training.runs import read_run
+        >>> names = ("honest", "reward-hacking")
+        >>> runs = {name: read_run(data_path(f"recorded/nemo-rl/{name}")) for name in names}
+        >>> figure = plot_runs(runs)
+    """
+    figure = new_figure(9, 6.2)
+    heights = [1.5, 1, 1]
+    shared: dict[str, Any] = {"sharex": "col", "sharey": "row", "squeeze": False}
+    grid = figure.subplots(3, len(runs), height_ratios=heights, **shared)
+    columns = {"reward": BLUE, "right_share": VERMILLION}, {"kl": BLUE}, {"mean_length": BLUE}
+    for panels, (name, run) in zip(grid.T, runs.items(), strict=True):
+        for axes, lines in zip(panels, columns, strict=True):
+            for column, colour in lines.items():
+                axes.plot(run.frame["step"], run.frame[column], color=colour)
+            _step_axis(axes, run.frame, run.planned)
+            axes.set_xlabel("step" if axes is panels[-1] else "")
+        finish(panels[0], name)
+    grid[0][0].set_ylim(0, 1.05)
+    for row in (1, 2):  # after all is drawn: a limit that is set is not moved any more
+        grid[row][0].set_ylim(bottom=0)
+    labels = ("share of answers", "KL, nats a token", "length, tokens")
+    for axes, label in zip(grid[:, 0], labels, strict=True):
+        axes.set_ylabel(label)
+    for axes, run in zip(grid[0], runs.values(), strict=True):
+        last = run.frame[list(columns[0])].ffill().tail(1).dropna(axis="columns")
+        words = {"reward": "rewarded", "right_share": "right"}
+        known = {name: float(last[name].iloc[0]) for name in words if name in last}
+        label_ends(axes, [(y, words[name], columns[0][name]) for name, y in known.items()])
+    return figure
+
+
+def plot_settings(frame: pd.DataFrame, *, key: str) -> Figure:
+    """Short trainings that differ in one setting: six panels, a line for each value.
+
+    Args:
+        frame: `SettingsComparison.frame`.
+        key: The setting, for the title.
+
+    Example:
+        >>> import pandas as pd
+        >>> from workshop_lib.training.runs import COLUMNS
+        >>> row = dict.fromkeys(COLUMNS, 0.5) | {"run": 0, "value": "0.2", "step": 1}
+        >>> figure = plot_settings(pd.DataFrame([row]), key="policy.generation.temperature")
+    """
+    figure = new_figure(9, 4.8)
+    grid = figure.subplots(2, 3, sharex=True)
+    # The last panel has the one of its two that says something.
+    last = "clip_share" if (frame["clip_share"] > 0).any() else "mean_length"
+    columns = ["reward", "zero_std_share", "entropy", "kl", "grad_norm", last]
+    runs = [steps for _, steps in frame.groupby("run", sort=True)]
+    for axes, column in zip(grid.flat, columns, strict=True):
+        for steps, colour, marker in zip(runs, series_colours(len(runs)), "os^D" * 9, strict=False):
+            style: dict[str, Any] = {"marker": marker, "markersize": 4, "color": colour}
+            axes.plot(steps["step"], steps[column], label=str(steps["value"].iloc[0]), **style)
+        title, unit = _PANELS[column]
+        highest = frame[column].max()
+        top = 1.05 if column in ("reward", "zero_std_share") else 1.12 * highest or 1.0
+        finish(axes, title, y=unit, whole="x", ylim=(-0.03 * top, top))
+    for axes in grid[-1]:
+        axes.set_xlabel("step")
+    handles, labels = grid.flat[0].get_legend_handles_labels()
+    where = "outside upper center"
+    figure.legend(handles, labels, title=key, loc=where, ncols=len(labels), frameon=False)
+    return figure
 
 
 def plot_training_models(table: pd.DataFrame) -> Figure:
@@ -231,34 +292,31 @@ def plot_training_models(table: pd.DataFrame) -> Figure:
 
     Example:
         >>> from workshop_lib.serving.memory import ModelShape
-        >>> from workshop_lib.training.memory import training_models
+        >>> from workshop_lib.training import training_models
         >>> figure = plot_training_models(training_models(ModelShape.named("mistral-7b")))
     """
     figure = new_figure(8, 2.7)
     axes = figure.subplots()
-    algorithms = list(dict.fromkeys(table["algorithm"]))
-    widest = float(table.groupby("algorithm")["gib"].sum().max())
-    models = list(dict.fromkeys(table["model"]))
-    colours = dict(zip(models, ("blue", "vermillion", "green", "purple"), strict=False))
+    algorithms, models = (list(dict.fromkeys(table[name])) for name in ("algorithm", "model"))
+    colours = dict(zip(models, series_colours(len(models)), strict=True))
     for row, algorithm in enumerate(algorithms):
         left = 0.0
         for _, model in table[table["algorithm"] == algorithm].iterrows():
-            colour = OKABE_ITO[colours[model["model"]]]
-            label = model["model"] if row == 0 else None
-            axes.barh(row, model["gib"], left=left, color=colour, height=0.6, label=label)
-            left += float(model["gib"])
-        axes.text(left, row, f"  {left:.0f} GiB", va="center", ha="left")
-    axes.set_yticks(range(len(algorithms)), algorithms)
-    axes.invert_yaxis()
-    axes.set_xlim(0, widest * 1.15)
-    axes.set_xlabel("GPU memory for weights, gradients and optimizer, GiB")
+            name, gib = model["model"], float(model["gib"])
+            label = f"_{name}" if row else name
+            axes.barh(row, gib, left=left, color=colours[name], height=0.6, label=label)
+            left += gib
+        write(axes, left, row, f"  {left:.0f} GiB", fontsize=10)
+    row_labels(axes, algorithms)
     figure.legend(loc="outside upper left", ncols=len(models), frameon=False, fontsize=9)
-    tidy(axes)
+    widest = float(table.groupby("algorithm")["gib"].sum().max())
+    note = "GPU memory for weights, gradients and optimizer, GiB"
+    finish(axes, x=note, xlim=(0, widest * 1.15))
     return figure
 
 
 def plot_accuracy(table: pd.DataFrame) -> Figure:
-    """Accuracy with its interval, a row a model.
+    """Accuracy with its 95% interval, a row a model.
 
     Args:
         table: `accuracy_table`'s table.
@@ -272,15 +330,169 @@ def plot_accuracy(table: pd.DataFrame) -> Figure:
     axes = figure.subplots()
     for row, (_, result) in enumerate(table.iterrows()):
         share, low, high = (float(result[name]) for name in ("accuracy", "low", "high"))
-        axes.plot([low, high], [row, row], color=OKABE_ITO["blue"], linewidth=6, alpha=0.35)
-        axes.plot(share, row, "o", color=OKABE_ITO["blue"], markersize=8)
-        axes.annotate(
-            f"{result['right']:.0f} of {result['problems']:.0f}", (1.03, row),
-            va="center", fontsize=9, annotation_clip=False,
-        )  # fmt: skip
-    axes.set_yticks(range(len(table)), [str(name) for name in table.index])
-    axes.set_ylim(len(table) - 0.5, -0.5)
-    axes.set_xlim(-0.02, 1.02)
-    axes.set_xlabel("share of held-out problems solved, with its 95% interval")
-    tidy(axes)
+        axes.plot([low, high], [row, row], color=BLUE, linewidth=6, alpha=0.35)
+        axes.plot(share, row, "o", color=BLUE, markersize=8)
+        words = f"{result['right']:.0f} of {result['problems']:.0f}"
+        write(axes, 1.03, row, words)
+    row_labels(axes, [str(name) for name in table.index])
+    note = "share of held-out problems solved, with its 95% interval"
+    finish(axes, x=note, xlim=(-0.02, 1.02))
     return figure
+
+
+def plot_step_memory(
+    colocated: TrainingBudget,
+    dedicated: TrainingBudget,
+    *,
+    generate_s: float,
+    update_s: float,
+    switch_s: float = 0.0,
+) -> Figure:
+    """What each kind of GPU holds during two steps, and when it waits.
+
+    Colocated, generation and update take turns on every GPU, and each turn costs a
+    switch: one side's memory leaves, the other's comes. Dedicated, nothing is moved, and
+    each GPU waits for the other kind (the new weights' transfer, part of a switch, is not
+    drawn). The steps are synchronous, as NeMo RL's are by default.
+
+    Args:
+        colocated: `training_budget(..., where="colocated")`.
+        dedicated: The same with `where="dedicated"`.
+        generate_s: Seconds of sampling.
+        update_s: Seconds of log-probabilities and update.
+        switch_s: Seconds of both switches of a colocated step together.
+
+    Raises:
+        WorkshopError: A budget is of the other kind, or a time is not positive.
+
+    Example:
+        >>> from workshop_lib.serving.memory import ModelShape, training_budget
+        >>> shape = ModelShape.named("mistral-7b")
+        >>> both = [training_budget(shape, "h100", gpus=4, where=where)
+        ...     for where in ("colocated", "dedicated")]
+        >>> len(plot_step_memory(*both, generate_s=3, update_s=2, switch_s=1).axes)
+        3
+    """
+    if (colocated.where, dedicated.where) != ("colocated", "dedicated"):
+        raise WorkshopError(
+            f"budgets are {colocated.where} and {dedicated.where}; give one colocated and one"
+            " dedicated"
+        )
+    if generate_s <= 0 or update_s <= 0 or switch_s < 0:
+        raise WorkshopError("a step's times must be positive")
+    making, learning = sum(colocated.generate.values()), sum(colocated.update.values())
+    # While the engines change places neither has all that it needs.
+    switch = ("switch", switch_s / 2, min(making, learning))
+    own_making, own_learning = sum(dedicated.generate.values()), sum(dedicated.update.values())
+    resting = own_learning - dedicated.update.get("activations", 0.0)
+    rows = {
+        "Colocated: every GPU": [
+            switch,
+            ("generate", generate_s, making),
+            switch,
+            ("update", update_s, learning),
+        ],
+        "Dedicated: a training GPU": [
+            ("wait", generate_s, resting),
+            ("update", update_s, own_learning),
+        ],
+        "Dedicated: a generation GPU": [
+            ("generate", generate_s, own_making),
+            ("wait", update_s, own_making),
+        ],
+    }
+    figure = new_figure(9, 5.6)
+    grid = figure.subplots(3, 1, sharex=True, sharey=True)
+    capacity, end_s = colocated.capacity_gib, 2 * (generate_s + update_s + switch_s)
+    for axes, (title, phases) in zip(grid, rows.items(), strict=True):
+        _draw_phases(axes, phases, end_s)
+        axes.axhline(capacity, color="black", linewidth=1.5)
+        finish(axes, title, y="GiB")
+    words = f"{colocated.device} has {capacity:.0f} GiB"
+    place: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "bottom"}
+    write(grid[0], 1, capacity, words, shift=(0, 3), **place)
+    tallest = max(capacity, colocated.peak_gib, dedicated.peak_gib)
+    finish(grid[-1], x="seconds", ylim=(0, 1.22 * tallest), xlim=(0, end_s))
+    return figure
+
+
+def _draw_phases(axes: Axes, phases: Sequence[tuple[str, float, float]], end_s: float) -> None:
+    """The phases over and over, named the first time."""
+    colours = {"generate": BLUE, "switch": OKABE_ITO["orange"], "update": VERMILLION, "wait": GREY}
+    at, named = 0.0, {"switch"}
+    while at < end_s:
+        for name, seconds, gib in phases:
+            if not seconds:
+                continue
+            alpha = 0.35 if name == "wait" else 0.9
+            style: dict[str, Any] = {"align": "edge", "edgecolor": "white", "alpha": alpha}
+            axes.bar(at, gib, width=seconds, color=colours[name], **style)
+            if name == "switch":
+                place: dict[str, Any] = {
+                    "rotation": 90,
+                    "fontsize": 8,
+                    "ha": "center",
+                    "va": "bottom",
+                }
+                write(axes, at + seconds / 2, 1, name, **place)
+            elif name not in named:
+                named.add(name)
+                words, down = ("waits", -14) if name == "wait" else (f"{name}, {gib:.0f} GiB", 2)
+                write(axes, at, gib, words, shift=(2, down), va="bottom")
+            at += seconds
+
+
+def _draw_reward(axes: Axes, frame: pd.DataFrame, run: Run | None = None) -> None:
+    """The mean reward; the band of groups, validations and what was right where known."""
+    title, groups = "Reward", frame["group_means"].dropna()
+    seen = [0.0, *frame["reward"].dropna()]
+    if len(groups) == len(frame) > 0:
+        low, high = groups.map(min), groups.map(max)
+        axes.fill_between(frame["step"], low, high, color=PALE, linewidth=0)
+        title, seen = "Reward, worst to best group", [*seen, *low, *high]
+    axes.plot(frame["step"], frame["reward"], color=BLUE)
+    if run is not None and len(run.validation):
+        points, colour = run.validation, OKABE_ITO["orange"]
+        axes.plot(points["step"], points["accuracy"], "o", color=colour, label="validation")
+    if "right_share" in frame and frame["right_share"].notna().any():
+        axes.plot(frame["step"], frame["right_share"], color=VERMILLION, label="right")
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False, fontsize=9, loc="lower right")
+    limits = min(-0.02, *seen), max(1.05, 1.05 * max(seen))
+    finish(axes, title, y="mean reward", ylim=limits)
+
+
+def _draw_column(axes: Axes, frame: pd.DataFrame, column: str) -> None:
+    title, unit = _PANELS[column]
+    axes.plot(frame["step"], frame[column], color=BLUE)
+    top = 1.0 if column == "zero_std_share" else float(frame[column].max() if len(frame) else 0)
+    finish(axes, title, y=unit, ylim=(0, 1.08 * top if top > 0 else 1.0))
+
+
+def _draw_stages(axes: Axes, frame: pd.DataFrame) -> None:
+    """A step's time, stacked by stage; what no timer covers is drawn too, not hidden."""
+    finish(axes, "Time of a step, by stage", y="seconds")
+    if frame.empty:
+        return
+    total_s = float(frame["step_s"].median())
+    # What takes less than a hundredth of a step has no colour of its own.
+    stages = [name for name in _STAGES if name in frame and frame[name].median() >= 0.01 * total_s]
+    parts = [frame[name].fillna(0) for name in stages]
+    rest = (frame["step_s"] - sum(parts)).clip(lower=0)
+    # The laptop's trainer has no timer for its update.
+    names = [_STAGES[n][0] for n in stages] + ["other" if "update_s" in stages else "update, other"]
+    colours = [_STAGES[n][1] for n in stages] + [GREY]
+    axes.stackplot(frame["step"], *parts, rest, colors=colours, linewidth=0)
+    # One slow step (a validation, a pause of the machine) shall not flatten the others.
+    axes.set_ylim(0, 1.1 * min(float(frame["step_s"].max()), 2.5 * total_s))
+    base_s, labels = 0.0, []
+    for name, part, colour in zip(names, [*parts, rest], colours, strict=True):
+        seconds = float(part.median())
+        labels.append((base_s + seconds / 2, f"{name} {seconds:.2g} s", colour))
+        base_s += seconds
+    label_ends(axes, labels, step=0.11)
+
+
+def _step_axis(axes: Axes, frame: pd.DataFrame, planned: int | None) -> None:
+    last = max(planned or 0, int(frame["step"].max()) if len(frame) else 0, 2)
+    finish(axes, x="step", whole="x", xlim=(0, last + 0.5))

@@ -24,8 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workshop_lib.errors import WorkshopError
-from workshop_lib.plots import OKABE_ITO
-from workshop_lib.plots.style import PALE
+from workshop_lib.plots import OKABE_ITO, PALE
 from workshop_lib.progress import format_duration
 from workshop_lib.results import RECORD_MIME
 from workshop_lib.tools.execute import INJECTED_TAG, MARKER_TAG, read_notebook

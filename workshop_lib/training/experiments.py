@@ -67,7 +67,7 @@ class SettingsComparison:
     @property
     def figure(self) -> Figure:
         """Six panels over the steps, a line a value."""
-        from workshop_lib.plots.experiments import plot_settings
+        from workshop_lib.plots import plot_settings
 
         return plot_settings(self.frame, key=self.key)
 

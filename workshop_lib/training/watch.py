@@ -124,7 +124,7 @@ class _Figure:
     def show(self, log: TrainingLog) -> None:
         from IPython.display import display
 
-        from workshop_lib.plots.training import plot_training
+        from workshop_lib.plots import plot_training
 
         if self._drawn == (log.done, log.steps):
             return

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import combinations
 from typing import Any
 
 import pandas as pd
 import pytest
-from matplotlib.text import Text
+from figures import check_readable
 
 from workshop_lib.data import data_path
 from workshop_lib.errors import WorkshopError
@@ -29,35 +28,16 @@ def titles(figure: Any) -> list[str]:
     return [axes.get_title(loc="left") for axes in figure.axes]
 
 
-def readable(figure: Any) -> None:
-    assert figure._repr_png_().startswith(b"\x89PNG")
-    figure.canvas.draw()
-    edges, texts = figure.bbox.padded(1), []
-    for axes in figure.axes:
-        texts += [axes.xaxis.label, axes.yaxis.label, axes.title, axes._left_title, *axes.texts]
-        legend = axes.get_legend()
-        texts += legend.get_texts() if legend else []
-    texts = [text for text in texts if isinstance(text, Text) and text.get_text()]
-    for text in texts:
-        box = text.get_window_extent()
-        assert text.get_fontsize() >= 9, text
-        assert edges.x0 <= box.x0 and box.x1 <= edges.x1, f"cut off: {text}"
-        assert edges.y0 <= box.y0 and box.y1 <= edges.y1, f"cut off: {text}"
-    for one, other in combinations(texts, 2):
-        a, b = one.get_window_extent().padded(-1.5), other.get_window_extent().padded(-1.5)
-        assert not a.overlaps(b), f"{one} covers {other}"
-
-
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("steps", [0, 1, 2, 12, 60])
 def test_a_run_is_readable_at_any_length(runs: dict[str, Run], path: str, steps: int) -> None:
     run = runs[path]
-    readable(plot_run(replace(run, frame=run.frame[:steps]), title="A run"))
+    check_readable(plot_run(replace(run, frame=run.frame[:steps]), title="A run"))
 
 
 def test_a_panel_for_what_is_known(runs: dict[str, Run]) -> None:
     whole = [
-        "Reward", "KL from the reference", "Gradient, before clipping", "Entropy",
+        "Reward", "KL from the reference", "Gradient, before clipping", "Entropy of a token",
         "Length of a completion", "Silent groups", "Time of a step, by stage",
     ]  # fmt: skip
     assert titles(plot_run(runs["nemo-rl/honest"])) == whole
@@ -70,7 +50,7 @@ def test_a_panel_for_what_is_known(runs: dict[str, Run]) -> None:
 def test_the_runs_beside_each_other(runs: dict[str, Run]) -> None:
     pair = {name: runs[f"nemo-rl/{name}"] for name in ("honest", "reward-hacking")}
     figure = plot_runs(pair)
-    readable(figure)
+    check_readable(figure)
     for column, run in enumerate(pair.values()):
         reward, kl, length = figure.axes[column::2]
         assert list(reward.lines[0].get_ydata()) == run.frame.reward.tolist()
