@@ -104,7 +104,7 @@ def test_a_large_snapshot_takes_no_time():
     ["workshop_lib.production.diagnosis", "SNAPSHOT", "--json"],
     ["workshop_lib.production.diagnosis", "--help"],
     ["workshop_lib.serving.memory", "--help"], ["workshop_lib.training.runs", "--help"],
-    ["workshop_lib.training.recipe", "--help"], ["workshop_lib.production.cost"],
+    ["workshop_lib.training.recipe", "--help"], ["workshop_lib.production.budget"],
 ], ids=" ".join)  # fmt: skip
 def test_output_that_nobody_reads_ends_the_command_in_silence(tmp_path, arguments):
     file = tmp_path / "snapshot.json"

@@ -38,7 +38,7 @@ def test_a_room_is_made_once_and_again_changes_nothing(emulator, room):
     emulator.rules_everywhere = True
     plan = room.plan(LEARNERS)
     assert plan["would"].tolist() == ["create", "create"] and emulator.changes() == []
-    assert plan["gpus"].tolist() == [1, 32]
+    assert plan["gpus"].tolist() == ["1", "32"]
     made = room.apply(LEARNERS)
     assert made["created"].min() > 10 and made["unchanged"].tolist() == [0, 0]
     assert room.namespaces() == ["ada", "grace"]
@@ -218,7 +218,7 @@ def test_a_full_room_of_sixty(emulator, room):
     """Sixty are made, shown in one table and taken away, each with the longest name there is."""
     learners = [Learner(f"{'a' * 60}-{number:02}") for number in range(60)]
     room.apply(learners)
-    assert room.namespaces() == [each.namespace for each in learners]
+    assert room.namespaces() == [each.name for each in learners]
     table = room.table()
     assert table["learner"].tolist() == [each.name for each in learners]
     assert set(table["problems"]) == {"healthy"}

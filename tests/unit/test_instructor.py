@@ -10,7 +10,7 @@ from workshop_lib.production.room.__main__ import _parser
 
 ROOT = manifests.manifests_dir().parent
 TEXT = (ROOT / "notebooks/INSTRUCTOR.md").read_text()
-COMMANDS = re.findall(r"^python -m workshop_lib\.production\.room (.*?)\s*(?:#.*)?$", TEXT, re.M)
+COMMANDS = re.findall(r"^workshop room (.*?)\s*(?:#.*)?$", TEXT, re.M)
 APPLIED = re.findall(r'\.apply\("([\w-]+)"(?:, (.*?))?\)', TEXT)
 
 

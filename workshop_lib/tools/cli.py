@@ -62,7 +62,7 @@ COMMANDS = {
     "recipe": Command("workshop_lib.training.recipe.__main__", "check NeMo RL recipes"),
     "metrics": Command("workshop_lib.training.runs.__main__", "a GRPO run's metrics and verdict"),
     "memory": Command("workshop_lib.serving.memory.__main__", "what a model needs on a GPU"),
-    "cost": Command("workshop_lib.production.cost.__main__", "what the workshop costs on EKS"),
+    "cost": Command("workshop_lib.production.budget", "what the workshop costs on EKS"),
     "room": Command(
         "workshop_lib.production.room.__main__", "prepare, watch and end a room of learners on EKS"
     ),

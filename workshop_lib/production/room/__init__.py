@@ -1,13 +1,10 @@
 """Teaching a room: a namespace, a quota and a price for each learner, from one list.
 
-```
-python -m workshop_lib.production.room plan learners.csv      what would be made, and what it costs
-python -m workshop_lib.production.room apply learners.csv --yes   make it
-python -m workshop_lib.production.room kubeconfig learners.csv --folder kubeconfigs
-python -m workshop_lib.production.room table                      how far everyone is
-python -m workshop_lib.production.room clean --yes                remove what learners made
-```
+`workshop room plan|apply|kubeconfig|table|clean` is the instructor's side; the last cell of each
+notebook calls `share_checks`.
 """
+
+from __future__ import annotations
 
 from workshop_lib.production.room.board import share_checks
 from workshop_lib.production.room.room import Room, room_objects, room_price

@@ -1,4 +1,4 @@
-"""`python -m workshop_lib.production.room`: a room of learners from a terminal."""
+"""`workshop room`: a room of learners from a terminal."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ COMMANDS = {
 def _parser() -> argparse.ArgumentParser:
     listed = "\n".join(f"  {name:11} {text}" for name, text in COMMANDS.items())
     parser = argparse.ArgumentParser(
-        prog="python -m workshop_lib.production.room",
+        prog="workshop room",
         description=f"A room of learners on one cluster.\n\n{listed}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -54,44 +54,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         if options.command in ("plan", "apply", "kubeconfig") and not options.learners:
-            raise WorkshopError(
-                f"{options.command} needs the list of learners: a .csv, .yaml, .txt"
-            )
+            raise WorkshopError(f"{options.command} needs the list of learners: .csv, .yaml, .txt")
         learners = read_roster(options.learners) if options.learners else []
         if options.profile == "local":
-            return _on_a_laptop(learners, options.room)
-        with contextlib.closing(_connected(options)) as cluster:
-            return _run(options, cluster, learners)
+            _on_a_laptop(learners, options.room)
+            return 0
+        with contextlib.closing(connect(options.profile, context=options.context)) as cluster:  # type: ignore[type-var]
+            assert isinstance(cluster, KubernetesCluster)
+            _run(options, Room(cluster, options.room), learners)
     except WorkshopError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1
+    return 0
 
 
-def _connected(options: argparse.Namespace) -> KubernetesCluster:
-    cluster = connect(options.profile, context=options.context)
-    assert isinstance(cluster, KubernetesCluster)
-    return cluster
-
-
-def _run(
-    options: argparse.Namespace, cluster: KubernetesCluster, learners: Sequence[Learner]
-) -> int:
-    room = Room(cluster, options.room)
+def _run(options: argparse.Namespace, room: Room, learners: Sequence[Learner]) -> None:
     if options.command == "table":
         table = room.table()
-        print(
-            f"room {options.room}: no namespaces" if table.empty else table.to_string(index=False)
-        )
+        print(f"room {room.name}: no namespaces" if table.empty else table.to_string(index=False))
     elif options.command == "kubeconfig":
-        files = write_kubeconfigs(cluster, learners, Path(options.folder), hours=options.hours)
+        folder = Path(options.folder)
+        files = write_kubeconfigs(room.cluster, learners, folder, hours=options.hours)
         print(*(f"{name}: {file}" for name, file in files.items()), sep="\n")
         print("Each file lets its owner in: hand each to its learner only, not by chat.")
     elif options.command == "clean":
         found = room.namespaces()
-        what = "everything in them, data too, and the namespaces" if options.data else (
-            "what runs in them; volumes with data stay (--data removes them and the namespaces)"
-        )  # fmt: skip
-        print(f"room {options.room}: {', '.join(found) or 'no namespaces'}: {what}")
+        what = "what runs in them; volumes with data stay (--data removes them and the namespaces)"
+        if options.data:
+            what = "everything in them, data too, and the namespaces"
+        print(f"room {room.name}: {', '.join(found) or 'no namespaces'}: {what}")
         if found and _confirmed(options):
             room.clean(data=options.data)
     else:
@@ -100,7 +91,6 @@ def _run(
             print(room_price(len(learners), spot=options.spot))
         if options.command == "apply" and _confirmed(options):
             print(room.apply(learners).to_string(index=False))
-    return 0
 
 
 def _confirmed(options: argparse.Namespace) -> bool:
@@ -109,14 +99,13 @@ def _confirmed(options: argparse.Namespace) -> bool:
     return bool(options.yes)
 
 
-def _on_a_laptop(learners: Sequence[Learner], room: str) -> int:
+def _on_a_laptop(learners: Sequence[Learner], room: str) -> None:
     """A room needs a cluster; what one would get can be shown."""
     print("A room needs a cluster (--profile eks or kind). On eks each learner would get:")
     for learner in learners:
         for component, objects in room_objects(learner, "eks", room).items():
             names = ", ".join(item.key for item in objects)
-            print(f"{learner.namespace}, component {component}: {names}")
-    return 0
+            print(f"{learner.name}, component {component}: {names}")
 
 
 if __name__ == "__main__":

@@ -2,19 +2,20 @@
 
 The board is ConfigMaps in the learner's own namespace: `workshop-room`, which says that the
 namespace belongs to a room, and `workshop-checks-01`, … with what each lesson's checks said. They
-carry none of the workshop's labels: they are no component, and a learner's clean-up leaves them.
+carry none of the workshop's labels: a learner's clean-up leaves them.
 """
 
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from workshop_lib.cluster.base import Cluster
 from workshop_lib.cluster.kubernetes.cluster import KubernetesCluster
 from workshop_lib.cluster.kubernetes.resources import resource_of_kind
-from workshop_lib.errors import NotFoundError, WorkshopError
+from workshop_lib.errors import NotFoundError, WaitTimeoutError, WorkshopError
 
 if TYPE_CHECKING:
     from workshop_lib.checklist import CheckList
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 __all__ = ["put_board", "read_board", "share_checks", "wipe_board"]
 
 BOARD = "workshop-room"
-CHECKS = "workshop-checks-"
 LESSON = "workshop.techpulse/lesson"
 """Label of a lesson's checks."""
 
@@ -30,8 +30,7 @@ LESSON = "workshop.techpulse/lesson"
 def share_checks(cluster: Cluster, lesson: str, checks: CheckList) -> None:
     """Show a lesson's checks in the instructor's table, where there is a room; else do nothing.
 
-    What is shared: how many passed, of how many, and the names of the others. It is said when it
-    is done; on a laptop, or in a namespace that belongs to no room, nobody would read it.
+    What is shared: how many passed, of how many, and the names of the others.
 
     Args:
         cluster: The learner's cluster.
@@ -58,50 +57,43 @@ def share_checks(cluster: Cluster, lesson: str, checks: CheckList) -> None:
     board = cluster._api.get(resource_of_kind("ConfigMap"), cluster.namespace, BOARD)
     if board is None:
         return
-    passed = sum(check.outcome == "pass" for check in asked)
-    _put(
-        cluster, f"{CHECKS}{lesson}", {LESSON: lesson},
-        {
-            "lesson": lesson,
-            "passed": str(passed),
-            "total": str(len(asked)),
-            "open": "; ".join(check.name for check in checks.open),
-        },
-    )  # fmt: skip
+    passed, still_open = sum(check.outcome == "pass" for check in asked), checks.open
+    data = {
+        "lesson": lesson,
+        "passed": str(passed),
+        "total": str(len(asked)),
+        "open": "; ".join(check.name for check in still_open),
+    }
+    _put(cluster, f"workshop-checks-{lesson}", {LESSON: lesson}, data)
     room = (board.get("data") or {}).get("name", "")
     print(f"shared with the instructor of room {room}: {passed} of {len(asked)} checks")
 
 
 def put_board(cluster: KubernetesCluster, room: str) -> None:
-    """Say that a namespace belongs to a room; again changes nothing.
-
-    Args:
-        cluster: The cluster, with the learner's namespace.
-        room: The room's name.
-    """
+    """Say that a namespace belongs to a room; again changes nothing."""
     _put(cluster, BOARD, {}, {"name": room})
 
 
 def read_board(cluster: KubernetesCluster) -> tuple[str, str]:
-    """What was shared: passed of all, for each lesson, and the names of the others.
-
-    Args:
-        cluster: The cluster, with the learner's namespace.
-    """
+    """What was shared: passed of all, for each lesson, and the names of the others."""
     shared = [body.get("data") or {} for body in _shared(cluster)]
     passed = [f"{each['lesson']}: {each['passed']}/{each['total']}" for each in shared]
     still_open = [f"{each['lesson']}: {each['open']}" for each in shared if each.get("open")]
     return ", ".join(passed) or "-", "; ".join(still_open) or "-"
 
 
-def wipe_board(cluster: KubernetesCluster) -> None:
-    """Remove what was shared; the namespace stays the room's.
-
-    Args:
-        cluster: The cluster, with the learner's namespace.
-    """
+def wipe_board(cluster: KubernetesCluster, *, timeout_s: float = 120.0) -> None:
+    """Remove what was shared, and wait until it is gone; the namespace stays the room's."""
+    deadline = time.monotonic() + timeout_s
     for body in _shared(cluster):
         cluster._api.delete(resource_of_kind("ConfigMap"), cluster.namespace, body)
+    while left := [body["metadata"]["name"] for body in _shared(cluster)]:
+        if time.monotonic() > deadline:
+            raise WaitTimeoutError(
+                f"{cluster.namespace}: {', '.join(left)} still there after {timeout_s:g} s; "
+                f"see: kubectl -n {cluster.namespace} describe configmap {left[0]}"
+            )
+        time.sleep(0.2)
 
 
 def _shared(cluster: KubernetesCluster) -> list[dict[str, Any]]:
@@ -113,11 +105,7 @@ def _put(
     cluster: KubernetesCluster, name: str, labels: Mapping[str, str], data: Mapping[str, str]
 ) -> None:
     resource = resource_of_kind("ConfigMap")
-    body = {
-        "apiVersion": "v1",
-        "kind": "ConfigMap",
-        "metadata": {"name": name, "labels": dict(labels)},
-        "data": dict(data),
-    }
+    metadata = {"name": name, "labels": dict(labels)}
+    body = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": dict(data)}
     answer = cluster._api.apply(resource, cluster.namespace, body)
     cluster._api.checked(answer, f"ConfigMap/{name}", resource)

@@ -1,13 +1,14 @@
 """A room of learners on one cluster: made, watched and removed by the instructor.
 
-Everything goes through the components `namespace` and `learner`, so one learner's
-namespace is the same whether a room or an administrator made it. The namespaces carry
-the room's name as a label; nothing without it is ever touched.
+Everything goes through the components `namespace` and `learner`, so one learner's namespace is the
+same whether a room or an administrator made it. The namespaces carry the room's name as a label;
+nothing without it is ever touched.
 """
 
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from workshop_lib.cluster.kubernetes.cluster import KubernetesCluster
 from workshop_lib.cluster.kubernetes.resources import resource_of_kind
 from workshop_lib.cluster.manifests import Object
 from workshop_lib.errors import ClusterError, ConflictError, OperatorError, WorkshopError
+from workshop_lib.production.budget import budget
 from workshop_lib.production.room.board import put_board, read_board, wipe_board
 from workshop_lib.production.room.roster import Learner
 from workshop_lib.progress import Progress, track
@@ -35,9 +37,7 @@ AT_ONCE = 8
 """Learners that are looked at at once: a row is some thirty questions to the API server."""
 
 SHOWN_CAUSES = 2
-
-_SHARED = {"namespace", "learner"}
-"""Components that a room makes: they are no learner's work."""
+OURS = ",".join(f"{key}={value}" for key, value in LABELS.items())
 
 
 def room_objects(learner: Learner, profile: str, room: str) -> dict[str, list[Object]]:
@@ -60,9 +60,9 @@ def room_objects(learner: Learner, profile: str, room: str) -> dict[str, list[Ob
     namespace = manifests.render(profile, "namespace", chosen)
     for item in namespace:
         if item.kind == "Namespace":
-            item.body["metadata"]["name"] = learner.namespace
+            item.body["metadata"]["name"] = learner.name
             item.body["metadata"].setdefault("labels", {})[ROOM] = room
-    account = manifests.render(profile, "learner", {"namespace": learner.namespace})
+    account = manifests.render(profile, "learner", {"namespace": learner.name})
     return {"namespace": namespace, "learner": account}
 
 
@@ -73,20 +73,13 @@ def room_price(learners: int, *, spot: bool = False) -> str:
         learners: How many.
         spot: Machines as spot instances.
     """
-    from workshop_lib.production.cost import budget
-
     whole = budget(learners, spot=spot)
     each = f"${whole.usd / learners:,.2f} a learner"
     return "\n".join([f"{whole.line()} ({each})", *whole.notes])
 
 
 def in_namespace(cluster: KubernetesCluster, namespace: str) -> KubernetesCluster:
-    """The same cluster and connection, with another namespace.
-
-    Args:
-        cluster: The connected cluster.
-        namespace: Where the returned one works.
-    """
+    """The same cluster and connection, with another namespace."""
     found = copy.copy(cluster)
     found.namespace = namespace
     return found
@@ -96,8 +89,8 @@ class Room:
     """The namespaces of a room.
 
     Args:
-        cluster: The cluster, with credentials that may make namespaces: an administrator's,
-            or those of the component `instructor`.
+        cluster: The cluster, with credentials that may make namespaces: an administrator's, or
+            those of the component `instructor`.
         name: The room's name, a label's value; two rooms know nothing of each other.
 
     Raises:
@@ -117,18 +110,12 @@ class Room:
             )
         self.cluster = cluster
         self.name = name
-        self._namespaces = resource_of_kind("Namespace")
-
-    # -- looking ------------------------------------------------------------------------------
+        self._api, self._namespaces = cluster._api, resource_of_kind("Namespace")
 
     def namespaces(self) -> list[str]:
         """The namespaces of this room that are there."""
-        labels = ",".join(f"{key}={value}" for key, value in {**LABELS, ROOM: self.name}.items())
-        found = self.cluster._api.list(self._namespaces, "", labels=labels)[0]
+        found = self._api.list(self._namespaces, "", labels=f"{OURS},{ROOM}={self.name}")[0]
         return sorted(body["metadata"]["name"] for body in found)
-
-    def _live(self, learner: Learner) -> dict[str, Any] | None:
-        return self.cluster._api.get(self._namespaces, "", learner.namespace)
 
     def plan(self, learners: Sequence[Learner]) -> pd.DataFrame:
         """What `apply` would do; nothing is changed.
@@ -137,28 +124,20 @@ class Room:
             learners: The list.
 
         Returns:
-            One row a learner: `learner`, `namespace`, `gpus`, `group`, `would`: create, update,
-            adopt (an administrator made it for the workshop), or refuse (it is not ours).
+            One row a learner: `learner`, `gpus` (what the quota allows), `group`, `would`: create,
+            update, adopt (an administrator made it for the workshop), or refuse (not ours).
         """
         import pandas as pd
 
         rows = []
         for learner in learners:
-            quota = next(
-                item.body["spec"]["hard"]
-                for item in room_objects(learner, self.cluster.profile, self.name)["namespace"]
-                if item.kind == "ResourceQuota"
-            )
-            rows.append(
-                {
-                    "learner": learner.name,
-                    "namespace": learner.namespace,
-                    "gpus": int(quota.get("requests.nvidia.com/gpu", 0)),
-                    "group": learner.group or learner.name,
-                    "would": self._would(self._live(learner)),
-                }
-            )
-        return pd.DataFrame(rows)
+            objects = room_objects(learner, self.cluster.profile, self.name)["namespace"]
+            quota = next(o.body["spec"]["hard"] for o in objects if o.kind == "ResourceQuota")
+            gpus = quota.get("requests.nvidia.com/gpu", "no limit")
+            group = learner.group or learner.name
+            live = self._api.get(self._namespaces, "", learner.name)
+            rows.append([learner.name, gpus, group, self._would(live)])
+        return pd.DataFrame(rows, columns=["learner", "gpus", "group", "would"])
 
     def _would(self, live: Mapping[str, Any] | None) -> str:
         if live is None:
@@ -173,20 +152,18 @@ class Room:
             return "adopt"
         return "update" if other == self.name else f"refuse: of room {other}"
 
-    # -- changing -----------------------------------------------------------------------------
-
     def apply(self, learners: Sequence[Learner]) -> pd.DataFrame:
         """Make every learner's namespace, quota, rights and account; again changes nothing.
 
-        All are looked at before the first is made: a namespace that is somebody else's
-        refuses the whole list.
+        All are looked at before the first is made: a namespace that is somebody else's refuses
+        the whole list.
 
         Args:
             learners: The list.
 
         Returns:
-            One row a learner: `learner`, `namespace`, and how many objects were `created`,
-            `configured` and `unchanged`.
+            One row a learner: `learner`, and how many objects were `created`, `configured` and
+            `unchanged`.
 
         Raises:
             ConflictError: A namespace is not the workshop's, or another room's.
@@ -195,31 +172,32 @@ class Room:
         import pandas as pd
 
         plan = self.plan(learners)
-        rows_refused = [row for row in plan.to_dict("records") if row["would"].startswith("refuse")]
-        if rows_refused:
-            why = "; ".join(f"{row['namespace']}: {row['would'][8:]}" for row in rows_refused)
+        if refused := [
+            f"{row['learner']}: {row['would'].removeprefix('refuse: ')}"
+            for row in plan.to_dict("records")
+            if row["would"].startswith("refuse")
+        ]:
             raise ConflictError(
-                f"{why}; choose other names in the list, or another room; nothing was changed"
+                f"{'; '.join(refused)}; choose other names in the list, or another room; nothing "
+                "was changed"
             )
-        rows = []
+        rows, words = [], ("created", "configured", "unchanged")
         for learner in track(learners, "namespaces"):
-            there = in_namespace(self.cluster, learner.namespace)
+            there = in_namespace(self.cluster, learner.name)
             done: list[str] = []
-            for component, objects in room_objects(
-                learner, self.cluster.profile, self.name
-            ).items():
+            parts = room_objects(learner, self.cluster.profile, self.name)
+            for component, objects in parts.items():
                 done += there.apply_objects(component, objects).actions.values()
             put_board(there, self.name)
-            counts = {each: done.count(each) for each in ("created", "configured", "unchanged")}
-            rows.append({"learner": learner.name, "namespace": learner.namespace, **counts})
-        return pd.DataFrame(rows)
+            rows.append([learner.name, *(done.count(word) for word in words)])
+        return pd.DataFrame(rows, columns=["learner", *words])
 
     def clean(self, *, data: bool = False, timeout_s: float = 900.0) -> list[str]:
         """Remove what the learners of this room made, by the room's label.
 
         Args:
-            data: Also the volumes with their data, and the namespaces themselves. Without it
-                both stay, and with them the price of the volumes.
+            data: Also the volumes with their data, and the namespaces themselves. Without it both
+                stay, and with them the price of the volumes.
             timeout_s: The longest to wait for each namespace.
 
         Returns:
@@ -228,44 +206,33 @@ class Room:
         Raises:
             WaitTimeoutError: Something is left; the line says what.
         """
-        found = self.namespaces()
+        found, claim = self.namespaces(), resource_of_kind("PersistentVolumeClaim")
         for name in track(found, "cleaning"):
             there = in_namespace(self.cluster, name)
-            claims = []
-            if data:
-                labels = ",".join(f"{key}={value}" for key, value in LABELS.items())
-                bodies = there._api.list(
-                    resource_of_kind("PersistentVolumeClaim"), name, labels=labels
-                )[0]
-                claims = [body["metadata"]["name"] for body in bodies]
+            bodies = self._api.list(claim, name, labels=OURS)[0] if data else []
             # First what runs, so that a machine is not paid for while a namespace ends.
-            there.clean(claims=claims, timeout_s=timeout_s)
+            there.clean(claims=[b["metadata"]["name"] for b in bodies], timeout_s=timeout_s)
             wipe_board(there)
         if data:
             self._delete_namespaces(found, timeout_s)
         return found
 
     def _delete_namespaces(self, names: Sequence[str], timeout_s: float) -> None:
-        import time
+        def there(name: str) -> dict[str, Any] | None:
+            return self._api.get(self._namespaces, "", name)
 
-        api = self.cluster._api
-        for name in names:
-            body = api.get(self._namespaces, "", name)
-            if body is not None:
-                api.delete(self._namespaces, "", body)
+        for body in filter(None, map(there, names)):
+            self._api.delete(self._namespaces, "", body)
+        deadline = time.monotonic() + timeout_s
         with Progress(total=len(names), label="deleting namespaces") as progress:
-            deadline = time.monotonic() + timeout_s
-            while left := [n for n in names if api.get(self._namespaces, "", n) is not None]:
+            while left := [name for name in names if there(name) is not None]:
                 progress.update(done=len(names) - len(left), text=", ".join(left)[:60])
                 if time.monotonic() > deadline:
                     raise ClusterError(
                         f"namespaces {', '.join(left)} are still being deleted after "
-                        f"{timeout_s:g} s; see what holds one with: "
-                        f"kubectl describe namespace {left[0]}"
+                        f"{timeout_s:g} s; see what holds one: kubectl describe namespace {left[0]}"
                     )
                 time.sleep(0.5)
-
-    # -- watching -----------------------------------------------------------------------------
 
     def table(self) -> pd.DataFrame:
         """How far everyone is: one row a namespace of this room.
@@ -277,22 +244,28 @@ class Room:
         """
         import pandas as pd
 
-        columns = ["learner", "components", "pods", "checks", "open", "problems"]
         names = self.namespaces()
         with ThreadPoolExecutor(AT_ONCE) as pool:
             rows = list(track(pool.map(self._row, names), "looking", total=len(names)))
+        columns = ["learner", "components", "pods", "checks", "open", "problems"]
         return pd.DataFrame(rows, columns=columns)
 
     def _row(self, namespace: str) -> list[str]:
         """A learner's row; what cannot be read of one learner does not hide the others."""
         there = in_namespace(self.cluster, namespace)
         try:
+            applied = [name for name in there.components() if name not in ("namespace", "learner")]
+            found = there.diagnose()
+            causes = [finding.cause for finding in found]
+            more = [f"{len(causes) - SHOWN_CAUSES} more"] if len(causes) > SHOWN_CAUSES else []
+            told = "; ".join(causes[:SHOWN_CAUSES] + more)
+            problems = told if found.verdict == "problems" else str(found.verdict)
             return [
                 namespace,
-                ", ".join(name for name in there.components() if name not in _SHARED) or "-",
+                ", ".join(applied) or "-",
                 _pods(there),
                 *read_board(there),
-                _problems(there),
+                problems,
             ]
         except WorkshopError as error:
             return [namespace, "?", "?", "?", "?", f"cannot be read: {error}"]
@@ -300,11 +273,10 @@ class Room:
 
 def _pods(there: KubernetesCluster) -> str:
     """Pods that are ready, of those that are wanted."""
-    ready, wanted = 0, 0
-    labels = ",".join(f"{key}={value}" for key, value in LABELS.items())
+    ready = wanted = 0
     for kind in WORKLOAD_KINDS:
         try:
-            bodies = there._api.list(resource_of_kind(kind), there.namespace, labels=labels)[0]
+            bodies = there._api.list(resource_of_kind(kind), there.namespace, labels=OURS)[0]
         except OperatorError:
             continue  # no operator knows this kind here
         for body in bodies:
@@ -312,13 +284,3 @@ def _pods(there: KubernetesCluster) -> str:
                 now, all_of_it, _ = readiness(body)
                 ready, wanted = ready + now, wanted + all_of_it
     return f"{ready}/{wanted}"
-
-
-def _problems(there: KubernetesCluster) -> str:
-    """What the diagnosis says: the first causes, and how many more there are."""
-    found = there.diagnose()
-    if found.verdict != "problems":
-        return str(found.verdict)
-    causes = [finding.cause for finding in found]
-    more = [f"{len(causes) - SHOWN_CAUSES} more"] if len(causes) > SHOWN_CAUSES else []
-    return "; ".join(causes[:SHOWN_CAUSES] + more)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,9 @@ from workshop_lib.errors import WorkshopError
 __all__ = ["Learner", "read_roster"]
 
 FIELDS = ("name", "gpus", "group")
-RESERVED = ("default", "kube-", "kuberay", "karpenter", "monitoring", "gpu-operator", "openshift")
-"""Names, or their beginnings, of namespaces that clusters have for themselves."""
+RESERVED = ("kube-", "kuberay", "karpenter", "monitoring", "gpu-operator", "openshift")
+"""Beginnings of names that clusters have for themselves, besides `default`."""
 
-_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
 LONGEST = 63
 
 
@@ -32,18 +31,13 @@ class Learner:
         name: Also the namespace: a DNS label.
         gpus: GPUs that the namespace may have at once; None for as many as the component
             `namespace` allows.
-        group: The Kubernetes group that may work there, as an EKS access entry names it;
-            empty for one named after the learner.
+        group: The Kubernetes group that may work there, as an EKS access entry names it; empty
+            for one named after the learner.
     """
 
     name: str
     gpus: int | None = None
     group: str = ""
-
-    @property
-    def namespace(self) -> str:
-        """The learner's namespace."""
-        return self.name
 
 
 def read_roster(file: str | Path) -> list[Learner]:
@@ -73,40 +67,36 @@ def read_roster(file: str | Path) -> list[Learner]:
         raise WorkshopError(f"{path}: {error.strerror or error}") from None
     except UnicodeDecodeError:
         raise WorkshopError(f"{path}: no text in UTF-8; save it as CSV in UTF-8") from None
-    rows = _rows(path, text)
-    problems: list[str] = []
-    learners = [each for row in rows if (each := _learner(row, problems))]
-    problems += _twice(learner.name for learner in learners)
+    read = _yaml_rows if path.suffix.lower() in (".yaml", ".yml") else _text_rows
+    rows = read(path, text)
+    names = [str(row.get("name")) for row in rows]
+    problems = [problem for row in rows if (problem := _problem(row))]
+    problems += [
+        f"{name!r} is there twice" for name in dict.fromkeys(names) if names.count(name) > 1
+    ]
     if problems:
         raise WorkshopError(f"{path}: {'; '.join(problems)}; nothing was changed")
-    if not learners:
+    if not rows:
         raise WorkshopError(f"{path}: no learners; write one name a line, or a column `name`")
-    return learners
+    return [
+        Learner(
+            row["name"], int(gpus) if (gpus := _gpus(row)) else None, str(row.get("group") or "")
+        )
+        for row in rows
+    ]
 
 
-def _rows(path: Path, text: str) -> list[Mapping[str, Any]]:
-    kind = path.suffix.lower()
-    if kind in (".yaml", ".yml"):
-        return _yaml_rows(path, text)
+def _text_rows(path: Path, text: str) -> list[Mapping[str, Any]]:
     lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
-    if kind != ".csv":
+    if path.suffix.lower() != ".csv":
         return [{"name": line.strip()} for line in lines]
     # Where a comma is for decimals, spreadsheets part columns with a semicolon.
     mark = ";" if lines and ";" in lines[0] and "," not in lines[0] else ","
     reader = csv.DictReader(lines, skipinitialspace=True, delimiter=mark)
-    fields = [field.strip() for field in reader.fieldnames or []]
-    if "name" not in fields:
+    if "name" not in [field.strip() for field in reader.fieldnames or []]:
         raise WorkshopError(f"{path}: the first line must name the columns, one of them `name`")
-    # What a row has beyond the named columns must not be dropped in silence.
-    return [
-        {
-            (key or "more").strip(): str(value or "").strip()
-            for key, value in row.items()
-            if key is not None or any(value)
-        }
-        for row in reader
-        if any(str(value or "").strip() for value in row.values())  # else an empty row
-    ]
+    rows = [{(k or "more").strip(): str(v or "").strip() for k, v in row.items()} for row in reader]
+    return [row for row in rows if any(row.values())]
 
 
 def _yaml_rows(path: Path, text: str) -> list[Mapping[str, Any]]:
@@ -116,41 +106,29 @@ def _yaml_rows(path: Path, text: str) -> list[Mapping[str, Any]]:
         raise WorkshopError(f"{path}: no YAML: {' '.join(str(error).split())[:200]}") from None
     if not isinstance(found, list):
         raise WorkshopError(f"{path}: not a list; write `- ada`, or `- {{name: ada, gpus: 2}}`")
-    # A bare 007, no or 1.5 is not the text that was meant: YAML has read it as something else.
     return [each if isinstance(each, dict) else {"name": each} for each in found]
 
 
-def _learner(row: Mapping[str, Any], problems: list[str]) -> Learner | None:
+def _gpus(row: Mapping[str, Any]) -> str:
+    gpus = row.get("gpus")
+    return "" if gpus is None else str(gpus).strip()
+
+
+def _problem(row: Mapping[str, Any]) -> str:
+    """What is wrong with a row, and a name that would do; empty when it is right."""
     name = row.get("name")
     if unknown := sorted(set(row) - set(FIELDS)):
-        problems.append(f"{name!r} has {', '.join(map(repr, unknown))}; known: {', '.join(FIELDS)}")
-        return None
-    if not isinstance(name, str):
-        problems.append(f"{name!r} is not a text; put it in quotes")
-        return None
-    if problem := _name_problem(name):
-        problems.append(problem)
-        return None
-    gpus = row.get("gpus")
-    whole = str(gpus).strip() if gpus is not None else ""
-    if whole and not re.fullmatch(r"\d{1,4}", whole):
-        problems.append(f"{name}: gpus {gpus!r} is not a whole number")
-        return None
-    return Learner(name, int(whole) if whole else None, str(row.get("group") or ""))
-
-
-def _name_problem(name: str) -> str:
-    """Why a name cannot be a namespace's, and one that can; empty when it can."""
-    if not _LABEL.fullmatch(name) or len(name) > LONGEST:
+        # What a row has beyond the named columns must not be dropped in silence.
+        return f"{name!r} has {', '.join(map(repr, unknown))}; known: {', '.join(FIELDS)}"
+    if not isinstance(name, str):  # YAML has read a bare 007 or no as something else
+        return f"{name!r} is not a text; put it in quotes"
+    if not re.fullmatch(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?", name) or len(name) > LONGEST:
         plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
         better = re.sub(r"[^a-z0-9]+", "-", plain.lower())[:LONGEST].strip("-")
         hint = f", such as {better!r}" if better else ""
         return f"{name!r}: write lower-case letters, digits and '-', at most {LONGEST}{hint}"
-    if any(name == each or (name.startswith(each) and each != "default") for each in RESERVED):
+    if name == "default" or name.startswith(RESERVED):
         return f"{name!r} is a name that clusters use themselves"
+    if not re.fullmatch(r"\d{0,4}", _gpus(row)):
+        return f"{name}: gpus {row['gpus']!r} is not a whole number"
     return ""
-
-
-def _twice(names: Iterable[str]) -> list[str]:
-    seen: set[str] = set()
-    return [f"{name!r} is there twice" for name in names if name in seen or seen.add(name)]  # type: ignore[func-returns-value]

@@ -5,7 +5,7 @@ import yaml
 
 from workshop_lib.cluster import manifests
 from workshop_lib.errors import WorkshopError
-from workshop_lib.production.room import Learner, read_roster, room_objects
+from workshop_lib.production.room import Learner, read_roster, room_objects, room_price
 from workshop_lib.production.room.__main__ import main
 from workshop_lib.production.room.room import ROOM
 
@@ -115,8 +115,5 @@ def test_the_overlays_have_the_same_rights_in_both_profiles():
 
 
 def test_the_price_is_everyones_and_each_ones():
-    pytest.importorskip("workshop_lib.production.cost", reason="this checkout has no prices")
-    from workshop_lib.production.room import room_price
-
     one, twelve = (room_price(learners).splitlines()[0] for learners in (1, 12))
     assert "one learner" in one and "12 learners" in twelve and "a learner)" in twelve

@@ -14,8 +14,8 @@ from workshop_lib.cluster.catalogue import catalogue, catalogue_table, instance,
 from workshop_lib.cluster.kube import parse_quantity
 from workshop_lib.cluster.prices import announce, component_cost, cost_of
 from workshop_lib.errors import ManifestError, WorkshopError
-from workshop_lib.production.cost import PLAN, Phase, budget
-from workshop_lib.production.cost.__main__ import main
+from workshop_lib.production import budget as module
+from workshop_lib.production.budget import PLAN, Phase, budget, main
 from workshop_lib.serving.memory import DEVICES
 
 # -- the catalogue --------------------------------------------------------------------------------
@@ -157,21 +157,23 @@ def test_only_what_is_paid_for_is_announced():
 SHORT = (Phase("serve", ("vllm",), 60), Phase("train", ("grpo",), 30))
 
 
-def test_a_budget_is_the_sum_of_its_phases():
-    one = budget(1, plan=SHORT)
+def test_a_budget_is_the_sum_of_its_phases(monkeypatch):
+    monkeypatch.setattr(module, "PLAN", SHORT)
+    one = budget(1)
     machines = 21.957642 * 1 + 2 * 6.88 * 0.5
     waiting = (21.957642 + 2 * 6.88) * 15 / 60
     storage = 1200 * 0.14 / 730 * 1.5  # one file system, from the first phase on
     assert one.usd == pytest.approx(machines + waiting + storage + 2 * 0.10)
-    room = budget(20, plan=SHORT)
+    room = budget(20)
     assert room.usd == pytest.approx(20 * (machines + waiting + storage) + 2 * 0.10)
     assert room.kept_usd > room.usd and "20 learners and 90 minutes" in room.line()
     assert list(one.table().usd) == [21.96, 6.88]
 
 
-def test_spot_is_cheaper_and_says_what_it_risks():
-    spot = budget(1, spot=True, plan=SHORT)
-    assert spot.usd < budget(1, plan=SHORT).usd
+def test_spot_is_cheaper_and_says_what_it_risks(monkeypatch):
+    monkeypatch.setattr(module, "PLAN", SHORT)
+    spot = budget(1, spot=True)
+    assert spot.usd < budget(1).usd
     text = str(spot)
     assert "p4d.24xlarge saved 67%, interrupted 10-15% a month" in text
     assert "2 minutes' notice" in text and "counted on demand: p5.4xlarge" in text
