@@ -37,7 +37,7 @@ from workshop_lib.serving.memory import (
     kv_cache_capacity,
 )
 from workshop_lib.serving.simulators import Job, simulate_engine
-from workshop_lib.widgets import batching_explorer, paging_explorer
+from workshop_lib.widgets.explorers import explored_paging, explored_schedules
 
 
 def sweep(*, errors: int = 0) -> BenchmarkResult:
@@ -134,8 +134,8 @@ FIGURES: dict[str, Callable[[], Any]] = {
     "open loop": open_loop,
     "engine": engine,
     "deployments": deployments,
-    "paging": lambda: plot_paging(paging_explorer().paging(), columns=32),
-    "batching": lambda: plot_batching(batching_explorer().schedules()),
+    "paging": lambda: plot_paging(explored_paging(16, 12, 1024), columns=32),
+    "batching": lambda: plot_batching(explored_schedules(3, 7, 14)),
     "one piece": lambda: plot_token_timeline([TextDelta("a", 90.0)]),
     "recorded TP": plot_recorded,
     "recorded graphs": lambda: plot_recorded(

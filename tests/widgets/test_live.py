@@ -15,7 +15,7 @@ from streaming_server import StreamingServer
 
 from workshop_lib.errors import WorkshopError
 from workshop_lib.serving.benchmark import start_sweep
-from workshop_lib.widgets import ChatBox, StopButton, chat_box, watch
+from workshop_lib.widgets import ChatBox, chat_box, watch
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
@@ -136,8 +136,6 @@ def test_a_server_that_is_gone_is_said() -> None:
 def test_outside_notebooks_there_is_no_button(
     stub: StreamingServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with StopButton(lambda: None) as button:
-        assert button.widget is None
     run = start_sweep(stub.url, ["Hi"], levels=(1,), requests_per_level=2, max_tokens=1)
     result = asyncio.run(watch(run))
     assert len(result.request_records) == 2 and not result.stopped
@@ -159,22 +157,23 @@ def test_an_interrupt_of_an_awaiting_cell_keeps_what_has_finished(stub: Streamin
 
 CELL = """
 import threading, time
+import ipywidgets
 from workshop_lib.serving.benchmark import start_sweep
-from workshop_lib.widgets import stop, watch
+from workshop_lib.widgets import watch
 
 made = []
-enter = stop.StopButton.__enter__
-stop.StopButton.__enter__ = lambda self: made.append(enter(self)) or made[-1]
+made_by = ipywidgets.Button.on_click
+ipywidgets.Button.on_click = lambda self, call: (made.append(self), made_by(self, call))
 run = start_sweep({url!r}, ["Hi"], levels=(1, 2), requests_per_level=2000, max_tokens=2)
 
 def press():
-    while not made or not made[-1].widget or run._done < 3:
+    while not made or run._done < 3:
         time.sleep(0.01)
-    made[-1].widget.click()
+    made[-1].click()
 
 threading.Thread(target=press).start()
 result = await watch(run)
-print(result.stopped, 3 <= len(result.request_records) < 2000, made[-1].widget.comm is None)
+print(result.stopped, 3 <= len(result.request_records) < 2000, made[-1].comm is None)
 """
 
 

@@ -1,28 +1,31 @@
-"""A chat with the served model: answers appear as they are made, and can be stopped."""
+"""What runs while the learner watches: a chat with the model, a benchmark that can be stopped."""
 
 from __future__ import annotations
 
+import asyncio
 import html
 import threading
 import time
-from contextlib import AbstractContextManager, closing
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import ipywidgets
 
 from workshop_lib.errors import WorkshopError
 from workshop_lib.plots import OKABE_ITO
+from workshop_lib.progress import Progress
+from workshop_lib.results import in_notebook
 from workshop_lib.serving import ModelServer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from workshop_lib.cluster.base import Cluster
-
-__all__ = ["ChatBox", "chat_box"]
+    from workshop_lib.cluster import Cluster
+    from workshop_lib.serving.benchmark import BenchmarkResult, SweepRun
 
 REDRAW_EVERY_S = 0.1
 """The page is redrawn at most this often; a fast server makes hundreds of tokens a second."""
+
+_WHO = {"user": ("you", OKABE_ITO["blue"]), "assistant": ("model", OKABE_ITO["green"])}
 
 
 class ChatBox(ipywidgets.VBox):  # type: ignore[misc]
@@ -43,12 +46,9 @@ class ChatBox(ipywidgets.VBox):  # type: ignore[misc]
     def __init__(
         self, reach: Callable[[], AbstractContextManager[str]], *, max_tokens: int
     ) -> None:
-        self._reach = reach
-        self._max_tokens = max_tokens
-        self._stopping = threading.Event()
-        self._busy = threading.Lock()
-        self._note = ""
-        self._failed = False
+        self._reach, self._max_tokens = reach, max_tokens
+        self._stopping, self._busy = threading.Event(), threading.Lock()
+        self._note, self._failed = "", False
         self.messages: list[dict[str, str]] = []
         wide = ipywidgets.Layout(width="40em", max_width="99%")
         self.question = ipywidgets.Text(placeholder="ask the model", layout=wide)
@@ -64,8 +64,7 @@ class ChatBox(ipywidgets.VBox):  # type: ignore[misc]
     @property
     def says(self) -> str:
         """The conversation as plain text."""
-        names = {"user": "you", "assistant": "model"}
-        lines = [f"{names[each['role']]}: {each['content']}" for each in self.messages]
+        lines = [f"{_WHO[each['role']][0]}: {each['content']}" for each in self.messages]
         return "\n".join([*lines, f"({self._note})"] if self._note else lines)
 
     def ask(self, question: str) -> str:
@@ -84,14 +83,23 @@ class ChatBox(ipywidgets.VBox):  # type: ignore[misc]
         if not question.strip():
             return ""
         with self._busy:
-            self._begin(question)
+            self._stopping.clear()
+            self._note, self._failed = "", False
+            self.send.disabled, self.stop.disabled = True, False
+            self.messages += [{"role": "user", "content": question.strip()}]
+            self.messages += [{"role": "assistant", "content": ""}]
+            self._draw()
             try:
-                self._answer()
+                self._answer(self.messages[-1])
             except KeyboardInterrupt:
                 self._note = "interrupted"
             finally:
-                self._end()
-        return self._note if self._failed else self.messages[-1]["content"]
+                self._draw()
+                answer = self.messages[-1]["content"]
+                if self._failed or not answer:
+                    del self.messages[-2:]
+                self.send.disabled, self.stop.disabled = False, True
+        return self._note if self._failed else answer
 
     def _submitted(self, widget: Any, content: dict[str, Any], buffers: Any) -> None:
         if content.get("event") == "submit":
@@ -105,18 +113,9 @@ class ChatBox(ipywidgets.VBox):  # type: ignore[misc]
         self.question.value = ""
         threading.Thread(target=self.ask, args=(question,), name="chat", daemon=True).start()
 
-    def _begin(self, question: str) -> None:
-        self._stopping.clear()
-        self._note, self._failed = "", False
-        self.send.disabled, self.stop.disabled = True, False
-        self.messages += [{"role": "user", "content": question.strip()}]
-        self.messages += [{"role": "assistant", "content": ""}]
-        self._draw()
-
-    def _answer(self) -> None:
+    def _answer(self, answer: dict[str, str]) -> None:
         """Let the answer grow as its pieces come."""
         drawn_s = time.monotonic()
-        answer = self.messages[-1]
         try:
             with self._reach() as url, ModelServer(url) as server:
                 stream = server.stream_chat(self.messages[:-1], max_tokens=self._max_tokens)
@@ -130,35 +129,27 @@ class ChatBox(ipywidgets.VBox):  # type: ignore[misc]
                         if time.monotonic() - drawn_s >= REDRAW_EVERY_S:
                             drawn_s = time.monotonic()
                             self._draw()
-            self._note = (
-                f"{stream.completion_tokens} tokens, the first after {stream.ttft_ms or 0:.0f} ms"
-            )
+            tokens, first_ms = stream.completion_tokens, stream.ttft_ms or 0
+            self._note = f"{tokens} tokens, the first after {first_ms:.0f} ms"
             if stream.finish_reason == "length":
                 self._note += f"; ended by max_tokens={self._max_tokens}"
         except WorkshopError as error:
             self._note, self._failed = str(error), True
-
-    def _end(self) -> None:
-        self._draw()
-        if self._failed or not self.messages[-1]["content"]:
-            del self.messages[-2:]
-        self.send.disabled, self.stop.disabled = False, True
 
     def _draw(self) -> None:
         self.conversation.value = self._html()
 
     def _html(self) -> str:
         """The conversation for a page, with the question that failed while it is shown."""
-        colours = {"user": OKABE_ITO["blue"], "assistant": OKABE_ITO["green"]}
-        names = {"user": "you", "assistant": "model"}
-        lines = [
-            f'<div style="margin:.4em 0"><b style="color:{colours[each["role"]]}">'
-            f"{names[each['role']]}</b> "
-            f"{html.escape(each['content']).replace(chr(10), '<br>') or '…'}</div>"
-            for each in self.messages
-        ]
-        note = f'<div style="opacity:.7">{html.escape(self._note)}</div>' if self._note else ""
-        return f'<div style="max-width:50em;line-height:1.5">{"".join(lines)}{note}</div>'
+        lines = []
+        for each in self.messages:
+            who, colour = _WHO[each["role"]]
+            text = html.escape(each["content"]).replace("\n", "<br>") or "…"
+            name = f'<b style="color:{colour}">{who}</b>'
+            lines.append(f'<div style="margin:.4em 0">{name} {text}</div>')
+        if self._note:
+            lines.append(f'<div style="opacity:.7">{html.escape(self._note)}</div>')
+        return f'<div style="max-width:50em;line-height:1.5">{"".join(lines)}</div>'
 
     def _repr_mimebundle_(self, **options: Any) -> dict[str, Any]:
         """The widget, and for pages that have no kernel what has been said."""
@@ -194,3 +185,69 @@ def chat_box(cluster: Cluster, service: str, port: int, *, max_tokens: int = 96)
     if max_tokens < 1:
         raise WorkshopError(f"max_tokens must be at least 1, got {max_tokens}")
     return ChatBox(lambda: cluster.forward(service, port), max_tokens=max_tokens)
+
+
+@contextmanager
+def stop_button(stop: Callable[[], None], last: list[str]) -> Iterator[Any]:
+    """A button while the block runs; outside notebooks none.
+
+    The kernel hears a click only while its cell awaits something: a cell that blocks hears it
+    when it has ended. What `last` holds at the end stays in the button's place, for a page
+    without a kernel too.
+
+    Args:
+        stop: What a click calls; it should return at once.
+        last: Lines that stay.
+    """
+    if not in_notebook():
+        yield None
+        return
+    from IPython.display import display
+
+    def clicked(button: Any) -> None:
+        button.disabled, button.description = True, "Stopping"
+        stop()
+
+    tooltip = "End it and keep what has finished"
+    button = ipywidgets.Button(description="Stop", icon="stop", tooltip=tooltip)
+    button.on_click(clicked)
+    place: Any = display(button, display_id=True)
+    try:
+        yield button
+    finally:
+        place.update({"text/plain": "\n".join(last)}, raw=True)
+        button.close()
+
+
+async def watch(run: SweepRun, label: str = "load") -> BenchmarkResult:
+    """Wait for a sweep with a progress line and a button that stops it.
+
+    To be awaited in a notebook's cell, so that the kernel hears the button meanwhile. Stopped
+    by the button or by an interrupt, it returns what has finished. Elsewhere, and where
+    nothing is to be clicked, `run.wait()` does the same without `await`.
+
+    Args:
+        run: What `start_sweep` returned.
+        label: What is being done, in a few words.
+
+    Raises:
+        ServerError: Every warm-up request of the first level failed.
+
+    Example:
+        >>> result = await watch(start_sweep(url, prompts, levels=(1, 4)))  # doctest: +SKIP
+        >>> result.stopped  # doctest: +SKIP
+        False
+    """
+    last: list[str] = []
+    with stop_button(run.stop, last), Progress(label=label) as progress:
+        waiting = asyncio.create_task(asyncio.to_thread(run.wait, progress.update))
+        try:
+            result = await asyncio.shield(waiting)
+        except asyncio.CancelledError:  # the kernel's interrupt, in a cell that awaits
+            run.stop()
+            result = await waiting
+        if result.stopped:
+            last.append(f"stopped: {len(result.request_records)} finished requests are kept")
+        elif result.ended:
+            last.append(result.ended)
+    return result

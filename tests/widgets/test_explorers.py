@@ -12,20 +12,23 @@ from workshop_lib.serving.memory import ModelShape, gpu_budget
 from workshop_lib.serving.simulators import simulate_batching
 from workshop_lib.widgets import (
     batching_explorer,
-    chat,
-    explorer,
-    memory,
+    explorers,
+    live,
     memory_explorer,
     paging_explorer,
-    simulators,
-    stop,
 )
+from workshop_lib.widgets.explorers import explored_budget, explored_paging, explored_schedules
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
 def expected(model, gpu, **settings):
     return gpu_budget(ModelShape.named(model), gpu, **settings)
+
+
+def shown(widget, explored):
+    """What the model or simulator says to the controls' values."""
+    return explored(**{name: control.value for name, control in widget.controls.items()})
 
 
 @pytest.fixture
@@ -38,7 +41,7 @@ def budgets():
 @pytest.mark.parametrize(
     ("control", "value", "change"),
     [
-        ("utilization", 0.95, {"gpu_memory_utilization": 0.95}),
+        ("gpu_memory_utilization", 0.95, {"gpu_memory_utilization": 0.95}),
         ("max_model_len", 32768, {"max_model_len": 32768}),
         ("tp", 4, {"tp": 4}),
         ("gpu", "h100", {"gpu": "h100"}),
@@ -47,11 +50,11 @@ def budgets():
 )
 def test_moving_a_control_redraws_with_the_budgets_numbers(budgets, control, value, change):
     before, picture = budgets.says, bytes(budgets.picture.value)
-    getattr(budgets, control).value = value
+    budgets.controls[control].value = value
 
     settings = {"model": "mistral-7b", "gpu": "a100-40", "gpu_memory_utilization": 0.9, **change}
     budget = expected(**settings)
-    assert budgets.budget() == budget
+    assert shown(budgets, explored_budget) == budget
     assert budgets.says != before
     assert f"{budget.kv_gib:.1f} GiB" in budgets.says
     assert f"{budget.kv.tokens:,} tokens" in budgets.says
@@ -68,12 +71,12 @@ def test_moving_a_control_redraws_with_the_budgets_numbers(budgets, control, val
         ("tp", 3, "tensor parallelism over 3 GPUs does not divide its 32 heads", False),
         ("max_model_len", 65536, "knows 32,768 positions and vLLM refuses more", False),
         ("model", "llama-3.1-70b", "leave no memory for the KV cache", True),
-        ("utilization", 0.3, "leave no memory for the KV cache", True),
+        ("gpu_memory_utilization", 0.3, "leave no memory for the KV cache", True),
     ],
 )
 def test_what_cannot_work_is_answered_by_its_reason(control, value, reason, has_picture, capfd):
     budgets = memory_explorer("mistral-7b", gpu="a100-40")
-    getattr(budgets, control).value = value
+    budgets.controls[control].value = value
     assert reason in budgets.says
     assert "\n" not in budgets.says
     assert "✗" in budgets.answer.value
@@ -81,20 +84,25 @@ def test_what_cannot_work_is_answered_by_its_reason(control, value, reason, has_
     assert ("image/png" in budgets._repr_mimebundle_()) is has_picture
     assert capfd.readouterr().err == ""
 
-    for name in ("tp", "max_model_len", "model", "utilization"):  # and it comes back
-        getattr(budgets, name).value = getattr(memory_explorer("mistral-7b"), name).value
+    for name in ("tp", "max_model_len", "model", "gpu_memory_utilization"):  # and it comes back
+        budgets.controls[name].value = memory_explorer("mistral-7b").controls[name].value
     assert "✓" in budgets.answer.value
     assert budgets.picture.layout.visibility == "visible"
 
 
 def test_the_lessons_question_has_the_answer_that_it_expects():
     budgets = memory_explorer("mistral-7b", gpu="a10g")
-    budgets.model.value, budgets.max_model_len.value = "llama-3.1-8b", 131072
+    budgets.controls["model"].value, budgets.controls["max_model_len"].value = (
+        "llama-3.1-8b",
+        131072,
+    )
     assert "too few for one request of 131,072" in budgets.says
     assert budgets.picture.layout.visibility == "visible"
-    budgets.utilization.value = 0.94  # all that the card can give is not enough
+    budgets.controls[
+        "gpu_memory_utilization"
+    ].value = 0.94  # all that the card can give is not enough
     assert "too few" in budgets.says
-    budgets.tp.value = 2
+    budgets.controls["tp"].value = 2
     assert "✓" in budgets.answer.value
 
 
@@ -130,26 +138,26 @@ def test_bad_defaults_are_refused(arguments, reason):
 def test_paging_is_redrawn_with_the_simulators_numbers(control, value):
     widget = paging_explorer()
     before, picture = widget.says, bytes(widget.picture.value)
-    getattr(widget, control).value = value
-    paging = widget.paging()
+    widget.controls[control].value = value
+    paging = shown(widget, explored_paging)
     blocks, pieces = paging.summary()
     assert widget.says != before and widget.picture.value != picture
     assert f"{blocks['requests']} stored" in widget.says.split(";")[0]
     assert f"{pieces['requests']} stored" in widget.says.split(";")[1]
     assert bytes(widget.picture.value).startswith(b"\x89PNG")
     assert len(plot_paging(paging).axes) == 2
-    getattr(widget, control).value = getattr(paging_explorer(), control).value
+    widget.controls[control].value = paging_explorer().controls[control].value
     assert (widget.says, widget.picture.value) == (before, picture)
 
 
 def test_paging_says_who_waits():
     widget = paging_explorer(requests=26)
-    assert widget.paging().waiting and "✗" in widget.answer.value
+    assert shown(widget, explored_paging).waiting and "✗" in widget.answer.value
     assert "✓" in paging_explorer(requests=2).answer.value
     # One more request changes none of the others.
     assert (
-        list(paging_explorer(requests=3).paging().tokens.items())
-        == list(paging_explorer(requests=4).paging().tokens.items())[:3]
+        list(shown(paging_explorer(requests=3), explored_paging).tokens.items())
+        == list(shown(paging_explorer(requests=4), explored_paging).tokens.items())[:3]
     )
 
 
@@ -157,12 +165,15 @@ def test_paging_says_who_waits():
 def test_batching_is_redrawn_with_the_simulators_numbers(control, value):
     widget = batching_explorer()
     before, picture = widget.says, bytes(widget.picture.value)
-    getattr(widget, control).value = value
-    static, continuous = widget.schedules()
+    widget.controls[control].value = value
+    static, continuous = shown(widget, explored_schedules)
     jobs = [run.job for run in static.runs]
-    again = simulate_batching(jobs, slots=widget.slots.value, policy="continuous")
+    again = simulate_batching(jobs, slots=widget.controls["slots"].value, policy="continuous")
     assert again == continuous and static.policy == "static"
-    assert len(jobs) == widget.requests.value and jobs[0].tokens == widget.longest.value
+    assert (
+        len(jobs) == widget.controls["requests"].value
+        and jobs[0].tokens == widget.controls["longest"].value
+    )
     assert f"static: a request waits {static.mean_wait:.1f} steps" in widget.says
     assert f"all are done after {continuous.steps}" in widget.says
     assert widget.says != before and widget.picture.value != picture
@@ -198,7 +209,7 @@ def test_nothing_runs_beside_the_kernel():
     code = (
         "import threading, psutil, sys\n"
         "from workshop_lib.widgets import batching_explorer, memory_explorer, paging_explorer\n"
-        "memory_explorer().tp.value = 2; paging_explorer(); batching_explorer()\n"
+        "memory_explorer().controls['tp'].value = 2; paging_explorer(); batching_explorer()\n"
         "print(threading.active_count(), len(psutil.Process().children()),"
         " 'matplotlib.pyplot' in sys.modules)"
     )
@@ -208,6 +219,6 @@ def test_nothing_runs_beside_the_kernel():
     assert done.stdout.split() == ["1", "0", "False"]
 
 
-@pytest.mark.parametrize("module", [chat, explorer, memory, simulators, stop])
+@pytest.mark.parametrize("module", [explorers, live])
 def test_examples(module):
     assert doctest.testmod(module).failed == 0
