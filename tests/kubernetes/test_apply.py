@@ -250,7 +250,7 @@ def test_a_missing_operator(emulator, cluster):
     emulator.crds = False
     line = refused(OperatorError, cluster, config_map(), ray_cluster())
     assert "the cluster knows no RayCluster (ray.io/v1): the KubeRay operator is not" in line
-    assert "helm install kuberay-operator" in line and "--version 1.7.0" in line
+    assert "helm install kuberay-operator" in line and "--version 1.7.1" in line
     assert emulator.changes() == []
 
 

@@ -16,7 +16,7 @@ from workshop_lib.cluster.prices import announce, component_cost, cost_of
 from workshop_lib.errors import ManifestError, WorkshopError
 from workshop_lib.production import budget as module
 from workshop_lib.production.budget import PLAN, Phase, budget, main
-from workshop_lib.serving.memory import DEVICES
+from workshop_lib.serving.memory import DEVICES, ModelShape, gpu_budget
 
 # -- the catalogue --------------------------------------------------------------------------------
 
@@ -146,7 +146,7 @@ def test_components_of_the_workshop():
 
 def test_only_what_is_paid_for_is_announced():
     eks = [each.body for each in manifests.render("eks", "vllm")]
-    assert announce("eks", eks).startswith("$22.19 an hour on demand: 1 x p4d.24xlarge")
+    assert announce("eks", eks).startswith("$4.76 an hour on demand: 1 x g6e.8xlarge")
     assert "2026-07-20" in announce("eks", eks)
     assert announce("local", eks) == announce("kind", eks) == ""
     assert announce("eks", [{"kind": "ConfigMap", "metadata": {"name": "x"}}]) == ""
@@ -160,14 +160,14 @@ SHORT = (Phase("serve", ("vllm",), 60), Phase("train", ("grpo",), 30))
 def test_a_budget_is_the_sum_of_its_phases(monkeypatch):
     monkeypatch.setattr(module, "PLAN", SHORT)
     one = budget(1)
-    machines = 21.957642 * 1 + 2 * 6.88 * 0.5
-    waiting = (21.957642 + 2 * 6.88) * 15 / 60
+    machines = 4.52856 * 1 + 2 * 6.88 * 0.5
+    waiting = (4.52856 + 2 * 6.88) * 15 / 60
     storage = 1200 * 0.14 / 730 * 1.5  # one file system, from the first phase on
     assert one.usd == pytest.approx(machines + waiting + storage + 2 * 0.10)
     room = budget(20)
     assert room.usd == pytest.approx(20 * (machines + waiting + storage) + 2 * 0.10)
     assert room.kept_usd > room.usd and "20 learners and 90 minutes" in room.line()
-    assert list(one.table().usd) == [21.96, 6.88]
+    assert list(one.table().usd) == [4.53, 6.88]
 
 
 def test_spot_is_cheaper_and_says_what_it_risks(monkeypatch):
@@ -175,7 +175,7 @@ def test_spot_is_cheaper_and_says_what_it_risks(monkeypatch):
     spot = budget(1, spot=True)
     assert spot.usd < budget(1).usd
     text = str(spot)
-    assert "p4d.24xlarge saved 67%, interrupted 10-15% a month" in text
+    assert "g6e.8xlarge saved 66%, interrupted >20% a month" in text
     assert "2 minutes' notice" in text and "counted on demand: p5.4xlarge" in text
 
 
@@ -204,3 +204,20 @@ def test_the_command_prints_the_tables():
         assert main(["--json"]) == 0
     assert [row["phase"] for row in json.loads(out.getvalue())] == [phase.title for phase in PLAN]
     assert main(["--learners", "0"]) == 1
+
+
+def test_the_server_for_one_gpu_takes_the_cheapest_machine_that_holds_a_room():
+    """Thirty-two requests of the full length at once: the memory model and the prices decide."""
+    (deployment,) = (i.body for i in manifests.render("eks", "vllm") if i.kind == "Deployment")
+    pod = deployment["spec"]["template"]["spec"]
+    share = {"gpu_memory_utilization": 0.9, "max_model_len": 4096, "tp": 1}
+    fitting = {}
+    for each in catalogue().values():
+        if each.gpus and each.usd_per_hour and each.vcpus >= 8:
+            held = gpu_budget(ModelShape.named("mistral-7b"), each.gpu, **share)
+            if held.fits and held.kv.concurrency >= 32:
+                fitting[each.name] = each.usd_per_hour
+    chosen = pod["nodeSelector"]["node.kubernetes.io/instance-type"]
+    assert chosen == min(fitting, key=fitting.get), fitting
+    values = manifests.parameters_of("eks", "vllm")["instance_type"]
+    assert {"p4d.24xlarge", "p5.48xlarge"} <= set(fitting) and values.type == "str"

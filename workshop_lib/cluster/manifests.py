@@ -12,7 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,6 @@ __all__ = [
     "manifests_dir",
     "parameters_of",
     "render",
-    "render_template",
 ]
 
 APPLY_ORDER = (
@@ -207,36 +206,6 @@ def render_folder(folder: Path, parameters: Mapping[str, Any] | None = None) -> 
     _set_parameters(objects, folder, parameters or {})
     order = {kind: position for position, kind in enumerate(APPLY_ORDER)}
     return sorted(objects, key=lambda item: order.get(item.kind, len(order)))
-
-
-def render_template(
-    profile: str, component: str, write: Callable[[Parameter, str], str | None]
-) -> list[Object]:
-    """The objects with another tool's expression at every place that a parameter sets.
-
-    Args:
-        profile: `local`, `eks` or `kind`.
-        component: A folder's name under `manifests/overlays/<profile>`.
-        write: Gives the expression for a parameter: of its value (`value`), of the folder of the
-            model that it names (`folder`), or of a field of its catalogue; None leaves the place.
-
-    Raises:
-        ManifestError: As `render`.
-
-    Example:
-        >>> items = render_template("eks", "vllm", lambda parameter, what: f"<{parameter.name}>")
-        >>> items[-1].body["spec"]["replicas"]
-        '<replicas>'
-    """
-    folder = Component(profile, component).folder
-    objects = render_folder(folder)
-    for parameter in _read_parameters(folder).values():
-        places = {"value": parameter.paths, "folder": parameter.model_folders, **parameter.fields}
-        for what, each in places.items():
-            if (text := write(parameter, what)) is not None:
-                for place in each:
-                    _set_at(objects, place, text, folder)
-    return objects
 
 
 def _kustomized(folder: Path) -> str:

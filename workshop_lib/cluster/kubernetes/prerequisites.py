@@ -215,7 +215,7 @@ def _kuberay_version(cluster: _Cluster) -> Check:
         shown = f"its image is {images[0]}" if images else "no Deployment of the operator"
         return _check(name, None, shown, f"look for its version: {command}")
     new = (int(found[1]), int(found[2])) >= KUBERAY
-    fix = f"helm upgrade kuberay-operator kuberay/kuberay-operator --version {wanted}.0"
+    fix = f"helm upgrade kuberay-operator kuberay/kuberay-operator --version {wanted}.1"
     return _check(name, new, images[0], fix)
 
 

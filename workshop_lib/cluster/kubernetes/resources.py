@@ -108,7 +108,7 @@ _OPERATORS = {
     "ray.io": (
         "the KubeRay operator",
         "helm install kuberay-operator kuberay-operator "
-        "--repo https://ray-project.github.io/kuberay-helm --version 1.7.0",
+        "--repo https://ray-project.github.io/kuberay-helm --version 1.7.1",
     ),
     "monitoring.coreos.com": (
         "the Prometheus operator",
