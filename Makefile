@@ -17,7 +17,7 @@ unexport PYTHONPATH PYTHONHOME PYTHONDONTWRITEBYTECODE
 pytest = pytest -n 2 --no-loadscope-reorder
 
 .PHONY: help environment run lab test clean \
-	test-all bench guidellm notebooks check checks checks-environment lock distclean
+	test-all bench notebooks check checks checks-environment lock distclean
 
 help:
 	echo "make run         run the four notebooks on this machine's own Ray and vLLM; a report in build/ (10 minutes)"
@@ -32,7 +32,6 @@ help:
 	echo "make checks-environment  install what make checks uses, into .venv-checks"
 	echo "make notebooks   run the notebooks and keep their outputs in notebooks/ (15 minutes)"
 	echo "make bench       compare the benchmark client, a training step and log reading (13 minutes)"
-	echo "make guidellm    install guidellm into .venv-guidellm; make bench then compares with it too"
 	echo "make lock        resolve requirements*.in into requirements*.txt; UPGRADE=1 takes the newest"
 	echo "make environment make .venv what requirements.txt says"
 	echo "make distclean   make clean, and remove the environments"
@@ -53,12 +52,9 @@ test-all: environment
 	$(pytest)
 
 bench: environment
-	python -m workshop_lib.tools.bench
+	for name in client logs; do python tests/bench/$$name.py $(ARGS) || failed=1; done; exit $${failed:-0}
 
-# guidellm, and checkov with kubernetes-validate, do not fit into the workshop's environment.
-guidellm:
-	sh environment.sh guidellm
-
+# checkov with kubernetes-validate does not fit into the workshop's environment.
 checks-environment:
 	sh environment.sh checks
 
@@ -82,5 +78,5 @@ clean:
 	echo "Removed build/ and .workshop/; kept .venv and the models in the cache (make distclean removes .venv)."
 
 distclean: clean
-	rm -rf .venv .venv-checks .venv-guidellm .venv-uv
+	rm -rf .venv .venv-checks .venv-uv
 	echo "Removed the environments; the models in the cache are kept: $${WORKSHOP_MODELS_DIR:-$${XDG_CACHE_HOME:-~/.cache}/ray-vllm-grpo-workshop/models}"

@@ -3,7 +3,7 @@
 # is nothing to do it takes 0.02 s.
 #
 #   sh environment.sh             .venv, from requirements.txt
-#   sh environment.sh checks      .venv-checks, from requirements-checks.txt; so for guidellm
+#   sh environment.sh checks      .venv-checks, from requirements-checks.txt
 #   sh environment.sh lock        requirements*.txt anew from requirements*.in; UPGRADE=1: newest
 #
 # torch is a call of its own: its CPU build comes from pip's find-links or index, or from PyTorch's
@@ -136,10 +136,9 @@ if [ "$what" = lock ]; then
     # An index beside the usual one is asked for every package: only where torch is nowhere else.
     unset UV_INDEX # which may hold fewer files of a version, and so fewer hashes
     [ -n "$links" ] || more_options="--index $torch_index"
-    for name in requirements requirements-guidellm requirements-checks requirements-uv; do
+    for name in requirements requirements-checks requirements-uv; do
         case $name in
         requirements) set -- requirements.in requirements-dev.in --no-emit-package torch ;;
-        requirements-guidellm) set -- $name.in --no-emit-package torch ;;
         *) set -- $name.in --no-config ;;
         esac
         doing="resolving $name"

@@ -13,8 +13,6 @@ from grpo_helpers import ARITHMETIC, SMALL, make_tiny_model
 
 from workshop_lib.data import data_path
 from workshop_lib.serving.models import prepare
-from workshop_lib.tools.measures.frame import measure
-from workshop_lib.tools.measures.grpo_step import GrpoStep
 from workshop_lib.training import math_verify_reward
 from workshop_lib.training.engine import latest_checkpoint, plan_training, train
 from workshop_lib.training.evaluate import evaluate_folder
@@ -182,17 +180,6 @@ def test_penalty_chat_and_two_updates_a_step(tiny_model: Path, tmp_path: Path) -
     assert len(read_completions(tmp_path)) == 16
     assert set(read_completions(tmp_path).answer) - {""}
     assert any(line.startswith("step 2/2  reward 0.000  std 0.000  kl 0.0") for line in said)
-
-
-@pytest.mark.slow
-def test_make_bench_compares_both_trainers(tiny_model: Path, tmp_path: Path) -> None:
-    """`make bench` with the tiny model: both sides score the same answers."""
-    entry = GrpoStep(logs=tmp_path, model=tiny_model, overrides=SMALL, learning_steps=0)
-    (report,) = measure(entry, rounds=2)
-    for side in ("workshop", "TRL"):
-        samples = report.samples[side]
-        assert samples["answers"] == [8, 8] and min(samples["tokens"]) > 8
-        assert min(samples["step_s"]) > 0 and min(samples["first_answers_same"]) >= 0.9
 
 
 def test_a_prompt_that_does_not_fit_is_refused(tiny_model: Path, tmp_path: Path) -> None:

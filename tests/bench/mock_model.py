@@ -1,9 +1,9 @@
 """A mock model server: it streams tokens like vLLM's HTTP API, on raw sockets, and stamps each.
 
-No model runs here. One thread, one epoll, and answers that were made beforehand keep its
-work per token at a few microseconds, so that a benchmark against it measures the client.
-Every token's stamp is read from the monotonic clock just before the token is handed to
-the kernel; on Linux all processes share that clock.
+No model runs here. One thread, one epoll, and answers that were made beforehand keep its work per
+token at a few microseconds, so that a benchmark against it measures the client. Every token's stamp
+is read from the monotonic clock just before the token is handed to the kernel; on Linux all
+processes share that clock.
 """
 
 from __future__ import annotations
@@ -15,47 +15,27 @@ import socket
 import time
 from collections import deque
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from multiprocessing.connection import Connection
+from typing import Any
 
-from workshop_lib.tools.measures.cpu_times import family_cpu_s, process_family
-
-if TYPE_CHECKING:
-    from multiprocessing.connection import Connection
-
-__all__ = ["MODEL", "Load", "MockServer", "Observation", "Stream", "serve"]
+from frame import cpu_s
 
 MODEL = "mock/model"
-
-SEND_TIMEOUT_S = 10.0
-"""A client that reads nothing for so long has its connection closed."""
+SEND_TIMEOUT_S = 10.0  # a client that reads nothing for so long has its connection closed
 
 
 @dataclass(frozen=True)
 class Load:
-    """How the next streams are answered.
-
-    Attributes:
-        ttft_ms: From reading a request to its first token.
-        itl_ms: Between tokens; 0 sends as fast as it can.
-        watch_pid: The client, whose CPU time, with that of the processes that it has started
-            before its first request, is read from then to the last token.
-    """
+    """How the next streams are answered; `itl_ms` 0 sends as fast as it can."""
 
     ttft_ms: float
     itl_ms: float
-    watch_pid: int | None = None
+    watch_pid: int  # the client, whose CPU time is read
 
 
 @dataclass(slots=True)
 class Stream:
-    """One answer; times are seconds of the monotonic clock.
-
-    Attributes:
-        number: From 1; the answer's usage gives it as `prompt_tokens`, so that a client's
-            record can be matched with these stamps.
-        received_s: The request was read.
-        text_s: Each token was handed to the kernel.
-    """
+    """One answer; its number, from 1, is the usage's `prompt_tokens`, so that records match."""
 
     number: int
     received_s: float
@@ -64,31 +44,19 @@ class Stream:
 
 @dataclass
 class Observation:
-    """What happened under one `Load`, from its first request to its last token.
-
-    Attributes:
-        streams: The answers that were begun.
-        most_at_once: The most that ran at the same time.
-        client_cpu_s: CPU time of the watched client. What it does with the last
-            tokens after they are sent is not in it: at most one token a stream.
-        server_cpu_s: The mock's own.
-        duration_s: Wall time.
-    """
+    """What happened under one `Load`, from its first request to its last token."""
 
     streams: list[Stream] = field(default_factory=list)
     most_at_once: int = 0
     client_cpu_s: float = 0.0
-    server_cpu_s: float = 0.0
-    duration_s: float = 0.0
 
     @property
     def tokens(self) -> int:
-        """Tokens sent."""
         return sum(len(stream.text_s) for stream in self.streams)
 
 
-def _http_chunk(data: bytes) -> bytes:
-    return f"{len(data):x}\r\n".encode() + data + b"\r\n"
+def _chunk(data: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(data), data)
 
 
 def _event(**fields: Any) -> bytes:
@@ -100,30 +68,25 @@ def _event(**fields: Any) -> bytes:
         "model": MODEL,
         **fields,
     }
-    return _http_chunk(b"data: " + json.dumps(message, separators=(",", ":")).encode() + b"\n\n")
+    return _chunk(b"data: " + json.dumps(message, separators=(",", ":")).encode() + b"\n\n")
 
 
-def _choice(delta: dict[str, str], finish_reason: str | None = None) -> bytes:
-    choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+def _choice(delta: dict[str, str], reason: str | None = None) -> bytes:
+    choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}
     return _event(choices=[choice | {"token_ids": None}])
 
 
-_HEAD = (
+_ROLE = (
     b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\n"
-    b"Transfer-Encoding: chunked\r\n\r\n"
+    b"Transfer-Encoding: chunked\r\n\r\n" + _choice({"role": "assistant", "content": ""})
 )
-_ROLE = _HEAD + _choice({"role": "assistant", "content": ""})
 _TOKEN = _choice({"content": " token"})
 _LAST_TOKEN = _choice({"content": " token"}, "length")
 
 
 def _ending(number: int, tokens: int) -> bytes:
-    usage = {
-        "prompt_tokens": number,
-        "total_tokens": number + tokens,
-        "completion_tokens": tokens,
-    }
-    return _event(choices=[], usage=usage) + _http_chunk(b"data: [DONE]\n\n") + _http_chunk(b"")
+    usage = {"prompt_tokens": number, "total_tokens": number + tokens, "completion_tokens": tokens}
+    return _event(choices=[], usage=usage) + _chunk(b"data: [DONE]\n\n") + _chunk(b"")
 
 
 def _answer(status: str, body: Any) -> bytes:
@@ -134,8 +97,6 @@ def _answer(status: str, body: Any) -> bytes:
 
 @dataclass(eq=False, slots=True)
 class _Client:
-    """One connection."""
-
     socket: socket.socket
     received: bytearray = field(default_factory=bytearray)
     open: bool = True
@@ -143,41 +104,29 @@ class _Client:
 
 @dataclass(eq=False, slots=True)
 class _Answering:
-    """A stream that is being sent, and when its next token is due."""
-
     client: _Client
     stream: Stream
     tokens: int
     due_s: float
 
 
-class MockServer:
-    """The mock server, on a free port of 127.0.0.1.
-
-    Args:
-        control: Where a `Load` comes from, which is answered with the server's address,
-            and None, which is answered with the `Observation` since then. When its other
-            end is closed, the server ends.
-
-    Example:
-        >>> MockServer(control).run()  # doctest: +SKIP
-    """
+class MockModel:
+    """The server; a `Load` is answered with its address, None with what was seen since."""
 
     def __init__(self, control: Connection) -> None:
         self._control = control
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=4096)
         self._listener.setblocking(False)
-        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self._url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         self._epoll = select.epoll()
         self._clients: dict[int, _Client] = {}
-        # Two queues, each in the order of due times by itself: first tokens are all due
-        # equally long after their requests, further ones after those before.
+        # Two queues, each in the order of due times by itself: first tokens are all due equally
+        # long after their requests, further ones after those before.
         self._first: deque[_Answering] = deque()
         self._further: deque[_Answering] = deque()
-        self._load = Load(0.0, 0.0)
+        self._load = Load(0, 0, 0)
         self._seen = Observation()
-        self._cpu_before = (0.0, 0.0)
-        self._watched: list[int] = []
+        self._cpu_before_s = 0.0
 
     def run(self) -> None:
         """Serve until the control connection is closed."""
@@ -195,15 +144,10 @@ class MockServer:
                 self._send_due()
 
     def _wait(self) -> list[int]:
-        """Sleep until something is to be read or sent; what is to be read.
-
-        select() because it takes microseconds: epoll's own timeout is whole ms.
-        """
+        """Sleep until something is to be read or sent; select(), as epoll waits for whole ms."""
         heads = [queue[0].due_s for queue in (self._first, self._further) if queue]
-        left_s = min(heads) - time.monotonic() if heads else None
-        if left_s is not None and left_s <= 0:
-            return [fd for fd, _ in self._epoll.poll(0)]
-        if not select.select([self._epoll], [], [], left_s)[0]:
+        left_s = max(0.0, min(heads) - time.monotonic()) if heads else None
+        if left_s != 0.0 and not select.select([self._epoll], [], [], left_s)[0]:
             return []
         return [fd for fd, _ in self._epoll.poll(0)]
 
@@ -211,11 +155,10 @@ class MockServer:
         if load is None:
             self._control.send(self._seen)
             return
-        self._load = load
-        self._seen = Observation()
+        self._load, self._seen = load, Observation()
         self._first.clear()
         self._further.clear()
-        self._control.send(self.url)
+        self._control.send(self._url)
 
     def _accept(self) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -252,43 +195,28 @@ class MockServer:
             if len(rest) < length:
                 return
             client.received = rest[length:]
-            method, path, *_ = [*lines[0].split(" "), ""]
-            self._request(client, method, path, bytes(rest[:length]))
+            self._request(client, lines[0].split(" ")[1], bytes(rest[:length]))
 
-    def _request(self, client: _Client, method: str, path: str, body: bytes) -> None:
-        if (method, path) == ("POST", "/v1/chat/completions"):
-            self._begin(client, body)
-        elif (method, path) == ("GET", "/health"):
-            self._send(client, _answer("200 OK", {}))
-        elif (method, path) == ("GET", "/v1/models"):
+    def _request(self, client: _Client, path: str, body: bytes) -> None:
+        if path == "/v1/chat/completions":
+            asked = json.loads(body)
+            self._begin(client, int(asked.get("max_completion_tokens") or asked["max_tokens"]))
+        elif path == "/v1/models":
             self._send(client, _answer("200 OK", {"object": "list", "data": [{"id": MODEL}]}))
+        elif path == "/health":
+            self._send(client, _answer("200 OK", {}))
         else:
             self._send(client, _answer("404 Not Found", {"error": {"message": "no such path"}}))
 
-    def _begin(self, client: _Client, body: bytes) -> None:
+    def _begin(self, client: _Client, tokens: int) -> None:
         now = time.monotonic()
-        try:
-            asked = json.loads(body)
-            tokens = int(asked.get("max_completion_tokens") or asked["max_tokens"])
-            if not asked["stream"] or tokens < 1:
-                raise ValueError("not a stream of tokens")
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            message = f"the mock server only streams: {error!r}"
-            self._send(client, _answer("400 Bad Request", {"error": {"message": message}}))
-            return
         if not self._seen.streams:
-            watched = self._load.watch_pid
-            self._watched = process_family(watched) if watched else []
-            self._cpu_before = self._cpu_s()
+            self._cpu_before_s = cpu_s(self._load.watch_pid)
         stream = Stream(len(self._seen.streams) + 1, now)
         self._seen.streams.append(stream)
-        due_s = now + self._load.ttft_ms / 1000
-        self._first.append(_Answering(client, stream, tokens, due_s))
+        self._first.append(_Answering(client, stream, tokens, now + self._load.ttft_ms / 1000))
         at_once = len(self._first) + len(self._further)
         self._seen.most_at_once = max(self._seen.most_at_once, at_once)
-
-    def _cpu_s(self) -> tuple[float, float]:
-        return family_cpu_s(self._watched), time.process_time()
 
     def _send_due(self) -> None:
         """Send the tokens whose time has come, at most one a stream, then look for requests."""
@@ -302,8 +230,8 @@ class MockServer:
                 return
             answering = queue.popleft()
             if self._send_token(answering):
-                # From the time it was due, so that lateness does not add up; but one
-                # that is behind by more than a gap may not pass the others.
+                # From the time it was due, so that lateness does not add up; but one that is
+                # behind by more than a gap may not pass the others.
                 answering.due_s = max(answering.due_s + itl_s, now)
                 further.append(answering)
 
@@ -320,14 +248,9 @@ class MockServer:
         text_s.append(stamp)
         if is_last:
             self._send(client, _ending(answering.stream.number, answering.tokens))
-            self._observe(stamp)
+            # What the client does with the last tokens after they are sent is not in it.
+            self._seen.client_cpu_s = cpu_s(self._load.watch_pid) - self._cpu_before_s
         return not is_last
-
-    def _observe(self, stamp: float) -> None:
-        client_cpu_s, server_cpu_s = self._cpu_s()
-        self._seen.client_cpu_s = client_cpu_s - self._cpu_before[0]
-        self._seen.server_cpu_s = server_cpu_s - self._cpu_before[1]
-        self._seen.duration_s = stamp - self._seen.streams[0].received_s
 
     def _send(self, client: _Client, data: bytes) -> None:
         if not client.open:
@@ -349,11 +272,7 @@ class MockServer:
 
 
 def serve(control: Connection) -> None:
-    """Be a mock server; the first message says that it listens.
-
-    Args:
-        control: See `MockServer`.
-    """
-    server = MockServer(control)
+    """Be a mock server; the first message says that it listens."""
+    server = MockModel(control)
     control.send(None)
     server.run()
