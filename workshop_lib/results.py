@@ -3,6 +3,9 @@
 `record("p95_ttft_ms", 153.2)` shows the value in the cell's output and keeps it there
 in a form that programs read, so that an executed notebook carries its own results:
 `make run` gathers them in `build/results.json`, and tests assert them.
+
+`predict("p95_ttft_ms", 200)` keeps what the learner expects of such a result, and
+`predictions()` shows it beside what the run said.
 """
 
 from __future__ import annotations
@@ -13,19 +16,33 @@ import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from workshop_lib.errors import WorkshopError
 
-__all__ = ["RECORD_MIME", "in_notebook", "read_records", "record"]
+if TYPE_CHECKING:
+    from pandas.io.formats.style import Styler
+
+__all__ = [
+    "RECORD_MIME",
+    "in_notebook",
+    "predict",
+    "predictions",
+    "read_records",
+    "record",
+]
 
 RECORD_MIME = "application/vnd.workshop.record+json"
 """The MIME type of a recorded value in a cell's output: `{"name": …, "value": …}`."""
 
 TEXT_LENGTH = 200
 
+_SAID: dict[str, Any] = {}
+_RECORDED: dict[str, Any] = {}
+"""What this kernel's learner predicted, and what it recorded."""
 
-def record(name: str, value: Any) -> None:
+
+def record(name: str, value: Any, *, show: bool = True) -> None:
     """Show a value in the cell's output and keep it there for tests and reports.
 
     Recording a name again replaces its value. In a script the value is only printed.
@@ -35,6 +52,7 @@ def record(name: str, value: Any) -> None:
         value: A number, text, truth value or None, or lists and dictionaries of these:
             what JSON can hold. Values of numpy or pandas are turned into those first
             (`float(x)`, `x.tolist()`), by the notebook, which knows what they mean.
+        show: Whether the learner sees it too; some results only tests need.
 
     Raises:
         WorkshopError: The name is not one, or JSON cannot hold the value.
@@ -52,14 +70,67 @@ def record(name: str, value: Any) -> None:
     if reason:
         raise WorkshopError(f"record({name!r}, …): {reason}")
     plain = json.loads(json.dumps(value, allow_nan=False))  # a copy; numpy's float is a float
+    _RECORDED[name] = plain
     shown = f"{name} = {_readable(plain)}"
     if in_notebook():
         from IPython.display import display
 
-        bundle = {RECORD_MIME: {"name": name, "value": plain}, "text/plain": shown}
-        display(bundle, raw=True)
-    else:
+        text = shown if show else ""
+        display({RECORD_MIME: {"name": name, "value": plain}, "text/plain": text}, raw=True)
+    elif show:
         print(shown)
+
+
+def predict(name: str, expected: Any = None) -> None:
+    """Keep what you expect of a result, before you run what records it.
+
+    Nothing waits for it: with None the prediction is left open.
+
+    Args:
+        name: The name under which the result will be recorded.
+        expected: A number, a word, or a list of these.
+
+    Raises:
+        WorkshopError: JSON cannot hold the value.
+
+    Example:
+        >>> predict("p95_ttft_ms", 200)
+    """
+    reason = _refusal(expected)
+    if reason:
+        raise WorkshopError(f"predict({name!r}, …): {reason}")
+    _SAID[name] = expected
+
+
+def predictions() -> Styler:
+    """Show every prediction of this notebook beside the result that was recorded.
+
+    Example:
+        >>> predict("nodes", 2)
+        >>> record("nodes", 2)
+        nodes = 2
+        >>> "nodes" in predictions().to_html()
+        True
+    """
+    import pandas as pd
+
+    from workshop_lib.tables import text_table
+
+    rows = [
+        {
+            "result": name,
+            "you expected": "not entered" if expected is None else _readable(expected),
+            "the run said": _readable(_RECORDED[name]) if name in _RECORDED else "not run yet",
+        }
+        for name, expected in _SAID.items()
+    ]
+    return text_table(pd.DataFrame(rows, columns=["result", "you expected", "the run said"]))
+
+
+def shared_predictions() -> str:
+    """The predictions that were entered, each beside its result, as one short line."""
+    known = {name: said for name, said in _SAID.items() if said is not None and name in _RECORDED}
+    return "; ".join(f"{n}: {_readable(s)} -> {_readable(_RECORDED[n])}" for n, s in known.items())
 
 
 def read_records(notebook: str | Path | Mapping[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,14 @@ import numpy
 import pytest
 
 from workshop_lib.errors import WorkshopError
-from workshop_lib.results import RECORD_MIME, read_records, record
+from workshop_lib.results import (
+    RECORD_MIME,
+    predict,
+    predictions,
+    read_records,
+    record,
+    shared_predictions,
+)
 
 
 class Kernel:
@@ -110,3 +117,20 @@ def test_what_is_no_notebook_is_refused(tmp_path, content):
     path.write_text(content)
     with pytest.raises(WorkshopError, match="notebook"):
         read_records(path)
+
+
+def test_predictions_stand_beside_what_the_run_said(displayed):
+    predict("nodes_that_joined", 3)
+    predict("left_open")
+    predict("not_yet_run", "rank 0")
+    record("nodes_that_joined", 2, show=False)
+    record("left_open", 5)
+    table = predictions().data.set_index("result")
+    assert table.loc["nodes_that_joined"].tolist() == ["3", "2"]
+    assert table.loc["left_open"].tolist() == ["not entered", "5"]
+    assert table.loc["not_yet_run"].tolist() == ["rank 0", "not run yet"]
+    assert shared_predictions() == "nodes_that_joined: 3 -> 2"
+    assert displayed[0]["data"]["text/plain"] == ""  # not shown, and kept all the same
+    assert read_records({"cells": [{"outputs": displayed}]})["nodes_that_joined"] == 2
+    with pytest.raises(WorkshopError, match="predict"):
+        predict("nodes_that_joined", object())

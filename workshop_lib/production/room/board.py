@@ -16,6 +16,7 @@ from workshop_lib.cluster.base import Cluster
 from workshop_lib.cluster.kubernetes.cluster import KubernetesCluster
 from workshop_lib.cluster.kubernetes.resources import resource_of_kind
 from workshop_lib.errors import NotFoundError, WaitTimeoutError, WorkshopError
+from workshop_lib.results import shared_predictions
 
 if TYPE_CHECKING:
     from workshop_lib.checklist import CheckList
@@ -30,7 +31,8 @@ LESSON = "workshop.techpulse/lesson"
 def share_checks(cluster: Cluster, lesson: str, checks: CheckList) -> None:
     """Show a lesson's checks in the instructor's table, where there is a room; else do nothing.
 
-    What is shared: how many passed, of how many, and the names of the others.
+    What is shared: how many passed, of how many, the names of the others, and the predictions
+    that were entered beside what the run said.
 
     Args:
         cluster: The learner's cluster.
@@ -63,6 +65,7 @@ def share_checks(cluster: Cluster, lesson: str, checks: CheckList) -> None:
         "passed": str(passed),
         "total": str(len(asked)),
         "open": "; ".join(check.name for check in still_open),
+        "predictions": shared_predictions(),
     }
     _put(cluster, f"workshop-checks-{lesson}", {LESSON: lesson}, data)
     room = (board.get("data") or {}).get("name", "")
@@ -74,12 +77,13 @@ def put_board(cluster: KubernetesCluster, room: str) -> None:
     _put(cluster, BOARD, {}, {"name": room})
 
 
-def read_board(cluster: KubernetesCluster) -> tuple[str, str]:
-    """What was shared: passed of all, for each lesson, and the names of the others."""
+def read_board(cluster: KubernetesCluster) -> tuple[str, str, str]:
+    """What was shared of each lesson: passed of all, the others' names, predictions."""
     shared = [body.get("data") or {} for body in _shared(cluster)]
     passed = [f"{each['lesson']}: {each['passed']}/{each['total']}" for each in shared]
     still_open = [f"{each['lesson']}: {each['open']}" for each in shared if each.get("open")]
-    return ", ".join(passed) or "-", "; ".join(still_open) or "-"
+    said = [each["predictions"] for each in shared if each.get("predictions")]
+    return ", ".join(passed) or "-", "; ".join(still_open) or "-", "; ".join(said) or "-"
 
 
 def wipe_board(cluster: KubernetesCluster, *, timeout_s: float = 120.0) -> None:

@@ -239,7 +239,8 @@ class Room:
 
         Returns:
             `learner`, `components` (what is applied), `pods` (ready of wanted), `checks` (passed
-            of shared, for each lesson), `open` (checks that did not pass), and `problems` (what
+            of shared, for each lesson), `open` (checks that did not pass),
+            `predictions` (what was expected -> what the run said), and `problems` (what
             `diagnose` found, the root cause first).
         """
         import pandas as pd
@@ -247,7 +248,7 @@ class Room:
         names = self.namespaces()
         with ThreadPoolExecutor(AT_ONCE) as pool:
             rows = list(track(pool.map(self._row, names), "looking", total=len(names)))
-        columns = ["learner", "components", "pods", "checks", "open", "problems"]
+        columns = ["learner", "components", "pods", "checks", "open", "predictions", "problems"]
         return pd.DataFrame(rows, columns=columns)
 
     def _row(self, namespace: str) -> list[str]:
@@ -268,7 +269,7 @@ class Room:
                 problems,
             ]
         except WorkshopError as error:
-            return [namespace, "?", "?", "?", "?", f"cannot be read: {error}"]
+            return [namespace, "?", "?", "?", "?", "?", f"cannot be read: {error}"]
 
 
 def _pods(there: KubernetesCluster) -> str:
