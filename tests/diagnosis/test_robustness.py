@@ -2,18 +2,13 @@
 
 import copy
 import json
-import os
 import random
-import subprocess
-import sys
 import time
 
-import pytest
 from snapshots import asks, container, crash_loop, event, job, node, pending, pod, service, snapshot
 
 from workshop_lib.errors import WorkshopError
 from workshop_lib.production.diagnosis import diagnose
-from workshop_lib.tools.piped import SIGPIPE_STATUS
 
 ODD = [None, [], {}, "x", 5, -1, True, [None], [1], {"a": None}, "", float("inf"), [[]], "9" * 400,
        {"name": 5}, float("nan")]  # fmt: skip
@@ -98,24 +93,3 @@ def test_a_large_snapshot_takes_no_time():
     begun = time.process_time()
     assert diagnose(snap).verdict == "problems"
     assert time.process_time() - begun < 2
-
-
-@pytest.mark.parametrize("arguments", [
-    ["workshop_lib.production.diagnosis", "SNAPSHOT", "--json"],
-    ["workshop_lib.production.diagnosis", "--help"],
-    ["workshop_lib.serving.memory", "--help"], ["workshop_lib.training.runs", "--help"],
-    ["workshop_lib.training.recipe", "--help"], ["workshop_lib.production.budget"],
-], ids=" ".join)  # fmt: skip
-def test_output_that_nobody_reads_ends_the_command_in_silence(tmp_path, arguments):
-    file = tmp_path / "snapshot.json"
-    file.write_text(json.dumps(whole()))
-    words = [str(file) if word == "SNAPSHOT" else word for word in arguments]
-    read, write = os.pipe()
-    os.close(read)
-    try:
-        done = subprocess.run([sys.executable, "-m", *words], stdout=write, stderr=subprocess.PIPE,
-                              text=True, check=False)  # fmt: skip
-    finally:
-        os.close(write)
-    assert done.stderr == ""
-    assert done.returncode in (0, SIGPIPE_STATUS)

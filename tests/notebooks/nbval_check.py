@@ -6,12 +6,11 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import nbformat
+import papermill
 import psutil
 import yaml
 
-from workshop_lib.tools.execute import parameters_of
-from workshop_lib.tools.kernels import CHECKOUT, kernel_environment
+from workshop_lib.tools.execute import CHECKOUT, kernel_environment
 from workshop_lib.results import read_records
 
 HERE = Path(__file__).parent
@@ -46,7 +45,7 @@ def check_notebook(source, folder, *, state, params=None, cell_timeout_s=600.0, 
     prepare = [sys.executable, "-m", "papermill", "--prepare-only", "--no-progress-bar"]
     if params is not None:
         wanted = set(yaml.safe_load(params.read_text()))
-        unknown = wanted - set(parameters_of(nbformat.read(source, as_version=4)))
+        unknown = wanted - set(papermill.inspect_notebook(str(source)))
         assert not unknown, f"{params.name} sets what {source.name} does not have: {unknown}"
         prepare += ["-f", str(params)]
     subprocess.run([*prepare, str(source), str(prepared)], check=True, env=environment)

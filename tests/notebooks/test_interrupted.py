@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from workshop_lib.tools.execute import find_notebooks
-from workshop_lib.tools.kernels import CHECKOUT
+from workshop_lib.tools.execute import CHECKOUT, find_notebooks
 from workshop_lib.errors import NotFoundError
 from workshop_lib.cluster.local import processes
 from workshop_lib.cluster.local.cluster import LocalCluster
@@ -49,7 +48,7 @@ def git_status():
 
 def clean():
     subprocess.run(
-        [sys.executable, "-m", "workshop_lib.cluster.local", "clean", "--state", STATE],
+        [sys.executable, "-m", "workshop_lib.tools.cli", "clean", "--state", STATE],
         cwd=CHECKOUT, check=True, capture_output=True,
     )  # fmt: skip
 
@@ -62,7 +61,7 @@ def run_notebook(tmp_path):
     def start(name):
         with (tmp_path / "run.log").open("wb") as log:
             run = subprocess.Popen(
-                [sys.executable, "-m", "workshop_lib.tools.run", name],
+                [sys.executable, "-m", "workshop_lib.tools.cli", "run", name],
                 cwd=CHECKOUT, stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
         started.append(run)

@@ -23,10 +23,8 @@ from streaming_server import StreamingServer
 
 from workshop_lib.errors import WorkshopError
 from workshop_lib.results import read_records
-from workshop_lib.tools.execute import find_notebooks
-from workshop_lib.tools.kernels import CHECKOUT
+from workshop_lib.tools.execute import CHECKOUT, find_notebooks, stop_everything
 from workshop_lib.tools.lab import START_PAGE
-from workshop_lib.tools.stopping import stop_everything
 from workshop_lib.widgets import batching_explorer, memory_explorer, paging_explorer
 
 STATE = "test-ui"
@@ -98,7 +96,7 @@ class Lab:
         self.log = (folder / "lab.log").open("w+")
         self.process = subprocess.Popen(
             [
-                sys.executable, "-m", "workshop_lib.tools.lab",
+                sys.executable, "-m", "workshop_lib.tools.cli", "lab",
                 "--notebooks", str(folder / "notebooks"), "--no-browser", "--port=0",
             ],
             cwd=CHECKOUT,
@@ -396,7 +394,7 @@ def test_a_damaged_notebook_is_named(tmp_path):
     shutil.copytree(CHECKOUT / "notebooks", tmp_path / "notebooks")
     Path(tmp_path / "notebooks" / "01_ray_cluster.ipynb").write_text("{")
     done = subprocess.run(
-        [sys.executable, "-m", "workshop_lib.tools.lab",
+        [sys.executable, "-m", "workshop_lib.tools.cli", "lab",
          "--notebooks", str(tmp_path / "notebooks")],
         cwd=CHECKOUT, capture_output=True, text=True, timeout=120,
     )  # fmt: skip

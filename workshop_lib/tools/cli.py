@@ -110,6 +110,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except WorkshopError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt as interrupted:
+        return int(getattr(interrupted, "exit_status", 130))
     except BrokenPipeError:  # as the manual of Python's `signal` advises
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return SIGPIPE_STATUS

@@ -1,45 +1,37 @@
-"""Executes one notebook with papermill: progress, timeouts and a clean end.
+"""Executes one notebook with papermill: a kernel of its own, progress, a clean end.
 
-papermill runs in a thread, so that signals and timeouts are the main thread's and never
-tear its event loop: to stop a notebook, its kernel is killed, papermill sees a dead
-kernel, saves what there is and ends. A kernel whose command was killed ends by itself
-within a second or two (ipykernel watches the process that `JPY_PARENT_PID` names).
+The kernel is this environment's Python, whatever the user has registered or configured, and
+works in the notebook's own folder, as in JupyterLab. It leads a process group, which is killed
+however the notebook ends.
 """
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import logging
 import os
 import re
 import signal
+import subprocess
 import sys
-import threading
-import time
+import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from filelock import FileLock, Timeout
+
 from workshop_lib.errors import WorkshopError
 from workshop_lib.progress import Progress
 from workshop_lib.results import read_records
-from workshop_lib.tools.kernels import kernel_environment, kernel_manager
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
-__all__ = [
-    "INJECTED_TAG",
-    "MARKER_TAG",
-    "Failure",
-    "Limits",
-    "Outcome",
-    "execute",
-    "find_notebooks",
-    "parameters_of",
-    "read_notebook",
-]
+    from jupyter_client.manager import KernelManager
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+"""The folder that holds `workshop_lib`, so that kernels import this copy of it."""
 
 INJECTED_TAG = "injected-parameters"
 """papermill's tag for the cell with the parameters of this run."""
@@ -47,366 +39,271 @@ INJECTED_TAG = "injected-parameters"
 MARKER_TAG = "papermill-error-cell-tag"
 """papermill's tag for its own notes about a failure."""
 
-KERNEL_NAME = "python3"
-POLL_S = 0.2
-ERROR_LENGTH = 400
-INTERRUPTED = "interrupted"
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+STOP_TIMEOUT_S = 120.0
+
+kernels: list[int] = []
+"""Process groups of kernels that run."""
 
 
-@dataclass(frozen=True)
-class Limits:
-    """How long things may take.
+class Interrupted(KeyboardInterrupt):
+    """A signal asks the command to end; `exit_status` is what a shell reports then."""
 
-    Attributes:
-        cell_s: One cell.
-        notebook_s: One notebook.
-    """
-
-    cell_s: float = 900.0
-    notebook_s: float = 1800.0
-
-
-@dataclass(frozen=True)
-class Failure:
-    """Why a notebook did not end well.
-
-    Attributes:
-        cell: The cell's number among the code cells, as Jupyter shows it (`[3]`); 0 when
-            no cell had begun.
-        source: The cell's first line.
-        error: The error's last line.
-    """
-
-    cell: int
-    source: str
-    error: str
+    def __init__(self, signum: int) -> None:
+        super().__init__(signal.Signals(signum).name)
+        self.exit_status = 128 + signum
 
 
 @dataclass
 class Outcome:
-    """What became of one notebook.
+    """What became of a notebook: `not run`, `done`, `failed` or `interrupted`.
 
-    Attributes:
-        name: Its file name without `.ipynb`.
-        executed: The executed copy.
-        status: `done`, `failed`, `interrupted` or `not run`.
-        seconds: From the start of its kernel to the end.
-        cells: How many code cells it has.
-        parameters: What was injected.
-        failure: Why it is not done.
-        records: What it recorded.
+    A failure has the code cell's number as Jupyter shows it (0: none had begun), its first line
+    and the error's last line.
     """
 
-    name: str
     executed: Path
     status: str = "not run"
     seconds: float = 0.0
     cells: int = 0
     parameters: dict[str, Any] = field(default_factory=dict)
-    failure: Failure | None = None
     records: dict[str, Any] = field(default_factory=dict)
-
-    def explain(self) -> str:
-        """Say in one line why the notebook is not done, and where to look."""
-        if self.failure is None:
-            return f"{self.name}: {self.status}"
-        where = (
-            f"cell {self.failure.cell}, `{self.failure.source}`" if self.failure.cell else "start"
-        )
-        return f"{self.name}.ipynb failed at {where}: {self.failure.error}; see {self.executed}"
+    failure: dict[str, Any] | None = None
 
 
 def find_notebooks(
     folder: Path, names: Sequence[str] = (), *, solutions: bool = False
 ) -> list[Path]:
-    """Find the workshop's notebooks, sorted: files named like `01_ray_cluster.ipynb`.
-
-    Args:
-        folder: Where they lie.
-        names: Only these, each given as `01`, `01_ray_cluster` or a file name; default: all.
-        solutions: Those of the exercises too, in the folder's `solutions/`.
-
-    Returns:
-        Their paths, in the order of their names.
-
-    Raises:
-        WorkshopError: There are none, or a name fits none.
-
-    Example:
-        >>> [path.stem for path in find_notebooks(Path("notebooks"), ["01"])]  # doctest: +SKIP
-        ['01_ray_cluster']
-    """
+    """Find notebooks named like `01_ray_cluster.ipynb`, sorted; `names` like `01` choose some."""
     pattern = "[0-9][0-9]_*.ipynb"
     found = sorted(folder.glob(pattern))
-    if solutions:
-        found += sorted((folder / "solutions").glob(pattern))
-    if not found:
-        raise WorkshopError(f"there is no notebook in {folder} (NN_name.ipynb)")
+    found += sorted((folder / "solutions").glob(pattern)) if solutions else []
+    known = ", ".join(path.stem for path in found) or f"none in {folder}"
     chosen = set()
     for name in names:
         stem = Path(name).name.removesuffix(".ipynb")
         fits = [path for path in found if stem in (path.stem, path.stem[:2])]
-        if not fits:
-            known = ", ".join(path.stem for path in found)
-            raise WorkshopError(f"there is no notebook {name!r}; there are: {known}")
         chosen.update(fits)
+        if not fits:
+            raise WorkshopError(f"there is no notebook {name!r}; there are: {known}")
+    if not found:
+        raise WorkshopError(f"there is no notebook in {folder} (NN_name.ipynb)")
     return sorted(chosen) or found
 
 
-def parameters_of(notebook: Mapping[str, Any]) -> list[str]:
-    """List the names that a notebook's `parameters` cell sets.
+def read_notebook(path: Path) -> Any:
+    """Read a notebook's content; one that is damaged is a `WorkshopError`."""
+    import nbformat
 
-    Args:
-        notebook: The notebook's content.
-
-    Example:
-        >>> cell = {"metadata": {"tags": ["parameters"]}, "source": "LEVELS = 3"}
-        >>> parameters_of({"cells": [cell]})
-        ['LEVELS']
-    """
-    for cell in notebook["cells"]:
-        if "parameters" in cell.get("metadata", {}).get("tags", []):
-            statements = ast.parse("".join(cell["source"])).body
-            return [
-                target.id
-                for statement in statements
-                if isinstance(statement, (ast.Assign, ast.AnnAssign))
-                for target in (
-                    statement.targets if isinstance(statement, ast.Assign) else [statement.target]
-                )
-                if isinstance(target, ast.Name)
-            ]
-    return []
+    try:
+        return nbformat.read(str(path), as_version=4)
+    except (OSError, ValueError, nbformat.reader.NotJSONError) as error:
+        raise WorkshopError(
+            f"{path} cannot be read ({error}); `git restore {path.name}` brings it back"
+        ) from error
 
 
-class _Run(threading.Thread):
-    """papermill at work on one notebook."""
+def kernel_environment(build: Path, state: str) -> dict[str, str]:
+    """The environment variables of kernels that use a state of the local cluster."""
+    foreign = ("JUPYTER_", "IPYTHON", "PYTHONSTARTUP", "PYTHONPATH", "PYTHONHOME", "JPY_")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
+    private = build.resolve() / "jupyter"
+    return {
+        **kept,
+        "IPYTHONDIR": str(private / "ipython"),
+        "JUPYTER_CONFIG_DIR": str(private / "config"),
+        "JUPYTER_DATA_DIR": str(private / "data"),
+        "JUPYTER_RUNTIME_DIR": str(private / "runtime"),
+        "PYTHONPATH": str(CHECKOUT),
+        "PYTHONNOUSERSITE": "1",
+        # Figures belong in the output also where the caller says MPLBACKEND=Agg, as CI does.
+        "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+        "WORKSHOP_STATE": state,
+    }
 
-    def __init__(self, source: Path, output: Path, parameters: Mapping[str, Any], env: Any) -> None:
-        super().__init__(name=f"papermill {source.stem}", daemon=True)
-        self.source = source
-        self.output = output
-        self.parameters = dict(parameters)
-        self.env = env
-        self.log = output.with_suffix(".kernel.log")
-        self.kernels: list[int] = []
-        self.error: BaseException | None = None
-        self.index = -1  # of the cell that runs or ran last
-        self.cell_began = time.monotonic()
-        self.number = 0
-        self.first_line = ""
 
-    def run(self) -> None:
-        from papermill.execute import execute_notebook
+def _start_kernel(environment: Mapping[str, str], folder: Path, log: Path) -> KernelManager:
+    """Start this environment's own Python as a kernel, which leads a process group."""
+    from ipykernel.kernelspec import RESOURCES, get_kernel_dict
+    from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
+    from jupyter_client.manager import KernelManager
 
-        manager = kernel_manager(self.env, self.source.parent, self.log, self.kernels)
-        try:
-            execute_notebook(
-                str(self.source),
-                str(self.output),
-                parameters=self.parameters,
-                kernel_name=KERNEL_NAME,
-                progress_bar=False,
-                kernel_manager_class=manager,
-                coalesce_streams=True,
-                on_cell_execute=self._on_cell,
-            )
-        except BaseException as error:  # noqa: BLE001 - the main thread looks at it
-            self.error = error
+    class OwnPython(KernelSpecManager):
+        def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
+            return KernelSpec(resource_dir=RESOURCES, **get_kernel_dict())
 
-    def _on_cell(self, cell: Any, cell_index: int) -> None:
-        self.cell_began = time.monotonic()
-        self.index = cell_index
-        if INJECTED_TAG not in cell.metadata.get("tags", []):
-            self.number += 1
-            self.first_line = _first_line(cell.source)
+    runtime = Path(environment["JUPYTER_RUNTIME_DIR"])
+    runtime.mkdir(parents=True, exist_ok=True)
+    manager = KernelManager(
+        kernel_spec_manager=OwnPython(),
+        client_class="jupyter_client.asynchronous.AsyncKernelClient",  # as nbclient expects
+        connection_file=str(runtime / f"kernel-{uuid.uuid4()}.json"),
+        transport_encryption="auto",  # else ipykernel warns on every start
+    )
+    with log.open("wb") as file:
+        manager.start_kernel(env=dict(environment), cwd=str(folder), stdout=file, stderr=file)
+    kernels.append(manager.provisioner.pid)  # type: ignore[union-attr]
+    return manager
 
-    def kill(self) -> None:
-        """Kill the kernel and what it started in its process group; papermill then ends."""
-        for pid in self.kernels:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(pid, signal.SIGKILL)
+
+def _kill_kernels() -> None:
+    """Kill kernels, and what they started in their process groups."""
+    for pid in kernels:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGKILL)
 
 
 def execute(
     source: Path,
     output: Path,
     *,
-    parameters: Mapping[str, Any] | None = None,
     state: str,
     build: Path,
-    limits: Limits | None = None,
+    parameters: Mapping[str, Any] | None = None,
+    cell_timeout_s: float = 900.0,
     label: str = "",
 ) -> Outcome:
-    """Execute a notebook into a copy, with progress on stdout.
+    """Execute a notebook into a copy, with progress on stdout; `source` is only read.
 
-    Args:
-        source: The notebook; it is only read. Its folder is the kernel's working folder.
-        output: The executed copy, written as it runs.
-        parameters: Values to inject after the `parameters` cell.
-        state: The local cluster's state that the notebook uses.
-        build: Where private files of Jupyter and IPython go.
-        limits: Timeouts.
-        label: Shown before the notebook's name, such as `1/2 `.
-
-    Returns:
-        What became of it; `interrupted` is not among that, see Raises.
-
-    Raises:
-        KeyboardInterrupt: A signal came; the kernel is gone. Its `outcome` attribute
-            holds what became of the notebook.
-
-    Example:
-        >>> source = Path("notebooks/01_ray_cluster.ipynb")
-        >>> copy = Path("build/run/01_ray_cluster.ipynb")
-        >>> execute(source, copy, state="run", build=Path("build")).status  # doctest: +SKIP
-        'done'
+    The kernel uses the local cluster's state `state`, and keeps its own files below `build`.
+    After a signal `Interrupted` is raised, whose `outcome` says what became of the notebook.
     """
-    limits = limits or Limits()
-    _quiet_libraries()
+    import papermill
+
+    for name in ("papermill", "traitlets", "nbconvert", "asyncio"):  # the one clear line is ours
+        logging.getLogger(name).disabled = True
     output.parent.mkdir(parents=True, exist_ok=True)
     output.unlink(missing_ok=True)
-    content = read_notebook(source)
-    outcome = Outcome(source.stem, output, parameters=dict(parameters or {}))
-    outcome.cells = sum(
-        cell["cell_type"] == "code" and bool("".join(cell["source"]).strip())
-        for cell in content["cells"]
-    )
-    run = _Run(source, output, outcome.parameters, kernel_environment(build, state))
-    began = time.monotonic()
-    reason = ""
-    try:
-        with Progress(outcome.cells, label + source.stem, unit="cells", stream=sys.stdout) as shown:
-            try:
-                run.start()
-                reason = _watch(run, shown, limits)
-            except KeyboardInterrupt as signalled:
-                reason = INTERRUPTED
-                signalled.outcome = outcome  # type: ignore[attr-defined]
-                raise
-            finally:
-                _end(run)
-                outcome.seconds = round(time.monotonic() - began, 1)
-                _judge(outcome, run, reason)
+    log = output.with_suffix(".kernel.log")
+    code = [cell for cell in read_notebook(source).cells if cell.cell_type == "code"]
+    total = sum(bool(cell.source.strip()) for cell in code)
+    outcome = Outcome(output, cells=total, parameters=dict(parameters or {}))
+    number, line = 0, ""
+
+    def begin(cell: Any, cell_index: int) -> None:
+        nonlocal number, line
+        if INJECTED_TAG not in cell.metadata.get("tags", []):
+            number += 1
+            line = next(filter(None, map(str.strip, cell.source.splitlines())), "")[:80]
+        shown.update(done=max(0, number - 1), text=f"cell {number}/{total}: {line}")
+
+    def failure(error: str) -> dict[str, Any]:
+        return {"cell": number, "source": line, "error": error}
+
+    shown = Progress(total, label + source.stem, unit="cells", tick_s=1.0, stream=sys.stdout)
+    # What papermill and nbclient raise for a cell, a dead kernel, a timeout; `outcome` keeps it.
+    failures = (papermill.PapermillException, RuntimeError, TimeoutError)
+    with contextlib.suppress(*failures), shown:
+        try:
+            manager = _start_kernel(kernel_environment(build, state), source.parent, log)
+            papermill.execute_notebook(
+                str(source),
+                str(output),
+                parameters=outcome.parameters,
+                kernel_name="python3",
+                progress_bar=False,
+                execution_timeout=cell_timeout_s,
+                km=manager,
+                coalesce_streams=True,
+                on_cell_execute=begin,
+            )
+            manager.shutdown_kernel()
+            outcome.status = "done"
+            log.unlink(missing_ok=True)
+            shown.update(done=total, text="")
+        except Interrupted as signalled:
+            outcome.status, outcome.failure = "interrupted", failure("interrupted")
+            signalled.outcome = outcome  # type: ignore[attr-defined]
+            raise
+        except failures as error:
+            outcome.status, outcome.failure = "failed", failure(_last_line(error))
             shown.update(text="")
-            if outcome.failure is not None:
-                raise _NotDone
-    except _NotDone:
-        pass  # the display has shown it as failed
+            raise
+        finally:
+            _kill_kernels()
+            kernels.clear()
+            outcome.seconds = round(shown.elapsed_s, 1)
+            outcome.records = read_records(output) if output.exists() else {}
     return outcome
 
 
-class _NotDone(Exception):
-    """Leaves the progress display as failed."""
-
-
-def _watch(run: _Run, shown: Progress, limits: Limits) -> str:
-    """Show progress until papermill ends; the reason if it was ended for taking too long."""
-    began = time.monotonic()
-    while run.is_alive():
-        run.join(POLL_S)
-        cells = int(shown.total or 0)
-        shown.update(
-            done=max(0, run.number - 1) if run.is_alive() or run.error else run.number,
-            text=f"cell {run.number}/{cells}: {run.first_line}"
-            if run.number
-            else "kernel starting",
-        )
-        if time.monotonic() - began > limits.notebook_s:
-            return f"the notebook took more than {limits.notebook_s:g} s and was stopped"
-        if run.index >= 0 and time.monotonic() - run.cell_began > limits.cell_s:
-            return f"the cell took more than {limits.cell_s:g} s and was stopped"
-    return ""
-
-
-def _end(run: _Run) -> None:
-    """Leave no kernel and no thread behind, whatever happened."""
-    while run.is_alive():
-        run.kill()  # again and again: the kernel may only just be starting
-        run.join(POLL_S)
-    run.kill()  # what a cell left running in the kernel's process group
-
-
-def _judge(outcome: Outcome, run: _Run, reason: str) -> None:
-    """Say what became of the notebook, from papermill's error and the executed copy."""
-    if run.error is None and not reason:
-        outcome.status = "done"
-        run.log.unlink(missing_ok=True)
-    else:
-        outcome.status = "interrupted" if reason == INTERRUPTED else "failed"
-        outcome.failure = Failure(run.number, run.first_line, reason or _last_line(run.error))
-    if outcome.executed.exists():
-        content = read_notebook(outcome.executed)
-        if outcome.failure is not None and not _has_error(content):
-            _add_error(outcome.executed, run.index, outcome.failure.error)
-        outcome.records = read_records(content)
-
-
-def _last_line(error: BaseException | None) -> str:
+def _last_line(error: Exception) -> str:
     """The last line of an error, as a traceback would end."""
-    from nbclient.exceptions import DeadKernelError
-    from papermill.exceptions import PapermillExecutionError
-
-    if isinstance(error, PapermillExecutionError):
-        text = f"{error.ename}: {error.evalue}" if error.evalue else str(error.ename)
-    elif isinstance(error, DeadKernelError) or "Kernel died" in str(error):
-        text = "the kernel died (killed from outside, out of memory, or it crashed)"
-    else:
-        text = f"{type(error).__name__}: {error}"
-    text = re.sub(r"\x1b\[[0-9;]*m", "", text)
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    last = lines[-1] if lines else type(error).__name__
-    return last if len(last) <= ERROR_LENGTH else last[: ERROR_LENGTH - 1] + "…"
+    if "Kernel died" in str(error):
+        return "the kernel died (killed from outside, out of memory, or it crashed)"
+    if "timed out" in str(error):
+        return "the cell took longer than --cell-timeout-s and was stopped"
+    name, value = getattr(error, "ename", type(error).__name__), getattr(error, "evalue", error)
+    text = re.sub(r"\x1b\[[0-9;]*m", "", f"{name}: {value}".removesuffix(": "))
+    return [line.strip() for line in text.splitlines() if line.strip()][-1][:400]
 
 
-def _first_line(source: str) -> str:
-    """The first line of a cell that is not blank, shortened."""
-    line = next((line.strip() for line in source.splitlines() if line.strip()), "")
-    return line if len(line) <= 80 else line[:79] + "…"
+# -- how a command that executes notebooks begins and ends ------------------------------------
 
 
-def _quiet_libraries() -> None:
-    """Let papermill and nbclient not write to the terminal: one clear line is ours to write."""
-    for name in ("papermill", "traitlets", "nbconvert"):
-        logger = logging.getLogger(name)
-        logger.propagate = False
-        if not logger.handlers:
-            logger.addHandler(logging.NullHandler())
+def say(text: str, *, error: bool = False) -> None:
+    """Print a line, at once; a reader that has gone away is no error."""
+    with contextlib.suppress(OSError):
+        print(text, file=sys.stderr if error else sys.stdout, flush=True)
 
 
-def read_notebook(path: Path) -> dict[str, Any]:
-    """Read a notebook's content.
+@contextlib.contextmanager
+def signals_interrupt() -> Iterator[None]:
+    """Turn the first signal in the block into `Interrupted`; nothing cuts the cleaning short."""
 
-    Args:
-        path: The file.
+    def first(signum: int, frame: object) -> None:
+        for each in SIGNALS:
+            signal.signal(each, later)
+        _kill_kernels()
+        raise Interrupted(signum)
 
-    Raises:
-        WorkshopError: It is damaged.
-    """
-    import nbformat
+    def later(signum: int, frame: object) -> None:
+        # os.write: print could be interrupted by itself here, which Python refuses.
+        with contextlib.suppress(OSError):
+            os.write(2, b"\nStill stopping what runs; a moment.\n")
 
+    before = {each: signal.signal(each, first) for each in SIGNALS}
     try:
-        content: dict[str, Any] = nbformat.read(str(path), as_version=4)
-    except (OSError, ValueError, nbformat.reader.NotJSONError) as error:
-        raise WorkshopError(f"{path} cannot be read as a notebook: {error}") from error
-    return content
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
-def _has_error(content: Mapping[str, Any]) -> bool:
-    return any(
-        output["output_type"] == "error"
-        for cell in content["cells"]
-        for output in cell.get("outputs", [])
+@contextlib.contextmanager
+def alone(build: Path, state: str) -> Iterator[None]:
+    """Let one command at a time use a state of a checkout."""
+    build.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(build / f".{state}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise WorkshopError(
+            f"another command executes notebooks in {build}; wait for it, or interrupt it"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def stop_everything(state: str) -> str:
+    """Stop whatever runs in a state of the local cluster; what went wrong, or nothing."""
+    command = [sys.executable, "-m", "workshop_lib.tools.cli", "clean", "--state", state]
+    process = subprocess.Popen(
+        command,
+        cwd=CHECKOUT,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # neither a terminal's Ctrl-C nor our own end reaches it
     )
-
-
-def _add_error(path: Path, index: int, text: str) -> None:
-    """Note in the executed copy why a cell that raised nothing did not end."""
-    import nbformat
-
-    content = nbformat.read(str(path), as_version=4)
-    if 0 <= index < len(content.cells):
-        content.cells[index].outputs.append(
-            nbformat.v4.new_output("error", ename="Stopped", evalue=text, traceback=[text])
-        )
-        nbformat.write(content, str(path))
+    try:
+        _, errors = process.communicate(timeout=STOP_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        return f"stopping what ran takes more than {STOP_TIMEOUT_S:g} s; run `make clean`"
+    if process.returncode:
+        last = (errors.strip() or f"exit status {process.returncode}").splitlines()[-1]
+        return f"stopping what ran failed: {last.strip()}; run `make clean`"
+    return ""

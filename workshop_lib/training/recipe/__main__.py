@@ -7,7 +7,6 @@ import sys
 from collections.abc import Sequence
 
 from workshop_lib.errors import WorkshopError
-from workshop_lib.tools.piped import piped
 from workshop_lib.training.recipe.check import CheckedRecipe, check_recipe
 
 
@@ -77,4 +76,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    raise SystemExit(piped(main))
+    raise SystemExit(main())

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from workshop_lib.errors import WorkshopError
-from workshop_lib.tools.piped import piped
 from workshop_lib.training.runs.columns import RUN_COLUMNS
 from workshop_lib.training.runs.run import Run, read_run
 from workshop_lib.training.runs.verdict import Verdict, judge
@@ -100,4 +99,4 @@ def _text(run: Run, verdict: Verdict) -> str:
 
 
 if __name__ == "__main__":
-    raise SystemExit(piped(main))
+    raise SystemExit(main())

@@ -1,4 +1,4 @@
-"""`make run` and `make notebooks` on toy notebooks: no Ray, no model, seconds."""
+"""`workshop run` on toy notebooks: no Ray, no model, seconds."""
 
 import json
 import os
@@ -10,11 +10,10 @@ import nbformat
 import pytest
 from toy_notebooks import BUSY, FIGURE, alive, snapshot, start, wait_for, write
 
-from workshop_lib.tools import notebooks, run
-from workshop_lib.tools.execute import find_notebooks, parameters_of
-from workshop_lib.tools.kernels import kernel_environment
-from workshop_lib.tools.stopping import alone
 from workshop_lib.errors import WorkshopError
+from workshop_lib.tools import run
+from workshop_lib.tools.execute import CHECKOUT, alone, execute, find_notebooks, kernel_environment
+from workshop_lib.tools.lab import START_PAGE
 
 
 @pytest.fixture
@@ -117,7 +116,8 @@ def test_run_with_a_failing_cell(tmp_path, capfd, stopped):
     out, err = capfd.readouterr()
     executed = tmp_path / "build" / "run" / "02_two.ipynb"
     assert err == (
-        f"02_two.ipynb failed at cell 3, `# the bad one`: and the last; see {executed}\n"
+        "WorkshopError: 02_two.ipynb failed at cell 3, `# the bad one`: and the last; see "
+        f"{executed}\n"
     )
     assert "✗ 2/3 02_two failed" in out
     assert stopped.states == ["run"]
@@ -133,7 +133,11 @@ def test_run_with_a_failing_cell(tmp_path, capfd, stopped):
 @pytest.mark.parametrize(
     ("source", "arguments", "expected"),
     [
-        ("import time; time.sleep(600)", ["--cell-timeout-s", "5"], "took more than 5 s"),
+        (
+            "import time; time.sleep(600)",
+            ["--cell-timeout-s", "5"],
+            "the cell took longer",
+        ),
         ("import os; os._exit(9)", [], "the kernel died"),
     ],
     ids=["too long", "kernel dies"],
@@ -149,11 +153,11 @@ def test_run_with_a_cell_that_never_answers(tmp_path, capfd, stopped, source, ar
     assert stopped.states == ["run"]
 
 
-def running_cell(root, module="run"):
+def running_cell(root, *arguments):
     """Start a command and wait until it is in the middle of a cell."""
     write(root, "01_one", BUSY)
     (root / "build").mkdir()
-    process = start(module, root)
+    process = start(root, *arguments)
     pids = root / "build" / "pids.json"
     wait_for(lambda: pids.exists() or process.poll() is not None, "no cell began")
     assert process.poll() is None, process.communicate()
@@ -191,15 +195,13 @@ def test_kernel_ends_when_run_is_killed(tmp_path):
         os.kill(child, signal.SIGKILL)
 
 
-def test_notebooks_interrupted_in_a_cell(tmp_path):
-    process, (kernel, _) = running_cell(tmp_path, "notebooks")
+def test_interrupted_outputs_are_left_as_they_were(tmp_path):
+    process, (kernel, _) = running_cell(tmp_path, "--keep-outputs")
     before = snapshot(tmp_path / "notebooks")
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=300)
+    process.communicate(timeout=300)
     assert process.returncode == 130
-    assert "left as it was" in err
     assert not alive(kernel)
-    assert (tmp_path / "stopped.txt").read_text() == "notebooks "
     assert snapshot(tmp_path / "notebooks") == before
 
 
@@ -216,38 +218,39 @@ def test_run_stops_what_a_killed_run_left(tmp_path, capfd, stopped):
     ("arguments", "expected"),
     [
         (["07"], "there is no notebook '07'; there are: 01_one"),
-        (["-p", "SECOND", "1"], "-p SECOND: no notebook of this run has that parameter"),
+        (["-p", "SECOND", "1"], "-p SECOND: no notebook has that parameter"),
         (["-p", "SECONDS", "[1"], "this is no YAML value"),
         (["--profile", "moon"], "moon"),
     ],
 )
-def test_run_refuses_before_anything_changes(tmp_path, capfd, stopped, arguments, expected):
+def test_run_refuses_before_anything_changes(tmp_path, stopped, arguments, expected):
     write(tmp_path, "01_one", "1")
-    assert run.main(arguments, root=tmp_path, stop=stopped) == 1
-    _, err = capfd.readouterr()
-    assert expected in err
-    assert err.count("\n") == 1
+    with pytest.raises(WorkshopError, match=re.escape(expected)):
+        run.main(arguments, root=tmp_path, stop=stopped)
     assert not (tmp_path / "build").exists()
     assert stopped.states == []
 
 
-def test_run_refuses_a_second_one(tmp_path, capfd, stopped):
+def test_run_refuses_a_second_one(tmp_path, stopped):
     write(tmp_path, "01_one", "1")
-    with alone(tmp_path / "build", "run"):
-        assert run.main([], root=tmp_path, stop=stopped) == 1
-    assert "another command executes notebooks" in capfd.readouterr().err
+    with (
+        alone(tmp_path / "build", "run"),
+        pytest.raises(WorkshopError, match="another command executes notebooks"),
+    ):
+        run.main([], root=tmp_path, stop=stopped)
     assert stopped.states == []
 
 
-def test_plan_injects_what_a_notebook_has(tmp_path):
+def test_plan_injects_what_a_notebook_has(tmp_path, monkeypatch):
     one = write(tmp_path, "01_one", "1")
-    two = write(tmp_path, "02_two", "1", parameters='PROFILE = "x"\nMODEL: str | None = None')
-    planned = run.plan([one, two], "local", "org/name", {"SECONDS": 3})
-    assert planned == {
+    two = write(tmp_path, "02_two", "1", parameters='PROFILE = "x"\nMODEL = None')
+    monkeypatch.setenv("MODEL", "org/name")
+    assert run.plan([one, two], run._parse(["-p", "SECONDS", "3"])) == {
         one: {"PROFILE": "local", "SECONDS": 3},
         two: {"PROFILE": "local", "MODEL": "org/name"},
     }
-    assert run.plan([two], "local", None, {})[two] == {"PROFILE": "local"}
+    monkeypatch.delenv("MODEL")
+    assert run.plan([two], run._parse(["--profile", "kind"])) == {two: {"PROFILE": "kind"}}
 
 
 def test_find_notebooks(tmp_path):
@@ -272,16 +275,12 @@ def test_kernels_keep_the_users_other_variables(tmp_path, monkeypatch):
 # -- make notebooks ----------------------------------------------------------------------------
 
 
-def test_notebooks_are_regenerated(tmp_path, capfd, stopped):
+def test_outputs_are_kept(tmp_path, capfd, stopped):
     one = write(
         tmp_path, "01_one", "print('a')", "40 + 2", "", "import ipywidgets\nipywidgets.IntSlider()",
         "from workshop_lib.widgets import memory_explorer\nmemory_explorer()",
     )  # fmt: skip
-    assert notebooks.main(["--check"], root=tmp_path) == 1
-    assert "run `make notebooks`" in capfd.readouterr().err
-
-    assert notebooks.main([], root=tmp_path, stop=stopped) == 0
-    assert stopped.states == ["notebooks"]
+    assert run.main(["--keep-outputs"], root=tmp_path, stop=stopped) == 0
     content = nbformat.read(one, as_version=4)
     nbformat.validate(content)
     code = [cell for cell in content.cells if cell.cell_type == "code"]
@@ -290,89 +289,36 @@ def test_notebooks_are_regenerated(tmp_path, capfd, stopped):
     assert code[2].outputs[0].execution_count == 3
     assert code[4].outputs == [], "a widget shows nothing without its kernel"
     assert sorted(code[5].outputs[0].data) == ["image/png", "text/plain"], "but its picture does"
-    assert content.metadata == notebooks.METADATA
+    assert content.metadata == run.METADATA
     assert [cell.metadata for cell in code[:2]] == [{"tags": ["parameters"]}, {}]
-    assert notebooks.main(["--check"], root=tmp_path) == 0
 
     first = one.read_text()
     assert list(one.parent.iterdir()) == [one]
-    assert notebooks.main([], root=tmp_path, stop=stopped) == 0
+    assert run.main(["--keep-outputs"], root=tmp_path, stop=stopped) == 0
     assert one.read_text() == first, "the same outputs give the same file"
 
 
-@pytest.mark.parametrize(
-    ("source", "expected"),
-    [
-        ("1 / 0", "failed at cell 2, `1 / 0`: ZeroDivisionError: division by zero"),
-        ("import os\nprint('in', os.getcwd())", "cell 2: its output names this checkout"),
-    ],
-    ids=["a cell failed", "a path of this machine"],
-)
-def test_notebook_is_left_as_it_was(tmp_path, capfd, stopped, source, expected):
-    one = write(tmp_path, "01_one", source)
+def test_a_notebook_that_failed_is_left_as_it_was(tmp_path, capfd, stopped):
+    write(tmp_path, "01_one", "1 / 0")
     before = snapshot(tmp_path / "notebooks")
-    assert notebooks.main(["01"], root=tmp_path, stop=stopped) == 1
-    err = capfd.readouterr().err
-    assert expected in err
-    assert "left as it was" in err
+    assert run.main(["--keep-outputs"], root=tmp_path, stop=stopped) == 1
+    assert "ZeroDivisionError: division by zero" in capfd.readouterr().err
     assert snapshot(tmp_path / "notebooks") == before
-    assert one.exists()
-    assert stopped.states == ["notebooks"]
 
 
-def good():
-    """A notebook that is fit to be committed."""
-    cell = {"cell_type": "code", "metadata": {}, "source": "1", "execution_count": 2}
-    output = {"output_type": "execute_result", "data": {"text/plain": "1"}}
-    parameters = {**cell, "metadata": {"tags": ["parameters"]}, "source": "A = 1", "outputs": []}
-    parameters["execution_count"] = 1
-    return {"metadata": {}, "cells": [parameters, {**cell, "outputs": [output]}]}
+# -- the page that `workshop lab` opens --------------------------------------------------------
 
 
-def spoil(change):
-    notebook = good()
-    change(notebook, notebook["cells"][1])
-    return notebooks.problems(notebook, {"the home folder": "/home/ada"})
-
-
-@pytest.mark.parametrize(
-    ("change", "expected"),
-    [
-        (lambda nb, cell: cell.update(execution_count=3), "ran as 1, 3, not as 1 to 2"),
-        (lambda nb, cell: cell.update(execution_count=None), "ran as 1, -, not as"),
-        (lambda nb, cell: cell.update(outputs=[]), "it has no outputs"),
-        (lambda nb, cell: nb["cells"].extend([cell] * 40), "it has 42 cells; 40 is the most"),
-        (lambda nb, cell: cell.update(source="1\n" * 26), "cell 2: 26 lines of code"),
-        (lambda nb, cell: nb["cells"].pop(0), "0 cells are tagged `parameters`"),
-        (lambda nb, cell: nb["cells"][0].update(source="a = 1"), "a is not in upper case"),
-        (lambda nb, cell: nb["metadata"].update(papermill={}), "papermill's notes"),
-        (lambda nb, cell: nb["metadata"].update(widgets={}), "widgets"),
-        (lambda nb, cell: cell["metadata"].update(papermill={}), "cell 2: papermill's notes"),
-        (
-            lambda nb, cell: cell.update(metadata={"tags": ["nbval-check-output"]}, outputs=[]),
-            "no output to check",
-        ),
-        (
-            lambda nb, cell: cell["outputs"].append(
-                {"output_type": "error", "ename": "E", "evalue": "x", "traceback": []}
-            ),
-            "cell 2: it failed: E: x",
-        ),
-        (
-            lambda nb, cell: cell["outputs"][0]["data"].update({"text/html": "<b>/home/ada/x</b>"}),
-            "names the home folder",
-        ),
-    ],
-)
-def test_problems_are_named(change, expected):
-    assert any(expected in line for line in spoil(change)), spoil(change)
-
-
-def test_a_good_notebook_has_no_problems():
-    assert spoil(lambda nb, cell: None) == []
-    assert spoil(lambda nb, cell: cell["outputs"][0]["data"].update(a="/home/adam")) == []
-
-
-def test_parameters_of_reads_names_only():
-    cell = {"metadata": {"tags": ["parameters"]}, "source": "A = 1  # one\nB: int = 2\nprint(3)"}
-    assert parameters_of({"cells": [{"metadata": {}, "source": "C = 1"}, cell]}) == ["A", "B"]
+def test_the_start_page_says_whether_everything_is_there(tmp_path):
+    """Its one cell looks at this machine, in seconds; it is committed as nobody ran it."""
+    page = CHECKOUT / "notebooks" / START_PAGE
+    committed = nbformat.read(page, as_version=4)
+    assert [cell.outputs for cell in committed.cells if cell.cell_type == "code"] == [[]]
+    outcome = execute(page, tmp_path / START_PAGE, state="t-start", build=tmp_path)
+    assert outcome.status == "done" and outcome.cells == 1
+    (cell,) = (
+        c for c in nbformat.read(outcome.executed, as_version=4).cells if c.cell_type == "code"
+    )
+    (shown,) = (out["data"]["text/html"] for out in cell.outputs if "data" in out)
+    for each in ("Python 3.11", "kubectl with kustomize", "2 cores"):
+        assert f"<td title='pass'>✓</td><td style='text-align:left'>{each}</td>" in shown

@@ -10,7 +10,7 @@ import nbformat
 import psutil
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from workshop_lib.tools.kernels import CHECKOUT
+from workshop_lib.tools.execute import CHECKOUT
 
 METADATA = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
 PARAMETERS = 'PROFILE = "none"  # which cluster\nSECONDS = 0  # how long a cell takes'
@@ -40,15 +40,15 @@ def write(root, name, *sources, parameters=PARAMETERS):
     return path
 
 
-def start(module, root, *arguments):
-    """Start a command's `main` in a process of its own; its `stop` takes a while.
+def start(root, *arguments):
+    """Start `run.main` in a process of its own; its `stop` takes a while.
 
     It writes stopping.txt when it begins, goes on while there is a hold.txt, and writes
     stopped.txt when it has ended.
     """
     driver = (
         "import sys, time; from pathlib import Path\n"
-        f"from workshop_lib.tools import {module} as command\n"
+        "from workshop_lib.tools import run as command\n"
         f"root = Path({str(root)!r})\n"
         "def stop(state):\n"
         "    (root / 'stopping.txt').touch()\n"
