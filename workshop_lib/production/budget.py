@@ -7,9 +7,12 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from workshop_lib.cluster.catalogue import catalogue, catalogue_table, service
+import yaml
+
+from workshop_lib.cluster.catalogue import catalogue, catalogue_table, instance, service
 from workshop_lib.cluster.manifests import components
 from workshop_lib.cluster.prices import Cost, component_cost
 from workshop_lib.errors import WorkshopError
@@ -168,6 +171,34 @@ def _notes(rows: Sequence[tuple[Phase, Cost]], peak: dict[str, int], spot: bool)
     return tuple(notes)
 
 
+def cluster_price(file: str | Path) -> str:
+    """What an eksctl ClusterConfig costs an hour: its machines now, and each group's most.
+
+    Args:
+        file: The ClusterConfig.
+
+    Raises:
+        WorkshopError: It cannot be read, or an instance type is not in the catalogue.
+    """
+    try:
+        groups = yaml.safe_load(Path(file).read_text())["managedNodeGroups"]
+    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+        raise WorkshopError(f"{file} is no ClusterConfig with managedNodeGroups: {error}") from None
+    total = float(service("eks_cluster")["usd_per_hour"])
+    lines = [f"{'control plane':<16} ${total:.2f}"]
+    for group in groups:
+        price, now = instance(group["instanceType"]).usd_per_hour, group["desiredCapacity"]
+        if price is None:
+            raise WorkshopError(f"the price of {group['instanceType']} is not verified")
+        total += now * price
+        lines.append(
+            f"{group['name']:<16} ${now * price:.2f}: {now} x {group['instanceType']} at "
+            f"${price:.2f}; up to {group['maxSize']}, ${group['maxSize'] * price:.2f}"
+        )
+    lines.append(f"${total:.2f} an hour as created, without NAT, volumes, traffic and tax")
+    return "\n".join(lines)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """`workshop cost`: print the tables; the exit status is 1 after bad input.
 
@@ -180,8 +211,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--learners", type=int, default=1, help="people in the room (1)")
     parser.add_argument("--spot", action="store_true", help="machines as spot instances")
     parser.add_argument("--json", action="store_true", help="the budget alone, as JSON")
+    parser.add_argument("--cluster", help="an eksctl ClusterConfig: what it costs, alone")
     options = parser.parse_args(arguments)
     try:
+        if options.cluster:
+            print(cluster_price(options.cluster))
+            return 0
         found = budget(options.learners, spot=options.spot)
     except WorkshopError as error:
         print(error, file=sys.stderr)
