@@ -62,7 +62,7 @@ checks: environment checks-environment
 	pytest tests/checks
 
 notebooks: environment
-	workshop run --keep-outputs
+	python -m workshop_lib.tools.publish
 
 check: environment
 	ruff check .

@@ -190,7 +190,7 @@ def test_values_that_no_cluster_takes(component, parameter, values):
 @pytest.mark.parametrize(
     ("component", "parameter", "values"),
     [
-        ("vllm", "image", ["vllm/vllm-openai:v0.25.1", "ubuntu", "localhost:5000/a_b/c--d:1.0-rc_2",
+        ("vllm", "image", ["vllm/vllm-openai:v0.29.0", "ubuntu", "localhost:5000/a_b/c--d:1.0-rc_2",
                            "123456789012.dkr.ecr.us-east-1.amazonaws.com/ray-vllm:2.60.0-0.29.0",
                            "a@sha256:" + "0" * 64]),
         ("vllm", "instance_type", ["p5.48xlarge", "p6-b200.48xlarge"]),
