@@ -62,7 +62,7 @@ checks: environment checks-environment
 	pytest tests/checks
 
 notebooks: environment
-	python -m workshop_lib.tools.publish
+	workshop run --keep-outputs
 
 check: environment
 	ruff check .

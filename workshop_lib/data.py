@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from workshop_lib.errors import WorkshopError
@@ -48,3 +49,14 @@ def machine_needs() -> dict[str, str]:
     lines = data_path("machine.env").read_text().splitlines()
     pairs = (line.partition("#")[0].strip().partition("=") for line in lines)
     return {name: value for name, _, value in pairs if name}
+
+
+def models_dir() -> Path:
+    """Where models are kept, for every checkout of this user.
+
+    `$WORKSHOP_MODELS_DIR`, else `ray-vllm-grpo-workshop/models` in the user's cache.
+    """
+    if chosen := os.environ.get("WORKSHOP_MODELS_DIR"):
+        return Path(chosen).expanduser().absolute()
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    return cache.absolute() / "ray-vllm-grpo-workshop" / "models"

@@ -107,41 +107,19 @@ class ModelServer:
         self.close()
 
     def close(self) -> None:
-        """Close the kept connections; a later call opens new ones.
-
-        Example:
-            >>> ModelServer("http://127.0.0.1:8000").close()
-        """
+        """Close the kept connections; a later call opens new ones."""
         for client in ("_http", "_openai"):
             if client in self.__dict__:
                 self.__dict__.pop(client).close()
 
     def health(self) -> bool:
-        """True when `/health` answers 200: the engine runs and takes requests.
-
-        `ray.serve.llm` has no `/health`; there Ray Serve's own `/-/healthz` is asked.
-
-        Raises:
-            ServerError: No answer, or another status.
-
-        Example:
-            >>> server.health()  # doctest: +SKIP
-            True
-        """
+        """True when `/health` answers 200: the engine runs and takes requests."""
         if self._get("/health", allow=(404,)).status_code == 404:
             self._get("/-/healthz")
         return True
 
     def models(self) -> list[str]:
-        """Names under which the server serves models.
-
-        Raises:
-            ServerError: No answer, or not a list of models.
-
-        Example:
-            >>> server.models()  # doctest: +SKIP
-            ['HuggingFaceTB/SmolLM2-135M-Instruct']
-        """
+        """Names under which the server serves models."""
         response = self._get("/v1/models")
         try:
             return [str(model["id"]) for model in response.json()["data"]]
@@ -151,15 +129,7 @@ class ModelServer:
             ) from exc
 
     def metrics(self) -> ServerMetrics:
-        """The server's Prometheus metrics at this moment.
-
-        Raises:
-            ServerError: No answer, or not in Prometheus' format.
-
-        Example:
-            >>> server.metrics().value("num_requests_running")  # doctest: +SKIP
-            0.0
-        """
+        """The server's Prometheus metrics at this moment."""
         return parse_metrics(self._get("/metrics").text)
 
     def chat(
@@ -199,22 +169,7 @@ class ModelServer:
         model: str | None = None,
         **extra: Any,
     ) -> ChatAnswer:
-        """Have a text continued, as it is: chat would put it into the model's template.
-
-        Args:
-            prompt: The beginning of the text.
-            max_tokens: Longest continuation, tokens.
-            temperature: 0 takes the most likely token each time, 1 samples as the model says.
-            model: Name of the model; by default the first that the server lists.
-            **extra: Further fields of the request's body (`seed`).
-
-        Raises:
-            ServerError: As `chat`.
-
-        Example:
-            >>> server.complete("1, 2, 3,", max_tokens=3).text  # doctest: +SKIP
-            ' 4, 5'
-        """
+        """Have a text continued, as it is: chat would put it into the model's template."""
         body = self._body(prompt, max_tokens, temperature, model, extra)
         del body["messages"]
         return self._whole_answer(self._openai.completions.create, body | {"prompt": prompt})
@@ -287,15 +242,7 @@ class ModelServer:
         }
 
     def first_model(self) -> str:
-        """The first model that the server lists: the one to use when none is named.
-
-        Raises:
-            ServerError: No answer, or no model.
-
-        Example:
-            >>> server.first_model()  # doctest: +SKIP
-            'HuggingFaceTB/SmolLM2-135M-Instruct'
-        """
+        """The first model that the server lists: the one to use when none is named."""
         if not (names := self.models()):
             raise ServerError(f"{self.base_url} serves no model")
         return names[0]

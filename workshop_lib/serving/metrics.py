@@ -17,13 +17,7 @@ _PREFIXES = ("", "vllm:", "ray_vllm_")
 
 @dataclass(frozen=True, slots=True)
 class Histogram:
-    """A Prometheus histogram: how many observations, their sum, and counts up to each bound.
-
-    Attributes:
-        count: Observations.
-        total: Sum of the observations, in the metric's unit (seconds for latencies).
-        buckets: Upper bound to number of observations at or below it.
-    """
+    """A Prometheus histogram: how many observations, their sum, and counts up to each bound."""
 
     count: float
     total: float
@@ -31,11 +25,7 @@ class Histogram:
 
     @property
     def mean(self) -> float | None:
-        """Mean observation; None when there is none.
-
-        Prometheus keeps the exact sum, so a mean is exact where a percentile
-        can only be guessed between two bucket bounds.
-        """
+        """Mean observation; None when there is none."""
         return self.total / self.count if self.count else None
 
     def __sub__(self, earlier: Histogram) -> Histogram:
@@ -48,34 +38,14 @@ class Histogram:
 
 @dataclass(frozen=True, slots=True)
 class ServerMetrics:
-    r"""One reading of `/metrics`.
-
-    Series of one name (one per engine) are added up. `info` holds the labels
-    of the series whose value means nothing, such as `vllm:cache_config_info`.
-
-    Example:
-        >>> page = "# TYPE vllm:num_requests_running gauge\nvllm:num_requests_running 3.0\n"
-        >>> parse_metrics(page).value("num_requests_running")
-        3.0
-    """
+    """One reading of `/metrics`."""
 
     values: dict[str, float]
     histograms: dict[str, Histogram]
     info: dict[str, dict[str, str]]
 
     def value(self, name: str) -> float:
-        """A gauge or a counter, added up over its series.
-
-        Args:
-            name: With or without prefix; for a counter with or without `_total`.
-
-        Raises:
-            ServerError: The server has no such metric.
-
-        Example:
-            >>> ServerMetrics({"vllm:prompt_tokens_total": 12.0}, {}, {}).value("prompt_tokens")
-            12.0
-        """
+        """A gauge or a counter, added up over its series."""
         for prefix in _PREFIXES:
             for suffix in ("", "_total"):
                 if (found := self.values.get(f"{prefix}{name}{suffix}")) is not None:
@@ -83,38 +53,14 @@ class ServerMetrics:
         raise self._missing(name)
 
     def histogram(self, name: str) -> Histogram:
-        """A histogram, added up over its series.
-
-        Args:
-            name: With or without prefix, for example `time_to_first_token_seconds`.
-
-        Raises:
-            ServerError: The server has no such histogram.
-
-        Example:
-            >>> metrics = ServerMetrics({}, {"vllm:x_seconds": Histogram(2, 3.0)}, {})
-            >>> metrics.histogram("x_seconds").mean
-            1.5
-        """
+        """A histogram, added up over its series."""
         for prefix in _PREFIXES:
             if (found := self.histograms.get(prefix + name)) is not None:
                 return found
         raise self._missing(name)
 
     def labels(self, name: str) -> dict[str, str]:
-        """The labels of an info metric, for example `cache_config_info`.
-
-        Args:
-            name: With or without prefix.
-
-        Raises:
-            ServerError: The server has no such metric.
-
-        Example:
-            >>> metrics = ServerMetrics({}, {}, {"vllm:cache_config_info": {"block_size": "128"}})
-            >>> metrics.labels("cache_config_info")["block_size"]
-            '128'
-        """
+        """The labels of an info metric, for example `cache_config_info`."""
         for prefix in _PREFIXES:
             if (found := self.info.get(prefix + name)) is not None:
                 return found
@@ -128,18 +74,7 @@ class ServerMetrics:
 
 
 def parse_metrics(page: str) -> ServerMetrics:
-    r"""Read the text of a `/metrics` page.
-
-    Args:
-        page: The text, in Prometheus' exposition format.
-
-    Raises:
-        ServerError: The text is not in that format.
-
-    Example:
-        >>> parse_metrics("# TYPE a counter\na_total 2.0\n").value("a")
-        2.0
-    """
+    """Read the text of a `/metrics` page."""
     from prometheus_client.parser import text_string_to_metric_families
 
     values: dict[str, float] = {}

@@ -43,11 +43,6 @@ class Command(NamedTuple):
     help: str
     prefix: tuple[str, ...] = ()
 
-    def load(self) -> Callable[[Sequence[str]], int]:
-        """Import the subcommand's function from arguments to exit status."""
-        main: Callable[[Sequence[str]], int] = importlib.import_module(self.module).main
-        return main
-
 
 COMMANDS = {
     "run": Command("workshop_lib.tools.run", "execute the notebooks; report in build/report.html"),
@@ -75,12 +70,6 @@ COMMANDS = {
 }
 
 
-def usage() -> str:
-    """The text of `workshop --help`."""
-    lines = [f"  {name:10} {command.help}" for name, command in COMMANDS.items()]
-    return "\n".join(["usage: workshop COMMAND ...", "", *lines, "", "workshop COMMAND --help"])
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a subcommand.
 
@@ -91,20 +80,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status: the subcommand's own, 1 after a `WorkshopError`, 2 for an unknown
         command, 141 when nobody reads the output any more.
     """
-    name, *rest = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
-    if name in ("-h", "--help"):
-        print(usage())
-        return 0
-    if name not in COMMANDS:
-        print(f"workshop: no command {name!r}; there are: {', '.join(COMMANDS)}", file=sys.stderr)
-        return 2
-    for setting, value in PRIVATE_SETTINGS.items():
-        os.environ.setdefault(setting, value)
-    command = COMMANDS[name]
-    sys.argv[0] = f"workshop {name}"  # what argparse calls the program
     try:
         try:
-            return command.load()([*command.prefix, *rest])
+            return _dispatch(list(sys.argv[1:] if arguments is None else arguments) or ["--help"])
         finally:
             sys.stdout.flush()
     except WorkshopError as error:
@@ -115,6 +93,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # as the manual of Python's `signal` advises
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return SIGPIPE_STATUS
+
+
+def _dispatch(arguments: Sequence[str]) -> int:
+    name, *rest = arguments
+    if name in ("-h", "--help"):
+        lines = [f"  {name:10} {command.help}" for name, command in COMMANDS.items()]
+        print("usage: workshop COMMAND ...", "", *lines, "", "workshop COMMAND --help", sep="\n")
+        return 0
+    if name not in COMMANDS:
+        print(f"workshop: no command {name!r}; there are: {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    for setting, value in PRIVATE_SETTINGS.items():
+        os.environ.setdefault(setting, value)
+    command = COMMANDS[name]
+    sys.argv[0] = f"workshop {name}"  # what argparse calls the program
+    main: Callable[[Sequence[str]], int] = importlib.import_module(command.module).main
+    return main([*command.prefix, *rest])
 
 
 if __name__ == "__main__":

@@ -70,7 +70,7 @@ def main(arguments: list[str] | None = None) -> int:
         arguments: Its arguments; default: those of this process.
     """
     parser = argparse.ArgumentParser(
-        prog="python -m workshop_lib.cluster.local", description=__doc__
+        prog="workshop", description="What the workshop runs on this machine."
     )
     parser.add_argument("command", choices=("clean", "status"))
     parser.add_argument("--state", help="one state; default: every state of this checkout")

@@ -96,7 +96,7 @@ class World:
         if body is None:
             raise ConfigError(f'persistentvolumeclaim "{name}" not found')
         if body["spec"]["storageClassName"] == "model-cache":
-            from workshop_lib.serving.models import models_dir
+            from workshop_lib.data import models_dir
 
             folder = models_dir()
         else:

@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         >>> main(["snapshot.json", "--json"])  # doctest: +SKIP
     """
     parser = argparse.ArgumentParser(
-        prog="python -m workshop_lib.production.diagnosis",
+        prog="workshop diagnose",
         description="What is wrong in a snapshot of a cluster: cause, evidence and fix.",
     )
     parser.add_argument("snapshot", help="a file that cluster.snapshot() was saved to")

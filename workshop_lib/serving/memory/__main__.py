@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m workshop_lib.serving.memory",
+        prog="workshop memory",
         description="Memory of a model served by vLLM, per GPU, and the tokens of its KV cache.",
     )
     add = parser.add_argument

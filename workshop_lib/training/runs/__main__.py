@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         >>> main(["data/recorded/nemo-rl/honest", "--json"])  # doctest: +SKIP
     """
     parser = argparse.ArgumentParser(
-        prog="python -m workshop_lib.training.runs",
+        prog="workshop metrics",
         description="A GRPO run's metrics, and a verdict with its reasons.",
     )
     parser.add_argument(
