@@ -55,11 +55,13 @@ def _owners(body: Json) -> set[str]:
 
 
 def _about(event: Json, own: set[str]) -> bool:
-    """Whether an event is about one of these objects, or a ReplicaSet of one."""
+    """Whether an event is about one of these objects, a ReplicaSet of one, or a node."""
     about = event.get("involvedObject") or {}
     kind, name = about.get("kind"), str(about.get("name"))
-    return f"{kind}/{name}" in own or (
-        kind == "ReplicaSet" and f"Deployment/{name.rpartition('-')[0]}" in own
+    return (
+        f"{kind}/{name}" in own
+        or str(kind).startswith("Node")
+        or (kind == "ReplicaSet" and f"Deployment/{name.rpartition('-')[0]}" in own)
     )
 
 

@@ -7,6 +7,7 @@ kinds that the cluster does not know.
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -22,11 +23,12 @@ __all__ = ["take_snapshot"]
 Json = Mapping[str, Any]
 
 KINDS = (
-    "Pod", "Event", "Job", "Deployment", "ReplicaSet", "Service", "EndpointSlice",
+    "Event", "Pod", "Job", "Deployment", "ReplicaSet", "Service", "EndpointSlice",
     "PersistentVolumeClaim", "ResourceQuota", "LimitRange", "ConfigMap", "ServiceAccount",
     "NetworkPolicy", "RayCluster", "RayService", "RayJob", "Node", "StorageClass",
     "ServiceMonitor", "PodMonitor", "PrometheusRule",
 )  # fmt: skip
+"""Events first, so that every object that they are about and that exists is listed after them."""
 
 OTHERS = (
     Resource("apps/v1", "DaemonSet", "daemonsets", namespaced=False),
@@ -39,7 +41,7 @@ DaemonSets of all namespaces: device plugins and exporters live elsewhere. A lea
 may not list these, which is no news.
 """
 
-LOG_LINES, LOG_BYTES = 300, 65536
+LOG_LINES, LOG_BYTES = 300, 98304
 WELL_LOGS = 50
 """Of so many pods that are ready the log is read, too: one that hangs is ready as well."""
 
@@ -69,7 +71,9 @@ def take_snapshot(api: Api, namespace: str) -> dict[str, Any]:
     for resource in OTHERS:
         with contextlib.suppress(ForbiddenError, OperatorError):
             found[resource.plural] = api.list(resource, namespace)[0]
-    found["logs"] = dict(_logs(api, namespace, found["pods"]))
+    read = {key: _unstamped(text) for key, text in _logs(api, namespace, found["pods"])}
+    found["logs"] = {key: text for key, (text, _) in read.items()}
+    found["log_times"] = {key: time for key, (_, time) in read.items()}
     found["notes"] = notes
     return found
 
@@ -95,11 +99,18 @@ def _logs(api: Api, namespace: str, pods: list[dict[str, Any]]) -> Iterator[tupl
                     yield f"{pod['metadata']['name']}/{name}" + "/previous" * previous, text
 
 
+def _unstamped(text: str) -> tuple[str, str]:
+    """A log without the kubelet's timestamps, and when its last line was written."""
+    stamp = re.compile(r"^(\d{4}-\d\d-\d\dT[\d:.]+(?:Z|[+-]\d\d:\d\d)) ", re.MULTILINE)
+    times = stamp.findall(text)
+    return stamp.sub("", text), times[-1] if times else ""
+
+
 def _log(api: Api, namespace: str, pod: str, container: str, *, previous: bool) -> str:
     """The end of one log; empty when the kubelet cannot give it."""
     path = f"{resource_of_kind('Pod').path(namespace, pod)}/log"
     params = {"container": container, "tailLines": str(LOG_LINES), "limitBytes": str(LOG_BYTES)}
-    params |= {"previous": "true"} if previous else {}
+    params |= {"timestamps": "true"} | ({"previous": "true"} if previous else {})
     try:
         answer = api.request("GET", path, params=params, tries=1)
     except WorkshopError:

@@ -1,11 +1,13 @@
-"""What is wrong in a cluster: rules over a snapshot give cause, evidence and fix.
+"""What is wrong in a cluster: cause, evidence and fix, from a snapshot.
 
-A snapshot is plain data (`cluster.snapshot()`, or a file): the objects of one namespace
-as the API server returns them, the nodes, and the ends of logs. `diagnose` is a pure
+A snapshot is plain data (`cluster.snapshot()`, or a file): the objects of one namespace as the API
+server returns them, the nodes where they may be read, and the ends of logs. `diagnose` is a pure
 function of it, so a saved snapshot can be looked at anywhere.
 
-It follows the decision tree of notebook 04: do the pods run? Do the Ray nodes find each
-other? Did the model load? Is it reached? The first step that fails is the cause.
+It walks one tree (node, scheduling, volumes, image, start, health, dependants); wordings lie in
+`patterns.yaml`. Four rules hold everywhere. What failed outranks what waits for it. Where no
+wording is known, the first error of the first thing that failed is the evidence. Facts that the
+snapshot has are joined. What is not ready without a reason is "not known yet", never healthy.
 """
 
 from workshop_lib.production.diagnosis.diagnose import diagnose, load_snapshot, save_snapshot

@@ -1,4 +1,4 @@
-"""The command line: `python -m workshop_lib.production.diagnosis SNAPSHOT.json [--json]`."""
+"""The command line: `workshop diagnose SNAPSHOT.json [--json]`."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from collections.abc import Sequence
 from workshop_lib.errors import WorkshopError
 from workshop_lib.production.diagnosis.diagnose import diagnose, load_snapshot
 
+__all__ = ["main"]
+
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print what is wrong in a snapshot: `python -m workshop_lib.production.diagnosis`.
+    """Print what is wrong in a snapshot: `workshop diagnose`.
 
     Args:
         argv: Arguments; those of the command line by default.

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, overload
 
-__all__ = ["Diagnosis", "Finding", "Verdict"]
+__all__ = ["UNKNOWN", "Diagnosis", "Finding", "Verdict"]
 
-Verdict: TypeAlias = Literal["healthy", "problems", "unknown"]
+Verdict: TypeAlias = Literal["healthy", "starting", "problems", "not known yet"]
 
 UNKNOWN = "unknown"
-"""The rule of a finding that only says where to look: something is wrong, and no rule knows it."""
+"""The rule of a finding that only says where to look: something is wrong, and nothing says why."""
 
 _SHOWN_OBJECTS = 6
 
@@ -23,11 +22,11 @@ class Finding:
 
     Attributes:
         rule: Name of the rule that found it, such as `gpu-not-offered`.
-        cause: What is wrong, in plain words.
+        cause: What is wrong.
         objects: The objects it concerns as `Kind/name`: the broken one first.
-        evidence: What the cluster itself said, word for word.
+        evidence: What the cluster said, word for word.
         fix: A command or a change that mends it.
-        taught_in: Where the workshop explains it.
+        taught_in: The lesson that explains it.
         explains: Objects that only wait for this one.
 
     Example:
@@ -47,29 +46,13 @@ class Finding:
 
     def to_dict(self) -> dict[str, Any]:
         """The finding as JSON data."""
-        body: dict[str, Any] = {
-            "rule": self.rule,
-            "cause": self.cause,
-            "objects": list(self.objects),
-            "evidence": list(self.evidence),
-            "fix": self.fix,
-            "taught_in": self.taught_in,
-        }
-        if self.explains:
-            body["explains"] = list(self.explains)
-        return body
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in vars(self).items() if v}
 
     def __str__(self) -> str:
-        lines = [
-            f"{self.rule}: {self.cause}",
-            f"  objects   {_some(self.objects)}",
-            *(f"  evidence  {text}" for text in self.evidence),
-            f"  fix       {self.fix}",
-            f"  taught in {self.taught_in}",
-        ]
-        if self.explains:
-            lines.append(f"  explains  {_some(self.explains)}")
-        return "\n".join(lines)
+        quotes = [f"  evidence  {text}" for text in self.evidence]
+        lines = [f"{self.rule}: {self.cause}", f"  objects   {_some(self.objects)}", *quotes]
+        lines += [f"  fix       {self.fix}", f"  taught in {self.taught_in}"]
+        return "\n".join(lines + [f"  explains  {_some(self.explains)}"] * bool(self.explains))
 
 
 class Diagnosis(Sequence[Finding]):
@@ -78,15 +61,19 @@ class Diagnosis(Sequence[Finding]):
     Args:
         findings: What is wrong.
         notes: What is no fault, but worth knowing: what still starts, what could not be read.
+        starting: Something is not ready yet, and still has time.
 
     Example:
         >>> Diagnosis([]).verdict
         'healthy'
     """
 
-    def __init__(self, findings: Sequence[Finding], notes: Sequence[str] = ()) -> None:
+    def __init__(
+        self, findings: Sequence[Finding], notes: Sequence[str] = (), *, starting: bool = False
+    ) -> None:
         self.findings = tuple(findings)
         self.notes = tuple(notes)
+        self.starting = starting
 
     @overload
     def __getitem__(self, index: int) -> Finding: ...
@@ -106,10 +93,14 @@ class Diagnosis(Sequence[Finding]):
 
     @property
     def verdict(self) -> Verdict:
-        """`healthy`, `problems`, or `unknown` when no rule knows what is wrong."""
+        """In two words.
+
+        `healthy`: all is ready. `starting`: not yet, and it has time. `problems`: the findings say
+        why. `not known yet`: something is not ready, and the snapshot does not say why.
+        """
         if not self.findings:
-            return "healthy"
-        return "unknown" if all(f.rule == UNKNOWN for f in self.findings) else "problems"
+            return "starting" if self.starting else "healthy"
+        return "not known yet" if all(f.rule == UNKNOWN for f in self.findings) else "problems"
 
     @property
     def rules(self) -> list[str]:
@@ -118,32 +109,27 @@ class Diagnosis(Sequence[Finding]):
 
     def to_dict(self) -> dict[str, Any]:
         """The diagnosis as JSON data."""
-        return {
-            "verdict": self.verdict,
-            "findings": [finding.to_dict() for finding in self.findings],
-            "notes": list(self.notes),
-        }
+        found = [finding.to_dict() for finding in self.findings]
+        return {"verdict": self.verdict, "findings": found, "notes": list(self.notes)}
 
     def __str__(self) -> str:
         parts = [f"verdict: {self.verdict}"]
         parts += [f"{number}. {found}" for number, found in enumerate(self.findings, 1)]
-        parts += [f"note: {note}" for note in self.notes]
-        return "\n".join(parts)
+        return "\n".join(parts + [f"note: {note}" for note in self.notes])
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        cell = "<td style='text-align:left;vertical-align:top'>"
-        rows = "".join(
-            f"<tr>{cell}<b>{html.escape(found.cause)}</b><br>{html.escape(_some(found.objects))}"
-            f"</td>{cell}{'<br>'.join(f'<code>{html.escape(t)}</code>' for t in found.evidence)}"
-            f"</td>{cell}{html.escape(found.fix)}</td>{cell}{html.escape(found.taught_in)}</td></tr>"
-            for found in self.findings
-        )
-        head = "".join(f"<th style='text-align:left'>{word}</th>"
-                       for word in ("cause", "evidence", "fix", "taught in"))  # fmt: skip
-        table = f"<table><tr>{head}</tr>{rows}</table>" if rows else ""
-        notes = "".join(f"<div>note: {html.escape(note)}</div>" for note in self.notes)
+        import pandas as pd
+
+        from workshop_lib.tables import text_table
+
+        notes = "".join(f"<div>note: {note}</div>" for note in self.notes)
+        rows = [
+            {"cause": f.cause, "evidence": "\n".join(f.evidence), "fix": f.fix, "in": f.taught_in}
+            for f in self.findings
+        ]
+        table = text_table(pd.DataFrame(rows)).to_html() if rows else ""
         return f"<div>verdict: <b>{self.verdict}</b></div>{table}{notes}"
 
 

@@ -1,191 +1,213 @@
-"""Reading logs: a table of lines that name a cause, looked for in what a container wrote.
+"""What a log says of its end: which error line is the cause, and what only follows from it.
 
-A log says the root of a crash once and its consequences many times ("Engine core
-initialization failed. See root cause above"). So the table's order counts, not the
-line's: what is more telling stands first.
+A program that fails says the cause once and its consequences many times ("Engine core
+initialization failed. See root cause above"), and harmless things before. So error lines count:
+what was raised, what was logged as an error, and the last lines. Of these a pattern's comes first;
+when no pattern matches, the process that raised something first has the cause, in the last line of
+its traceback.
 """
 
 from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-__all__ = ["Match", "Sign", "first_error", "last_words", "repeated_line", "search"]
+from workshop_lib.production.diagnosis.patterns import Match, Table, patterns
 
-LAST_LINES = 400
-_LONGEST = 500
-_NEAR = 4
-_ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+__all__ = ["Reading", "last_line", "lines_of", "read", "shown", "still_waits"]
 
+LAST_LINES, TAIL, LONGEST, DETAIL, RUNNING, READY = 400, 8, 500, 5, 40, 6
+"""How many lines count: of a log, as its last words, characters of one, of an error's message; and
+of a program that runs, or is ready."""
 
-@dataclass(frozen=True)
-class Sign:
-    """A line that names a cause.
-
-    Attributes:
-        rule: The rule it is evidence for.
-        words: One of these, in lower case, is in every such line: what is looked for first.
-        pattern: What the line matches; its groups fill `cause` and `fix`.
-        cause: What it means; `{who}` is the container.
-        fix: What mends it.
-        taught_in: Where it is explained.
-        running: It counts in a container that runs, too: it says that something hangs.
-        vague: It says that something failed, not why.
-        target: The group that holds the host, or `host:port`, that did not answer.
-    """
-
-    rule: str
-    words: tuple[str, ...]
-    pattern: str
-    cause: str
-    fix: str
-    taught_in: str
-    running: bool = False
-    vague: bool = False
-    target: str = ""
-
-
-@dataclass(frozen=True)
-class Match:
-    """A sign that was found.
-
-    Attributes:
-        sign: Which one.
-        line: The line, as it was written.
-        groups: What its groups caught.
-        near: The lines beside it, the nearest first.
-        after: The lines after it.
-    """
-
-    sign: Sign
-    line: str
-    groups: dict[str, str]
-    near: tuple[str, ...] = ()
-    after: tuple[str, ...] = ()
-
-    def text(self, template: str, **more: str) -> str:
-        """A cause or fix with the caught words filled in."""
-        return template.format(**{**{k: v or "" for k, v in self.groups.items()}, **more})
-
-
-@functools.lru_cache(maxsize=1024)
-def _compiled(pattern: str) -> re.Pattern[str]:
-    return re.compile(pattern, re.IGNORECASE)
-
-
-@functools.lru_cache(maxsize=2048)
-def _lines(text: str) -> tuple[str, ...]:
-    """The last lines, without colours and carriage returns at their ends."""
-    return tuple(line for line in re.split(r"[\r\n]+", text)[-LAST_LINES:] if line.strip())
-
-
-@functools.lru_cache(maxsize=2048)
-def search(
-    text: str, signs: tuple[Sign, ...], *, running: bool = False, last: int = LAST_LINES
-) -> Match | None:
-    """The first sign of a table that a log shows; of its lines, the last.
-
-    Args:
-        text: The log.
-        signs: The table.
-        running: Only signs that count in a container that runs.
-        last: Only in so many last lines.
-    """
-    lines = _lines(text)[-last:]
-    whole = "\n".join(lines).lower()
-    for sign in signs:
-        if running and not sign.running:
-            continue
-        if not any(word in whole for word in sign.words):
-            continue
-        for place in range(len(lines) - 1, -1, -1):
-            line = lines[place]
-            if found := _compiled(sign.pattern).search(line[:4000]):
-                near = (*reversed(lines[max(0, place - _NEAR) : place]),
-                        *lines[place + 1 : place + 1 + _NEAR])  # fmt: skip
-                return Match(sign, shown(line, found.start()), found.groupdict(), near,
-                             lines[place + 1 :])  # fmt: skip
-    return None
-
-
-def shown(line: str, start: int = 0) -> str:
-    """A line as it is quoted: of a very long one, the part around what counts."""
-    if len(line) > _LONGEST:
-        begin = max(0, start - 80)
-        line = line[begin : begin + _LONGEST]
-    return line.strip()
-
-
-_ERROR = re.compile(
-    r"^\s*(?:\[?[\w.]+\]?:? )?[\w.]*(?:Error|Exception|Exit|Interrupt)\b|\b(?:FATAL|CRITICAL|ERROR|"
-    r"fatal|panic|error)\b|not found|failed|refused|denied|cannot|could not|unable to|invalid",
-)
-_PLAIN_ERROR = re.compile(r"^[\w.]*(?:Error|Exception)(?::|$)|^(?:FATAL|panic|fatal error)\b")
-
-
-def last_words(text: str) -> str:
-    r"""The line of a log that most likely says why it ends: a traceback's last one, or the last.
-
-    Example:
-        >>> last_words("Traceback (most recent call last):\n  x\nValueError: no\nbye")
-        'ValueError: no'
-    """
-    lines = _lines(text)[-60:]
-    for pattern in (_PLAIN_ERROR, _ERROR):
-        for place in range(len(lines) - 1, -1, -1):
-            if pattern.search(_ANSI.sub("", lines[place])):
-                return shown(_of_validation(lines, place))
-    return shown(lines[-1]) if lines else ""
-
-
-def _of_validation(lines: Sequence[str], place: int) -> str:
-    """A line, or what it announces: Pydantic says what is wrong in the lines below its error."""
-    if "validation error" not in lines[place]:
-        return lines[place]
-    below = lines[place + 1 : place + 4]
-    return next((line for line in below if re.match(r"\s+(?:Value|Assertion) error, |\s+Input "
-                                                    r"should ", line)), lines[place])  # fmt: skip
-
-
+_ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+_WHO = r"(?:\d{4}-\d\d-\d\dT[\d:.]+Z? )?((?:\([^()]{1,90}\) *|\[rank ?\d+\]:? *)*)"
 _PREFIX = re.compile(
-    r"^(?:\([\w .=,:+-]+\) ?)*(?:(?:ERROR|CRITICAL|FATAL|WARNING|INFO)\b[ :]*)?"
-    r"(?:\[?\d{2,4}-\d\d[-\d]*[T ][\d:.,]+\]? ?)?(?:\[[\w./]+:\d+\] ?)?(?:E +)?"
+    rf"^{_WHO}"
+    r"(?:(?:ERROR|CRITICAL|FATAL|WARNING|WARN|INFO|DEBUG)\b[ :]*)?"
+    r"(?:\[?\d{2,4}-\d\d[-\d]*[T ][\d:.,]+(?: [A-Z] \d+ \d+)?\]?[ \t]*)?"
+    r"(?:\(\w+\) )?(?:(?:ERROR|CRITICAL|FATAL|WARNING|INFO)[ \t]+)?"
+    r"(?:\[?[\w./]+\.(?:py|cc|cpp|h):\d+\]?:?(?: -- )?)? ?(?:E {3,})?"
 )
-_RAISED = re.compile(r"^(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Timeout|Interrupt)\b")
+_LEVEL = re.compile(
+    r"\b(?:ERROR|CRITICAL|FATAL)\b|(?:^|[\s)\]:])(?:[Ee]rror|[Ff]atal|FATAL|panic): |NCCL WARN|"
+    r"<warn>| [ECF] \d+ \d+\]|^[EF]\d{4} |level=(?:error|fatal)|Check failed|\bXid\b"
+)
+_MILD = re.compile(r"\b(?:INFO|DEBUG|WARNING)\b| [IWD] \d+ \d+\]")
+_RAISED = re.compile(
+    r"^(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Exit|Timeout|Interrupt|Failure|Fault|NotFound)"
+    r"(?:\([\w.]+\))?(?::|$)|^(?:[a-z_]\w*\.)+[A-Z]\w+: |^(?:fatal error|panic): "
+)
+_HINTS = (
+    *("rror", "xcept", "exc.", "Exit", "imeout", "nterrupt", "ailure", "Fault", "NotFound"),
+    *("ERROR", "CRITICAL", "FATAL", "fatal", "panic", "WARN", "<warn>", "Xid", "Check failed"),
+    *(" E ", " C ", " F "),
+)
+"""What every line has that is raised or logged as an error; looked for first, being quick."""
+_FRAME = re.compile(r"^(?:\s|Traceback |File \"|\^|During handling|The above exception)")
+_WAITS = re.compile(
+    r"\bwait(?:s|ing)?\b|\bretry|\btrying\b|not (?:yet )?(?:ready|reachable|up)\b|unreachable|"
+    r"still no|\bconnecting to\b",
+    re.IGNORECASE,
+)
+_IDLE = re.compile(r"request|\bjobs?\b|\bwork\b|event|message|task|signal|ctrl", re.IGNORECASE)
+_GOT_OVER = re.compile(
+    r"\b(?:connected|reconnected|succeeded|established|is (?:now )?(?:ready|up|reachable)|serving|"
+    r"started|startup complete|joined|resumed|recovered)\b|\b200 OK\b|listen(?:s|ing) on|"
+    r"running on http",
+    re.IGNORECASE,
+)
 
 
-def first_error(text: str, consequences: re.Pattern[str]) -> str:
-    r"""The first line of a log that raises something that is no consequence of another thing.
+@dataclass(frozen=True)
+class _Line:
+    """An error line: its text without prefixes, with the lines of its message behind it."""
 
-    Args:
-        text: The log; its lines may have a prefix of a process's name, level and time.
-        consequences: What lines say that only tell of another error.
+    whole: str
+    raw: str
+    place: int
+    process: str
+    raised: bool
+    logged: bool
+    tail: bool
 
-    Example:
-        >>> first_error("(EngineCore pid=1) ERROR 11-21 03:57:40 [core.py:8] KeyError: 'x'\n"
-        ...             "RuntimeError: engine died", re.compile("died"))
-        "(EngineCore pid=1) ERROR 11-21 03:57:40 [core.py:8] KeyError: 'x'"
-    """
-    for line in _lines(text):
-        plain = _PREFIX.sub("", _ANSI.sub("", line)).lstrip()
-        if _RAISED.search(plain) and not consequences.search(line):
-            return shown(line)
-    return ""
+    @property
+    def quote(self) -> str:
+        """As it is quoted; Pydantic says what is wrong in the lines below its error's name."""
+        return shown(self.whole if "validation error" in self.whole else self.raw)
 
 
-def repeated_line(text: str) -> str:
-    r"""The line that a log ends with again and again, its numbers apart; empty when there is none.
+@dataclass(frozen=True)
+class Reading:
+    """What a log says of its end."""
 
-    What waits in a loop says the same thing each time; what makes progress does not.
+    match: Match | None = None
+    line: str = ""
+    quotes: tuple[str, ...] = ()
+    waits: bool = False
 
-    Example:
-        >>> repeated_line("waiting 1\nwaiting 2\nwaiting 3")
-        'waiting 3'
-    """
-    lines: Sequence[str] = _lines(text)[-12:]
-    shapes = [re.sub(r"[\d.:]+", "#", line) for line in lines]
-    if not shapes or "%" in lines[-1] or shapes.count(shapes[-1]) < 3:
-        return ""
-    return shown(lines[-1])
+    @property
+    def kind(self) -> str:
+        """`own`, `peer`, `weak` or `consequence` as the pattern says; `unknown` without one."""
+        return self.match.pattern.kind if self.match else "unknown"
+
+
+def shown(line: str) -> str:
+    """A line as it is quoted: of a very long one, the beginning."""
+    return line[:LONGEST].strip()
+
+
+@functools.lru_cache(maxsize=2048)
+def lines_of(text: str) -> tuple[str, ...]:
+    """The last lines of a log, without colours and empty lines."""
+    lines = re.split(r"[\r\n]+", _ANSI.sub("", text))[-LAST_LINES:]
+    return tuple(line for line in lines if line.strip())
+
+
+def last_line(text: str) -> str:
+    """The last line of a log; empty for an empty one."""
+    return shown(lines_of(text)[-1]) if lines_of(text) else ""
+
+
+def _plain(raw: str) -> tuple[str, str]:
+    """A line without its prefixes, and the process that they name."""
+    found = _PREFIX.match(raw)
+    return (raw[found.end() :], found[1].strip()) if found else (raw, "")
+
+
+@functools.lru_cache(maxsize=2048)
+def _errors(text: str) -> tuple[_Line, ...]:
+    lines, found, ignored = lines_of(text), [], False
+    for place, raw in enumerate(lines):
+        tail = place >= len(lines) - TAIL
+        if not (tail or [hint for hint in _HINTS if hint in raw]):
+            continue
+        plain, process = _plain(raw)
+        raised = _RAISED.search(plain) is not None
+        if plain.startswith("Exception ignored in") or (raised and ignored):
+            ignored = not raised  # what a dying process says of its leftovers
+            continue
+        if _FRAME.match(plain) and (raw.startswith((" ", "\t")) or not tail):
+            continue
+        logged = _LEVEL.search(raw[:300]) is not None
+        if raised or tail or logged:
+            more = _details(lines, place) if raised else ()
+            whole = " ".join([plain.strip(), *more])[:4000]
+            found.append(_Line(whole, raw, place, process, raised, logged, tail))
+    return tuple(found)
+
+
+def _details(lines: tuple[str, ...], place: int) -> Iterator[str]:
+    """The lines of a message that goes on below its error's name."""
+    for raw in lines[place + 1 : place + 1 + DETAIL]:
+        plain, _ = _plain(raw)
+        if _MILD.search(raw[:120]) or _RAISED.search(plain) or plain.startswith("Traceback"):
+            return
+        yield plain.strip()
+
+
+def read(text: str, facts: str = "") -> Reading:
+    """Which line of a log says why its program ended, and which pattern knows it."""
+    errors = _errors(text)
+    matches = [(error, patterns("log").match(error.whole, facts)) for error in errors]
+    raised = [e for e, m in matches if e.raised and not (m and m.pattern.kind == "consequence")]
+    last = [raised[-1].quote] if raised else []
+    firm = [(e, m) for e, m in matches if e.raised or e.logged or not raised]
+    if own := [(e, m) for e, m in firm if m and m.pattern.kind == "own"]:
+        error, match = min(own, key=lambda each: (not each[0].raised, each[0].place))
+        told = match.pattern.regex.search(error.raw)  # or in the lines of its message below
+        return _reading([error.quote if told else shown(error.whole), *last], match)
+    peers = [(e, m) for e, m in matches if m and m.pattern.kind == "peer"]
+    unknown = [e for e in raised if all(e is not peer for peer, _ in peers)]
+    if unknown and not (peers and unknown[-1].place < peers[-1][0].place):
+        first = [e.quote for e in unknown if e.process == unknown[0].process]
+        return _reading([first[-1], *first[-2:-1], *last])
+    if peers:
+        return _reading([peers[-1][0].quote, *last], peers[-1][1])
+    if weak := list(_anywhere(text, facts, patterns("log", weak=True))):
+        return _reading([shown(weak[-1][1])], weak[-1][2])
+    if follows := [(e, m) for e, m in matches if m]:
+        before = [e.quote for e in errors if e.place < follows[0][0].place and not e.tail]
+        return _reading([follows[0][0].quote, *before[:1]], follows[0][1])
+    logged = [e.quote for e in errors if e.logged] or [e.quote for e in errors[-1:]]
+    return _reading([*logged[:1], last_line(text)]) if logged else Reading()
+
+
+def _reading(quotes: Iterable[str], match: Match | None = None) -> Reading:
+    unique = tuple(dict.fromkeys(quotes))
+    return Reading(match, unique[0], unique[:3])
+
+
+def _anywhere(
+    text: str, facts: str, table: Table, last: int = LAST_LINES
+) -> Iterator[tuple[int, str, Match]]:
+    lines = lines_of(text)
+    for place, raw in enumerate(lines[-last:], max(0, len(lines) - last)):
+        if match := table.match(raw, facts):
+            yield place, raw, match
+
+
+def still_waits(text: str, facts: str = "", *, ready: bool = False) -> Reading:
+    """What a program that runs says of why it does not go on; nothing when it went on since."""
+    lines = lines_of(text)
+    last_lines = READY if ready else RUNNING
+    found = list(_anywhere(text, facts, patterns("log", waits=True), last_lines))
+    for place, raw, match in reversed(found):
+        if match.pattern.kind == "peer" and any(map(_GOT_OVER.search, lines[place + 1 :])):
+            continue
+        whole = read(text, facts) if match.pattern.kind == "consequence" else Reading()
+        if whole.kind == "own":
+            return whole  # what died has said why, further up
+        return _reading([shown(raw), *whole.quotes[:1]], match)
+    last = last_line(text)
+    shapes = [re.sub(r"[\d.:]+", "#", line) for line in lines[-12:]]
+    loops = bool(shapes) and shapes.count(shapes[-1]) >= 3 and "%" not in last
+    if ready or not (loops or (_WAITS.search(last) and not _IDLE.search(last))):
+        return Reading()
+    failed = any(error.raised or error.logged for error in _errors(text))
+    whole = read(text, facts) if failed else Reading()
+    if whole.kind in ("own", "unknown") and whole.line:
+        return whole  # a part of it has failed, and the rest waits for that part
+    return Reading(None, last, (last,), waits=True)

@@ -1,374 +1,206 @@
-"""Pods that no node takes: the scheduler's message, read together with the nodes.
-
-The reasons are those of Kubernetes' scheduler plugins (`pkg/scheduler/framework/plugins`,
-the `ErrReason...` constants), joined as "N reason" by `framework.FitError`.
-"""
+"""Pods that no node takes: the scheduler's words, the nodes where they are known, new nodes."""
 
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Iterator
 
-from workshop_lib.production.diagnosis.cause import Cause, Depth, Lesson
-from workshop_lib.production.diagnosis.disruptions import preempted_mates
-from workshop_lib.production.diagnosis.node_groups import (
-    KARPENTER,
-    no_group,
-    not_added,
-    plugin_says,
-)
-from workshop_lib.production.diagnosis.placement import (
-    CONTROL_PLANE,
-    extended,
-    node_affinity_fits,
-    obstacles,
-    offered,
-    untolerated,
-    wanted,
-)
-from workshop_lib.production.diagnosis.scheduling_nodes import cause_of, selector, taint
-from workshop_lib.production.diagnosis.scheduling_texts import TEXTS, devices_say
-from workshop_lib.production.diagnosis.view import Json, View, conditions, ref
+from workshop_lib.cluster.kube import parse_quantity, requests_of
+from workshop_lib.production.diagnosis.cause import Cause, Level, Report, Stage, cause_of
+from workshop_lib.production.diagnosis.patterns import Match, apply_claim, fact, patterns
+from workshop_lib.production.diagnosis.view import Json, Pod, View
 
-__all__ = ["is_unscheduled", "parse_reasons", "unscheduled"]
+__all__ = ["unscheduled"]
 
 _REASON = re.compile(r"(\d+) (.+?)(?=, \d+ [A-Zn(]|$)")
 _HEAD = re.compile(r"nodes are available: (.*?)(?:\. *(?:preemption:|no new claims|not found|$)|$)")
-_INSUFFICIENT = re.compile(r"Insufficient (\S+)")
+_LACKS = re.compile(r"Insufficient (\S+)")
+_TAINT = re.compile(r"\{([^:}]+):? ?([^}]*)\}")
+_CONTROL_PLANE = re.compile(r"node-role\.kubernetes\.io/(?:control-plane|master)")
 
-_SOON_S = 30.0
-"""A pod that was made so short a time ago may not have been looked at yet."""
-
-# Which words stand for which rule, the most telling first.
-_RULES: list[tuple[str, str]] = [
-    (r"untolerated taint|had taints? .*that the pod didn't tolerate", "taint-not-tolerated"),
-    (r"didn't match Pod's node affinity/selector|node\(s\) didn't match node selector"
-     r"|didn't match the requested node name|plugin\(s\) \[Node(?:Affinity|Name)", "node-selector"),
-    (r"anti-affinity", "pod-anti-affinity"),
-    (r"pod affinity", "pod-affinity"),
-    (r"topology spread", "topology-spread"),
-    (r"volume node affinity conflict|no available volume zone|PersistentVolume's node affinity",
-     "volume-zone"),
-    (r"didn't find available persistent volumes|non-existent pv|non-existent persistentvolume",
-     "volume-not-found"),
-    (r"exceed max volume count", "too-many-volumes"),
-    (r"ReadWriteOncePod", "claim-in-use"),
-    (r"enough free storage", "storage-full"),
-    (r"free ports for the requested pod ports", "host-port-taken"),
-    (r"Too many pods", "too-many-pods"),
-    (r"were unschedulable", "nodes-cordoned"),
-    (r"claims|resource ?claim|[Dd]evice|DynamicResources", "resource-claim"),
-    (r"Insufficient", "insufficient"),
-]  # fmt: skip
+SOON_S, NODE_COMES_S = 30.0, 600.0
+"""How long the scheduler takes to say something, and a machine with GPUs to come."""
 
 
-def parse_reasons(message: str) -> list[tuple[int, str]]:
-    """The counted reasons of a FailedScheduling message, what it says of preemption left out.
+def unscheduled(view: View, report: Report, pod: Pod) -> Iterator[Cause]:
+    """Why no node takes a pod; nothing while the scheduler or a new node may still come."""
+    condition = pod.conditions.get("PodScheduled", {})
+    if pod.node or condition.get("status") == "True" or pod.over:
+        return
+    gates = ", ".join(each.get("name", "") for each in pod.spec.get("schedulingGates") or [])
+    said = [event.message for event in view.events(pod.ref, "FailedScheduling")]
+    message = str(condition.get("message") or "") or (said[-1] if said else "")
+    if gates:
+        yield _cause(pod, fact("scheduling-gate", pod=pod.name, gates=gates), message or gates)
+    elif message:
+        yield from _explain(view, report, pod, message)
+    elif view.age_s(pod.made) <= SOON_S:
+        report.starts([pod.ref], f"{pod.ref}: the scheduler has not come to it yet")
+    else:
+        keys = ("resourceClaimName", "resourceClaimTemplateName", "name")
+        claims = [
+            next(c[k] for k in keys if c.get(k)) for c in pod.spec.get("resourceClaims") or []
+        ]
+        scheduler = pod.spec.get("schedulerName") or "default-scheduler"
+        if claims:
+            match = fact("resource-claim", pod=pod.name, claims=", ".join(claims))
+            yield _cause(pod, match, claims[0])
+        elif scheduler != "default-scheduler":
+            yield _cause(pod, fact("scheduler-missing", pod=pod.name, name=scheduler), scheduler)
 
-    Example:
-        >>> parse_reasons("0/5 nodes are available: 2 Insufficient nvidia.com/gpu, 3 node(s) had "
-        ...               "untolerated taint {a: b}. preemption: 0/5 nodes are available: ...")
-        [(2, 'Insufficient nvidia.com/gpu'), (3, 'node(s) had untolerated taint {a: b}')]
-    """
+
+def _cause(pod: Pod, match: Match, *evidence: str, **more: object) -> Cause:
+    options = {"since": pod.made, **more}
+    return cause_of(match, [pod.ref], evidence, Stage.SCHEDULING, **options)  # type: ignore[arg-type]
+
+
+def _explain(view: View, report: Report, pod: Pod, message: str) -> Iterator[Cause]:
+    match = patterns("start").match(message)
+    if match and match.about.startswith("PersistentVolumeClaim"):
+        match = match.add(apply_claim=apply_claim(match.groups["name"]))
+        yield cause_of(match, [pod.ref], [message], Stage.VOLUMES)
+        return
+    if re.search("unbound immediate PersistentVolumeClaims|ephemeral volume controller", message):
+        names = {f"PersistentVolumeClaim/{name}" for name in pod.claims}
+        unbound = fact("pvc-unbound", pod=pod.name)
+        yield _cause(pod, unbound, message, level=Level.FOLLOWS, waits_for=names)
+        return
+    found, told = _of_nodes(view, pod, message), _who_adds_nodes(view, pod)
+    failed = next((m for text in told if (m := patterns("node-group").match(text))), None)
+    told_s = view.events(pod.ref, "TriggeredScaleUp", "Nominated", "NotTriggerScaleUp")
+    promised = bool(told_s) and told_s[-1].reason != "NotTriggerScaleUp"
+    if failed and re.search(r"asks for|no node|waits for a node", found.cause):
+        asks = re.match(r"[^;:.]*asks for [^,;.]+", found.cause)
+        said = next(text for text in told if patterns("node-group").match(text))
+        cause = _cause(pod, failed, said, *found.evidence, key=failed.rule)
+        cause.cause = f"{asks[0]}. {cause.cause}" if asks else cause.cause
+        yield cause
+    elif promised and view.age_s(told_s[-1].time) <= NODE_COMES_S:
+        report.starts([pod.ref], f"{pod.ref}: waits for a node that is being added: {told[-1]}")
+    else:
+        found.evidence += [text for text in told[-2:] if text not in found.evidence]
+        found.cause += " A node was promised, and has not come." if promised else ""
+        mates = [each for each in view.pods_of(pod.top) if "Preempt" in str(each.status)]
+        found.waits_for |= {each.ref for each in mates if each is not pod}
+        yield found
+
+
+def _who_adds_nodes(view: View, pod: Pod) -> list[str]:
+    """What Karpenter and the cluster autoscaler say: of the node for the pod, then of the pod."""
+    events = view.events(pod.ref, "TriggeredScaleUp", "Nominated", "NotTriggerScaleUp")[-1:]
+    karpenter = view.events(pod.ref, "FailedScheduling")
+    events += [e for e in karpenter if re.search("nodepool|nodeclaim|instance type", e.message)][
+        -1:
+    ]
+    said = [event.message for event in events]
+    claimed = re.findall(r"nodeclaim/([\w.-]+)", " ".join(said))
+    subjects = [f"NodeClaim/{name}" for name in claimed] or view.subjects("NodeClaim")
+    subjects += view.subjects("NodePool", "EC2NodeClass", "NodeGroup")
+    told = [e for subject in subjects for e in view.events(subject, warnings=True)]
+    return [f"{e.reason}: {e.message}" for e in sorted(told, key=lambda e: -e.time)] + said
+
+
+def _of_nodes(view: View, pod: Pod, message: str) -> Cause:
+    """What the scheduler's reasons mean, together with the nodes where they were read."""
+    if re.search(r"no nodes available|0/0 nodes are available", message, re.IGNORECASE):
+        return _cause(pod, fact("no-nodes", pod=pod.name), message)
     head = _HEAD.search(message)
-    if head is None:
-        return []
-    return [(int(n), text.strip(" .")) for n, text in _REASON.findall(head[1].strip(" ."))]
+    reasons = [text.strip(" .") for _, text in _REASON.findall(head[1].strip(" ."))] if head else []
+    nodes = view.items("Node")
+    wanted = {
+        key: much for key, much in requests_of({"containers": [], **pod.spec}).items() if much
+    }
+    lacks = [found[1].rstrip(".,") for each in reasons if (found := _LACKS.search(each))]
+    lacks.sort(key=lambda name: "/" not in name)  # devices first
+    for resource in lacks:
+        most = max((_offers(node, resource) for node in nodes), default=0.0)
+        if nodes and (not most or wanted.get(resource, 0.0) > most):
+            return _short(pod, resource, wanted.get(resource, 0.0), message, most=most)
+    able = [n for n in nodes if all(_offers(n, each) >= much for each, much in wanted.items())]
+    barred = any(_taints(pod, node) or not _selected(pod, node) for node in able)
+    others = [r for r in reasons if not _LACKS.search(r) and not _CONTROL_PLANE.search(r)]
+    for reason in others if barred or not nodes or not lacks else []:
+        if match := patterns("scheduler").match(reason):
+            return _known(pod, match, reason, message, able or nodes)
+    if lacks:
+        return _short(pod, lacks[0], wanted.get(lacks[0], 0.0), message, seen=bool(nodes))
+    for reason in [*reasons, message]:
+        if match := patterns("scheduler").match(reason):
+            return _known(pod, match, reason, message, nodes)
+    match = fact("scheduler-refuses", pod=pod.name, message=message)
+    return _cause(pod, match, message, level=Level.FAILED)
 
 
-def is_unscheduled(pod: Json) -> bool:
-    """Whether a pod waits for a node."""
-    status = pod.get("status") or {}
-    if (pod.get("spec") or {}).get("nodeName") and conditions(pod).get("PodScheduled", {}).get(
-        "status"
-    ) != "False":
-        return False
-    return status.get("phase", "Pending") == "Pending" and (
-        conditions(pod).get("PodScheduled", {}).get("status") != "True"
+def _short(
+    pod: Pod, resource: str, amount: float, message: str, most: float = -1.0, seen: bool = True
+) -> Cause:
+    """A resource that is short: no node has any, none has so much, others hold it, or unknown."""
+    stem = "gpu" if "gpu" in resource else resource.rpartition("/")[2]
+    words = {"pod": pod.name, "ask": _amount(resource, amount), "resource": resource}
+    words |= {"most": _amount(resource, max(most, 0.0)), "stem": stem}
+    if not most and "/" in resource:
+        rule = "gpu-not-offered" if stem == "gpu" else "device-not-offered"
+        return _cause(pod, fact(rule, **words), message, key=resource)
+    name = "too-large" if most >= 0 else "insufficient" if seen else "insufficient-not-known"
+    cause = _cause(pod, fact(name, **words), message, key=resource + pod.top * (most >= 0))
+    cause.rule = f"{stem}-too-large" if most >= 0 else f"insufficient-{stem}"
+    return cause
+
+
+def _offers(node: Json, resource: str) -> float:
+    status = node["status"]
+    return parse_quantity(
+        (status.get("allocatable") or status.get("capacity") or {}).get(resource, 0)
     )
 
 
-def unscheduled(view: View, pod: Json) -> Iterator[Cause]:
-    """Why no node takes a pod; nothing when the scheduler may just not have come to it."""
-    condition = conditions(pod).get("PodScheduled", {})
-    message = str(condition.get("message") or "")
-    if condition.get("reason") == "SchedulingGated" or (
-        not message and (pod.get("spec") or {}).get("schedulingGates")
-    ):
-        yield _gated(pod, message)
-        return
-    if not message:
-        said = [str(e.get("message") or "") for e in view.events(pod, "FailedScheduling")]
-        said = [m for m in said if not KARPENTER.search(m)] or said
-        message = said[-1] if said else ""
-    if not message:
-        if view.age_s(pod["metadata"].get("creationTimestamp")) > _SOON_S:
-            yield _nobody_schedules(pod)
-        return
-    found = _explain(view, pod, message)
-    if (refused := no_group(view, pod)) and refused not in found.evidence:
-        found.evidence.append(refused)
-        not_added(found, refused)
-    found.waits_for |= preempted_mates(view, pod)
-    yield found
+def _taints(pod: Pod, node: Json) -> list[Json]:
+    """A node's taints that keep a pod away."""
+
+    def tolerates(each: Json, taint: Json) -> bool:
+        same = each.get("key") in (None, "", taint.get("key"))
+        effect = each.get("effect") in (None, "", taint.get("effect"))
+        equal = (each.get("value") or "") == (taint.get("value") or "")
+        return same and effect and (each.get("operator") == "Exists" or equal)
+
+    hard = [t for t in node["spec"].get("taints") or [] if t.get("effect") != "PreferNoSchedule"]
+    tolerations = pod.spec.get("tolerations") or []
+    return [taint for taint in hard if not any(tolerates(each, taint) for each in tolerations)]
 
 
-def _gated(pod: Json, message: str) -> Cause:
-    gates = [g.get("name", "") for g in (pod.get("spec") or {}).get("schedulingGates") or []]
-    name = ", ".join(gates) or "a gate"
-    return cause_of(
-        pod, "scheduling-gate", name,
-        f"The pod is held back by the scheduling gate {name}: until whoever set it takes it away, "
-        "no node is looked for.",
-        f"find out who sets {name} (a queue such as Kueue admits pods one after the other: kubectl "
-        "get workloads), or remove it from spec.schedulingGates",
-        message or (gates[0] if gates else "schedulingGates"),
-    )  # fmt: skip
+def _selected(pod: Pod, node: Json) -> bool:
+    labels, selector = node["metadata"].get("labels") or {}, pod.spec.get("nodeSelector") or {}
+    affinity = (pod.spec.get("affinity") or {}).get("nodeAffinity")
+    return not affinity and all(labels.get(k) == v for k, v in selector.items())
 
 
-def _nobody_schedules(pod: Json) -> Cause:
-    claims = [
-        str(c.get("resourceClaimName") or c.get("resourceClaimTemplateName") or c.get("name"))
-        for c in (pod.get("spec") or {}).get("resourceClaims") or []
-    ]
-    if claims:  # the scheduler does not even begin before they are there, and says nothing
-        return cause_of(
-            pod, "resource-claim", ",".join(claims),
-            f"The pod waits for the devices that it claims ({', '.join(claims)}, dynamic resource "
-            "allocation): until the ResourceClaim is there, no node is looked for.",
-            "kubectl get resourceclaims,resourceclaimtemplates,deviceclasses; make the claim, or "
-            "correct its name in spec.resourceClaims", claims[0],
-        )  # fmt: skip
-    name = (pod.get("spec") or {}).get("schedulerName", "default-scheduler")
-    if name != "default-scheduler":
-        return cause_of(
-            pod, "scheduler-missing", name,
-            f"The pod asks for the scheduler {name!r}, and no scheduler has said a word about it: "
-            "there is none of that name, or it does not run.",
-            "take spec.schedulerName out, or install that scheduler", name,
-        )  # fmt: skip
-    return Cause(
-        "unknown", ref(pod), "The pod waits for a node, and the scheduler has not said why.",
-        ["Pending"], f"look at: kubectl describe pod {pod['metadata']['name']}; and whether the "
-        "scheduler runs: kubectl get pods -n kube-system", Lesson.WHEN, [ref(pod)], Depth.UNKNOWN,
-        waits_for={f"PersistentVolumeClaim/{name}" for name in claim_names(pod)},
-    )  # fmt: skip
-
-
-def _explain(view: View, pod: Json, message: str) -> Cause:
-    lowered = message.lower()
-    if "no nodes available to schedule pods" in lowered or "0/0 nodes are available" in lowered:
-        return cause_of(
-            pod, "no-nodes", "nodes", "The cluster has no node at all that could run a pod.",
-            "kubectl get nodes; scale the node group up, or look at Karpenter's NodePool: kubectl "
-            "get nodepools,nodeclaims", message, Lesson.BELOW_SERVE,
-        )  # fmt: skip
-    if claim := _claim_trouble(view, pod, message):
-        return claim
-    if KARPENTER.search(message):
-        return cause_of(
-            pod, "no-node-group", "nodepools",
-            "No node has room for the pod, and Karpenter cannot add one: none of its NodePools "
-            "allows an instance type that has what the pod asks for.",
-            "compare the pod's requests, nodeSelector and tolerations with: kubectl describe "
-            "nodepools; add a NodePool (GPU instance types, zones, capacity type, limits)",
-            message, Lesson.BELOW_SERVE,
-        )  # fmt: skip
-    reasons = parse_reasons(message)
-    rule, detail = _primary(view, pod, message, reasons)
-    return _of_rule(view, pod, message, reasons, rule, detail)
-
-
-def _claim_trouble(view: View, pod: Json, message: str) -> Cause | None:
-    """What the scheduler says of a pod's claims before it looks at nodes."""
-    found = re.search(r'persistentvolumeclaim "([^"]+)" (not found|is being deleted|bound to '
-                      r"non-existent persistentvolume)", message)  # fmt: skip
-    name = found[1] if found else ""
-    if found and found[2] == "not found":
-        return Cause(
-            "pvc-missing", name, f"The pod mounts the claim {name!r}, and there is no "
-            "PersistentVolumeClaim of that name in its namespace.", [message],
-            f"apply the claim (cluster.apply('storage')), or correct claimName: {name}",
-            Lesson.WHEN, [f"PersistentVolumeClaim/{name}", ref(pod)], Depth.STORAGE,
-        )  # fmt: skip
-    if found and found[2] == "is being deleted":
-        return Cause(
-            "pvc-deleting", name, f"The claim {name!r} is being deleted, and goes when its last "
-            "pod does; a new pod may not use it any more.", [message],
-            f"delete the pods that still use it, wait until kubectl get pvc {name} finds nothing, "
-            "and apply the claim again", Lesson.WHEN,
-            [f"PersistentVolumeClaim/{name}", ref(pod)], Depth.STORAGE,
-        )  # fmt: skip
-    if found:
-        return Cause(
-            "volume-lost", f"PersistentVolumeClaim/{name}",
-            f"The claim {name!r} is bound to a volume that does not exist any more; its data is "
-            "gone with it.", [message],
-            f"kubectl delete pvc {name}, then apply it again and fill it anew", Lesson.WHEN,
-            [f"PersistentVolumeClaim/{name}", ref(pod)], Depth.STORAGE,
-        )  # fmt: skip
-    if "unbound immediate PersistentVolumeClaims" not in message and (
-        "waiting for ephemeral volume controller" not in message
-    ):
-        return None
-    claims = {f"PersistentVolumeClaim/{name}" for name in claim_names(pod)}
-    unseen = sorted(claims - set(view.by_ref))
-    return Cause(
-        "pvc-unbound", ",".join(sorted(claims)), "The pod mounts a claim that has no volume yet.",
-        [message], "kubectl describe pvc says what the claim waits for", Lesson.WHEN,
-        [*unseen, ref(pod)], Depth.SCHEDULING, waits_for=claims, vague=True,
-    )  # fmt: skip
-
-
-def claim_names(pod: Json) -> list[str]:
-    """The claims that a pod mounts."""
-    names = []
-    for volume in (pod.get("spec") or {}).get("volumes") or []:
-        if claim := (volume.get("persistentVolumeClaim") or {}).get("claimName"):
-            names.append(claim)
-        elif "ephemeral" in volume:
-            names.append(f"{pod['metadata']['name']}-{volume.get('name')}")
-    return names
-
-
-def _rule_of(reason: str) -> str:
-    return next((rule for words, rule in _RULES if re.search(words, reason)), "scheduler-refuses")
-
-
-def _primary(
-    view: View, pod: Json, message: str, reasons: list[tuple[int, str]]
-) -> tuple[str, str]:
-    """The rule that names what to change, and the reason or resource it is about."""
-    by_rule: dict[str, str] = {}
-    for _, reason in reasons:
-        if any(taint in reason for taint in CONTROL_PLANE) and len(reasons) > 1:
-            continue  # a control plane refuses everybody
-        by_rule.setdefault(_rule_of(reason), reason)
-    if not by_rule and reasons:
-        return _rule_of(reasons[0][1]), reasons[0][1]
-    if not by_rule:  # it speaks of the pod as a whole, and counts no nodes
-        return _rule_of(message.split(" preemption:")[0]), message
-    if len(by_rule) > 1 and (best := _by_nodes(view, pod, set(by_rule))):
-        return best, by_rule.get(best, "")
-    # Without nodes to look at: GPU nodes usually carry a taint, the others lack GPUs.
-    gpu = any("Insufficient" in r and extended(r.split()[-1]) for _, r in reasons)
-    if gpu and "nvidia.com/gpu" in by_rule.get("taint-not-tolerated", ""):
-        return "taint-not-tolerated", by_rule["taint-not-tolerated"]
-    order = ["volume-zone", "volume-not-found", "resource-claim", "host-port-taken",
-             "pod-anti-affinity", "pod-affinity", "topology-spread", "insufficient",
-             "node-selector", "taint-not-tolerated"]  # fmt: skip
-    rule = min(by_rule, key=lambda each: order.index(each) if each in order else 5)
-    return rule, by_rule[rule]
-
-
-_OBSTACLES = {
-    "selector": "node-selector", "taint": "taint-not-tolerated", "cordoned": "nodes-cordoned",
-}  # fmt: skip
-
-
-def _by_nodes(view: View, pod: Json, candidates: set[str]) -> str | None:
-    """Which single change would open the most nodes, or None when nodes cannot tell."""
-    if not view.nodes:
-        return None
-    alone: Counter[str] = Counter()
-    open_nodes = 0
-    for node in view.nodes:
-        found = obstacles(pod, node)
-        if not found:
-            open_nodes += 1
-        kinds = {_OBSTACLES.get(each, "insufficient") for each in found}
-        control = any(taint.get("key") in CONTROL_PLANE for taint in untolerated(pod, node))
-        if len(kinds) == 1 and not control:
-            alone[kinds.pop()] += 1
-    if open_nodes:  # nothing fixed about them keeps the pod away: something else uses them up
-        rest = [each for each in candidates if each not in _OBSTACLES.values()]
-        if len(rest) == 1:
-            return rest[0]
-        return None
-    ranked = [rule for rule, _ in alone.most_common() if rule in candidates]
-    missing = [r for r in wanted(pod) if extended(r)
-               and not any(offered(node, r) for node in view.nodes)]  # fmt: skip
-    if missing and "insufficient" in candidates:
-        return "insufficient"
-    better = [rule for rule in ranked if rule != "insufficient"]
-    return next(iter([*better, *ranked]), None)
-
-
-def _of_rule(view: View, pod: Json, message: str, reasons: list[tuple[int, str]], rule: str,
-             detail: str) -> Cause:  # fmt: skip
-    if rule == "insufficient":
-        return _insufficient(view, pod, message, detail, reasons)
-    if rule == "taint-not-tolerated":
-        return taint(view, pod, message, detail)
-    if rule == "node-selector":
-        return selector(view, pod, message)
-    counted = "; ".join(f"{n}: {text}" for n, text in reasons) or message
-    if rule in TEXTS:
-        text, fix, lesson = TEXTS[rule]
-        if rule == "topology-spread" and "missing required label" in message:
-            spread = (pod.get("spec") or {}).get("topologySpreadConstraints") or []
-            keys = ", ".join(str(s.get("topologyKey")) for s in spread if isinstance(s, dict))
-            text += f" Some nodes lack the label that it spreads over ({keys or 'topologyKey'})."
-        if rule == "resource-claim":
-            text += devices_say(message)
-        nodes = [ref(n) for n in view.nodes if (n.get("spec") or {}).get("unschedulable")]
-        first = nodes if rule == "nodes-cordoned" else []
-        return cause_of(pod, rule, view.top(pod), text, fix, message, lesson, first=first)
-    return cause_of(
-        pod, "scheduler-refuses", view.top(pod),
-        f"No node takes the pod; the scheduler says of its nodes: {counted}.",
-        f"kubectl describe pod {pod['metadata']['name']}; compare what it asks for with kubectl "
-        "describe nodes", message,
-    )  # fmt: skip
-
-
-def _insufficient(view: View, pod: Json, message: str, detail: str,
-                  reasons: list[tuple[int, str]]) -> Cause:  # fmt: skip
-    lacking = [m[1].rstrip(".,") for _, text in reasons if (m := _INSUFFICIENT.search(text))]
-    lacking.sort(key=lambda name: not extended(name))
-    resource = lacking[0] if lacking else detail.rsplit(" ", 1)[-1]
-    amount = wanted(pod).get(resource, 0.0)
-    usable = [n for n in view.nodes if node_affinity_fits(pod, n)] or view.nodes
-    most = max((offered(node, resource) for node in usable), default=0.0)
-    ask = _amount(resource, amount)
-    gpu = "gpu" in resource or extended(resource)
-    lesson = Lesson.RAY_GPUS if gpu else Lesson.WHEN
-    if extended(resource) and view.has_nodes and not any(offered(n, resource) for n in view.nodes):
-        rule = "gpu-not-offered" if "gpu" in resource else "device-not-offered"
-        what = "GPUs" if "gpu" in resource else "EFA devices" if "efa" in resource else "devices"
-        return cause_of(
-            pod, rule, resource,
-            f"The pod asks for {ask}, and no node of the cluster offers that resource: either it "
-            f"has no nodes with {what}, or their device plugin does not run"
-            f"{plugin_says(view, resource)}.",
-            f"kubectl get nodes -o custom-columns=NAME:.metadata.name,HAS:'.status.allocatable."
-            f"{resource.replace('.', chr(92) + '.')}'; then add a node group with {what}, or "
-            "install the device plugin (kubectl get daemonsets -A)", message, lesson,
-        )  # fmt: skip
-    stem = "gpu" if "gpu" in resource else resource.split("/")[-1]
-    if view.has_nodes and amount > most == 0:
-        return cause_of(
-            pod, f"{stem}-too-large", resource + view.top(pod),
-            f"The pod asks for {ask}, and no node of the cluster offers any of it.",
-            f"take {resource} out of resources, or add nodes that are set up to offer it",
-            message, lesson,
-        )  # fmt: skip
-    if view.has_nodes and amount > most + 1e-9:
-        return cause_of(
-            pod, f"{stem}-too-large", resource + view.top(pod),
-            f"The pod asks for {ask}, more than any node has: the largest offers "
-            f"{_amount(resource, most)}. It can never be placed here, however empty the nodes are.",
-            f"ask for at most {_amount(resource, most)} in resources.requests, or add a larger "
-            "instance type", message, lesson,
-        )  # fmt: skip
-    return cause_of(
-        pod, f"insufficient-{stem}", resource,
-        f"The pod asks for {ask}; the nodes have that resource, but not that much of it is free: "
-        "other pods hold it.",
-        "see who holds it: kubectl describe nodes | grep -A9 'Allocated resources'; delete what "
-        f"is not needed, ask for less {resource}, or add a node", message, lesson,
-    )  # fmt: skip
+def _known(pod: Pod, match: Match, reason: str, message: str, nodes: list[Json]) -> Cause:
+    """A reason that a pattern knows, with what the pod and the nodes say of it."""
+    named = _TAINT.search(reason)
+    taints = [(t["key"], t.get("value") or "") for node in nodes for t in _taints(pod, node)]
+    taints = [each for each in taints if not _CONTROL_PLANE.search(each[0])] or [("", "")]
+    key, value = (named[1].strip(), named[2].strip()) if named else taints[0]
+    if match.rule == "taint-not-tolerated" and key.startswith("node.kubernetes.io/"):
+        match = patterns("scheduler").match(key) or match
+    selector: Json = pod.spec.get("nodeSelector") or {}
+    affinity = str((pod.spec.get("affinity") or {}).get("nodeAffinity") or "its node affinity")
+    have = {k: {(n["metadata"].get("labels") or {}).get(k) for n in nodes} for k in selector}
+    others = {k: sorted(filter(None, v)) for k, v in have.items() if selector[k] not in v}
+    spread = [str(s.get("topologyKey")) for s in pod.spec.get("topologySpreadConstraints") or []]
+    match = match.add(
+        taint=f"the taint {key}{f'={value}' if value else ''}"
+        if key
+        else "a taint that the scheduler's message does not name",
+        taint_key=key or "<key>",
+        selector=", ".join(f"{k}={v}" for k, v in selector.items()) or affinity,
+        node_labels="".join(f" Nodes have {k}={', '.join(v)}." for k, v in others.items() if v),
+        spread=", ".join(spread),
+    )
+    names = {f"Node/{node['metadata']['name']}" for node in nodes}
+    waits_for = names if match.rule == "node-not-ready" else set()
+    cause = _cause(pod, match, message, key=f"{pod.top}/{key}", waits_for=waits_for)
+    cause.cause = f"{pod.name} waits for a node. {cause.cause}"
+    return cause
 
 
 def _amount(resource: str, amount: float) -> str:

@@ -1,6 +1,7 @@
-"""A snapshot, indexed: pods with their owners, events by object, logs, and the time it was taken.
+"""A snapshot, indexed: objects by `Kind/name`, pods with their containers, events that count.
 
-Everything is looked up by `Kind/name`, since not every snapshot has UIDs.
+An event counts while its object exists: Kubernetes keeps events for an hour, and what was deleted
+since is no fault any more. Lists that the snapshot could not read stay unknown, not empty.
 """
 
 from __future__ import annotations
@@ -8,31 +9,37 @@ from __future__ import annotations
 import functools
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from workshop_lib.cluster.kube import INDEX, Json, conditions
+from workshop_lib.cluster.kube import key_of as ref
 from workshop_lib.errors import WorkshopError
-from workshop_lib.production.diagnosis.shape import in_form
 
-__all__ = ["Json", "View", "conditions", "event_time", "fits", "ref", "seconds"]
-
-Json = Mapping[str, Any]
+__all__ = [
+    "Container",
+    "Event",
+    "Json",
+    "Pod",
+    "View",
+    "conditions",
+    "fits",
+    "made",
+    "ref",
+    "seconds",
+]
 
 KINDS = {
-    "pods": "Pod", "events": "Event", "jobs": "Job", "services": "Service",
-    "endpointslices": "EndpointSlice", "persistentvolumeclaims": "PersistentVolumeClaim",
-    "persistentvolumes": "PersistentVolume", "storageclasses": "StorageClass",
-    "resourcequotas": "ResourceQuota", "limitranges": "LimitRange", "configmaps": "ConfigMap",
-    "secrets": "Secret", "nodes": "Node", "deployments": "Deployment",
-    "replicasets": "ReplicaSet", "statefulsets": "StatefulSet", "daemonsets": "DaemonSet",
-    "networkpolicies": "NetworkPolicy", "namespaces": "Namespace",
-    "serviceaccounts": "ServiceAccount", "rayclusters": "RayCluster",
-    "rayservices": "RayService", "rayjobs": "RayJob",
-    "horizontalpodautoscalers": "HorizontalPodAutoscaler",
-    "customresourcedefinitions": "CustomResourceDefinition",
-}  # fmt: skip
-"""The lists of a snapshot, and the kind of what they hold."""
+    **{"pods": "Pod", "jobs": "Job", "deployments": "Deployment", "replicasets": "ReplicaSet"},
+    **{"statefulsets": "StatefulSet", "services": "Service", "configmaps": "ConfigMap"},
+    **{"rayclusters": "RayCluster", "rayservices": "RayService", "rayjobs": "RayJob"},
+    **{"persistentvolumeclaims": "PersistentVolumeClaim", "storageclasses": "StorageClass"},
+    **{"resourcequotas": "ResourceQuota", "networkpolicies": "NetworkPolicy", "nodes": "Node"},
+    **{"serviceaccounts": "ServiceAccount", "endpointslices": "EndpointSlice"},
+}
+"""The lists of a snapshot that are read, and the kind of what they hold."""
 
 TAKEN_AFTER_S = 60.0
 """A snapshot that does not say when it was taken is so much younger than its oldest pod."""
@@ -42,7 +49,7 @@ _STAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d")
 
 @functools.lru_cache(maxsize=65536)
 def seconds(stamp: str | None) -> float:
-    """A Kubernetes timestamp as seconds since 1970; 0 for none or another text.
+    """A Kubernetes timestamp as seconds since 1970; 0 for none.
 
     Example:
         >>> seconds("1970-01-01T00:01:00Z")
@@ -50,250 +57,310 @@ def seconds(stamp: str | None) -> float:
     """
     if not stamp or not _STAMP.match(str(stamp)):
         return 0.0
-    then = datetime.strptime(str(stamp)[:19], "%Y-%m-%dT%H:%M:%S").replace(tzinfo=UTC)
-    return then.timestamp()
+    return datetime.strptime(str(stamp)[:19], "%Y-%m-%dT%H:%M:%S").replace(tzinfo=UTC).timestamp()
 
 
-def ref(body: Json) -> str:
-    """`Kind/name` of an object."""
-    return f"{body.get('kind', '')}/{(body.get('metadata') or {}).get('name', '')}"
+def made(body: Json) -> float:
+    """When an object was created, seconds since 1970."""
+    return seconds(body["metadata"].get("creationTimestamp"))
 
 
-def conditions(body: Json) -> dict[str, Json]:
-    """An object's conditions by type."""
-    return {c.get("type", ""): c for c in (body.get("status") or {}).get("conditions") or []}
-
-
-def event_time(event: Json) -> float:
-    """When an event was last seen."""
-    series = event.get("series") or {}
-    return max(
-        seconds(series.get("lastObservedTime")),
-        seconds(event.get("lastTimestamp")),
-        seconds(event.get("eventTime")),
-        seconds(event.get("firstTimestamp")),
-    ) or seconds((event.get("metadata") or {}).get("creationTimestamp"))
-
-
-def fits(selector: Json | None, labels: Json | None) -> bool:
-    """Whether a label selector fits; an empty one fits everything, none fits nothing.
-
-    Args:
-        selector: With `matchLabels` and `matchExpressions`.
-        labels: An object's labels.
-    """
+def fits(selector: Json | None, labels: Mapping[str, str]) -> bool:
+    """Whether a label selector fits; an empty one fits everything, none fits nothing."""
     if selector is None:
         return False
-    have = labels or {}
-    if any(have.get(k) != v for k, v in (selector.get("matchLabels") or {}).items()):
-        return False
     for each in selector.get("matchExpressions") or []:
-        key, values = each.get("key"), each.get("values") or []
-        ok = {
-            "In": have.get(key) in values,
-            "NotIn": have.get(key) not in values,
-            "Exists": key in have,
-            "DoesNotExist": key not in have,
-        }.get(each.get("operator"), True)
-        if not ok:
+        value, values = labels.get(each["key"]), each.get("values") or []
+        verdicts = {"In": value in values, "NotIn": value not in values}
+        verdicts |= {"Exists": value is not None, "DoesNotExist": value is None}
+        if not verdicts.get(each.get("operator"), True):
             return False
-    return True
+    return all(labels.get(k) == v for k, v in (selector.get("matchLabels") or {}).items())
+
+
+@dataclass(frozen=True)
+class Event:
+    """What the cluster said about an object."""
+
+    subject: str
+    reason: str
+    message: str
+    time: float
+    warning: bool
+    count: int
+    field: str
+
+
+class Container:
+    """A container of a pod: its spec, its status and its logs."""
+
+    def __init__(self, spec: Json, status: Json, log: str, previous: str, init: bool) -> None:
+        state, last = status.get("state") or {}, status.get("lastState") or {}
+        self.name, self.spec, self.init = str(spec.get("name")), spec, init
+        self.log, self.previous = log, previous
+        self.state: Json = state
+        self.waiting: Json = state.get("waiting") or {}
+        self.running: bool = "running" in state
+        self.ended: Json = state.get("terminated") or last.get("terminated") or {}
+        self.ended_at = seconds(self.ended.get("finishedAt"))
+        self.started = seconds((state.get("running") or {}).get("startedAt"))
+        self.restarts, self.ready = int(status.get("restartCount") or 0), bool(status.get("ready"))
+        self.up = bool(status.get("started"))
+        self.sidecar = init and spec.get("restartPolicy") == "Always"
+        named = [each for each in spec.get("env") or [] if "name" in each]
+        self.env = {each["name"]: str(each.get("value") or "") for each in named}
+        resources: Json = spec.get("resources") or {}
+        self.limits: Json = resources.get("limits") or {}
+        self.requests: Json = {**self.limits, **(resources.get("requests") or {})}
+        self.words = " ".join([*(spec.get("command") or []), *(spec.get("args") or [])])
+        ports = spec.get("ports") or []
+        self.ports: dict[str, int] = {p.get("name", ""): p.get("containerPort", 0) for p in ports}
+
+    @property
+    def last_run(self) -> str:
+        """What the run wrote that ended: the previous one when another one runs now."""
+        now_first = not self.running or not self.previous
+        text = (self.log or self.previous) if now_first else self.previous
+        said = str(self.ended.get("message") or "")
+        return f"{text}\n{said}" if said and said not in text else text
+
+    def probe(self, kind: str) -> tuple[Json, Json, int]:
+        """A probe, what it asks, and at which port; 0 when it asks none."""
+        probe: Json = self.spec.get(f"{kind.lower()}Probe") or {}
+        action: Json = probe.get("httpGet") or probe.get("tcpSocket") or probe.get("grpc") or {}
+        port = self.ports.get(str(action.get("port")), action.get("port"))
+        return probe, action, int(port) if str(port or "").isdigit() else 0  # type: ignore[arg-type]
+
+
+class Pod:
+    """A pod with its containers and controllers, the nearest first."""
+
+    def __init__(self, body: Json, owners: list[str], containers: list[Container]) -> None:
+        metadata: Json = body["metadata"]
+        self.body, self.owners, self.containers = body, owners, containers
+        self.name: str = metadata["name"]
+        self.ref = f"Pod/{self.name}"
+        self.spec: Json = body["spec"]
+        self.status: Json = body["status"]
+        self.labels: Mapping[str, str] = metadata.get("labels") or {}
+        self.phase: str = self.status.get("phase", "Pending")
+        self.over = self.phase in ("Succeeded", "Failed")
+        self.node: str = self.spec.get("nodeName") or ""
+        self.deleted = seconds(metadata.get("deletionTimestamp"))
+        self.conditions = conditions(body)
+        self.ready = self.conditions.get("Ready", {}).get("status") == "True"
+        self.top = owners[-1] if owners else self.ref
+        index = (metadata.get("annotations") or {}).get(INDEX) or self.labels.get(INDEX)
+        self.rank = None if index is None else str(index)
+        self.cluster = self.labels.get("ray.io/cluster", "")
+        self.kind = self.labels.get("ray.io/node-type", "")
+        self.made = made(body)
+        self.began = seconds(self.status.get("startTime")) or self.made
+        volumes: list[Json] = self.spec.get("volumes") or []
+        sources = [each.get("persistentVolumeClaim") or {} for each in volumes]
+        self.volumes, self.claims = volumes, [s["claimName"] for s in sources if "claimName" in s]
+
+    @property
+    def role(self) -> str:
+        """What it is in a Ray cluster or a Job, in words; empty for a plain pod."""
+        if self.kind:
+            return f" ({'the' if self.kind == 'head' else 'a'} Ray {self.kind})"
+        return f" (rank {self.rank})" if self.rank is not None else ""
 
 
 class View:
-    """A snapshot as the rules read it.
-
-    Args:
-        snapshot: The snapshot.
-
-    Raises:
-        WorkshopError: It is none.
-    """
+    """A snapshot as the rules read it."""
 
     def __init__(self, snapshot: Json) -> None:
-        if not isinstance(snapshot, Mapping) or not any(key in snapshot for key in KINDS):
+        if not isinstance(snapshot, Mapping) or not ({*KINDS, "events"} & set(snapshot)):
             raise WorkshopError(
                 "this is no snapshot: an object with lists such as 'pods' and 'events' is "
                 "expected; take one with cluster.snapshot()"
             )
-        answers = {key: _answer(snapshot[key]) for key in ("ray", "serve") if key in snapshot}
-        self.raw: Json = {**snapshot, **answers}
-        self._lists: dict[str, list[Json]] = {}
-        for key, kind in KINDS.items():
-            items = snapshot.get(key) or []
-            if isinstance(items, Mapping):  # a List object, as `kubectl get -o json` prints it
-                items = items.get("items") or []
-            if not isinstance(items, list) or not all(isinstance(i, Mapping) for i in items):
-                raise WorkshopError(f"this is no snapshot: {key!r} is not a list of objects")
-            formed = (in_form(item) for item in items)
-            self._lists[key] = [
-                {**item, "kind": item.get("kind") or kind, "metadata": _named(item)}
-                for item in formed
-            ]
-        logs = snapshot.get("logs") or {}
-        self.logs: Mapping[str, str] = logs if isinstance(logs, Mapping) else {}
-        self.has_nodes = bool(self._lists["nodes"])
-        self.by_ref = {ref(b): b for key in KINDS if key != "events" for b in self._lists[key]}
-        self._events: dict[str, list[Json]] = defaultdict(list)
-        for event in sorted(self._lists["events"], key=event_time):
-            about = event.get("involvedObject") or event.get("regarding") or {}
-            said = event if "message" in event else {**event, "message": event.get("note") or ""}
-            self._events[f"{about.get('kind')}/{about.get('name')}"].append(said)
-        self.now = self._latest()
-        self._owned: dict[str, list[Json]] = defaultdict(list)
+        self.raw = snapshot
+        self._lists = {kind: _objects(snapshot, key, kind) for key, kind in KINDS.items()}
+        self._read = {kind for key, kind in KINDS.items() if key in snapshot}
+        self._by_ref = {ref(b): b for items in self._lists.values() for b in items}
+        self._facts: dict[str, str] = {}
+        self.pods = [self._pod(body) for body in self._lists["Pod"]]
+        self.pod_of = {pod.ref: pod for pod in self.pods}
+        self._owned: dict[str, list[Pod]] = defaultdict(list)
         for pod in self.pods:
-            for owner in self.owners(pod):
+            for owner in {*pod.owners, f"RayCluster/{pod.cluster}"}:
                 self._owned[owner].append(pod)
+        events = _objects(snapshot, "events", "Event")
+        self._events: dict[str, list[Event]] = defaultdict(list)
+        for event in sorted(filter(None, map(self._event, events)), key=lambda each: each.time):
+            self._events[event.subject].append(event)
+        self.now = seconds(snapshot.get("taken_at")) or self._latest(events)
 
     # -- objects --------------------------------------------------------------------------------
 
-    def items(self, key: str) -> list[Json]:
-        """The objects of one of the snapshot's lists."""
-        return self._lists[key]
+    def items(self, *kinds: str) -> list[Json]:
+        """The objects of these kinds."""
+        return [body for kind in kinds for body in self._lists[kind]]
 
-    @property
-    def pods(self) -> list[Json]:
-        """The pods."""
-        return self._lists["pods"]
-
-    @property
-    def nodes(self) -> list[Json]:
-        """The nodes; empty also when they may not be listed."""
-        return self._lists["nodes"]
-
-    def find(self, kind: str, name: str | None) -> Json | None:
+    def find(self, kind: str | None, name: str | None) -> Json | None:
         """One object, or None."""
-        return self.by_ref.get(f"{kind}/{name}")
+        return self._by_ref.get(f"{kind}/{name}")
 
-    def knows(self, key: str) -> bool:
-        """Whether the snapshot has a list at all, so that what is not in it is not there."""
-        return key in self.raw
+    def get(self, reference: str) -> Json | None:
+        """The object of `Kind/name`, or None."""
+        return self._by_ref.get(reference)
 
-    # -- who belongs to whom --------------------------------------------------------------------
+    def read(self, kind: str) -> bool:
+        """Whether the snapshot has the list of a kind, so that what is not in it does not exist."""
+        return kind in self._read
+
+    def pods_of(self, owner: str) -> list[Pod]:
+        """The pods below a controller, given as `Kind/name`."""
+        return self._owned.get(owner, [])
+
+    def companions(self, pod: Pod) -> set[str]:
+        """The pods that work together with one: of its Ray cluster or Job."""
+        mates = self.pods_of(pod.top) + (
+            self.pods_of(f"RayCluster/{pod.cluster}") if pod.cluster else []
+        )
+        return {each.ref for each in mates} - {pod.ref}
+
+    def selected(self, service: Json) -> list[Pod]:
+        """The pods behind a Service: not those that ended or are being deleted."""
+        selector = {"matchLabels": service["spec"].get("selector") or {"": "nobody"}}
+        alive = (pod for pod in self.pods if not pod.over and not pod.deleted)
+        return [pod for pod in alive if fits(selector, pod.labels)]
 
     def owners(self, body: Json) -> list[str]:
         """The controllers of an object, the nearest first: ReplicaSet, then its Deployment."""
         chain: list[str] = []
-        while len(chain) < 5:
-            found = (body.get("metadata") or {}).get("ownerReferences") or []
-            owner = next((o for o in found if o.get("controller")), found[0] if found else None)
-            if owner is None:
+        above: Json | None = body
+        while above is not None and len(chain) < 5:
+            found = above["metadata"].get("ownerReferences") or []
+            if not found:
                 break
-            name, kind = str(owner.get("name")), str(owner.get("kind"))
+            owner = next((each for each in found if each.get("controller")), found[0])
+            kind, name = str(owner.get("kind")), str(owner.get("name"))
             chain.append(f"{kind}/{name}")
+            labels = above["metadata"].get("labels") or {}
             above = self.find(kind, name)
-            if above is None:
-                labels = (body.get("metadata") or {}).get("labels") or {}
-                suffix = "-" + str(labels.get("pod-template-hash"))
-                if kind == "ReplicaSet" and name.endswith(suffix):
-                    chain.append("Deployment/" + name.removesuffix(suffix))
-                break
-            body = above
+            stem = name.removesuffix("-" + str(labels.get("pod-template-hash")))
+            if above is None and kind == "ReplicaSet" and stem != name:
+                chain.append(f"Deployment/{stem}")
         return chain
 
-    def top(self, body: Json) -> str:
-        """The outermost controller of an object, or the object itself."""
-        chain = self.owners(body)
-        return chain[-1] if chain else ref(body)
+    def ray(self, key: str) -> list[Json]:
+        """A list of Ray's own state (`nodes`, `placement_groups`, `jobs`), as it was asked."""
+        answers = self.raw.get("ray") or {}
+        body: Any = answers.get(key) or [] if isinstance(answers, Mapping) else []
+        for step in ("data", "result", "result"):
+            body = (body.get(step) or []) if isinstance(body, Mapping) else body
+        return [each for each in body if isinstance(each, Mapping)]
 
-    def pods_of(self, owner: str) -> list[Json]:
-        """The pods below a controller, given as `Kind/name`."""
-        return self._owned.get(owner, [])
+    # -- events and facts -----------------------------------------------------------------------
 
-    def selected(self, service: Json) -> list[Json]:
-        """The pods that a Service's selector fits, those that ended or are going apart."""
-        selector = (service.get("spec") or {}).get("selector")
-        if not selector:
-            return []
-        return [
-            pod
-            for pod in self.pods
-            if fits({"matchLabels": selector}, pod["metadata"].get("labels"))
-            and (pod.get("status") or {}).get("phase") not in ("Succeeded", "Failed")
-            and not pod["metadata"].get("deletionTimestamp")
-        ]
+    def events(self, about: str, *reasons: str, warnings: bool = False) -> list[Event]:
+        """The events about an object that exists, oldest first."""
+        found = self._events.get(about, [])
+        found = [event for event in found if not reasons or event.reason in reasons]
+        return [event for event in found if event.warning or not warnings]
 
-    # -- events and logs ------------------------------------------------------------------------
+    def subjects(self, *kinds: str) -> list[str]:
+        """What there are events about, as `Kind/name`, of these kinds."""
+        return [subject for subject in self._events if subject.partition("/")[0] in kinds]
 
-    def events(self, about: str | Json, *reasons: str, uid: str | None = None) -> list[Json]:
-        """The events about an object, oldest first.
-
-        Args:
-            about: `Kind/name`, or the object: then those of an earlier one of its name are
-                left out.
-            reasons: Only these reasons.
-            uid: Only events about the object with this UID.
-        """
-        if not isinstance(about, str):
-            uid = (about.get("metadata") or {}).get("uid")
-            about = ref(about)
-        return [
-            event
-            for event in self._events.get(about, [])
-            if (not reasons or event.get("reason") in reasons)
-            and (not uid or _uid(event) in (None, "", uid))
-        ]
-
-    def event_subjects(self) -> Iterable[str]:
-        """What there are events about, as `Kind/name`."""
-        return self._events.keys()
-
-    def log(self, pod: str, container: str, *, previous: bool = False) -> str:
-        """What a container wrote, or the run before its restart; empty when it is not known."""
-        text = self.logs.get(f"{pod}/{container}" + ("/previous" if previous else "")) or ""
-        if not isinstance(text, str) or text.startswith("unable to retrieve container logs"):
-            return ""
-        return text
-
-    def age_s(self, stamp: str | None) -> float:
-        """Seconds from a timestamp to the snapshot; 0 when there is none."""
-        then = seconds(stamp)
+    def age_s(self, then: float) -> float:
+        """Seconds from a time to the snapshot; 0 when it is not known."""
         return max(0.0, self.now - then) if then else 0.0
 
-    def _latest(self) -> float:
-        """When the snapshot was taken: as it says, else the latest time in it."""
-        said = seconds(self.raw.get("taken_at") if isinstance(self.raw, Mapping) else None)
-        if said:
-            return said
-        latest = [event_time(event) for event in self._lists["events"]]
-        for body in (*self.pods, *self._lists["jobs"], *self.nodes):
-            metadata, status = body.get("metadata") or {}, body.get("status") or {}
-            latest.append(seconds(metadata.get("creationTimestamp")))
-            for condition in status.get("conditions") or []:
-                latest.append(seconds(condition.get("lastTransitionTime")))
-                latest.append(seconds(condition.get("lastHeartbeatTime")))
-            latest += [seconds(stamp) for stamp in _state_times(status)]
-        made = [
-            seconds((body.get("metadata") or {}).get("creationTimestamp"))
-            for body in (*self.pods, *self._lists["jobs"])
-        ]
-        # What hangs in silence leaves no time behind: nobody takes a snapshot at once.
-        return max([*latest, *(stamp + TAKEN_AFTER_S for stamp in sorted(made)[:1])], default=0.0)
+    def facts(self, pod: Pod) -> str:
+        """A pod's environment, requests and node, a line each; then its command, settings, logs."""
+        if pod.ref not in self._facts:
+            self._facts[pod.ref] = "\n".join(self._facts_of(pod))
+        return self._facts[pod.ref]
+
+    def _facts_of(self, pod: Pod) -> Iterator[str]:
+        for each in pod.containers:
+            yield from (f"ENV {name}={value}" for name, value in each.env.items())
+            yield from (f"RES {name}={value}" for name, value in each.requests.items())
+        node = self.find("Node", pod.node)
+        labels = (node["metadata"].get("labels") or {}) if node else {}
+        yield from (f"LABEL {name}={value}" for name, value in labels.items())
+        names = [(volume.get("configMap") or {}).get("name") for volume in pod.volumes]
+        maps = [body for name in names if (body := self.find("ConfigMap", name))]
+        text = "\n".join(str(v) for body in maps for v in (body.get("data") or {}).values())
+        text += "\n".join(f"{each.words}\n{each.last_run}" for each in pod.containers)
+        keys = ("val_period", "save_period")
+        both = all(key in text for key in keys)
+        periods = [re.search(rf"\b{key}['\"]?[:=] *(\d+)", text) for key in keys if both]
+        if both and periods[0] and periods[1] and periods[0][1] != periods[1][1]:
+            yield f"PERIODS differ: {periods[0][0]}, {periods[1][0]}"
+        yield text
+
+    # -- making ---------------------------------------------------------------------------------
+
+    def _pod(self, body: Json) -> Pod:
+        found = []
+        for init, specs in ((True, "initContainers"), (False, "containers")):
+            statuses = body["status"].get(f"{specs.removesuffix('s')}Statuses") or []
+            by_name = {each.get("name"): each for each in statuses}
+            for spec in body["spec"].get(specs) or []:
+                key = f"{body['metadata']['name']}/{spec.get('name')}"
+                logs = self._log(key), self._log(f"{key}/previous")
+                found.append(Container(spec, by_name.get(spec.get("name")) or {}, *logs, init))
+        return Pod(body, self.owners(body), found)
+
+    def _log(self, key: str) -> str:
+        text = (self.raw.get("logs") or {}).get(key) or ""
+        lost = not isinstance(text, str) or text.startswith("unable to retrieve container logs")
+        return "" if lost else text
+
+    def _event(self, body: Json) -> Event | None:
+        about = body.get("involvedObject") or body.get("regarding") or {}
+        kind, name, uid = about.get("kind"), about.get("name"), about.get("uid")
+        there = self.find(kind, name)
+        if kind != "Node" and kind in self._read and uid:
+            known = there["metadata"].get("uid") if there else None
+            if there is None or (known and known != uid):
+                return None  # its object was deleted, or another one has its name now
+        series = body.get("series") or {}
+        message, count = body.get("message") or body.get("note"), series.get("count")
+        return Event(
+            subject=f"{kind}/{name}",
+            reason=str(body.get("reason") or ""),
+            message=str(message or ""),
+            time=_time(body),
+            warning=body.get("type") != "Normal",
+            count=int(count or body.get("count") or 1),
+            field=str(about.get("fieldPath") or ""),
+        )
+
+    def _latest(self, events: list[Json]) -> float:
+        """When the snapshot was taken, by the latest time in it."""
+        times = [_time(event) for event in events]
+        for body in self.items("Pod", "Job", "Node"):
+            times += [made(body), *map(seconds, _STAMP.findall(str(body["status"])))]
+        first = sorted(pod.made for pod in self.pods if pod.made)
+        return max([*times, *(time + TAKEN_AFTER_S for time in first[:1])], default=0.0)
 
 
-def _answer(body: object) -> object:
-    """What Ray or Serve answered, in form; an empty object for another thing."""
-    if isinstance(body, list):
-        return [in_form(each, 1) for each in body if isinstance(each, Mapping)]
-    return in_form(body) if isinstance(body, Mapping) else {}
+def _objects(snapshot: Json, key: str, kind: str) -> list[Json]:
+    """A list of the snapshot, each object with a kind, metadata, spec and status."""
+    items = snapshot.get(key) or []
+    if isinstance(items, Mapping):  # a List object, as `kubectl get -o json` prints it
+        items = items.get("items") or []
+    if not isinstance(items, list) or not all(isinstance(item, Mapping) for item in items):
+        raise WorkshopError(f"this is no snapshot: {key!r} is not a list of objects")
+    found: list[Json] = []
+    for item in items:
+        parts = {part: item.get(part) or {} for part in ("metadata", "spec", "status")}
+        if not all(isinstance(part, Mapping) for part in parts.values()):
+            raise WorkshopError(f"this is no snapshot: an object of {key!r} is malformed")
+        parts["metadata"] = {"name": "", **parts["metadata"]}
+        found.append({**item, **parts, "kind": item.get("kind") or kind})
+    return found
 
 
-def _named(item: Json) -> Json:
-    """An object's metadata; one without a name gets an empty one."""
-    metadata: Json = item.get("metadata") or {}
-    return metadata if "name" in metadata else {**metadata, "name": ""}
-
-
-def _uid(event: Json) -> str | None:
-    about = event.get("involvedObject") or event.get("regarding") or {}
-    uid: str | None = about.get("uid")
-    return uid
-
-
-def _state_times(status: Json) -> Sequence[str | None]:
-    times: list[str | None] = []
-    for each in status.get("containerStatuses") or []:
-        state = each.get("state") or {}
-        times.append((state.get("running") or {}).get("startedAt"))
-        times.append((state.get("terminated") or {}).get("finishedAt"))
-    return times
+def _time(event: Json) -> float:
+    """When an event was last seen."""
+    stamps = [event.get(key) for key in ("lastTimestamp", "eventTime", "firstTimestamp")]
+    stamps.append((event.get("series") or {}).get("lastObservedTime"))
+    return max(map(seconds, stamps)) or made(event)

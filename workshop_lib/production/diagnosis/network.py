@@ -1,0 +1,305 @@
+"""Whom a line dials, and what the snapshot says about the way there: names, Services, policies."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from workshop_lib.production.diagnosis.cause import Cause, Report, Stage, cause_of
+from workshop_lib.production.diagnosis.patterns import Match, fact
+from workshop_lib.production.diagnosis.view import Container, Json, Pod, View, fits, ref
+
+__all__ = ["Way", "closed", "dialled", "listens_on", "service_causes", "the_way"]
+
+_HOST, _PORT = r"(?P<host>[\w.-]+)", r"(?P<port>\d{2,5})"
+_DIALS = [
+    re.compile(pattern.replace("HOST", _HOST).replace("PORT", _PORT))
+    for pattern in (
+        r"lookup (?!address\b)HOST",
+        r"(?:https?|tcp|grpc|ray|nats|rediss?)://(?:[^@/\s]*@)?HOST:PORT",
+        r"host='HOST', port=PORT",
+        r"\('HOST', PORT\)",
+        r"connect to HOST port PORT",
+        r"/dev/tcp/HOST/PORT",
+        r"HOST \([\d.]+\) port PORT",
+        r"(?<![\w./:-])(?P<host>[A-Za-z0-9][\w-]*(?:\.[\w-]+)*):(?P<port>\d{4,5})\b",
+        r"HOST PORT port \[",
+        r"resolve host(?:name)?:? '?HOST",
+        r"server can't find HOST",
+        r"(?:can't|[Ff]ailed to) resolve '?HOST",
+        r"(?:bad address|ENOTFOUND) '?HOST",
+        r"https?://(?!docs\.|github\.com)HOST",
+        r"host='HOST'",
+        r"(?:^|[\s:])(?!information:)(?P<host>[A-Za-z][\w-]*(?:\.[\w-]+)*): (?:Name or|Temporary "
+        r"failure|Unknown host|Try again|No address)",
+        r"[Uu]nknown host:? '?HOST",
+        r"\b(?:dials|waiting for|for the \w+ at|connecting to(?: the \w+ at)?|(?:[Mm]aster|[Hh]ead)"
+        r"[ _-](?:IP|ip|address|host)(?: is|:|=)?) *['\"]?(?P<host>\d+(?:\.\d+){3}|[a-z0-9][\w.]*-"
+        r"[\w.-]*\w|[a-z][\w-]*\.[\w.-]*\w)",
+    )
+]
+_LISTENS = re.compile(
+    r"(?:running on|listen(?:s|ing)? (?:on|at)|serving (?:HTTP )?on|starting .*server.* on|"
+    r"bound to)"
+    r"(?: address| port|:)? *(?:https?://|tcp://)?(?:[\w.\[\]*-]*:|[\d.]+ port |port |)"
+    r"(\d{2,5})(?![\d.])",
+    re.IGNORECASE,
+)
+_ASKED = re.compile(r"(?:--(?:\w+-)?port|http\.server|-p)[= ](\d{2,5})")
+_ADDRESS = re.compile(r"\d+(?:\.\d+){3}")
+
+
+def dialled(line: str) -> tuple[str, int]:
+    """The host and port that a line dials; an empty name and 0 for what it does not say.
+
+    Example:
+        >>> dialled("dial tcp: lookup vllm on 10.0.0.10:53: no such host")
+        ('vllm', 0)
+        >>> dialled("waiting for the head at ray-0.ray:6379")
+        ('ray-0.ray', 6379)
+    """
+    for pattern in _DIALS:
+        if found := pattern.search(line):
+            groups = found.groupdict()
+            return groups["host"].rstrip("."), int(groups.get("port") or 0)
+    return "", 0
+
+
+@dataclass
+class Way:
+    """What is known of the way from a pod to a host."""
+
+    wrong: Match | None = None
+    objects: list[str] = field(default_factory=list)
+    waits_for: set[str] = field(default_factory=set)
+    checked: str = ""
+
+
+def the_way(view: View, pod: Pod, host: str, port: int, *, name_fails: bool = False) -> Way:
+    """Follow the way from a pod to a host: its name, its Service, its pods, the policies."""
+    if not host:
+        return Way()
+    service, targets, wrong = _named(view, pod, host)
+    if wrong is not None:
+        return wrong
+    shown = f"{host}:{port}" if port else host
+    if name_fails and (names := closed(view, pod, None, 53)):
+        return _policy(names, "the cluster's DNS (port 53, UDP and TCP)")
+    if service is None and not targets:
+        names = closed(view, pod, None, port) if port and not _ADDRESS.fullmatch(host) else []
+        if names and not name_fails:
+            return _policy(names, shown)
+        return _stale(view, pod, host) if _ADDRESS.fullmatch(host) else Way()
+    way = Way(waits_for={target.ref for target in targets})
+    if service is not None:
+        way.waits_for |= {ref(service), *_makers(view, service)}
+        ports = [each.get("port") for each in service["spec"].get("ports") or []]
+        if port and ports and port not in ports and service["spec"].get("clusterIP") != "None":
+            words = {"service": ref(service).partition("/")[2], "ports": ", ".join(map(str, ports))}
+            return Way(fact("service-port", pod=pod.name, port=port, **words), [ref(service)])
+    ready = [target for target in targets if target.ready]
+    if ready and (names := closed(view, pod, ready[0], port)):
+        return _policy(names, shown)
+    if ready:
+        way.checked = f"{ready[0].ref} is ready" + (
+            f", {ref(service)} selects it" if service else ""
+        )
+        if view.read("NetworkPolicy"):
+            way.checked += ", and no NetworkPolicy of the snapshot keeps them apart"
+    return way
+
+
+def _named(view: View, pod: Pod, host: str) -> tuple[Json | None, list[Pod], Way | None]:
+    """The Service and the pods that a host means; or why its name has no address."""
+    if _ADDRESS.fullmatch(host):
+        services = [s for s in view.items("Service") if s["spec"].get("clusterIP") == host]
+        pods = [p for p in view.pods if p.status.get("podIP") == host and not p.over]
+        return (services[0], view.selected(services[0]), None) if services else (None, pods, None)
+    name = re.sub(r"\.svc(?:\..*)?$", "", host)
+    first, *rest = name.split(".")
+    if rest and rest[-1] == pod.body["metadata"].get("namespace"):
+        rest.pop()
+    if not rest:
+        return _single(view, pod, first, host)
+    named = [p for p in view.pods if p.spec.get("hostname") == first and not p.over]
+    service = view.find("Service", rest[0])
+    if not named and service is None:
+        return view.find("Service", first), [], None  # outside, or in another namespace
+    if service is None:
+        return None, named, _no_service(view, pod, rest[0], host)
+    selected, objects = view.selected(service), [each.ref for each in named[:1]] + [ref(service)]
+    subdomain = named[0].spec.get("subdomain") if named else rest[0]
+    if subdomain != rest[0]:
+        words = {"host": host, "target": named[0].name, "subdomain": subdomain or "(none)"}
+        return None, [], Way(fact("subdomain-mismatch", service=rest[0], **words), objects)
+    if named and named[0] not in selected:
+        return service, [], _selects_nobody(view, service)
+    if named and not named[0].ready and not service["spec"].get("publishNotReadyAddresses"):
+        return None, named, Way(fact("headless-not-published", service=rest[0]), objects[1:])
+    return service, named or selected, None
+
+
+def _single(
+    view: View, pod: Pod, name: str, host: str
+) -> tuple[Json | None, list[Pod], Way | None]:
+    """What a name without a dot means: a Service, or a pod by its own name."""
+    stems = {each.name.rpartition("-")[0] for each in view.pods_of(pod.top) if each.rank == "0"}
+    service = view.find("Service", name)
+    if f"Pod/{name}" in view.pod_of:
+        return None, [view.pod_of[f"Pod/{name}"]], None
+    if re.fullmatch(r".+-\w{5}", name) and name.rpartition("-")[0] in stems:
+        return None, [], _stale(view, pod, host)
+    if service is None:
+        return None, [], _no_service(view, pod, name, host)
+    return service, view.selected(service), None
+
+
+def _no_service(view: View, pod: Pod, name: str, host: str) -> Way | None:
+    if not view.read("Service"):
+        return None
+    known = sorted(each["metadata"]["name"] for each in view.items("Service"))
+    there = f"; there are: {', '.join(known[:6])}" if known else ""
+    return Way(fact("service-name-unknown", pod=pod.name, host=host, service=name, there=there))
+
+
+def _stale(view: View, pod: Pod, host: str) -> Way:
+    """A rank 0 that is not there any more, where a rank dials one by its own name or address."""
+    heads = [each for each in view.pods_of(pod.top) if each.rank == "0"]
+    if pod.rank in (None, "0") or not heads:
+        return Way()
+    address = heads[-1].status.get("podIP")
+    if _ADDRESS.fullmatch(host) and not address:
+        return Way()  # its address is not known
+    head = heads[-1].name + (f" at {address}" if address else "")
+    return Way(fact("stale-head-address", pod=pod.name, host=host, head=head), [pod.top])
+
+
+def _policy(names: list[str], whom: str) -> Way:
+    listed = ", ".join(name.partition("/")[2] for name in names)
+    return Way(fact("network-policy", policies=listed, whom=whom), names)
+
+
+def closed(view: View, source: Pod | None, target: Pod | None, port: int) -> list[str]:
+    """The NetworkPolicies that keep one pod from dialling another, as `NetworkPolicy/name`."""
+    sides = (("Egress", source, target, "to"), ("Ingress", target, source, "from"))
+    for way, own, other, peers in sides:
+        chosen = [p for p in view.items("NetworkPolicy") if own and _selects(p["spec"], way, own)]
+        rules = [rule for policy in chosen for rule in policy["spec"].get(way.lower()) or []]
+        if chosen and not any(_admits(rule, peers, other, target, port) for rule in rules):
+            return [ref(policy) for policy in chosen]
+    return []
+
+
+def _selects(spec: Json, way: str, own: Pod) -> bool:
+    ways = spec.get("policyTypes") or ["Ingress", *(["Egress"] if "egress" in spec else [])]
+    return way in ways and fits(spec.get("podSelector") or {}, own.labels)
+
+
+def _admits(rule: Json, peers: str, other: Pod | None, target: Pod | None, port: int) -> bool:
+    names = {k: v for c in (target.containers if target else []) for k, v in c.ports.items()}
+    ranges = [(names.get(str(p.get("port")), p.get("port")), p) for p in rule.get("ports") or []]
+    fitting = [
+        first is None or str(first) == str(port) or int(first) <= port <= int(p.get("endPort") or 0)
+        for first, p in ranges
+        if first is None or str(first).isdigit()
+    ]
+    if port and ranges and not any(fitting):
+        return False
+    named = rule.get(peers)
+    if not named or other is None:  # who is outside may be meant by a namespace or address
+        return not named or any("namespaceSelector" in p or "ipBlock" in p for p in named)
+    return any(
+        fits(peer["podSelector"], other.labels) if "podSelector" in peer else "ipBlock" not in peer
+        for peer in named
+    )
+
+
+# -- Services -------------------------------------------------------------------------------------
+
+
+def service_causes(view: View, report: Report) -> Iterator[Cause]:
+    """Services that lead nowhere: no pod, no such port."""
+    for service in view.items("Service"):
+        selector = service["spec"].get("selector")
+        if not selector or service["metadata"].get("deletionTimestamp"):
+            continue
+        pods = view.selected(service)
+        ready = [pod for pod in pods if pod.ready]
+        if "ray.io/serve" in selector and not pods:  # KubeRay gives this label when Serve answers
+            report.starts([ref(service)], f"{ref(service)}: no Ray pod serves yet")
+        elif not pods:
+            yield from _nobody(view, service)
+        elif ready and not any("Ray" in owner for owner in view.owners(service)):
+            yield from _wrong_port(view, service, ready)
+
+
+def _makers(view: View, service: Json) -> set[str]:
+    """Who makes or made the pods that a Service means."""
+    selector = {"matchLabels": service["spec"].get("selector") or {}}
+    found = set()
+    for body in view.items("Deployment", "StatefulSet", "ReplicaSet", "Job"):
+        template = (body["spec"].get("template") or {}).get("metadata") or {}
+        if fits(selector, template.get("labels") or {}):
+            found.add(ref(body))
+    if any(key.startswith("ray.io/") for key in selector["matchLabels"]):
+        found |= {ref(body) for body in view.items("RayCluster", "RayService")}
+    for pod in view.pods:
+        if fits(selector, pod.labels):
+            found |= {pod.ref, *pod.owners}
+    return found
+
+
+def _nobody(view: View, service: Json) -> Iterator[Cause]:
+    makers, name = sorted(_makers(view, service)), service["metadata"]["name"]
+    zero = [m for m in makers if ((view.get(m) or {}).get("spec") or {}).get("replicas") == 0]
+    if zero and zero[0].startswith("Deployment"):
+        match = fact("scaled-to-zero", service=name, maker=zero[0].lower())
+        yield cause_of(match, [ref(service), zero[0]], ['"replicas": 0'], Stage.DEPENDANTS)
+    elif not makers:
+        way = _selects_nobody(view, service)
+        quotes = [f'"{k}": "{v}"' for k, v in service["spec"]["selector"].items()]
+        if way.wrong:
+            yield cause_of(way.wrong, way.objects, quotes, Stage.DEPENDANTS)
+
+
+def _selects_nobody(view: View, service: Json) -> Way:
+    name, selector = service["metadata"]["name"], service["spec"].get("selector") or {}
+
+    def likeness(pod: Pod) -> int:
+        return sum(2 if pod.labels.get(k) == v else k in pod.labels for k, v in selector.items())
+
+    near = max(view.pods, key=likeness, default=None)
+    have = [f"{k}={near.labels[k]}" for k in selector if near and k in near.labels] if near else []
+    nearest = f" {near.ref} has {', '.join(have)}." if near and have else ""
+    asked = ", ".join(f"{k}={v}" for k, v in selector.items())
+    match = fact("service-selector", service=name, selector=asked, nearest=nearest)
+    return Way(match, [ref(service), *([near.ref] if near and have else [])])
+
+
+def listens_on(pod: Pod, container: Container) -> list[int]:
+    """The ports that a server's log, else its command line, says it listens on."""
+    if pod.node == "this-machine":
+        return []  # on a laptop every pod's ports have been given other numbers
+    told = _LISTENS.findall(container.log or container.previous)
+    return [int(number) for number in told or _ASKED.findall(container.words)]
+
+
+def _wrong_port(view: View, service: Json, ready: list[Pod]) -> Iterator[Cause]:
+    containers = [each for each in ready[0].containers if not each.init]
+    declared = {name: number for each in containers for name, number in each.ports.items()}
+    known = set(declared.values()) | {p for c in containers for p in listens_on(ready[0], c)}
+    known |= {c.probe(kind)[2] for c in containers for kind in ("readiness", "liveness")}
+    for port in service["spec"].get("ports") or []:
+        target = port.get("targetPort", port.get("port"))
+        named = not str(target).isdigit()
+        headless = service["spec"].get("clusterIP") == "None"
+        if target in declared if named else headless or int(target) in known or not known - {0}:
+            continue
+        have = sorted(map(str, filter(None, declared if named else known)))
+        words = {"service": service["metadata"]["name"], "target": target}
+        words |= {"have": ", ".join(have) or "none"}
+        match = fact("service-target-port", what=" of that name" if named else "", **words)
+        key = "targetPort" if "targetPort" in port else "port"
+        objects = [ref(service), *(pod.ref for pod in ready)]
+        yield cause_of(match, objects, [f'"{key}": {target}'], Stage.DEPENDANTS)

@@ -1,0 +1,318 @@
+"""What nodes, claims, controllers and operators say: refused pods, Jobs, KubeRay, Ray and Serve."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from workshop_lib.production.diagnosis import logs
+from workshop_lib.production.diagnosis.cause import Cause, Level, Report, Stage, cause_of
+from workshop_lib.production.diagnosis.crashes import level_of
+from workshop_lib.production.diagnosis.network import closed
+from workshop_lib.production.diagnosis.patterns import Match, fact, patterns
+from workshop_lib.production.diagnosis.view import Event, Json, View, conditions, made, ref, seconds
+
+__all__ = ["owner_causes"]
+
+RAY_KINDS = ("RayCluster", "RayService", "RayJob")
+PROVISIONS_S, CLAIM_S, SERVE_STARTS_S, RECENT_S = 45.0, 600.0, 1200.0, 900.0
+"""How long a driver takes to begin, a volume to be made, a Serve application to load; and for how
+long an event is news."""
+
+_BAD_WHEN_TRUE = re.compile(
+    r"Pressure|Unavailable|Deadlock|Read[Oo]nly|Frequent|Corrupt|Problem|Failure|Unhealthy|Error"
+)
+_GPU = re.compile(r"Xid|GPU|Accelerated|DCGM|NVLink|uncorrectable ECC", re.IGNORECASE)
+_FAILS = re.compile(r"\b(?:fail(?:ed|s)? to|err(?:or)?:|invalid)", re.IGNORECASE)
+_REFUSED = re.compile(r"^Failed(?:Create|ToCreate)")
+
+
+def owner_causes(view: View, report: Report) -> Iterator[Cause]:
+    """What everything but pods and Services says."""
+    for node in view.items("Node"):
+        yield from _node(view, node)
+    for claim in view.items("PersistentVolumeClaim"):
+        yield from _claim(view, report, claim)
+    yield from _refusals(view)
+    for job in view.items("Job"):
+        yield from _job(view, job)
+    for body in view.items(*RAY_KINDS):
+        yield from _ray_object(view, report, body)
+    yield from _ray_state(view)
+    serve = view.raw.get("serve") or {}
+    for answer in serve if isinstance(serve, list) else [serve]:
+        apps = answer.get("applications") if isinstance(answer, Mapping) else None
+        services = [ref(body) for body in view.items("RayService")][:1] or ["Serve/applications"]
+        yield from _applications(report, apps or {}, "deployments", services, set(view.pod_of))
+
+
+def _node(view: View, node: Json) -> Iterator[Cause]:
+    """A node that is not ready, runs out of something, or of which a watcher says something."""
+    name, found = node["metadata"]["name"], conditions(node)
+    ready = found.pop("Ready", {})
+    on_it = [pod.ref for pod in view.pods if pod.node == name and not pod.over]
+    events = view.events(f"Node/{name}", warnings=True)
+    told = [e.message for e in events if _GPU.search(e.message) and view.age_s(e.time) < 3600]
+    for kind, each in found.items():
+        good = "False" if _BAD_WHEN_TRUE.search(kind) else "True"
+        watched = _BAD_WHEN_TRUE.search(kind) or kind.endswith(("Ready", "Healthy"))
+        if watched and each.get("status") in ("True", "False") and each["status"] != good:
+            told.append(f"{kind}: {each.get('reason') or ''} {each.get('message') or ''}".strip())
+    rule = "gpu-fault-node" if any(map(_GPU.search, told)) else "node-unhealthy"
+    if ready.get("status") in ("False", "Unknown"):
+        told = [str(ready.get("message") or ready.get("reason") or "NotReady")]
+        rule = "node-silent" if ready["status"] == "Unknown" else "node-unready"
+    if told:
+        match = fact(rule, node=name, said=told[-1])
+        cause = cause_of(match, [f"Node/{name}", *on_it], told[-1:], Stage.NODE, past=not on_it)
+        cause.rule = "node-not-ready" if ready.get("status") in ("False", "Unknown") else rule
+        yield cause
+
+
+def _claim(view: View, report: Report, claim: Json) -> Iterator[Cause]:
+    """A claim without a volume, with the pods that mount it."""
+    name, wanted = claim["metadata"]["name"], claim["spec"].get("storageClassName")
+    users = [pod.ref for pod in view.pods if not pod.over and name in pod.claims]
+    phase, events, age_s = (
+        claim["status"].get("phase"),
+        view.events(ref(claim)),
+        view.age_s(made(claim)),
+    )
+    reasons = (
+        "ProvisioningFailed",
+        "FailedBinding",
+        "VolumeMismatch",
+        "ClaimMisbound",
+        "ClaimLost",
+    )
+    said = [f"{e.reason}: {e.message}" for e in events if e.reason in reasons]
+    classes = view.items("StorageClass")
+    if wanted and classes and view.find("StorageClass", wanted) is None:
+        said.append(f'storageclass "{wanted}" not found')
+    external = [e.message for e in events if e.reason == "ExternalProvisioning"]
+    begun = any(event.reason == "Provisioning" for event in events)
+    match: Match | None = None
+    if phase == "Lost":
+        match, said = fact("volume-lost-claim", name=name), said or ["Lost"]
+    elif phase == "Pending" and said:
+        match = patterns("claim").match(said[-1]) or fact("provisioning-failed", said=said[-1])
+    elif phase == "Pending" and external and not begun and age_s > PROVISIONS_S:
+        driver = re.search(r"provisioner ['\"]([\w./-]+)['\"]", external[-1])
+        match, said = fact("provisioner-missing", driver=driver[1] if driver else ""), external
+    elif phase == "Pending" and (age_s < CLAIM_S or not users):
+        later = "" if users else "; its class makes one when a pod mounts it"
+        report.starts([ref(claim)] if users else [], f"{ref(claim)}: has no volume yet{later}")
+    if match:
+        yield cause_of(match.add(name=name), [ref(claim), *users], said[-1:], Stage.VOLUMES)
+
+
+# -- pods that are never made, and Jobs -----------------------------------------------------------
+
+
+def _refusals(view: View) -> Iterator[Cause]:
+    """Controllers whose pods the API server refuses now, by their events and conditions."""
+    kinds = ("ReplicaSet", "Job", "StatefulSet", "Deployment", *RAY_KINDS)
+    said: dict[str, tuple[str, float]] = {}
+    for subject in view.subjects(*kinds):
+        refused = [e for e in view.events(subject) if _REFUSED.match(e.reason)]
+        created = view.events(subject, "SuccessfulCreate", "CreatedHeadPod", "CreatedWorkerPod")
+        if refused and not any(event.time > refused[-1].time for event in created):
+            said[subject] = (refused[-1].message, refused[-1].time)
+    for body in view.items(*kinds):
+        found = conditions(body)
+        failed = found.get("ReplicaFailure") or found.get("RayClusterReplicaFailure") or {}
+        reason = str(body["status"].get("reason") or "")
+        if failed.get("status") == "True" or "forbidden" in reason:
+            said.setdefault(ref(body), (str(failed.get("message") or reason), 0.0))
+    for subject, (message, time) in said.items():
+        body_of = view.get(subject)
+        owners = view.owners(body_of) if body_of else []
+        if not owners and subject.startswith("ReplicaSet/"):
+            owners = [f"Deployment/{subject.partition('/')[2].rpartition('-')[0]}"]
+        if any(_satisfied(view, each) for each in (subject, *owners)):
+            continue
+        match = patterns("refusal").match(message)
+        level = Level.KNOWN if match else Level.FAILED
+        match = match or fact("pod-not-created", subject=subject, message=message)
+        objects, key = [*reversed(owners), subject], match.about or [subject, *owners][-1]
+        yield cause_of(match, objects, [message], Stage.SCHEDULING, level, key=key, since=time)
+
+
+def _satisfied(view: View, owner: str) -> bool:
+    """Whether a controller has what it wants, or is going."""
+    body = view.get(owner)
+    if body is None or body["metadata"].get("deletionTimestamp"):
+        return body is not None
+    spec, status, found = body["spec"], body["status"], conditions(body)
+    have = max(int(status.get(f"{word}WorkerReplicas") or 0) for word in ("ready", "available"))
+    if body["kind"] == "Job":
+        return any(found.get(c, {}).get("status") == "True" for c in ("Complete", "Suspended"))
+    if body["kind"] == "RayCluster":
+        head = found.get("HeadPodReady", {}).get("status") == "True"
+        return head and have >= (status.get("desiredWorkerReplicas") or 0)
+    ready = status.get("availableReplicas") or status.get("readyReplicas") or 0
+    return body["kind"] not in RAY_KINDS and bool(ready >= spec.get("replicas", 1))
+
+
+def _job(view: View, job: Json) -> Iterator[Cause]:
+    """A Job that failed, or is suspended."""
+    name, found = job["metadata"]["name"], conditions(job)
+    pods = {pod.ref for pod in view.pods_of(ref(job))}
+    ended = {kind for kind, each in found.items() if each.get("status") == "True"}
+    failed = found.get("Failed") or found.get("FailureTarget") or {}
+    if ended & {"Complete", "SuccessCriteriaMet"}:
+        return
+    if ended & {"Failed", "FailureTarget"}:
+        said = f"{failed.get('reason')}: {failed.get('message')}"
+        match = patterns("job").match(said) or fact("job-failed", said=said)
+        direct, quotes = match.pattern.kind == "own", [str(failed.get("message"))]
+        level, waits_for = (Level.KNOWN, set()) if direct else (Level.FOLLOWS, pods)
+        objects = [ref(job), *(sorted(pods) if direct else ())]
+        match = match.add(name=name)
+        yield cause_of(match, objects, quotes, Stage.DEPENDANTS, level, waits_for=waits_for)
+    elif job["spec"].get("suspend"):
+        queue = (job["metadata"].get("labels") or {}).get("kueue.x-k8s.io/queue-name")
+        waits = f"; the queue {queue} decides when (kubectl get workloads)" if queue else ""
+        match = fact("job-suspended", name=name, queue=waits)
+        yield cause_of(match, [ref(job)], ['"suspend": true'], Stage.SCHEDULING)
+
+
+# -- KubeRay, Ray, Serve --------------------------------------------------------------------------
+
+
+def _ray_pods(view: View, body: Json) -> set[str]:
+    """The pods of a Ray object, and the clusters that KubeRay made for it."""
+    status, name = body["status"], body["metadata"]["name"]
+    inner = [
+        status,
+        *(status.get(f"{which}ServiceStatus") or {} for which in ("active", "pending")),
+    ]
+    names = {name, *(str(each.get("rayClusterName")) for each in inner)}
+    owners = [ref(body), f"Job/{name}", *(f"RayCluster/{each}" for each in names)]
+    return ({p.ref for owner in owners for p in view.pods_of(owner)} | set(owners)) - {ref(body)}
+
+
+def _ray_object(view: View, report: Report, body: Json) -> Iterator[Cause]:
+    """What KubeRay's events, conditions and application statuses say of one of its objects."""
+    name, status, pods = ref(body), body["status"], _ray_pods(view, body)
+    telling = [e for e in view.events(name) if e.warning or _FAILS.search(e.message)]
+    events = [e for e in telling if not _REFUSED.match(e.reason)]
+    invalid = [e for e in events if e.reason.startswith("Invalid")]
+    recent = [e for e in events if view.age_s(e.time) < RECENT_S]
+    orphan = not (status or view.events(name) or pods & set(view.pod_of))
+    if body["spec"].get("suspend"):
+        match, quotes = fact("ray-suspended", name=name), ['"suspend": true']
+        yield cause_of(match, [name], quotes, Stage.SCHEDULING)
+    elif invalid or recent:
+        yield _said(view, body, (invalid or recent)[-1], pods)
+    elif orphan and view.age_s(made(body)) > PROVISIONS_S:
+        match = fact("ray-operator-missing", name=name)
+        yield cause_of(match, [name], ["no status, no event, no pod"], Stage.SCHEDULING)
+    if (
+        status.get("jobStatus") in ("FAILED", "STOPPED")
+        or status.get("jobDeploymentStatus") == "Failed"
+    ):
+        said = str(status.get("message") or status.get("reason") or "FAILED")
+        yield _of_message(said, "ray-job-failed", f"The RayJob {name} failed.", [name], pods)
+    for which in ("active", "pending"):
+        apps = (status.get(f"{which}ServiceStatus") or {}).get("applicationStatuses") or {}
+        yield from _applications(report, apps, "serveDeploymentStatuses", [name], pods)
+    ready = conditions(body).get("Ready", {})
+    age_s = view.age_s(seconds(ready.get("lastTransitionTime")))
+    if ready.get("status") == "False" and name.startswith("RayService"):
+        if "Timeout" not in str(ready.get("reason")) and age_s < SERVE_STARTS_S:
+            report.starts([name], f"{name}: Serve still starts ({age_s:.0f} s)")
+            return
+        match = fact("ray-service-not-ready", name=name, age=f"{age_s:.0f} s")
+        quotes, level = [str(ready.get("message") or ready.get("reason"))], Level.FOLLOWS
+        yield cause_of(match, [name], quotes, Stage.DEPENDANTS, level, waits_for=pods)
+
+
+def _said(view: View, body: Json, event: Event, pods: set[str]) -> Cause:
+    """What KubeRay said of an object, joined with the head's NetworkPolicies."""
+    match, text = patterns("operator").match(f"{event.reason}: {event.message}"), event.message
+    own = match is not None and match.pattern.kind == "own"
+    level = Level.KNOWN if own else Level.WAITS if match else Level.NOTICED
+    match = match or fact("operator-warning", name=ref(body), message=text)
+    objects, port = [ref(body)], int(match.groups.get("port") or 0)
+    heads = [
+        view.pod_of[p] for p in sorted(pods) if p in view.pod_of and view.pod_of[p].kind == "head"
+    ]
+    policies = closed(view, None, heads[0], port) if port and heads else []
+    if policies:
+        listed = ", ".join(each.partition("/")[2] for each in policies)
+        words = {"policies": listed, "port": port, "head": heads[0].name}
+        match, objects, own = fact("policy-closes-head", **words), [*objects, *policies], True
+        level = Level.KNOWN
+    waits_for = () if own else pods
+    return cause_of(match, objects, [text], Stage.DEPENDANTS, level, waits_for=waits_for)
+
+
+def _ray_state(view: View) -> Iterator[Cause]:
+    """What Ray says of its own jobs, nodes and placement groups."""
+    everybody = set(view.pod_of)
+    for job in view.ray("jobs"):
+        if job.get("status") == "FAILED":
+            name = str(job.get("submission_id") or job.get("job_id"))
+            said, objects = str(job.get("message") or "FAILED"), [f"RayJob/{name}"]
+            what = f"The Ray job {name} failed."
+            yield _of_message(said, "ray-job-failed", what, objects, everybody)
+    for node in view.ray("nodes"):
+        why, address = str(node.get("state_message") or "DEAD"), str(node.get("node_ip"))
+        if node.get("state") == "DEAD" and not re.match(r"[Ee]xpected", why):
+            there = [pod.ref for pod in view.pods if pod.status.get("podIP") == address]
+            match, objects = (
+                fact("ray-node-dead", node=address, why=why),
+                there or [f"RayNode/{address}"],
+            )
+            level = Level.NOTICED
+            yield cause_of(match, objects, [why], Stage.HEALTH, level, waits_for=everybody)
+    for group in view.ray("placement_groups"):
+        if group.get("state") in ("PENDING", "INFEASIBLE", "RESCHEDULING"):
+            state = str((group.get("stats") or {}).get("scheduling_state") or group["state"])
+            asked = str(
+                [each.get("unit_resources") or each for each in group.get("bundles") or []][:4]
+            )
+            match, objects = (
+                fact("ray-group-waits", asked=asked),
+                [f"PlacementGroup/{group.get('name')}"],
+            )
+            level = Level.WAITS
+            yield cause_of(match, objects, [state], Stage.HEALTH, level, waits_for=everybody)
+
+
+def _applications(
+    report: Report, apps: Mapping[str, Any], below: str, objects: list[str], pods: set[str]
+) -> Iterator[Cause]:
+    """Serve applications that are not deployed or not well."""
+    for name, app in apps.items():
+        state, inner = str(app.get("status") or ""), app.get(below) or {}
+        sick = [n for n, d in inner.items() if d.get("status") in ("UNHEALTHY", "DEPLOY_FAILED")]
+        texts = [str(each.get("message") or "") for each in (*inner.values(), app)]
+        text = "\n".join(filter(None, texts))
+        unplaced = re.search(r"more than \d+s to be scheduled|cannot be scheduled|infeasible", text)
+        if state in ("DEPLOY_FAILED", "UNHEALTHY") or sick or unplaced:
+            which = f" (deployment {', '.join(sick)})" if sick else ""
+            failed = state == "DEPLOY_FAILED"
+            what = f"The Serve application {name}{which} "
+            what += "could not be deployed." if failed else "is not well."
+            rule = "serve-deploy-failed" if failed else "serve-unhealthy"
+            yield _of_message(text or state, rule, what, objects, pods)
+        elif state in ("DEPLOYING", "NOT_STARTED"):
+            report.starts(objects, f"Serve application {name}: still {state.lower()}")
+
+
+def _of_message(text: str, rule: str, what: str, objects: list[str], pods: set[str]) -> Cause:
+    """A cause from the message of a Serve application or a Ray job, read like a log."""
+    reading = logs.read(text)
+    quotes = list(reading.quotes) or [text[-400:]]
+    known = reading.match if reading.kind in ("own", "peer", "weak") else None
+    match = (known or fact("message-of-ray", line=quotes[0])).add(
+        who="its replica" if "Serve" in what else "its driver", line=reading.line
+    )
+    level, key = level_of(reading), objects[0] + quotes[0][:60]
+    waits_for = pods if level else set()
+    cause = cause_of(match, objects, quotes, Stage.START, level, key=key, waits_for=waits_for)
+    cause.rule, cause.cause = cause.rule if known else rule, f"{what} {cause.cause}"
+    return cause
