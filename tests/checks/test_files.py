@@ -9,7 +9,7 @@ from separate import needed, run
 from workshop_lib.cluster import manifests
 
 ROOT = manifests.manifests_dir()
-DOCKERFILES = sorted((ROOT / "images").glob("*/Dockerfile"))
+DOCKERFILES = [ROOT.parent / "Dockerfile", *sorted((ROOT / "images").glob("*/Dockerfile"))]
 EXCEPTIONS = yaml.safe_load((ROOT / "terraform/checks.yaml").read_text())
 
 pytestmark = needed
