@@ -79,7 +79,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for each in (signal.SIGINT, signal.SIGHUP):
         signal.signal(each, end)
     try:
-        LabApp.launch_instance([*lab_options(notebooks, private), *others])
+        given = {option.partition("=")[0] for option in others}  # instead of ours
+        ours = lab_options(notebooks, private)
+        LabApp.launch_instance([o for o in ours if o.partition("=")[0] not in given] + others)
     finally:
         left = LocalCluster(state=os.environ.get("WORKSHOP_STATE", "default")).components()
         if left:
