@@ -7,6 +7,7 @@ import importlib
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +46,8 @@ RECORDED = data_path("recorded/h200")
 LOG = (RECORDED / "vllm-0.25.1-tp1-util0.90.log").read_text()
 STARTS = [
     json.loads(line)
-    for name in ("", "-blind")
-    for line in (RECORDED / f"vllm-0.25.1-memory{name}.jsonl").read_text().splitlines()
+    for file in sorted(RECORDED.glob("vllm-*-memory*.jsonl"))
+    for line in file.read_text().splitlines()
 ]
 LAPTOP_LINE = (
     "(EngineCore pid=12) INFO 11-21 10:00:00 [kv_cache_utils.py:2327] CPU KV cache size: "
@@ -193,27 +194,30 @@ def test_quantized_weights_by_hand() -> None:
 
 def shape_of(start: dict[str, Any]) -> ModelShape:
     shape = ModelShape.from_config(start["config"], name=start["model"])
+    if start.get("more", {}).get("language_model_only"):
+        shape = replace(shape, vision=None)
     return shape.with_dtype(start.get("dtype", "auto"))
 
 
 def budget_of(start: dict[str, Any]) -> Budget:
     names = ("gpu_memory_utilization", "max_model_len", "tp", "pp", "enforce_eager")
     names += ("max_num_batched_tokens", "max_num_seqs")
-    settings = {name: start[name] for name in names}
+    settings = {name: start[name] for name in names} | {"vllm": start.get("vllm", "0.25.1")}
     return gpu_budget(shape_of(start), "h200", kv_dtype=start["kv_cache_dtype"], **settings)
 
 
 @pytest.mark.parametrize("start", STARTS, ids=[start["id"] for start in STARTS])
 def test_recorded_starts_are_predicted(start: dict[str, Any]) -> None:
-    """43 starts of vLLM 0.25.1 on H200: tokens within 0.5%, where 1% is the promise."""
+    """Starts on H200: tokens within 1%, and within 0.5% of vLLM 0.25.1."""
     budget = budget_of(start)
-    assert budget.kv.tokens == pytest.approx(start["kv_cache_tokens"], rel=0.005)
-    assert budget.kv.concurrency == pytest.approx(start["max_concurrency"], rel=0.005)
-    assert budget.measured == "vLLM 0.25.1 on H200" and budget.fits
-    for stage in range(start["pp"]):
-        said = start["weights_bytes"][stage]
-        computed = shape_of(start).weights_bytes(start["tp"], start["pp"], stage=stage)
-        assert computed == pytest.approx(said, rel=0.025, abs=64 * 2**20)
+    version = start.get("vllm", "0.25.1")
+    share = 0.005 if version == "0.25.1" else 0.01
+    assert budget.kv.tokens == pytest.approx(start["kv_cache_tokens"], rel=share)
+    assert budget.kv.concurrency == pytest.approx(start["max_concurrency"], rel=share)
+    assert budget.measured == f"vLLM {version} on H200" and budget.fits
+    # Of pipeline stages one counts: that with the least room.
+    off = [abs(budget.weights_gib - said / GIB) for said in start["weights_bytes"]]
+    assert min(off) < 0.025 * budget.weights_gib + 1 / 16
 
 
 def test_the_recorded_log() -> None:
@@ -264,7 +268,7 @@ def test_gpt_oss_on_an_a100() -> None:
     assert budget.kv.groups == 2 and budget.kv.blocks == int(budget.kv_gib * GIB) // (
         16 * 12 * 2 * 8 * 64 * 2
     )
-    assert budget.measured == "vLLM 0.25.1 on H200; not on A100-80GB, GptOssForCausalLM"
+    assert budget.measured == "vLLM 0.25.1 on H200; not on A100-80GB"
 
 
 def test_deepseek_r1_on_16_h800() -> None:
@@ -535,7 +539,7 @@ def test_command_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(capsys, "smollm2-135m", laptop)["kv_cache_tokens"] == 23_296
     path = str(CASES / "gpt-oss-20b.config.json")
     assert main(["--config", path, "--gpu", "a100-80"]) == 0
-    assert "not on A100-80GB, GptOssForCausalLM." in capsys.readouterr().out
+    assert "not on A100-80GB." in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -566,6 +570,7 @@ def test_the_advice_keeps_every_option(capsys: pytest.CaptureFixture[str], optio
         ("--gpu h200 --max-num-seqs 9000", "less than max_num_seqs 9,000"),
         ("--gpu h200 --max-num-batched-tokens -1", "max_num_batched_tokens must be a number"),
         ("--gpu h200 --kv-cache-dtype fp4", "'fp4' is not known"),
+        ("--gpu h200 --vllm newest", "vLLM's version 'newest' is none"),
         ("--gpu h300", "memory of the GPU 'h300' is not known"),
         ("--cpu-kv-gib 0", "VLLM_CPU_KVCACHE_SPACE must be a number above 0"),
         ("--cpu-kv-gib 1 --memory-gib nan", "memory_gib must be a number above 0"),

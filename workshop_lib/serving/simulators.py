@@ -80,26 +80,7 @@ class Schedule:
 def simulate_batching(
     jobs: Sequence[Job], *, slots: int, policy: Policy = "continuous"
 ) -> Schedule:
-    """Run jobs on an engine with that many slots, first come, first served.
-
-    Static: the engine takes what is waiting, at most `slots` jobs, and takes the next ones
-    when all of them are done. Continuous: at every step a free slot takes the next job
-    (iteration-level scheduling: Yu et al., "Orca", OSDI 2022).
-
-    Args:
-        jobs: The jobs.
-        slots: Requests that run at once, at most (vLLM: `--max-num-seqs`).
-        policy: `static` or `continuous`.
-
-    Raises:
-        WorkshopError: No jobs, a size out of range, or an unknown policy.
-
-    Example:
-        >>> jobs = [Job("long", 0, 8), Job("short", 0, 2), Job("late", 1, 2)]
-        >>> [simulate_batching(jobs, slots=2, policy=p).runs[2].start
-        ...  for p in ("static", "continuous")]
-        [8, 2]
-    """
+    """Run jobs on an engine with that many slots, first come, first served."""
     if policy not in ("static", "continuous"):
         raise WorkshopError(f"the policy {policy!r} is not known; use static or continuous")
     if slots < 1 or not jobs:
@@ -130,26 +111,8 @@ def simulate_batching(
 class PagedCache:
     """A KV cache cut into blocks, as vLLM's block manager keeps it.
 
-    Blocks are numbered from 1: vLLM keeps block 0 back as a placeholder. A request takes a
-    new block only when its last one is full. A finished request's blocks are the next ones
-    taken, its last block first.
-
-    Args:
-        blocks: Blocks that requests can take.
-        block_size: Tokens in a block.
-
-    Raises:
-        WorkshopError: A size that is not positive.
-
     Source: `BlockPool.free_blocks`, `FreeKVCacheBlockQueue` and `SingleTypeKVCacheManager` in
     vllm/v1/core; prefix caching is left out.
-
-    Example:
-        >>> cache = PagedCache(blocks=4, block_size=16)
-        >>> cache.append("a", 20), cache.append("b", 5), cache.append("a", 20)
-        (True, True, True)
-        >>> cache.tables
-        {'a': [1, 2, 4], 'b': [3]}
     """
 
     def __init__(self, blocks: int, block_size: int) -> None:
@@ -196,18 +159,7 @@ class PagedCache:
 
 @dataclass(frozen=True, slots=True)
 class Paging:
-    """The same requests in the same memory, in blocks and in one piece each.
-
-    Attributes:
-        block_size: Tokens in a block.
-        blocks: Blocks of the memory.
-        max_model_len: Tokens that one piece must be able to hold.
-        tables: Each stored request's blocks.
-        fill: Each used block's request and filled slots.
-        tokens: Tokens of each request.
-        waiting: Requests that found too few blocks.
-        pieces: Requests that fit when each reserves `max_model_len` slots.
-    """
+    """The same requests in the same memory, in blocks and in one piece each."""
 
     block_size: int
     blocks: int
@@ -252,25 +204,7 @@ class Paging:
 def simulate_paging(
     tokens: Mapping[str, int], *, blocks: int, block_size: int = 16, max_model_len: int = 1024
 ) -> Paging:
-    """Store requests in a cache in the order given, in blocks and in one piece each.
-
-    The requests grow together, a block at a time, as they do on a server that works on all of
-    them; their tables interleave.
-
-    Args:
-        tokens: Tokens of each request, by name.
-        blocks: Blocks of the memory.
-        block_size: Tokens in a block.
-        max_model_len: Longest request, tokens; what one piece reserves.
-
-    Raises:
-        WorkshopError: A size that is not positive, or a request longer than `max_model_len`.
-
-    Example:
-        >>> paging = simulate_paging({"a": 20, "b": 5}, blocks=64, block_size=16)
-        >>> paging.tables, paging.wasted_slots, paging.pieces
-        ({'a': [1, 3], 'b': [2]}, 23, ('a',))
-    """
+    """Store requests in a cache in the order given, in blocks and in one piece each."""
     cache = PagedCache(blocks, block_size)
     _at_least_one("max_model_len", max_model_len)
     for request, count in tokens.items():

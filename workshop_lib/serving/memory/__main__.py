@@ -23,6 +23,7 @@ _SETTINGS = (
     ("--block-size", int, "tokens in a block (16; on a CPU 128)"),
     ("--max-num-batched-tokens", int, "tokens of one step"),
     ("--max-num-seqs", int, "requests of one step"),
+    ("--vllm", str, "vLLM's version (default 0.25.1; 0.29 and later count CUDA graphs)"),
 )
 _GPU_ONLY = {
     "pp",
@@ -30,6 +31,7 @@ _GPU_ONLY = {
     "max_num_batched_tokens",
     "max_num_seqs",
     "enforce_eager",
+    "vllm",
 }
 
 

@@ -56,7 +56,6 @@ class Traits:
     expert_bias: bool = False
     rotary_tables: int = 1
     full_every: int = 0
-    measured: bool = True
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -153,6 +152,7 @@ class ModelShape:
     qkv_bias: bool = False
     output_bias: bool = False
     mlp_bias: bool = False
+    rotary_positions: int = 0  # of all tables of the rotary embedding together
     dtype: str = "bfloat16"
     windows: tuple[int, ...] = ()
     experts: Experts | None = None
@@ -186,6 +186,7 @@ class ModelShape:
             head_dim=read.integer("head_dim", hidden // heads),
             vocab_size=read.integer("vocab_size"),
             max_positions=read.positions(),
+            rotary_positions=read.rotary_positions(traits.rotary_tables),
             tied_embeddings=bool(config.get("tie_word_embeddings", traits.tied)),
             qkv_bias=traits.qkv_bias or bias,
             output_bias=bias,
@@ -348,8 +349,7 @@ def _stage_bytes(shape: ModelShape, tp: int, pp: int, stage: int) -> int:
         total += routed * form.bytes_per_weight
     # The tables of the rotary embedding; latent attention keeps its own in float32.
     rotary = shape.latent.rope_dim * 4 if shape.latent else shape.head_dim * size
-    rotary *= shape.traits.rotary_tables * shape.max_positions
-    return int(total) + numbers * size + rotary
+    return int(total) + numbers * size + rotary * shape.rotary_positions
 
 
 def _linear(
@@ -545,6 +545,14 @@ class _Reader:
             original = scaling.get("original_max_position_embeddings")
             return max(positions, int(original * factor) if isinstance(original, int) else 0)
         return max(positions, int(positions * factor))
+
+    def rotary_positions(self, tables: int) -> int:
+        """Gemma 3 stretches one of its tables, though not the longest request."""
+        positions = self.positions()
+        scaling = self.config.get("rope_scaling") or {}
+        if tables > 1 and scaling.get("rope_type") == "linear":
+            return (tables - 1) * positions + int(positions * scaling["factor"])
+        return tables * positions
 
     def experts(self) -> Experts:
         config = self.config

@@ -98,6 +98,7 @@ def predict_budget(
         max_model_len=longest,
         tp=int(variables["TENSOR_PARALLEL_SIZE"]),
         enforce_eager="--enforce-eager" in flags,
+        vllm=container["image"].rpartition(":")[2],
     )
 
 

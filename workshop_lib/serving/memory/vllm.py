@@ -1,8 +1,8 @@
 """The memory of a device that serves a model with vLLM, and the tokens of its KV cache.
 
 Weights, bytes a token and the rounding of the KV cache follow from the model. What lies beside
-them on a GPU was read off vLLM's code and measured at 43 starts of vLLM 0.25.1 on H200
-(data/recorded/h200): the predicted tokens are within 1% there, most within 0.5%.
+them on a GPU was read off vLLM's code and measured at 43 starts of vLLM 0.25.1 and ten of 0.29.0
+on H200 (data/recorded/h200): the predicted tokens are within 1% there, most within 0.5%.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ from workshop_lib.serving.memory.model import (
 if TYPE_CHECKING:
     import pandas as pd
 
-MEASURED = "vLLM 0.25.1 on H200"
+# The two ways of counting that were measured: 0.29 runs every model with the newer runner, counts
+# CUDA graphs within the share, and takes what PyTorch's allocator keeps as used.
+OLDER, NEWER = "0.25.1", "0.29.0"
 MIB = 2**20
 # Tokens in a block: vLLM's default on GPUs, and the one that its CPU platform sets when
 # --block-size is not given (CpuPlatform.check_and_update_config in vllm/platforms/cpu.py).
@@ -36,11 +38,13 @@ RUNTIME_GIB, RUNTIME_TP_GIB, RUNTIME_PP_GIB = 230 / 1024, 553 / 1024, 67 / 1024
 # A CUDA context, which exists before vLLM counts: its start line says 78.66 of 79.19 GiB free
 # on an H100 and 21.84 of 22.03 on an L4 (public logs).
 CONTEXT_SHARE = 0.008
-# CUDA graphs took 0.35 to 0.98 GiB on H200: about this, and this for each layer.
-GRAPHS_MIB, GRAPHS_LAYER_MIB = 350, 9
+# CUDA graphs took 0.35 to 0.98 GiB on H200: about this, and for each layer this, less with experts.
+GRAPHS_MIB, GRAPHS_LAYER_MIB, GRAPHS_EXPERTS_MIB = 350, 16, 9
 # Resident memory of vLLM's CPU server beside weights and KV cache, seen with the laptop's model
 # (vLLM 0.32): API server 0.6, engine 0.5, worker 0.8; Python and torch, mostly.
 CPU_RUNTIME_GIB = 1.9
+# What the allocator kept beside that with 0.29.0 on one GPU, models without experts: 0.2 to 0.9.
+KEPT_GIB = 0.5
 # cuBLAS' workspace on Hopper, which PyTorch allocates.
 CUBLAS_BYTES = 32 * MIB
 # Programs of the older sampler's top-k/top-p kernel, each with a row of logits: one for each
@@ -256,12 +260,16 @@ def claimed_kv(shapes: Sequence[ModelShape], *, max_model_len: int = 4096) -> pd
     return pd.DataFrame(rows, columns=["cache_gb", "claimed", "model", "computed", "factor"])
 
 
-def uses_first_runner(shape: ModelShape) -> bool:
-    """Whether vLLM 0.25 runs the model with its older runner (mixtures of experts, mostly).
+def _first_runner(shape: ModelShape, version: str) -> bool:
+    """Whether vLLM runs the model with its older runner (0.25: mixtures of experts, mostly).
 
     That runner counts CUDA graphs within `gpu_memory_utilization`, and its sampler takes more.
     """
-    return shape.experts is not None and shape.architecture != "DeepseekV2ForCausalLM"
+    return (
+        version == OLDER
+        and shape.experts is not None
+        and shape.architecture != "DeepseekV2ForCausalLM"
+    )
 
 
 def activations_gib(
@@ -273,6 +281,7 @@ def activations_gib(
     max_model_len: int = 4096,
     last_stage: bool = True,
     compiled: bool = True,
+    version: str = OLDER,
 ) -> float:
     """The peak of vLLM's profiling run on one GPU, which it keeps free for good, GiB.
 
@@ -300,7 +309,7 @@ def activations_gib(
     eight_bits = shape.quantization is not None and shape.quantization.bits == 8
     peaks = [numbers * size + (hidden if eight_bits else 0)]
     if last_stage:
-        peaks.append(_sampler_bytes(shape, sequences) + (hidden + workspace) * size)
+        peaks.append(_sampler_bytes(shape, sequences, version) + (hidden + workspace) * size)
     if latent:
         heads = shape.heads // tp
         pages = sequences * GPU_BLOCK_SIZE
@@ -318,11 +327,11 @@ def activations_gib(
     return (max(peaks) + CUBLAS_BYTES) / GIB
 
 
-def _sampler_bytes(shape: ModelShape, sequences: int) -> int:
+def _sampler_bytes(shape: ModelShape, sequences: int, version: str) -> int:
     """Logits as the model gives them and in float32, and the sampler's partial results."""
     size = dtype_bytes(shape.dtype)
     states = sequences * shape.hidden_size * size
-    if uses_first_runner(shape):
+    if _first_runner(shape, version):
         # Probabilities and their noise too, and a second set of states: random ones.
         logits = sequences * shape.vocab_size * (size + 12)
         return logits + TOP_K_PROGRAMS * shape.vocab_size * 4 + 2 * states
@@ -468,13 +477,13 @@ def gpu_budget(
     enforce_eager: bool = False,
     max_num_batched_tokens: int | None = None,
     max_num_seqs: int | None = None,
+    vllm: str = OLDER,
 ) -> Budget:
     """The memory of one GPU when vLLM serves `shape` on `tp` · `pp` of them.
 
     vLLM takes `gpu_memory_utilization` of the memory that CUDA sees, for everything: weights,
-    temporary tensors, runtime and KV cache. The KV cache gets what the others leave. CUDA graphs
-    and the sampler's buffers come on top of that share, except that vLLM's older runner
-    (mixtures of experts) counts its graphs within.
+    temporary tensors, runtime and KV cache. The KV cache gets what the others leave. The sampler's
+    buffers come on top of that share, and so do CUDA graphs before vLLM 0.29 (but for experts).
 
     Args:
         shape: The model.
@@ -489,6 +498,7 @@ def gpu_budget(
         max_num_batched_tokens: Tokens of one step; by default vLLM's choice for the device.
         max_num_seqs: Requests of one step; by default vLLM's choice for the device, but no
             more than the tokens.
+        vllm: vLLM's version; what is measured is 0.25.1 and, for 0.29 and later, 0.29.0.
 
     Raises:
         WorkshopError: A value out of range, or an unknown device.
@@ -518,6 +528,9 @@ def gpu_budget(
     if shape.quantization and shape.quantization.experts_only and gpu.name.startswith("H"):
         shape = replace(shape, quantization=replace(shape.quantization, padding=(64, 1)))
     runtime = RUNTIME_TP_GIB if tp > 1 else RUNTIME_PP_GIB if pp > 1 else RUNTIME_GIB
+    version = _counted_as(vllm)
+    if version == NEWER and tp * pp == 1 and shape.experts is None:
+        runtime += KEPT_GIB
     stages = []
     for stage in range(pp):
         layers = stage_layers(shape, pp, stage)
@@ -530,10 +543,13 @@ def gpu_budget(
             max_model_len=max_model_len,
             last_stage=stage == pp - 1,
             compiled=stage == 0 and not enforce_eager,
+            version=version,
         )
-        graphs = 0.0 if enforce_eager else (GRAPHS_MIB + GRAPHS_LAYER_MIB * len(layers)) / 1024
+        layer_mib = GRAPHS_EXPERTS_MIB if shape.experts else GRAPHS_LAYER_MIB
+        graphs = 0.0 if enforce_eager else (GRAPHS_MIB + layer_mib * len(layers)) / 1024
         kv_gib = gpu_memory_utilization * gpu.cuda_gib - weights - activations - runtime
-        kv_gib -= graphs if uses_first_runner(shape) else 0.0
+        if version == NEWER or _first_runner(shape, version):
+            kv_gib -= graphs
         kv = kv_cache_capacity(
             int(kv_gib * GIB),
             shape,
@@ -547,8 +563,6 @@ def gpu_budget(
         stages.append((kv.concurrency, kv_gib, weights, activations, graphs, kv))
     # All stages use as many blocks as the one with the fewest.
     _, kv_gib, weights, activations, graphs, kv = min(stages, key=lambda found: found[:2])
-    unmeasured = [gpu.name] * (gpu.name != "H200")
-    unmeasured += [shape.architecture] * (not shape.traits.measured)
     return Budget(
         device=gpu.name,
         model=shape.name,
@@ -566,7 +580,7 @@ def gpu_budget(
         kv=kv,
         gpu_memory_utilization=gpu_memory_utilization,
         estimated=("activations", "runtime", "buffers", "CUDA graphs"),
-        measured=MEASURED + (f"; not on {', '.join(unmeasured)}" if unmeasured else ""),
+        measured=f"vLLM {version} on H200" + ("" if gpu.name == "H200" else f"; not on {gpu.name}"),
     )
 
 
@@ -607,6 +621,13 @@ def cpu_budget(
         estimated=("runtime",),
         measured="vLLM 0.32.0 (CPU build)",
     )
+
+
+def _counted_as(version: str) -> str:
+    numbers = re.fullmatch(r"v?(\d+)\.(\d+)(\..*)?", version)
+    if numbers is None:
+        raise WorkshopError(f"vLLM's version {version!r} is none; give one like {NEWER}")
+    return NEWER if (int(numbers[1]), int(numbers[2])) >= (0, 29) else OLDER
 
 
 def _step_limits(
