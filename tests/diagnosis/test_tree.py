@@ -113,6 +113,14 @@ def test_how_a_container_ended(name):
     assert "--previous" not in str(found)  # kubectl logs shows the run that ended
 
 
+def test_a_command_that_the_image_lacks_while_it_is_tried_again():
+    state = crashed(128, "StartError")
+    said = 'exec: "pyhton3": executable file not found in $PATH: unknown'
+    state["lastState"]["terminated"]["message"] = said
+    found = look(pod("vllm-0", container(state)))
+    assert found.rules == ["command-not-found"] and found[0].evidence[0] == said
+
+
 def test_a_container_that_runs_again_is_read_by_its_previous_run():
     again = running(30) | {"restartCount": 2, "lastState": crashed()["lastState"]}
     logs = {"vllm-0/main": "starting\n", "vllm-0/main/previous": "OddError: unheard of\n"}

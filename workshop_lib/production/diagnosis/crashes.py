@@ -79,8 +79,9 @@ def from_log(view: View, pod: Pod, each: Container, reading: logs.Reading, stage
         since=each.ended_at,
     )
     if way.checked and reading.match and not way.wrong:
-        cause.cause += f" What the snapshot shows of the way is in order: {way.checked}."
-        cause.fix += f" {fact('waits-though-well', pod=pod.name, host=host).fix}"
+        words = {"who": f"the {who_is(pod, each)}", "pod": pod.name, "host": host, "shown": shown}
+        known = fact("peer-though-well", checked=way.checked, **words)
+        cause.cause, cause.fix = known.cause, known.fix
     return cause
 
 

@@ -171,7 +171,7 @@ def _probe_fails(view: View, pod: Pod, each: Container, kind: str, detail: str) 
         return found
     (meaning, fix), quotes, rule = _meaning(each, kind, detail), [detail], f"{kind.lower()}-probe"
     known = patterns("probe").match(detail) is not None and "refused" not in detail
-    failed = _failed_part(each, kind, detail)
+    failed = "" if patterns("probe").match(detail) else _failed_part(each, kind, detail)
     if failed:
         quotes.append(failed)
         proxy = _no_proxy(view) if "/-/healthz" in failed else ""

@@ -25,6 +25,10 @@ _BAD_WHEN_TRUE = re.compile(
 )
 _GPU = re.compile(r"Xid|GPU|Accelerated|DCGM|NVLink|uncorrectable ECC", re.IGNORECASE)
 _FAILS = re.compile(r"\b(?:fail(?:ed|s)? to|err(?:or)?:|invalid)", re.IGNORECASE)
+_CREATED = {
+    "FailedToCreateHeadPod": "CreatedHeadPod",
+    "FailedToCreateWorkerPod": "CreatedWorkerPod",
+}
 _REFUSED = re.compile(r"^Failed(?:Create|ToCreate)")
 
 
@@ -116,7 +120,8 @@ def _refusals(view: View) -> Iterator[Cause]:
     said: dict[str, tuple[str, float]] = {}
     for subject in view.subjects(*kinds):
         refused = [e for e in view.events(subject) if _REFUSED.match(e.reason)]
-        created = view.events(subject, "SuccessfulCreate", "CreatedHeadPod", "CreatedWorkerPod")
+        which = _CREATED.get(refused[-1].reason, "SuccessfulCreate") if refused else ""
+        created = view.events(subject, which)
         if refused and not any(event.time > refused[-1].time for event in created):
             said[subject] = (refused[-1].message, refused[-1].time)
     for body in view.items(*kinds):

@@ -221,7 +221,10 @@ def _image(view: View, pod: Pod, each: Container, reason: str) -> Cause:
 def not_started(view: View, pod: Pod, each: Container, reason: str) -> Cause:
     """Why a container could not be made or started, from the runtime's words."""
     hooks = view.events(pod.ref, "FailedPostStartHook")
-    message = str(each.waiting.get("message") or each.ended.get("message") or "")
+    says = (
+        [each.ended, each.waiting] if reason == "CrashLoopBackOff" else [each.waiting, each.ended]
+    )
+    message = next((str(state["message"]) for state in says if state.get("message")), "")
     events = hooks or ([] if message else view.events(pod.ref, "Failed"))
     message = events[-1].message if events else message
     match = patterns("start").match(f"{reason}: {message}", view.facts(pod))

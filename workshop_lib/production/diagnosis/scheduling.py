@@ -136,7 +136,11 @@ def _short(
 ) -> Cause:
     """A resource that is short: no node has any, none has so much, others hold it, or unknown."""
     stem = "gpu" if "gpu" in resource else resource.rpartition("/")[2]
-    words = {"pod": pod.name, "ask": _amount(resource, amount), "resource": resource}
+    words = {
+        "pod": pod.name,
+        "ask": _amount(resource, amount) if amount else resource,
+        "resource": resource,
+    }
     words |= {"most": _amount(resource, max(most, 0.0)), "stem": stem}
     if not most and "/" in resource:
         rule = "gpu-not-offered" if stem == "gpu" else "device-not-offered"

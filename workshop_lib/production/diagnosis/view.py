@@ -145,9 +145,10 @@ class Pod:
         self.labels: Mapping[str, str] = metadata.get("labels") or {}
         self.phase: str = self.status.get("phase", "Pending")
         self.over = self.phase in ("Succeeded", "Failed")
-        self.node: str = self.spec.get("nodeName") or ""
         self.deleted = seconds(metadata.get("deletionTimestamp"))
         self.conditions = conditions(body)
+        refused = self.conditions.get("PodScheduled", {}).get("status") == "False"
+        self.node: str = "" if refused else self.spec.get("nodeName") or ""
         self.ready = self.conditions.get("Ready", {}).get("status") == "True"
         self.top = owners[-1] if owners else self.ref
         index = (metadata.get("annotations") or {}).get(INDEX) or self.labels.get(INDEX)
