@@ -24,6 +24,7 @@ from workshop_lib.plots import (
     plot_memory_budgets,
     plot_paging,
     plot_recorded,
+    plot_serve_paths,
     plot_token_timeline,
 )
 from workshop_lib.serving import TextDelta
@@ -138,6 +139,8 @@ FIGURES: dict[str, Callable[[], Any]] = {
     "batching": lambda: plot_batching(explored_schedules(3, 7, 14)),
     "one piece": lambda: plot_token_timeline([TextDelta("a", 90.0)]),
     "recorded TP": plot_recorded,
+    "paths": plot_serve_paths,
+    "paths on two GPUs": lambda: plot_serve_paths("two GPUs"),
     "recorded graphs": lambda: plot_recorded(
         data_path("recorded/h200/vllm-0.25.1-eager-vs-graphs.jsonl")
     ),

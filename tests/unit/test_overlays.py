@@ -97,15 +97,20 @@ def test_settings_are_compared_with_the_base():
     table = explain_settings(
         "ray-cluster",
         "local",
-        "Job",
         {"spec.completionMode": "ranks", "spec.template.spec.subdomain": "names"},
     )
     assert table["GPU cluster"].tolist() == ["Indexed", "ray-cluster"]
 
 
+@pytest.mark.parametrize("profile", ["local", "kind", "eks"])
+@pytest.mark.parametrize("component", ["ray-cluster", "raycluster", "grpo"])
+def test_what_is_written_of_settings_is_true(component, profile):
+    assert len(explain_settings(component, profile)) >= 6
+
+
 def test_settings_refuse_a_path_that_is_nowhere():
     with pytest.raises(manifests.ManifestError, match=r"Job has no spec\.comletions"):
-        explain_settings("ray-cluster", "local", "Job", {"spec.comletions": "how many"})
+        explain_settings("ray-cluster", "local", {"spec.comletions": "how many"})
 
 
 def test_model_job_fills_the_claim_that_servers_mount():

@@ -6,7 +6,10 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
 from workshop_lib.cluster import manifests
+from workshop_lib.data import data_path
 from workshop_lib.errors import ManifestError
 
 if TYPE_CHECKING:
@@ -45,27 +48,31 @@ def _shown(value: Any) -> str:
 
 
 def explain_settings(
-    component: str, profile: str, kind: str, reasons: Mapping[str, str]
+    component: str, profile: str, reasons: Mapping[str, str] | None = None, *, kind: str = ""
 ) -> pd.DataFrame:
     """Settings of a component's object: on a GPU cluster, in this profile, and why.
 
     Args:
         component: The component's name.
         profile: The profile whose overlay is compared with the base.
-        kind: Kind of the object, such as `Job`.
         reasons: Dotted path (`spec.backoffLimit`, `…containers[0].env[name=X].value`) to
-            the reason for the setting.
+            the reason for the setting; default: those of data/settings.yaml.
+        kind: Kind of the object, such as `Job`; default: that of data/settings.yaml.
 
     Raises:
-        ManifestError: A path is in neither manifest: the text would explain nothing.
+        ManifestError: A path is in neither manifest, or nothing is written about the component.
 
     Example:
-        >>> reasons = {"spec.completionMode": "each pod gets a rank"}
-        >>> explain_settings("ray-cluster", "local", "Job", reasons).iloc[0]["GPU cluster"]
+        >>> explain_settings("ray-cluster", "local").iloc[0]["GPU cluster"]
         'Indexed'
     """
     import pandas as pd
 
+    known = yaml.safe_load(data_path("settings.yaml").read_text(encoding="utf-8"))
+    written = known.get(component, {})
+    kind, reasons = kind or written.get("kind", ""), reasons or written.get("reasons")
+    if not reasons:
+        raise ManifestError(f"nothing is written about {component}; known are {', '.join(known)}")
     base = manifests.render_folder(manifests.manifests_dir() / "base" / component)
     here = manifests.render(profile, component)
     bodies = [next(o.body for o in objects if o.kind == kind) for objects in (base, here)]

@@ -25,6 +25,7 @@ from workshop_lib.plots.serving import (
     plot_memory_budgets,
     plot_paging,
     plot_recorded,
+    plot_serve_paths,
     plot_token_timeline,
 )
 from workshop_lib.plots.style import OKABE_ITO, PALE, new_figure
@@ -63,6 +64,7 @@ __all__ = [
     "plot_run",
     "plot_runs",
     "plot_scaling",
+    "plot_serve_paths",
     "plot_serving",
     "plot_settings",
     "plot_startup",

@@ -405,6 +405,71 @@ def plot_recorded(path: str | Path | None = None) -> Figure:
     return plot_load_sweep(load_recorded_levels(path), title=title)
 
 
+# The file below recorded/h200, and of each path that is drawn: its name there, TP and replicas.
+_PATHS = {
+    "one GPU": (
+        "serve-paths-vllm-0.29.0.jsonl",
+        {
+            "vLLM alone": ("vLLM alone", 1, 1),
+            "Ray Serve, as here": ("ray.serve.llm, 1000, direct streaming", 1, 1),
+            "limit 64": ("ray.serve.llm, max_ongoing_requests 64", 1, 1),
+            "written by hand": ("hand-written deployment", 1, 1),
+        },
+    ),
+    "two GPUs": (
+        "serve-paths-two-gpus-vllm-0.29.0.jsonl",
+        {
+            "one GPU": ("ray.serve.llm", 1, 1),
+            "TP 2": ("ray.serve.llm", 2, 1),
+            "two replicas": ("ray.serve.llm, two replicas", 1, 2),
+        },
+    ),
+}
+
+
+def plot_serve_paths(which: str = "one GPU") -> Figure:
+    """Recorded on H200s: requests a second and the first token by the path to the engine.
+
+    Args:
+        which: "one GPU" (vLLM alone, through Ray Serve, and what slows it down) or "two GPUs"
+            (tensor parallelism against two replicas).
+
+    Raises:
+        WorkshopError: No such recording.
+
+    Example:
+        >>> figure = plot_serve_paths("two GPUs")
+    """
+    import pandas as pd
+
+    if which not in _PATHS:
+        raise WorkshopError(f"no recording {which!r}; there are {', '.join(_PATHS)}")
+    file, paths = _PATHS[which]
+    lines = data_path(f"recorded/h200/{file}").read_text(encoding="utf-8").splitlines()
+    rows = pd.DataFrame([{"tp": 1, "replicas": 1} | json.loads(line) for line in lines])
+    figure = new_figure(9, 3.6, "Recorded: H200, vLLM 0.29.0, a 7B shape, 128 tokens out")
+    panels = figure.subplots(1, 2)
+    titles = ("Throughput, requests a second", False), ("Time to first token, ms", True)
+    for axes, (title, streamed) in zip(panels, titles, strict=True):
+        column, ends = "ttft_p50_ms" if streamed else "req_s", []
+        for (name, (path, tp, replicas)), colour in zip(
+            paths.items(), series_colours(len(paths)), strict=True
+        ):
+            mine = rows[(rows["path"] == path) & (rows["stream"] == streamed)]
+            mine = mine[(mine["tp"] == tp) & (mine["replicas"] == replicas)]
+            if len(mine):
+                line = mine.groupby("conc")[column].median()
+                axes.plot(line.index, line, "o-", color=colour, markersize=4)
+                ends.append((float(line.iloc[-1]), name, colour))
+        axes.set(xscale="log", yscale="log", xticks=[1, 16, 64, 256])
+        axes.set_xticks([1, 16, 64, 256], ["1", "16", "64", "256"])
+        axes.minorticks_off()
+        plain_log_ticks(axes.yaxis)
+        finish(axes, title, x="clients, each with one request in flight")
+        label_ends(axes, ends)
+    return figure
+
+
 def plot_deployments(
     results: Mapping[str, BenchmarkResult], trips_ms: Mapping[str, Sequence[float]]
 ) -> Figure:
