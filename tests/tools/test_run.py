@@ -5,14 +5,16 @@ import os
 import re
 import signal
 import sys
+from pathlib import Path
 
 import nbformat
 import pytest
+from filelock import FileLock
 from toy_notebooks import BUSY, FIGURE, alive, snapshot, start, wait_for, write
 
 from workshop_lib.errors import WorkshopError
 from workshop_lib.tools import run
-from workshop_lib.tools.execute import CHECKOUT, alone, execute, find_notebooks, kernel_environment
+from workshop_lib.tools.execute import CHECKOUT, execute, find_notebooks, kernel_environment
 from workshop_lib.tools.lab import START_PAGE
 
 
@@ -84,7 +86,7 @@ def test_run(tmp_path, capfd, stopped, monkeypatch):
         "profile": "local",
         "seconds": 2.5,
     }
-    assert (tmp_path / one["executed"]).exists()
+    assert Path(one["executed"]).exists()
     assert results["machine"]["cores"] > 0
     assert results["machine"]["memory_gib"] > 0
     assert results["versions"]["papermill"]
@@ -233,8 +235,9 @@ def test_run_refuses_before_anything_changes(tmp_path, stopped, arguments, expec
 
 def test_run_refuses_a_second_one(tmp_path, stopped):
     write(tmp_path, "01_one", "1")
+    (tmp_path / "build").mkdir()
     with (
-        alone(tmp_path / "build", "run"),
+        FileLock(tmp_path / "build" / ".run.lock"),
         pytest.raises(WorkshopError, match="another command executes notebooks"),
     ):
         run.main([], root=tmp_path, stop=stopped)

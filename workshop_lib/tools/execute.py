@@ -19,8 +19,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock, Timeout
-
 from workshop_lib.errors import WorkshopError
 from workshop_lib.progress import Progress
 from workshop_lib.results import read_records
@@ -62,7 +60,7 @@ class Outcome:
     and the error's last line.
     """
 
-    executed: Path
+    executed: str
     status: str = "not run"
     seconds: float = 0.0
     cells: int = 0
@@ -75,19 +73,18 @@ def find_notebooks(
     folder: Path, names: Sequence[str] = (), *, solutions: bool = False
 ) -> list[Path]:
     """Find notebooks named like `01_ray_cluster.ipynb`, sorted; `names` like `01` choose some."""
-    pattern = "[0-9][0-9]_*.ipynb"
-    found = sorted(folder.glob(pattern))
-    found += sorted((folder / "solutions").glob(pattern)) if solutions else []
-    known = ", ".join(path.stem for path in found) or f"none in {folder}"
+    folders = [folder, folder / "solutions"] if solutions else [folder]
+    found = [path for each in folders for path in sorted(each.glob("[0-9][0-9]_*.ipynb"))]
+    if not found:
+        raise WorkshopError(f"there is no notebook in {folder} (NN_name.ipynb)")
     chosen = set()
     for name in names:
         stem = Path(name).name.removesuffix(".ipynb")
         fits = [path for path in found if stem in (path.stem, path.stem[:2])]
-        chosen.update(fits)
         if not fits:
+            known = ", ".join(path.stem for path in found)
             raise WorkshopError(f"there is no notebook {name!r}; there are: {known}")
-    if not found:
-        raise WorkshopError(f"there is no notebook in {folder} (NN_name.ipynb)")
+        chosen.update(fits)
     return sorted(chosen) or found
 
 
@@ -177,7 +174,7 @@ def execute(
     log = output.with_suffix(".kernel.log")
     code = [cell for cell in read_notebook(source).cells if cell.cell_type == "code"]
     total = sum(bool(cell.source.strip()) for cell in code)
-    outcome = Outcome(output, cells=total, parameters=dict(parameters or {}))
+    outcome = Outcome(str(output), cells=total, parameters=dict(parameters or {}))
     number, line = 0, ""
 
     def begin(cell: Any, cell_index: int) -> None:
@@ -231,11 +228,11 @@ def _last_line(error: Exception) -> str:
     """The last line of an error, as a traceback would end."""
     if "Kernel died" in str(error):
         return "the kernel died (killed from outside, out of memory, or it crashed)"
-    if "timed out" in str(error):
+    if isinstance(error, TimeoutError):
         return "the cell took longer than --cell-timeout-s and was stopped"
     name, value = getattr(error, "ename", type(error).__name__), getattr(error, "evalue", error)
     text = re.sub(r"\x1b\[[0-9;]*m", "", f"{name}: {value}".removesuffix(": "))
-    return [line.strip() for line in text.splitlines() if line.strip()][-1][:400]
+    return text.strip().splitlines()[-1].strip()[:400]
 
 
 # -- how a command that executes notebooks begins and ends ------------------------------------
@@ -268,23 +265,6 @@ def signals_interrupt() -> Iterator[None]:
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)
-
-
-@contextlib.contextmanager
-def alone(build: Path, state: str) -> Iterator[None]:
-    """Let one command at a time use a state of a checkout."""
-    build.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(build / f".{state}.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise WorkshopError(
-            f"another command executes notebooks in {build}; wait for it, or interrupt it"
-        ) from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def stop_everything(state: str) -> str:

@@ -5,10 +5,11 @@ workshop lab --no-browser --port=9000    JupyterLab's own options
 workshop lab --notebooks copy/notebooks  a copy of the notebooks
 ```
 
-JupyterLab listens on this machine only, needs no network and asks no questions (`lab_settings/`
-holds what it is told). The workshop's notebooks count as trusted, so that the tables which are
-committed with them look as they did. What JupyterLab would keep of that in the home folder lies in
-`build/lab` beside the notebooks; a learner's own settings are read and not changed.
+As `lab_settings/` says, JupyterLab listens on this machine only, needs no network and asks no
+questions: one Ctrl-C ends it, nothing is looked up for news or updates, no pings disturb (there is
+no proxy on one machine), kernels do not warn of being overheard. The workshop's notebooks count
+as trusted, so that their tables look as committed. What JupyterLab would keep of that in the home
+folder lies in `build/lab` beside the notebooks; a learner's own settings are read and not changed.
 """
 
 from __future__ import annotations
@@ -30,28 +31,6 @@ SETTINGS = Path(__file__).with_name("lab_settings")
 START_PAGE = "START.ipynb"
 
 
-def lab_options(notebooks: Path, private: Path) -> list[str]:
-    """What JupyterLab is started with; layout and signatures are kept in the folder `private`."""
-    return [
-        "--ServerApp.ip=127.0.0.1",
-        f"--ServerApp.root_dir={notebooks}",
-        "--ServerApp.answer_yes=True",  # one Ctrl-C ends it
-        "--Application.log_level=WARN",  # what is left says where to point a browser
-        # A learner who is root is in a container or a virtual machine of their own.
-        *(["--ServerApp.allow_root=True"] if os.geteuid() == 0 else []),
-        f"--LabApp.default_url=/lab/tree/{START_PAGE}",
-        f"--LabApp.app_settings_dir={SETTINGS}",
-        f"--LabApp.workspaces_dir={private / 'workspaces'}",
-        "--LabApp.news_url=None",
-        "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
-        "--LabApp.extension_manager=readonly",
-        f"--NotebookNotary.data_dir={private}",
-        # No pings: they keep connections through proxies alive, and there is none on one machine.
-        "--ServerApp.tornado_settings={'ws_ping_interval': 0}",
-        "--KernelManager.transport_encryption=auto",  # kernels warn of being overheard otherwise
-    ]
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run JupyterLab until it is interrupted; a damaged notebook is a `WorkshopError`."""
     from jupyterlab.labapp import LabApp  # type: ignore[import-untyped]
@@ -70,6 +49,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     notary = NotebookNotary(data_dir=str(private))
     for path in find_notebooks(notebooks, solutions=True):
         notary.sign(read_notebook(path))
+    options = [
+        f"--config={SETTINGS / 'jupyter_lab_config.json'}",
+        f"--ServerApp.root_dir={notebooks}",
+        # A learner who is root is in a container or a virtual machine of their own.
+        *(["--ServerApp.allow_root=True"] if os.geteuid() == 0 else []),
+        f"--LabApp.app_settings_dir={SETTINGS}",
+        f"--LabApp.workspaces_dir={private / 'workspaces'}",
+        f"--NotebookNotary.data_dir={private}",
+    ]
     os.environ.pop("MPLBACKEND", None)  # a shell that says Agg, as CI does, would hide figures
     os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"  # this environment's kernel, whatever the user has
 
@@ -79,9 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for each in (signal.SIGINT, signal.SIGHUP):
         signal.signal(each, end)
     try:
-        given = {option.partition("=")[0] for option in others}  # instead of ours
-        ours = lab_options(notebooks, private)
-        LabApp.launch_instance([o for o in ours if o.partition("=")[0] not in given] + others)
+        LabApp.launch_instance([*options, *others])
     finally:
         left = LocalCluster(state=os.environ.get("WORKSHOP_STATE", "default")).components()
         if left:

@@ -153,7 +153,7 @@ def _body(name: str, notebook: Any, folder: Path) -> str:
 
 def _chapter(root: Path, name: str, result: dict[str, Any]) -> dict[str, Any]:
     """A notebook's part of the report; only its card if it was not run."""
-    source, executed = root / "notebooks" / f"{name}.ipynb", root / result["executed"]
+    source, executed = root / "notebooks" / f"{name}.ipynb", Path(result["executed"])
     ran = executed.exists() and result["status"] != "not run"
     notebook = read_notebook(executed if ran else source)
     figures: list[dict[str, str]] = []

@@ -23,6 +23,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from filelock import FileLock, Timeout
+
 from workshop_lib import connect
 from workshop_lib.errors import WorkshopError
 from workshop_lib.progress import Progress, format_duration
@@ -31,7 +33,6 @@ from workshop_lib.tools.execute import (
     INJECTED_TAG,
     Interrupted,
     Outcome,
-    alone,
     execute,
     find_notebooks,
     read_notebook,
@@ -57,23 +58,28 @@ METADATA = {
 """What every committed notebook says of its kernel: nothing of the machine it ran on."""
 
 
-def describe_machine() -> dict[str, Any]:
-    """This machine: cores that it may use, memory in GiB, processor, system."""
+def describe(root: Path) -> dict[str, Any]:
+    """Where and of what a run is: machine, versions, commit (`+`: files have changed)."""
+    import psutil
+
     cpu = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     model = re.search(r"^model name\s*: (.*)$", cpu, re.MULTILINE)
-    return {
-        "cores": len(os.sched_getaffinity(0)),
-        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
-        "cpu": model[1].strip() if model else platform.machine(),
-        "system": platform.freedesktop_os_release().get("PRETTY_NAME", platform.system()),
-    }
-
-
-def describe_commit(root: Path) -> str | None:
-    """The checkout's commit, with `+` if files have changed; None outside git."""
     command = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--dirty=+"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.stdout.strip() if done.returncode == 0 else None
+    try:
+        git = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    except FileNotFoundError:
+        git = ""
+    return {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "commit": git,
+        "machine": {
+            "cores": len(os.sched_getaffinity(0)),
+            "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+            "cpu": model[1].strip() if model else platform.machine(),
+            "system": platform.freedesktop_os_release().get("PRETTY_NAME", platform.system()),
+        },
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+    }
 
 
 def normalize(notebook: Any) -> Any:
@@ -170,53 +176,81 @@ def main(
     connect(wishes.profile)  # refuses an unknown profile
     sources = find_notebooks(root / "notebooks", wishes.names, solutions=wishes.keep_outputs)
     planned = plan(sources, wishes)
-    began, status = time.monotonic(), 0
-    outcomes = {each.stem: Outcome(root / "build" / STATE / each.name) for each in sources}
-    with signals_interrupt(), alone(root / "build", STATE):
-        try:
-            if (root / ".workshop" / STATE).exists():
-                say("Stopping what an earlier run left (up to 30 s).")
-                _stop(stop)
-            if wishes.profile == "local":
-                _prepare_model(planned)
-            for number, (source, parameters) in enumerate(planned.items(), start=1):
-                outcomes[source.stem] = outcome = execute(
-                    source,
-                    outcomes[source.stem].executed,
-                    parameters=parameters,
-                    state=STATE,
-                    build=root / "build",
-                    cell_timeout_s=wishes.cell_timeout_s,
-                    label=f"{number}/{len(sources)} ",
-                )
-                if outcome.failure:
-                    cell, line, error = outcome.failure.values()
-                    raise WorkshopError(
-                        f"{source.name} failed at cell {cell}, `{line}`: {error};"
-                        f" see {outcome.executed}"
+    (root / "build").mkdir(exist_ok=True)
+    lock = FileLock(root / "build" / f".{STATE}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise WorkshopError(
+            "another command executes notebooks in this checkout; wait for it, or interrupt it"
+        ) from None
+    try:
+        with signals_interrupt():
+            return _run(root, wishes, planned, stop)
+    finally:
+        lock.release()
+
+
+def _run(
+    root: Path,
+    wishes: argparse.Namespace,
+    planned: Mapping[Path, Mapping[str, Any]],
+    stop: Callable[[str], str],
+) -> int:
+    build, status, began = root / "build", 0, time.monotonic()
+    outcomes = {path.stem: Outcome(str(build / STATE / path.name)) for path in planned}
+    try:
+        if (root / ".workshop" / STATE).exists():
+            say("Stopping what an earlier run left (up to 30 s).")
+            _stop(stop)
+        if wishes.profile == "local":
+            _prepare_model(planned)
+        for number, (source, parameters) in enumerate(planned.items(), start=1):
+            outcomes[source.stem] = outcome = execute(
+                source,
+                build / STATE / source.name,
+                parameters=parameters,
+                state=STATE,
+                build=build,
+                cell_timeout_s=wishes.cell_timeout_s,
+                label=f"{number}/{len(planned)} ",
+            )
+            if outcome.failure:
+                raise WorkshopError(
+                    "{0} failed at cell {cell}, `{source}`: {error}; see {1}".format(
+                        source.name, outcome.executed, **outcome.failure
                     )
-                if wishes.keep_outputs:
-                    _keep_outputs(source, outcome.executed)
+                )
+            if wishes.keep_outputs:
+                _keep_outputs(source, Path(outcome.executed))
+    except WorkshopError as error:
+        say(f"{type(error).__name__}: {error}", error=True)
+        status = 1
+    except Interrupted as signalled:
+        if hasattr(signalled, "outcome"):
+            outcomes[Path(signalled.outcome.executed).stem] = signalled.outcome
+        status = signalled.exit_status
+    finally:  # also after an error of our own: nothing may stay behind
+        say("Stopping everything that this run started (up to 30 s).")
+        try:
+            _stop(stop)
+            say("Stopped: nothing of this run is left running.")
         except WorkshopError as error:
             say(f"{type(error).__name__}: {error}", error=True)
-            status = 1
-        except Interrupted as signalled:
-            outcome = getattr(signalled, "outcome", Outcome(Path()))
-            outcomes |= {outcome.executed.stem: outcome} if outcome.failure else {}
-            status = signalled.exit_status
-        finally:  # also after an error of our own: nothing may stay behind
-            say("Stopping everything that this run started (up to 30 s).")
-            try:
-                _stop(stop)
-                say("Stopped: nothing of this run is left running.")
-            except WorkshopError as error:
-                say(f"{type(error).__name__}: {error}", error=True)
-                status = status or 1
-            _write_results(root, wishes, outcomes, time.monotonic() - began)
-        report = write_report(root)
-        done = sum(outcome.status == "done" for outcome in outcomes.values())
-        took = format_duration(time.monotonic() - began)
-        say(f"{done} of {len(outcomes)} notebooks done in {took}. Report: {report}")
+            status = status or 1
+        seconds = time.monotonic() - began
+        everything = not (wishes.names or wishes.keep_outputs) and wishes.profile == "local"
+        results = {
+            **describe(root),
+            "profile": wishes.profile,
+            "seconds": round(seconds, 1),
+            "bar_s": RUN_BAR_S if everything else None,  # asked of a run of everything only
+            "notebooks": {name: asdict(each) for name, each in outcomes.items()},
+        }
+        (build / "results.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
+    done = sum(outcome.status == "done" for outcome in outcomes.values())
+    took, report = format_duration(seconds), write_report(root)
+    say(f"{done} of {len(outcomes)} notebooks done in {took}. Report: {report}")
     return status
 
 
@@ -236,24 +270,3 @@ def _prepare_model(planned: Mapping[Path, Mapping[str, Any]]) -> None:
     for name in {planned[path].get("MODEL") or models.DEFAULT_MODEL for path in users}:
         with Progress(label="model", stream=sys.stdout) as progress:
             models.prepare(name, on_progress=progress.say)
-
-
-def _write_results(
-    root: Path, wishes: argparse.Namespace, outcomes: Mapping[str, Outcome], seconds: float
-) -> None:
-    """Keep everything that is known of this run."""
-    everything = not wishes.names and wishes.profile == "local" and not wishes.keep_outputs
-    results = {
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "commit": describe_commit(root),
-        "profile": wishes.profile,
-        "machine": describe_machine(),
-        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
-        "seconds": round(seconds, 1),
-        "bar_s": RUN_BAR_S if everything else None,  # asked of a run of everything only
-        "notebooks": {
-            name: {**asdict(each), "executed": str(each.executed.relative_to(root))}
-            for name, each in outcomes.items()
-        },
-    }
-    (root / "build" / "results.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
