@@ -146,7 +146,7 @@ def test_an_interrupt_of_an_awaiting_cell_keeps_what_has_finished(stub: Streamin
     async def cell() -> None:
         run = start_sweep(stub.url, ["Hi"], levels=(1,), requests_per_level=5000, max_tokens=1)
         task = asyncio.create_task(watch(run))
-        while run._done < 3:
+        while run._progress[0] < 3:
             await asyncio.sleep(0.01)
         task.cancel()  # what the kernel does with SIGINT
         result = await task
@@ -167,7 +167,7 @@ ipywidgets.Button.on_click = lambda self, call: (made.append(self), made_by(self
 run = start_sweep({url!r}, ["Hi"], levels=(1, 2), requests_per_level=2000, max_tokens=2)
 
 def press():
-    while not made or run._done < 3:
+    while not made or run._progress[0] < 3:
         time.sleep(0.01)
     made[-1].click()
 

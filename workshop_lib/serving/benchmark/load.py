@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import math
-import queue
 import random
 import threading
 import time
@@ -238,11 +237,10 @@ class SweepRun:
         self._timeout_s = timeout_s
         self._until_saturated = stop_when_saturated
         self._created = datetime.now(UTC).isoformat(timespec="seconds")
-        self._progress: queue.SimpleQueue[tuple[int, str] | None] = queue.SimpleQueue()
-        self._done = 0
+        self._progress = (0, "")  # requests that are done, and what is going on
         self._ended = ""
         self._error: Exception | None = None
-        self._stop = threading.Event()
+        self._stop, self._over = threading.Event(), threading.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[None] | None = None
         self._levels: list[Level] = []  # that have begun
@@ -281,10 +279,13 @@ class SweepRun:
         """
         counts = [level.requests for level in self._plan]
         total = sum(count or 0 for count in counts) if None not in counts else 0
-        while True:
+        shown: tuple[int, str] | None = None
+        while shown != self._progress or not self._over.is_set():
             try:
-                if self._show(on_progress, total):
-                    break
+                self._over.wait(0.2)  # so that an interrupt comes through
+                shown = self._progress
+                if on_progress is not None:
+                    on_progress(shown[0], total, shown[1])
             except KeyboardInterrupt:
                 self.stop()
         self._thread.join()
@@ -305,20 +306,6 @@ class SweepRun:
             ended=self._ended,
         )
 
-    def _show(self, on_progress: OnProgress | None, total: int) -> bool:
-        """Show the newest of what has happened; True once the load has ended."""
-        latest: tuple[int, str] | None = None
-        ended = False
-        try:
-            event = self._progress.get(timeout=0.2)  # so that an interrupt comes through
-            while True:
-                latest, ended = (latest, True) if event is None else (event, ended)
-                event = self._progress.get_nowait()
-        except queue.Empty:
-            if latest is not None and on_progress is not None:
-                on_progress(latest[0], total, latest[1])
-        return ended
-
     def _run(self) -> None:
         try:
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -329,7 +316,7 @@ class SweepRun:
         except Exception as exc:  # noqa: BLE001 - raised again in the thread that waits
             self._error = exc
         finally:
-            self._progress.put(None)
+            self._over.set()
 
     async def _main(self) -> None:
         self._task = asyncio.current_task()
@@ -358,7 +345,7 @@ class SweepRun:
 
         Returns why the load cannot go on after the levels that it has; empty if it can.
         """
-        self._progress.put((self._done, f"{level.title}: warming up"))
+        self._progress = (self._progress[0], f"{level.title}: warming up")
         answers: list[StreamTimes] = []
         count = self._settings["warmup"]
         at_once = max(1, count) if level.arrivals_s else int(level.load)
@@ -393,10 +380,10 @@ class SweepRun:
         def count(times: StreamTimes) -> None:
             nonlocal failed
             level.finished.append(times)
-            self._done += 1
             failed += bool(times.error)
             text = f"{level.title}: {len(level.finished)}{of}"
-            self._progress.put((self._done, text + (f", {failed} failed" if failed else "")))
+            text += f", {failed} failed" if failed else ""
+            self._progress = (self._progress[0] + 1, text)
 
         return count
 
