@@ -6,7 +6,7 @@ import pytest
 import yaml
 from emulator import Emulator
 
-from workshop_lib.cluster.kubernetes import KubernetesCluster, api, deleting
+from workshop_lib.cluster.kubernetes import KubernetesCluster, access, deleting, logs
 
 
 def kubeconfig(server, token="good-token", **context):
@@ -39,15 +39,11 @@ def config(emulator, tmp_path, monkeypatch):
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Pauses of nothing, where the server does not ask for one."""
+    """Pauses of nearly nothing, where the server does not ask for one."""
+    monkeypatch.setattr(access, "RETRY", access.RETRY.new(backoff_factor=0, backoff_jitter=0))
     monkeypatch.setattr(deleting, "POLL_S", 0.02)
-    ask = api.Pauses.next_s
-
-    def next_s(self, asked_s=None):
-        pause_s = ask(self, asked_s)
-        return pause_s if pause_s is None or asked_s is not None else 0.01
-
-    monkeypatch.setattr(api.Pauses, "next_s", next_s)
+    monkeypatch.setattr(logs, "LOOK_EVERY_S", 0.05)
+    monkeypatch.setattr(KubernetesCluster, "poll_s", 0.05)
 
 
 @pytest.fixture
@@ -57,6 +53,6 @@ def cluster(config, quick):
     found = KubernetesCluster("kind", kubeconfig=config)
     yield found
     found.close()
-    ours = ("watch ", "log ", "forward ")
+    ours = ("forward ",)
     left = [t.name for t in set(threading.enumerate()) - before if t.name.startswith(ours)]
     assert left == []

@@ -36,6 +36,6 @@ def real_namespace(profile="kind"):
     finally:
         api.delete(namespaces, "", made)
         cluster.close()
-    ours = ("watch ", "log ", "forward ")
+    ours = ("forward ",)
     left = [t.name for t in set(threading.enumerate()) - before if t.name.startswith(ours)]
     assert left == []

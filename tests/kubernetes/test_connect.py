@@ -3,10 +3,8 @@
 import base64
 import contextlib
 import json
-import logging
 import os
 import stat
-import threading
 import time
 from pathlib import Path
 
@@ -15,8 +13,7 @@ import yaml
 from emulated import kubeconfig
 
 from workshop_lib import connect
-from workshop_lib.cluster.kubernetes import KubernetesCluster, credentials
-from workshop_lib.cluster.kubernetes import config as config_module
+from workshop_lib.cluster.kubernetes import KubernetesCluster, access
 from workshop_lib.errors import ConnectError
 
 
@@ -41,20 +38,6 @@ def test_it_says_what_it_will_touch_and_changes_nothing(emulator, config, capsys
     assert said == f"context test, server {emulator.url} (v1.36.0), namespace workshop\n"
     assert cluster.profile == "kind"
     assert emulator.changes() == []
-
-
-def test_what_others_log_meanwhile_is_not_taken_for_a_problem(config, monkeypatch, caplog):
-    load = config_module._ask_plugin_of
-
-    def noisy(*args):
-        other = threading.Thread(target=logging.getLogger("other").error, args=("theirs",))
-        other.start()
-        other.join()
-        load(*args)
-
-    monkeypatch.setattr(config_module, "_ask_plugin_of", noisy)
-    connect("kind", kubeconfig=str(config)).close()
-    assert "theirs" in caplog.text
 
 
 def test_the_environment_names_file_and_namespace(emulator, config, monkeypatch):
@@ -191,7 +174,7 @@ def test_a_plugin_that_is_not_installed(config, emulator, tmp_path):
 
 def test_a_plugin_that_does_not_answer(config, emulator, tmp_path, monkeypatch):
     """Nor may it ask: it gets no input. What it started ends with it."""
-    monkeypatch.setattr(credentials, "PLUGIN_S", 0.5)
+    monkeypatch.setattr(access, "PLUGIN_S", 0.5)
     user = plugin(tmp_path / "aws", f"read answer; sleep 60 & echo $! > {tmp_path}/child; wait")
     with_user(config, emulator, user)
     begun = time.monotonic()
@@ -236,7 +219,7 @@ def test_a_plugin_gives_a_certificate(config, emulator, tmp_path):
     settings = kubeconfig("https://127.0.0.1:1")
     settings["users"][0]["user"] = user
     config.write_text(yaml.safe_dump(settings))
-    configuration = config_module.load_access("eks", kubeconfig=config).client.configuration
+    configuration = access.load_access("eks", kubeconfig=config).client.configuration
     assert Path(configuration.cert_file).read_text() == "CERT"
     assert Path(configuration.key_file).read_text() == "KEY"
 
@@ -319,14 +302,14 @@ def test_inside_a_pod(emulator, config, monkeypatch, tmp_path):
     folder.mkdir()
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
     monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "9")
-    monkeypatch.setattr(config_module, "SERVICE_ACCOUNT", folder)
+    monkeypatch.setattr(access, "SERVICE_ACCOUNT", folder)
     assert "automountServiceAccountToken: true" in refused("eks")
     for name, text in (("token", "t"), ("ca.crt", ""), ("namespace", "workshop\n")):
         (folder / name).write_text(text)
     (folder / "ca.crt").write_bytes(__import__("certifi").contents().encode())
     for name, file in (("SERVICE_TOKEN_FILENAME", "token"), ("SERVICE_CERT_FILENAME", "ca.crt")):
         monkeypatch.setattr(incluster_config, name, str(folder / file))
-    access = config_module.load_access("eks")
-    assert (access.context, access.server, access.namespace) == (
+    found = access.load_access("eks")
+    assert (found.context, found.server, found.namespace) == (
         "in-cluster", "https://127.0.0.1:9", "workshop",
     )  # fmt: skip

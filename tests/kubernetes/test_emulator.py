@@ -1,7 +1,6 @@
 """The emulator answers as a real Kubernetes 1.36 did, request by request."""
 
 import json
-import re
 from pathlib import Path
 
 import httpx
@@ -20,7 +19,7 @@ IN_ORDER = [
     "apply-strict-unknown-field", "apply-invalid", "apply-dry-run", "get-after-dry-run",
     "apply-no-namespace", "crd-missing", "discovery-missing-group", "unauthorized",
     "forbidden-create", "forbidden-logs", "allowed-list", "apply-indexed-job-success-policy",
-    "log-no-pod", "watch-expired", "delete-missing", "delete-collection",
+    "log-no-pod", "delete-missing", "delete-collection",
 ]  # fmt: skip
 
 
@@ -44,8 +43,6 @@ def answers():
             server.forbidden &= {("patch", "configmaps")} if name == "forbidden-create" else (
                 {("get", "pods/log")} if name == "forbidden-logs" else set()
             )  # fmt: skip
-            if name == "watch-expired":
-                server.store.expire()
             token = "bad" if name == "unauthorized" else "good-token"
             body = request["body"]
             answers[name] = client.request(
@@ -57,7 +54,7 @@ def answers():
     return answers
 
 
-@pytest.mark.parametrize("name", [n for n in IN_ORDER if n != "watch-expired"])
+@pytest.mark.parametrize("name", IN_ORDER)
 def test_answers_are_the_recorded_ones(answers, name):
     recorded, answer = RECORDED[name]["response"], answers[name]
     assert answer.status_code == recorded["status"]
@@ -75,15 +72,6 @@ def test_unchanged_keeps_its_version(answers):
         for name in ("created", "unchanged", "configured")
     ]
     assert versions[0] == versions[1] != versions[2]
-
-
-def test_an_expired_watch_is_an_error_event(answers):
-    assert answers["watch-expired"].status_code == 200
-    event = json.loads(answers["watch-expired"].text)
-    recorded = json.loads(RECORDED["watch-expired"]["response"]["lines"][0]["line"])
-    for each in (event, recorded):
-        each["object"]["message"] = re.sub(r"\d+", "N", each["object"]["message"])
-    assert event == recorded
 
 
 LINES = [each["line"] for each in RECORDED["log-follow-timestamps"]["response"]["lines"]]

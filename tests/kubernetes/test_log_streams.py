@@ -1,22 +1,13 @@
 """Logs over HTTP: every line once, whatever happens to the stream."""
 
-import contextlib
 import itertools
-import random
-import socket
 import threading
-import time
 
 import pytest
-import urllib3
-from local_helpers import until
 from objects import deployment, job, objects
 
-from workshop_lib.cluster.kubernetes.api import Lost
-from workshop_lib.cluster.kubernetes.container_log import LogGapWarning
-from workshop_lib.cluster.kubernetes.resuming import Position
-from workshop_lib.cluster.kubernetes.streams import blocks
-from workshop_lib.errors import ConnectError, NotFoundError
+from workshop_lib.cluster.kubernetes.logs import LogGapWarning
+from workshop_lib.errors import ClusterError, NotFoundError
 
 
 @pytest.fixture
@@ -120,37 +111,42 @@ def test_a_log_that_was_rotated_before_it_was_read_on(emulator, cluster, running
     log.write("a", stamp=at.format(10))
     lines = running.logs(follow=True)
     assert next(lines).text == "a"
-    log.end()
-    time.sleep(0.3)
     log.write("nobody reads this", stamp=at.format(11))
     log.rotate()
     log.write("b", stamp=at.format(12))
-    log.ended = False
     with pytest.warns(LogGapWarning) as said:
         assert next(lines).text == "b"
     lines.close()
     assert [str(each.message) for each in said] == [
-        f"talk-abcde: lines between {at.format(10)} and {at.format(12)} may be missing: its node "
-        "had rotated the log before they were read, and gives only the newest file"
+        f"talk-abcde has rotated its log: lines between {at.format(10)} and {at.format(12)} may be "
+        "missing: only the newest file of a log is given"
     ]
 
 
-def test_following_ends_with_the_workload_and_not_with_a_stream(emulator, cluster, running):
+def test_following_ends_with_the_workload(emulator, cluster, running):
     log = emulator.kubelet.log("talk-abcde")
     log.write("a")
     lines = running.logs(follow=True)
     assert next(lines).text == "a"
-    # The server ends the stream cleanly, as a proxy does after some minutes; the pod runs on.
-    log.end()
-    until(lambda: len(emulator.sent("GET", "/log")) > 1)
-    log.ended = False
     log.write("b")
-    assert next(lines).text == "b"
-    log.write("c")
     emulator.end_pod("talk-abcde")
-    assert next(lines).text == "c"
+    assert next(lines).text == "b"
     finish(emulator)
     assert list(lines) == []
+
+
+def test_times_out_of_order_and_of_another_zone(emulator, cluster, running):
+    """stdout and stderr are stamped apart: a line may be older than the one before it."""
+    log = emulator.kubelet.log("talk-abcde")
+    at = "2026-11-21T06:00:{}0000000+02:00"
+    log.write("b", stamp=at.format("10.01"))
+    log.write("a", stamp=at.format("09.90"))
+    lines = running.logs(follow=True)
+    assert texts(itertools.islice(lines, 2)) == ["b", "a"]
+    log.write("late", stamp=at.format("09.95"))
+    assert next(lines).text == "late"
+    lines.close()
+    assert emulator.sent("GET", r"sinceTime=2026-11-21T06:00:09\+02:00")
 
 
 @pytest.mark.filterwarnings("error")  # nothing is missing, and nothing is said
@@ -203,7 +199,7 @@ def test_tail_and_then_follow(emulator, cluster, running):
 def test_a_server_that_stays_away(emulator, cluster, running):
     emulator.kubelet.log("talk-abcde").write("a")
     emulator.fail("GET", "/log", status=500, times=10**6)
-    with pytest.raises(ConnectError, match="the log of talk-abcde: the server answered 500"):
+    with pytest.raises(ClusterError, match="the log of talk-abcde: the server answered 500"):
         list(running.logs())
 
 
@@ -248,132 +244,3 @@ def test_a_truncated_read_is_completed(emulator, cluster, running):
     emulator.kubelet.drop_after, emulator.kubelet.most_drops = 250, 20
     assert texts(running.logs()) == [f"line {number}" for number in range(2000)]
     assert emulator.kubelet.drops >= 7  # a stream gives 250 lines at most
-
-
-# -- the position, without a server ---------------------------------------------------------------
-
-
-def stamped(*pairs):
-    return [f"2026-11-21T04:52:{second}Z {text}" for second, text in pairs]
-
-
-def test_a_rotated_log_is_gone_on_with_by_time():
-    position = Position()
-    assert position.new(stamped(("49.1", "a"), ("49.2", "b"), ("49.3", "c"))) == ["a", "b", "c"]
-    position.resume()
-    # The file was rotated: a and b are gone, c and what follows are in the new one.
-    assert position.new(stamped(("49.3", "c"), ("49.4", "d"))) == ["d"]
-    assert position.gap == ""
-    position.resume()
-    assert position.new(stamped(("49.6", "f"))) == ["f"]
-    assert position.gap == "2026-11-21T04:52:49.4Z and 2026-11-21T04:52:49.6Z"
-
-
-def test_times_out_of_order_are_no_loss():
-    """stdout and stderr are stamped apart: a line may be older than the one before it."""
-    position = Position()
-    position.new(stamped(("50.01", "b"), ("49.9", "a")))
-    assert position.resume() == "2026-11-21T04:52:49Z"
-    assert position.new(stamped(("50.01", "b"), ("49.9", "a"), ("49.95", "late"))) == ["late"]
-
-
-def test_other_time_zones():
-    position = Position()
-    position.new(["2026-11-21T06:00:00.100000000+02:00 a"])
-    assert position.resume() == "2026-11-21T06:00:00+02:00"
-
-
-def test_a_word_of_the_kubelets_own():
-    position = Position()
-    assert position.new(["unable to retrieve container logs"]) == [
-        "unable to retrieve container logs"
-    ]
-
-
-@pytest.mark.parametrize("order", ["going up", "times repeat", "mixed"])
-def test_whatever_the_batches_a_resumed_stream_gives_the_rest_once(order):
-    """A server's side of the promise: what `sinceTime` selects, in its order."""
-    for seed in range(150):
-        source = random.Random(f"{order} {seed}")
-        clock, log = 0.0, []
-        for number in range(source.randrange(1, 60)):
-            clock += source.choice([0.0 if order == "times repeat" else 0.001, 0.01, 0.7, 1.9])
-            late = source.choice([0.0, 0.05]) if order == "mixed" else 0.0
-            minute, second = divmod(max(0.0, clock - late), 60)
-            # Texts that go down: whole lines at one time are then not sorted.
-            text = f"line {99 - number}"
-            log.append(f"2026-11-21T23:{minute:02.0f}:{second:012.9f}Z {text}")
-        position, seen = Position(), []
-        for _ in range(200):
-            since = position.resume() or ""
-            stream = [line for line in log if line[:19] >= since[:19]]
-            size = source.randrange(1, 20)
-            while stream and source.random() < 0.8:  # else it breaks
-                batch, stream = stream[:size], stream[size:]
-                seen += position.new(batch)
-        assert seen == [line.partition(" ")[2] for line in log], (order, seed)
-        assert position.gap == "", (order, seed)
-
-
-# -- the bytes of one answer ----------------------------------------------------------------------
-
-CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
-
-
-@contextlib.contextmanager
-def answered(*pieces):
-    """A response whose bytes are these, after which its server hangs up."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-
-        def serve():
-            client, _ = listener.accept()
-            with client:
-                client.recv(1 << 16)
-                for piece in pieces:
-                    client.sendall(piece)
-                    time.sleep(0.01)  # most often it then arrives by itself
-
-        thread = threading.Thread(target=serve)
-        thread.start()
-        url = f"http://127.0.0.1:{listener.getsockname()[1]}/log"
-        with urllib3.PoolManager() as pool:
-            response = pool.request("GET", url, preload_content=False, retries=False)
-            yield response
-            response.close()
-        thread.join()
-
-
-@pytest.mark.parametrize(
-    "pieces",
-    [
-        (CHUNKED + b"3\r\na\nb\r\n2;x=y\r\n\nc\r\n0\r\n\r\n",),
-        (CHUNKED, b"3\r", b"\na\n", b"b\r\n2\r\n\nc", b"\r\n0\r\n", b"\r\n"),
-        (b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\na\n", b"b\nc"),
-        (b"HTTP/1.1 200 OK\r\n\r\na\nb", b"\nc"),
-    ],
-    ids=["chunks at once", "chunks in pieces", "with a length", "to the end"],
-)
-def test_the_bytes_of_an_answer(pieces):
-    with answered(*pieces) as response:
-        assert b"".join(blocks(response)) == b"a\nb\nc"
-
-
-@pytest.mark.parametrize(
-    ("rest", "words"),
-    [
-        (b"5\r\ncd", "ended before its last chunk"),
-        (b"2\r\ncd\r\n", "ended before its last chunk"),
-        (b"2\r\ncdnot a size\r\n", "not HTTP"),
-    ],
-    ids=["in a chunk", "between chunks", "no chunk"],
-)
-def test_a_stream_that_breaks_gives_first_what_it_brought(rest, words):
-    """Else a server whose streams break early would never be read to its end."""
-    got = []
-    with (
-        answered(CHUNKED + b"2\r\nab\r\n" + rest) as response,
-        pytest.raises(Lost, match=words),
-    ):
-        for block in blocks(response):
-            got.append(block)
-    assert b"".join(got).startswith(b"abcd")

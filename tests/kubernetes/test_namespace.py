@@ -125,18 +125,6 @@ def granted(role):
     }
 
 
-def watch_once(emulator, work):
-    """Watch a workload until the server has been asked to, unless one of its kind has been."""
-    resource = emulator.kind(work.kind)
-    wanted = {(resource.group, resource.plural, "watch"), ("", "events", "watch")}
-    if wanted <= emulator.asked:
-        return
-    with contextlib.closing(work.cluster.watch(work.kind, work.name)) as looks:
-        for _ in looks:
-            if wanted <= emulator.asked:
-                return
-
-
 def test_a_learner_may_do_what_the_library_asks_and_nothing_else(emulator, cluster):
     """A learner's whole day, with every request judged by the Role."""
     role = namespace("kind", "Role")["workshop-learner"]
@@ -156,8 +144,6 @@ def test_a_learner_may_do_what_the_library_asks_and_nothing_else(emulator, clust
                 assert cluster.get(name).name == work.name
             if name == "ray-cluster":
                 assert len(cluster.secret("ray-cluster-auth", "auth_token")) == 64
-            if work.kind != "PersistentVolumeClaim":
-                watch_once(emulator, work)
             cluster.delete(name)
         cluster.clean(claims=["models", "prestage", "shared"])
 

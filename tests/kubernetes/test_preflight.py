@@ -7,7 +7,7 @@ from emulated import kubeconfig
 from objects import claim
 
 from workshop_lib.cluster import manifests
-from workshop_lib.cluster.kubernetes import KubernetesCluster
+from workshop_lib.cluster.kubernetes import KubernetesCluster, access
 from workshop_lib.cluster.local.cluster import LocalCluster
 from workshop_lib.cluster.needs import needs_of
 from workshop_lib.production.checks.preflight import main
@@ -193,7 +193,7 @@ def test_a_cluster_that_is_not_there_is_one_line(tmp_path, monkeypatch, capsys):
     path = tmp_path / "kubeconfig"
     path.write_text(json.dumps(kubeconfig("http://127.0.0.1:9", token="x")))
     monkeypatch.setenv("KUBECONFIG", str(path))
-    monkeypatch.setattr("workshop_lib.cluster.kubernetes.api.Pauses.next_s", lambda *_: None)
+    monkeypatch.setattr(access, "RETRY", 0)
     assert main(["--profile", "eks"]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
 

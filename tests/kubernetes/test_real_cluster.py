@@ -4,14 +4,13 @@ The tests of `tests/protocol` run against it too. Here is what only a real serve
 """
 
 import pytest
-from objects import config_map, job, objects
+from local_helpers import until
+from objects import job, objects
 from real_cluster import IMAGE, KUBECONFIG, REASON, real_namespace
 
 from workshop_lib.cluster import manifests
 from workshop_lib.cluster.kubernetes.applying import prepared
 from workshop_lib.cluster.kubernetes.resources import resource_of, resource_of_kind
-from workshop_lib.cluster.kubernetes.streams import StoppableStream
-from workshop_lib.cluster.kubernetes.watch import Expired, Mirror
 from workshop_lib.errors import WaitTimeoutError
 
 pytestmark = pytest.mark.skipif(not KUBECONFIG, reason=REASON)
@@ -52,14 +51,18 @@ def test_a_pod_that_the_namespace_does_not_admit():
             work.wait_ready(timeout_s=15)
 
 
-def test_a_version_that_has_expired():
-    """The watch says so in the way that makes the mirror list anew."""
-    with real_namespace() as cluster:
-        cluster.apply_objects("demo", objects(config_map()))
-        configs = resource_of_kind("ConfigMap")
-        mirror = Mirror(cluster._api, cluster.namespace, configs, lambda: None)
-        mirror.stop()
-        again = Mirror.__new__(Mirror)
-        vars(again).update(vars(mirror), _version="1", _reader=StoppableStream())
-        with pytest.raises(Expired):
-            again._watch_once()
+def test_an_operators_defaults_are_no_conflict():
+    """KubeRay fills the list of worker groups with defaults, and then owns it."""
+    with real_namespace("eks") as cluster:
+        cluster.apply("autoscale")
+        service = resource_of_kind("RayService")
+
+        def owned():
+            body = cluster._api.get(service, cluster.namespace, "recommender")
+            return any(entry["manager"] == "kuberay-operator" and "f:rayClusterConfig" in
+                       entry["fieldsV1"].get("f:spec", {})
+                       for entry in body["metadata"]["managedFields"])  # fmt: skip
+
+        until(owned)
+        again = cluster.apply("autoscale", max_replicas=3)
+        assert again.actions["RayService/recommender"] == "configured"

@@ -6,8 +6,9 @@ import pytest
 import yaml
 
 from workshop_lib.cluster import manifests
+from workshop_lib.cluster.kube import pod_specs
 from workshop_lib.cluster.kubernetes.resources import operator_hint, resource_of_kind
-from workshop_lib.cluster.needs import needs_of, pod_specs
+from workshop_lib.cluster.needs import needs_of
 from workshop_lib.production.budget import main
 
 FOLDER = manifests.manifests_dir() / "cluster"

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from workshop_lib.cluster import manifests
-from workshop_lib.cluster.base import ExecResult, Observation
+from workshop_lib.cluster.records import ExecResult, Observation
 from workshop_lib.data import data_path
 from workshop_lib.errors import ClusterError, NotFoundError, WorkshopError
 from workshop_lib.production.checks.xid import xid_severity

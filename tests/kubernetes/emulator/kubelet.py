@@ -99,29 +99,21 @@ class Kubelet:
 
     def _send(self, handler, run, position, since, query):
         budget = self.random.randrange(self.drop_after) if self.drop_after else None
-        while True:
-            with run.changed:
-                while position >= len(run.lines) and not run.ended and "follow" in query:
-                    if not run.changed.wait(0.2) and handler.server.stopping:
-                        return
-                lines = run.lines[position:]
-                position += len(lines)
-                over = run.ended or "follow" not in query
-            for stamp, text in lines:
-                if stamp[:19] < since:
-                    continue
-                line = f"{stamp} {text}\n" if "timestamps" in query else f"{text}\n"
-                data = line.encode()
-                if budget == 0 and self.drops < self.most_drops:
-                    self.drops += 1
-                    handler.send_chunk(data[: self.random.randrange(len(data))])
-                    handler.reset()
-                    return
-                handler.send_chunk(data)
-                budget = budget and budget - 1
-            if over and not lines:
-                handler.end_chunks()
+        with run.changed:
+            lines = run.lines[position:]
+        for stamp, text in lines:
+            if stamp[:19] < since:
+                continue
+            line = f"{stamp} {text}\n" if "timestamps" in query else f"{text}\n"
+            data = line.encode()
+            if budget == 0 and self.drops < self.most_drops:
+                self.drops += 1
+                handler.send_chunk(data[: self.random.randrange(len(data))])
+                handler.reset()
                 return
+            handler.send_chunk(data)
+            budget = budget and budget - 1
+        handler.end_chunks()
 
     # -- WebSockets -----------------------------------------------------------------------------
 

@@ -1,7 +1,6 @@
-"""The HTTP side: paths, queries, watches, faults."""
+"""The HTTP side: paths, queries, faults."""
 
 import contextlib
-import copy
 import json
 import re
 import socket
@@ -79,7 +78,6 @@ class Emulator:
         self.requests = []
         self.exec_breaks = False
         self.grace_s = 0.05
-        self.watching = set()
         self.stuck = set()
         self._resources = {}
         for version, kinds in schema.KINDS.items():
@@ -109,8 +107,6 @@ class Emulator:
         self._stop.set()
         self._http.stopping = True
         self._http.shutdown()
-        with self.store.changed:
-            self.store.changed.notify_all()
         for thread in self._threads:
             thread.join()
         self._http.server_close()
@@ -465,7 +461,7 @@ class _Handler(BaseHTTPRequestHandler):
         emulator = self.server.emulator
         verb = VERBS[self.command]
         if verb == "get" and not found["name"]:
-            verb = "watch" if query.get("watch") else "list"
+            verb = "list"
         plural = resource.plural + (f"/{found['sub']}" if found["sub"] else "")
         verbs = [verb]
         if found["sub"] in ("exec", "portforward"):
@@ -504,8 +500,6 @@ class _Handler(BaseHTTPRequestHandler):
             if body is None:
                 raise not_found(resource, name)
             self.answer(200, body)
-        elif query.get("watch") == "true":
-            self.watch(resource, namespace, query)
         else:
             self.answer(200, self.page(resource, namespace, query))
 
@@ -555,43 +549,6 @@ class _Handler(BaseHTTPRequestHandler):
             for each in gone:
                 store.delete(resource, namespace, each["metadata"]["name"], {})
             self.answer(200, answer)
-
-    def watch(self, resource, namespace, query):
-        """Events after a version, until the time is over, the history expires, or a fault."""
-        emulator, store = self.server.emulator, self.server.emulator.store
-        version = int(query.get("resourceVersion") or store.version)
-        deadline = time.monotonic() + float(query.get("timeoutSeconds") or 60)
-        self.start_chunks("application/json")
-        emulator.watching.add(resource.plural)
-        where = namespace if resource.namespaced else ""
-        while time.monotonic() < deadline and not self.server.stopping:
-            with store.changed:
-                if version < store.oldest:
-                    self.event("ERROR", Problem(
-                        410, f"too old resource version: {version} ({store.oldest + 1})",
-                        "Expired").body)  # fmt: skip
-                    break
-                news = [(v, e, copy.deepcopy(b)) for v, e, k, b in store.history
-                        if v > version and k[:2] == (resource.plural, where)]  # fmt: skip
-                if not news:
-                    store.changed.wait(0.1)
-            for version, event, body in news:  # noqa: B007 (the last one is gone on from)
-                if fits(body, query):
-                    self.event(event, body)
-            if news and emulator.drop_watches > 0:
-                emulator.drop_watches -= 1
-                self.send_chunk(b'{"type":"MODIF')
-                self.reset()
-                return
-        self.end_chunks()
-
-    def event(self, kind, body):
-        body.pop("_since", None)
-        line = json.dumps({"type": kind, "object": body}, separators=(",", ":"))
-        self.send_chunk(line.encode() + b"\n")
-
-
-Emulator.drop_watches = 0
 
 
 def fits(body, query):

@@ -1,4 +1,4 @@
-"""The objects of the emulated cluster, their versions, and who waits for changes."""
+"""The objects of the emulated cluster, and their versions."""
 
 import copy
 import threading
@@ -42,15 +42,12 @@ def not_found(resource, name):
 
 
 class Store:
-    """Objects by (plural, namespace, name), with the history that watches read."""
+    """Objects by (plural, namespace, name)."""
 
     def __init__(self):
         self.lock = threading.RLock()
-        self.changed = threading.Condition(self.lock)
         self.version = 100
-        self.oldest = 0
         self.objects = {}
-        self.history = []
 
     def key(self, resource, namespace, name):
         return resource.plural, namespace if resource.namespaced else "", name
@@ -69,15 +66,12 @@ class Store:
             return copy.deepcopy(found)
 
     def put(self, resource, namespace, body):
-        """Store an object under a new version and tell who watches."""
+        """Store an object under a new version."""
         with self.lock:
             key = self.key(resource, namespace, body["metadata"]["name"])
-            event = "MODIFIED" if key in self.objects else "ADDED"
             self.version += 1
             body["metadata"]["resourceVersion"] = str(self.version)
             self.objects[key] = copy.deepcopy(body)
-            self.history.append((self.version, event, key, copy.deepcopy(body)))
-            self.changed.notify_all()
             return body
 
     def drop(self, resource, namespace, name):
@@ -86,16 +80,7 @@ class Store:
             body = self.objects.pop(key)
             self.version += 1
             body["metadata"]["resourceVersion"] = str(self.version)
-            self.history.append((self.version, "DELETED", key, body))
-            self.changed.notify_all()
             return body
-
-    def expire(self):
-        """Forget the history: a watch from before now gets 410."""
-        with self.lock:
-            self.oldest = self.version
-            self.history.clear()
-            self.changed.notify_all()
 
     # -- what clients ask ---------------------------------------------------------------------
 

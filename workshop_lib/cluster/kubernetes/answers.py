@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import email.utils
 import json
 import re
-import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from workshop_lib.errors import (
@@ -20,7 +17,7 @@ from workshop_lib.errors import (
     WorkshopError,
 )
 
-__all__ = ["Answer", "problem", "retry_after_s"]
+__all__ = ["Answer", "problem"]
 
 _CANNOT = re.compile(
     r'User "(?P<user>[^"]+)" cannot (?P<verb>\w+) resource "(?P<resource>[^"]+)" '
@@ -38,13 +35,11 @@ class Answer:
 
     Attributes:
         status: HTTP status.
-        headers: Its headers, names in lower case.
         text: Its body.
     """
 
     status: int
     text: str
-    headers: Mapping[str, str] = field(default_factory=dict)
 
     def json(self) -> dict[str, Any]:
         """The body as an object; an empty one when it is none."""
@@ -92,29 +87,6 @@ class Answer:
         return self.message.startswith(_SCHEMA) or (
             self.status == 400 and "strict decoding error" in self.message
         )
-
-    @property
-    def is_worth_retrying(self) -> bool:
-        """Too many requests, or trouble that passes: not the server's opinion of the request."""
-        return self.status in (429, 500, 502, 503, 504) and not self.breaks_schema
-
-
-def retry_after_s(headers: Mapping[str, str]) -> float | None:
-    """Seconds that the server asks to wait, from `Retry-After` (a number or a date).
-
-    Example:
-        >>> retry_after_s({"retry-after": "3"})
-        3.0
-    """
-    value = headers.get("retry-after", "").strip()
-    if value.isdigit():
-        return float(value)
-    if not value:
-        return None
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    except ValueError:
-        return None
 
 
 def problem(answer: Answer, what: str) -> WorkshopError:

@@ -19,7 +19,7 @@ from typing import Any
 from workshop_lib.cluster.kube import COMPONENT, LABELS, key_of
 from workshop_lib.cluster.kubernetes.answers import Answer
 from workshop_lib.cluster.kubernetes.api import FIELD_MANAGER, Api, Lost
-from workshop_lib.cluster.kubernetes.resources import Resource, resource_of
+from workshop_lib.cluster.kubernetes.resources import Resource, operator_manager, resource_of
 from workshop_lib.cluster.manifests import Object
 from workshop_lib.errors import (
     ClusterError,
@@ -244,9 +244,14 @@ class Applier:
         if step.generated and step.before is None:
             # Create, not apply: two kernels at once must not overwrite each other's value.
             return self.api.create(step.resource, self.namespace, step.body, dry_run=dry_run)
-        return self.api.apply(
+        answer = self.api.apply(
             step.resource, self.namespace, step.body, dry_run=dry_run, force=self.force
         )
+        if answer.status == 409 and _is_operators(answer, step.resource):
+            answer = self.api.apply(
+                step.resource, self.namespace, step.body, dry_run=dry_run, force=True
+            )
+        return answer
 
     def _make(self, step: _Step) -> None:
         before = step.before
@@ -320,6 +325,20 @@ class Applier:
             return f"cluster.delete({self.component!r})"
         name, owner = step.body["metadata"]["name"], step.body["metadata"]["labels"][COMPONENT]
         return f"cluster.delete({owner!r}, claims=[{name!r}]), and its data goes with it"
+
+
+def _is_operators(answer: Answer, resource: Resource) -> bool:
+    """Whether an object's fields are held by nobody but its kind's own operator.
+
+    KubeRay writes whole objects (to add its finalizer), and so comes to own the lists that it
+    filled with defaults. What a person has set since is the person's.
+    """
+    holders = [
+        cause.get("message") if cause.get("reason") == "FieldManagerConflict" else None
+        for cause in answer.causes
+    ]
+    own = f'conflict with "{operator_manager(resource)}"'
+    return bool(holders) and all(str(each).startswith(own) for each in holders)
 
 
 def _fixed(kind: str) -> str:

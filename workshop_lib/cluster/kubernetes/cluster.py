@@ -4,26 +4,24 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workshop_lib.cluster import manifests
 from workshop_lib.cluster.base import Cluster, Workload, handle
-from workshop_lib.cluster.kube import COMPONENT, WORKLOAD_KINDS
-from workshop_lib.cluster.kubernetes import deleting, executing, logs, observe, snapshot, watch
+from workshop_lib.cluster.kube import WORKLOAD_KINDS, component_of, events_about
+from workshop_lib.cluster.kubernetes import deleting, logs, reaching, snapshot
+from workshop_lib.cluster.kubernetes.access import load_access
 from workshop_lib.cluster.kubernetes.answers import problem
 from workshop_lib.cluster.kubernetes.api import Api
 from workshop_lib.cluster.kubernetes.applying import Applier, prepared
-from workshop_lib.cluster.kubernetes.config import load_access
-from workshop_lib.cluster.kubernetes.forwarding import forwarded
 from workshop_lib.cluster.kubernetes.resources import DELETE_ORDER, resource_of_kind
 from workshop_lib.cluster.manifests import Object
 from workshop_lib.cluster.prices import announce
 from workshop_lib.cluster.records import ExecResult, LogLine, Observation, Remains
 from workshop_lib.errors import ConnectError, NotFoundError, WorkshopError
-from workshop_lib.progress import Progress
 
 if TYPE_CHECKING:
     from workshop_lib.checklist import CheckList
@@ -45,7 +43,6 @@ class KubernetesCluster(Cluster):
             service account.
         context: A context of it; default: its current one.
         namespace: Where everything goes; default: the context's. It must be there.
-        tries: How often a request is sent at most when the server does not answer well.
 
     Raises:
         ConnectError: No configuration, no credentials that count, or no answer.
@@ -55,6 +52,8 @@ class KubernetesCluster(Cluster):
         context kind-kind, server https://127.0.0.1:6443 (v1.36.0), namespace ada
     """
 
+    poll_s = 2.0
+
     def __init__(
         self,
         profile: str = "eks",
@@ -62,12 +61,9 @@ class KubernetesCluster(Cluster):
         kubeconfig: str | Path | None = None,
         context: str | None = None,
         namespace: str | None = None,
-        tries: int = 6,
     ) -> None:
         self.profile = profile
-        self._api = Api(
-            lambda: load_access(profile, kubeconfig=kubeconfig, context=context), tries=tries
-        )
+        self._api = Api(lambda: load_access(profile, kubeconfig=kubeconfig, context=context))
         self.namespace = namespace or self._api.access.namespace
         try:
             if not NAMESPACE.fullmatch(self.namespace):
@@ -75,7 +71,7 @@ class KubernetesCluster(Cluster):
                     f"{self.namespace!r} is no namespace's name: at most 63 lower-case letters, "
                     "digits and '-'; correct it in the call, WORKSHOP_NAMESPACE or the context"
                 )
-            answer = self._api.request("GET", "/version", tries=min(tries, 3))
+            answer = self._api.request("GET", "/version")
             if answer.status in (400, 404):  # HTTP where TLS is spoken, or another server
                 raise ConnectError(
                     f"{self.server} does not answer as a Kubernetes API server does "
@@ -105,7 +101,7 @@ class KubernetesCluster(Cluster):
         """Close the connections that are kept for their next use."""
         self._api.close()
 
-    # -- changing -----------------------------------------------------------------------------
+    # -- changing -------------------------------------------------------------------------------
 
     def apply(self, component: str, /, *, force: bool = False, **parameters: Any) -> Workload:
         """Render a component's manifests and make the cluster match them.
@@ -147,12 +143,7 @@ class KubernetesCluster(Cluster):
         bodies = prepared(component, objects, self.namespace)
         if price := announce(self.profile, bodies):
             print(f"{component}: {price}")
-        with Progress(label=f"applying {component}") as progress:
-            self._api.on_pause = lambda why: progress.update(text=why)
-            try:
-                actions = Applier(self._api, self.namespace, component, force).apply(bodies)
-            finally:
-                self._api.on_pause = None
+        actions = Applier(self._api, self.namespace, component, force).apply(bodies)
         return handle(self, component, bodies, actions=actions)
 
     def delete(
@@ -190,14 +181,18 @@ class KubernetesCluster(Cluster):
         if kept:
             print(f"kept, with their data: {', '.join(kept)}; clean(claims=[...]) deletes them")
 
-    # -- reading ------------------------------------------------------------------------------
+    # -- reading --------------------------------------------------------------------------------
 
     def components(self) -> list[str]:
         """The names of the components in this namespace; kept claims alone do not count."""
         kinds = [kind for kind in DELETE_ORDER if resource_of_kind(kind).namespaced]
         found = deleting.find(self._api, self.namespace, kinds)
-        labels = [body["metadata"]["labels"] for body in found]
-        return sorted({each[COMPONENT] for each in labels if COMPONENT in each})
+        return sorted({component_of(body) for body in found} - {""})
+
+    def objects_of(self, component: str) -> list[dict[str, Any]]:
+        """A component's objects as they were applied, volume claims apart."""
+        found = deleting.find(self._api, self.namespace, WORKLOAD_KINDS, component)
+        return found or deleting.find_component(self._api, self.namespace, component)
 
     def remains(self) -> Remains:
         """What of the workshop is in this namespace: objects, and pods that carry its labels.
@@ -206,37 +201,17 @@ class KubernetesCluster(Cluster):
         """
         return deleting.remains(self._api, self.namespace)
 
-    def objects_of(self, component: str) -> list[dict[str, Any]]:
-        """A component's objects as they were applied, volume claims apart."""
-        found = deleting.find(self._api, self.namespace, WORKLOAD_KINDS, component)
-        return found or deleting.find_component(self._api, self.namespace, component)
-
     def observe(self, kind: str, name: str) -> Observation:
         """A workload as it is now: its object, pods and events.
-
-        Args:
-            kind: Its kind.
-            name: Its name.
 
         Raises:
             NotFoundError: There is no such object.
         """
-        return observe.observe(self._api, self.namespace, kind, name)
-
-    def watch(self, kind: str, name: str) -> Generator[Observation, None, None]:
-        """A workload as it is, and again after each change or a second.
-
-        Watches that expire or are dropped are taken up again. Close the generator (leaving
-        its loop does) to end its threads.
-
-        Args:
-            kind: Its kind.
-            name: Its name.
-
-        Raises:
-            NotFoundError: There is no such object, or not any more.
-        """
-        return watch.watch(self._api, self.namespace, kind, name)
+        body, pods = self._api.workload(self.namespace, kind, name)
+        if kind not in WORKLOAD_KINDS:
+            return Observation(body)
+        events = self._api.list(resource_of_kind("Event"), self.namespace)
+        return Observation(body, pods, events_about(body, pods, events))
 
     def logs(
         self,
@@ -248,18 +223,9 @@ class KubernetesCluster(Cluster):
         tail: int | None = None,
         timeout_s: float | None = None,
     ) -> Iterator[LogLine]:
-        """The lines that a workload's containers wrote, pod by pod; with `follow`, new ones too.
+        """As every cluster's; of a kind `Pod`, too.
 
-        A stream that breaks is read on where it broke, without a lost or repeated line. The
-        end of a stream is not the end of the workload: that is read from its status.
-
-        Args:
-            kind: The workload's kind, or `Pod`.
-            name: Its name.
-            follow: Go on until the workload is over, or deleted.
-            previous: The lines of the run before each container's last restart.
-            tail: Only so many last lines of each container.
-            timeout_s: Stop following after so long.
+        A stream that breaks is read on where it broke, without a lost or repeated line.
 
         Raises:
             NotFoundError: There is no such workload, or no previous run.
@@ -270,15 +236,11 @@ class KubernetesCluster(Cluster):
         )  # fmt: skip
 
     def take_snapshot(self) -> dict[str, Any]:
-        """Everything that is known here, as one JSON object; no Secret is in it."""
+        """The namespace's objects, the nodes, and the ends of the pods' logs; no Secret."""
         return snapshot.take_snapshot(self._api, self.namespace)
 
     def secret(self, name: str, key: str) -> str:
         """A Secret's value, for use and not for show.
-
-        Args:
-            name: The Secret's name.
-            key: Which of its values.
 
         Raises:
             NotFoundError: There is no such Secret or key.
@@ -297,7 +259,7 @@ class KubernetesCluster(Cluster):
 
         return check_prerequisites(self._api, self.namespace, self.profile, self.version)
 
-    # -- reaching in --------------------------------------------------------------------------
+    # -- reaching in ----------------------------------------------------------------------------
 
     def exec(
         self,
@@ -307,31 +269,20 @@ class KubernetesCluster(Cluster):
         container: str | None = None,
         timeout_s: float = 60.0,
     ) -> ExecResult:
-        """Run a command in a container, and wait for its end.
-
-        Args:
-            pod: A pod's name, or its beginning when that fits one pod.
-            command: The command and its arguments.
-            container: Which container; default: the first.
-            timeout_s: The longest to wait for its end.
+        """Run a command in a container, and wait for its end; it is sent once.
 
         Raises:
             NotFoundError: No such pod, or its container does not run.
             ClusterError: The command does not exist, took too long, or its end is not known.
         """
-        found = executing.find_pod(self._api, self.namespace, pod)
-        return executing.execute(self._api, self.namespace, found, command, container, timeout_s)
+        return reaching.execute(self._api, self.namespace, pod, command, container, timeout_s)
 
     def forward(self, target: str, port: int) -> AbstractContextManager[str]:
         """A URL on this machine, loopback only, for a port of a Service or pod.
 
         Each connection finds its pod anew: the URL survives a pod's restart.
 
-        Args:
-            target: A Service's name, a pod's name, or the beginning of one.
-            port: The port as the manifest says it.
-
         Raises:
             NotFoundError: No such target, port or ready pod.
         """
-        return forwarded(self._api, self.namespace, target, port)
+        return reaching.forwarded(self._api, self.namespace, target, port)

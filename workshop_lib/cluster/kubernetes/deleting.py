@@ -41,7 +41,7 @@ def find(api: Api, namespace: str, kinds: Sequence[str], component: str | None =
     found: list[dict[str, Any]] = []
     for kind in kinds:
         try:
-            found += api.list(resource_of_kind(kind), namespace, labels=selector)[0]
+            found += api.list(resource_of_kind(kind), namespace, labels=selector)
         except OperatorError:
             continue  # a kind that the cluster does not know has no objects
         except ForbiddenError:
@@ -133,7 +133,7 @@ def remains(api: Api, namespace: str) -> Remains:
     learners = [kind for kind in DELETE_ORDER if kind not in ADMINISTRATION]
     own = [kind for kind in learners if resource_of_kind(kind).namespaced and kind != CLAIM]
     selector = ",".join(f"{key}={value}" for key, value in LABELS.items())
-    pods, _ = api.list(resource_of_kind("Pod"), namespace, labels=selector)
+    pods = api.list(resource_of_kind("Pod"), namespace, labels=selector)
     return Remains(
         objects=tuple(sorted(key_of(body) for body in find(api, namespace, own))),
         running=tuple(sorted(f"Pod/{pod['metadata']['name']}" for pod in pods)),
@@ -145,7 +145,7 @@ def remains(api: Api, namespace: str) -> Remains:
 def _pods_of(api: Api, namespace: str, workloads: Sequence[Any]) -> list[Any]:
     pods: list[dict[str, Any]] = []
     for body in workloads:
-        found, _ = api.list(resource_of_kind("Pod"), namespace, labels=pod_selector(body) or "")
+        found = api.list(resource_of_kind("Pod"), namespace, labels=pod_selector(body) or "")
         pods += own_pods(body, found)
     return pods
 

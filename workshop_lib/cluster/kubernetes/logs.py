@@ -1,46 +1,49 @@
-"""What the containers of a workload wrote: pod by pod, or followed, all at once."""
+"""What the containers of a workload wrote: read whole, or followed.
+
+A log is followed by asking for what is new (`sinceTime`), a moment after the last answer. The
+server cuts that time to whole seconds, and an answer may break off anywhere, so each next one
+begins a second before the last line: what was given since then is dropped. Every line comes once.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import queue
-import threading
 import time
 import warnings
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections import Counter
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from itertools import repeat
+from operator import itemgetter
 
-from workshop_lib.cluster.kube import container_statuses, is_true, own_pods, pod_selector
-from workshop_lib.cluster.kubernetes.api import Api
-from workshop_lib.cluster.kubernetes.container_log import (
-    LOOK_EVERY_S,
-    ContainerLog,
-    Gap,
-    Lines,
-    LogGapWarning,
-)
-from workshop_lib.cluster.kubernetes.observe import get_workload
+import urllib3
+
+from workshop_lib.cluster.kube import INDEX, Json, container_statuses, is_true
+from workshop_lib.cluster.kubernetes.answers import problem
+from workshop_lib.cluster.kubernetes.api import Api, Lost, in_short, read
 from workshop_lib.cluster.kubernetes.resources import resource_of_kind
 from workshop_lib.cluster.records import LogLine
-from workshop_lib.errors import NotFoundError, WorkshopError
+from workshop_lib.errors import NotFoundError
 
-__all__ = ["read_logs"]
+__all__ = ["LOST_LOG", "LogGapWarning", "read_logs"]
 
-Json = Mapping[str, Any]
+LOST_LOG = "unable to retrieve container logs for "
+"""How the kubelet begins its only line, with status 200, when it has deleted a run's log."""
 
-BATCHES = 16
-"""So many batches wait for the reader; then the streams are read no further."""
+LOOK_EVERY_S = 1.0
+"""How often what is followed is asked for more."""
+
+MOST_BARREN = 250
+"""So often in a row an answer may break off before it comes to new lines."""
+
+BLOCK_BYTES = 1 << 20
+SECOND = len("2026-11-21T04:52:49")
+
+# Logs have millions of lines: what is done for each is done by map(), without bytecode.
+_text_of, _tenth_of = itemgetter(2), itemgetter(slice(10, 11))
 
 
-def _readable(pod: Json, *, previous: bool) -> list[str]:
-    """The containers of a pod that have written something, or may have."""
-    found = []
-    for name, status in container_statuses(pod).items():
-        restarted = bool(status.get("restartCount"))
-        begun = "waiting" not in (status.get("state") or {"waiting": {}})
-        if restarted or (begun and not previous):
-            found.append(name)
-    return found
+class LogGapWarning(UserWarning):
+    """Lines of a log may be missing, because their node has them no more."""
 
 
 def read_logs(
@@ -56,59 +59,47 @@ def read_logs(
 ) -> Iterator[LogLine]:
     """The lines that a workload's containers wrote, pod by pod; followed, as they come.
 
-    Args:
-        api: The server.
-        namespace: Where.
-        kind: The workload's kind, or `Pod` for a single one.
-        name: Its name.
-        follow: Go on until the workload is over, or deleted.
-        previous: The lines of the run before each container's last restart.
-        tail: Only so many last lines of each container.
-        timeout_s: Stop following after so long.
-
     Where lines may be missing (the node had rotated or deleted them before they were read), a
-    `LogGapWarning` says which. What a node loses while it sends one stream, nobody can see.
+    `LogGapWarning` says which.
 
     Raises:
         NotFoundError: There is no such workload, or no previous run.
     """
-    body, pods = _look(api, namespace, kind, name)
-    if previous and not any(_readable(pod, previous=True) for pod in pods):
+    body, pods = api.workload(namespace, kind, name)
+    if previous and not any(_begun(pod, previous=True) for pod in pods):
         raise NotFoundError(f"{kind}/{name}: nothing was restarted: there is no previous run")
-    if follow and not previous:
-        follower = _Follower(api, namespace, body, tail)
-        try:
-            yield from follower.lines(pods, timeout_s)
-        finally:
-            follower.stop()
+    if not follow or previous:
+        for pod in pods:
+            for container in _begun(pod, previous=previous):
+                log = _Log(api, namespace, pod, container, tail)
+                yield from log.lines(previous=previous)
+                if previous and log.deleted:
+                    raise NotFoundError(
+                        f"{pod['metadata']['name']}: its node has deleted the log of the previous "
+                        "run (it keeps one); logs() has the last run's"
+                    )
         return
-    for pod in pods:
-        for container in _readable(pod, previous=previous):
-            log = ContainerLog(api, namespace, pod, container, previous=previous, tail=tail)
-            for batch in log.batches():
-                yield from _told(batch)
+    deadline = None if timeout_s is None else time.monotonic() + timeout_s
+    logs: dict[tuple[str, str], _Log] = {}
+    while True:
+        over = _is_over(body)  # before its logs are read: what comes later is not missed
+        for pod in pods:
+            for container in _begun(pod, previous=False):
+                key = (pod["metadata"]["uid"], container)
+                if key not in logs:
+                    logs[key] = _Log(api, namespace, pod, container, tail)
+                yield from logs[key].news(pod, ended=over)
+        tail = None  # of what was there at first; new pods are read from their beginning
+        if over or (deadline is not None and time.monotonic() > deadline):
+            return
+        time.sleep(LOOK_EVERY_S)
+        try:
+            body, pods = api.workload(namespace, kind, name)
+        except NotFoundError:  # deleted meanwhile: what is there is read to its end
+            body = {**body, "status": {"phase": "Succeeded", "conditions": [_COMPLETE]}}
 
 
-def _told(batch: Lines | Gap) -> Lines:
-    """A batch's lines; where some may be missing, that is said beside them."""
-    if isinstance(batch, Gap):
-        warnings.warn(batch.text, LogGapWarning, stacklevel=3)
-        return iter(())
-    return batch
-
-
-def _look(
-    api: Api, namespace: str, kind: str, name: str
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """A workload and its pods."""
-    body = get_workload(api, namespace, kind, name)
-    if kind == "Pod":
-        return body, [body]
-    selector = pod_selector(body)
-    if selector is None:
-        return body, []
-    pods, _ = api.list(resource_of_kind("Pod"), namespace, labels=selector)
-    return body, own_pods(body, pods)
+_COMPLETE = {"type": "Complete", "status": "True"}
 
 
 def _is_over(body: Json) -> bool:
@@ -118,92 +109,177 @@ def _is_over(body: Json) -> bool:
     return is_true(body, "Complete") or is_true(body, "Failed")
 
 
-class _Follower:
-    """Follows all containers of a workload, each in a thread, and gives their lines in turn."""
+def _begun(pod: Json, *, previous: bool) -> list[str]:
+    """The containers of a pod that have written something, or may have."""
+    found = []
+    for name, status in container_statuses(pod).items():
+        restarted = bool(status.get("restartCount"))
+        begun = "waiting" not in (status.get("state") or {"waiting": {}})
+        if restarted or (begun and not previous):
+            found.append(name)
+    return found
 
-    def __init__(self, api: Api, namespace: str, body: Json, tail: int | None) -> None:
-        self._api = api
-        self._namespace = namespace
-        self._kind, self._name = body["kind"], body["metadata"]["name"]
-        self._body: Json | None = body
-        self._tail = tail
-        self._queue: queue.Queue[Lines | Gap | WorkshopError] = queue.Queue(BATCHES)
-        self._threads: dict[tuple[str, str], threading.Thread] = {}
-        self._logs: list[ContainerLog] = []
-        self._stopped = threading.Event()
 
-    def lines(self, pods: list[dict[str, Any]], timeout_s: float | None) -> Iterator[LogLine]:
-        """The lines until the workload is over and all is read."""
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        looked_at = time.monotonic()
-        self._start(pods)
-        self._tail = None  # of what was there at first; new pods are read from their beginning
+class _Log:
+    """The log of one container, and how far it was read.
+
+    Attributes:
+        deleted: The node had deleted what was asked for last.
+    """
+
+    def __init__(
+        self, api: Api, namespace: str, pod: Json, container: str, tail: int | None
+    ) -> None:
+        metadata = pod["metadata"]
+        index = (metadata.get("annotations") or {}).get(INDEX)
+        self._api, self._container, self._tail = api, container, tail
+        self._path = resource_of_kind("Pod").path(namespace, metadata["name"]) + "/log"
+        self._pod: str = metadata["name"]
+        self._rank = None if index is None else int(index)
+        self._restarts: int | None = None
+        self._recent: list[str] = []  # what was given of the last two seconds
+        self._last = ""  # the last line's time
+        self._said: set[str] = set()  # the kubelet's own lines, which have no time
+        self.deleted = False
+
+    def news(self, pod: Json, *, ended: bool) -> Iterator[LogLine]:
+        """What was written since the last time, over restarts; `ended`: no more will come."""
+        status = container_statuses(pod)[self._container]
+        restarts = status.get("restartCount", 0)
+        more = restarts - self._restarts if self._restarts is not None else 0
+        if more > 1:  # of the runs in between nothing is left
+            self._warn(
+                f"was restarted {more} times: lines",
+                "its node keeps only the run before the last restart",
+            )
+            self._recent, self._last = [], ""
+        if more:
+            yield from self.lines(previous=True)
+            if self.deleted and more == 1:
+                self._warn("was restarted: its last lines", "its node had deleted that run's log")
+            self._recent, self._last = [], ""  # a new run repeats nothing of the one before
+        self._restarts = restarts
+        ended = ended or "terminated" in (status.get("state") or {})
+        yield from self.lines(whole=ended)
+
+    def lines(self, *, previous: bool = False, whole: bool = True) -> Iterator[LogLine]:
+        """What is there and was not given yet.
+
+        Args:
+            previous: Of the run before the last restart.
+            whole: Half a line at the end is a line: no more of it will come.
+        """
+        barren, self.deleted = 0, False
         while True:
-            if deadline is not None and time.monotonic() > deadline:
-                return
+            brought = False
             try:
-                item = self._queue.get(timeout=0.1)
-            except queue.Empty:
-                over = self._body is None or _is_over(self._body)
-                if over and not any(thread.is_alive() for thread in self._threads.values()):
-                    if self._queue.empty():
-                        return
-                    continue
-            else:
-                if isinstance(item, WorkshopError):
-                    raise item
-                yield from _told(item)
-            if time.monotonic() - looked_at > LOOK_EVERY_S:
-                self._look_again()
-                looked_at = time.monotonic()
+                for lines in self._new(self._answer(previous=previous, whole=whole)):
+                    brought = True
+                    texts = map(_text_of, map(str.partition, lines, repeat(" ")))
+                    who = repeat(self._pod), repeat(self._rank), repeat(self._container)
+                    yield from map(LogLine, *who, texts)
+                return
+            except (urllib3.exceptions.HTTPError, OSError) as error:
+                barren = 0 if brought else barren + 1
+                if barren > MOST_BARREN:
+                    raise Lost(
+                        f"the log of {self._pod} broke off {barren} times ({in_short(error)}); "
+                        "read it again with logs()"
+                    ) from None
+                time.sleep(0.02)
 
-    def _look_again(self) -> None:
-        if self._body is None:
-            return
+    def _warn(self, what: str, why: str) -> None:
+        text = f"{self._pod} {what} may be missing: {why}"
+        warnings.warn(text, LogGapWarning, stacklevel=4)
+
+    def _answer(self, *, previous: bool, whole: bool) -> Iterator[list[str]]:
+        """One answer of the server, in batches of whole lines."""
+        params = {"container": self._container, "timestamps": "true"}
+        params |= {"previous": "true"} if previous else {}
+        if self._last:
+            params["sinceTime"] = self._floor() + _zone(self._last)
+        elif self._tail is not None:
+            params["tailLines"] = str(self._tail)
+        response = self._api.open("GET", self._path, params=params)
+        if response.status != 200:
+            answer = read(response)
+            if answer.status in (400, 404):  # it has not begun, has no such run, or is gone
+                return
+            raise problem(answer, f"the log of {self._pod}")
+        rest = b""
         try:
-            body, pods = _look(self._api, self._namespace, self._kind, self._name)
-        except NotFoundError:  # deleted while it was followed: read what is there to its end
-            self._body = None
-            return
-        self._body = body
-        self._start(pods)
+            for block in response.stream(BLOCK_BYTES):
+                data = rest + block
+                end = data.rfind(b"\n") + 1
+                rest = data[end:]
+                if end:
+                    yield _split(data[:end])
+        finally:
+            response.close()
+        if rest.startswith(LOST_LOG.encode()):
+            self.deleted = True
+        elif rest and whole:
+            yield _split(rest)
 
-    def _start(self, pods: list[dict[str, Any]]) -> None:
-        for pod in pods:
-            for container in _readable(pod, previous=False):
-                key = (pod["metadata"]["uid"], container)
-                if key not in self._threads:
-                    log = ContainerLog(
-                        self._api, self._namespace, pod, container, follow=True, tail=self._tail
-                    )
-                    self._logs.append(log)
-                    name = f"log {pod['metadata']['name']} {container}"
-                    thread = threading.Thread(
-                        target=self._read, args=(log,), name=name, daemon=True
-                    )
-                    self._threads[key] = thread
-                    thread.start()
+    def _floor(self) -> str:
+        """From which second on the server is asked: lines may be a little out of order."""
+        when = datetime.fromisoformat(self._last[:SECOND]) - timedelta(seconds=1)
+        return when.isoformat()
 
-    def _read(self, log: ContainerLog) -> None:
-        try:
-            with contextlib.closing(log.batches()) as batches:
-                for batch in batches:
-                    if not self._put(batch):
-                        return
-        except WorkshopError as error:
-            self._put(error)
+    def _new(self, batches: Iterator[list[str]]) -> Iterator[list[str]]:
+        """Of an answer's lines those that were not given yet, each with a time before its text."""
+        seen, until, missing = Counter(self._recent), self._last[:SECOND], bool(self._recent)
+        for lines in batches:
+            lines = self._timed(lines)
+            if seen:
+                fresh = []
+                for line in lines:
+                    if seen.get(line, 0):
+                        seen[line] -= 1
+                        missing = False
+                    elif missing and self._tail is not None and line[:SECOND] <= until:
+                        continue  # before the last lines that were asked for
+                    else:
+                        fresh.append(line)
+                if lines and lines[-1][:SECOND] > until:
+                    seen.clear()
+                lines = fresh
+            if not lines:
+                continue
+            if missing:  # nothing of what was read before is there: others may be missing, too
+                between = f"{self._last} and {lines[0].partition(' ')[0]}"
+                self._warn(f"has rotated its log: lines between {between}", "only the newest file "
+                           "of a log is given")  # fmt: skip
+                missing = False
+            self._note(lines)
+            yield lines
 
-    def _put(self, item: Lines | Gap | WorkshopError) -> bool:
-        while not self._stopped.is_set():
-            with contextlib.suppress(queue.Full):
-                self._queue.put(item, timeout=0.1)
-                return True
-        return False
+    def _timed(self, lines: list[str]) -> list[str]:
+        """Lines without a time (words of the kubelet's own) get the last one, and come once."""
+        if all(map("T".__eq__, map(_tenth_of, lines))):
+            return lines
+        last, timed = self._last or "1970-01-01T00:00:01.000000000Z", []
+        for line in lines:
+            if line[10:11] == "T":
+                last = line.partition(" ")[0]
+                timed.append(line)
+            elif line not in self._said:
+                self._said.add(line)
+                timed.append(f"{last} {line}")
+        return timed
 
-    def stop(self) -> None:
-        """End all threads and close their connections."""
-        self._stopped.set()
-        for log in self._logs:
-            log.stop()
-        for thread in self._threads.values():
-            thread.join()
+    def _note(self, lines: list[str]) -> None:
+        """Remember what may come again."""
+        self._last = max(self._last, lines[-1].partition(" ")[0])
+        floor = self._floor()
+        self._recent = [line for line in (*self._recent, *lines) if line >= floor]
+
+
+def _split(data: bytes) -> list[str]:
+    lines = data.decode(errors="replace").removesuffix("\n").split("\n")
+    return [line.removesuffix("\r") for line in lines] if b"\r" in data else lines
+
+
+def _zone(stamp: str) -> str:
+    """The time zone at a timestamp's end: `Z`, or an offset such as `+02:00`."""
+    return "Z" if stamp.endswith("Z") else stamp[-6:]

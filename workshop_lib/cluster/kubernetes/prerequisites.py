@@ -77,7 +77,7 @@ class _Cluster:
     def _list(self, resource: Resource) -> _Seen:
         labels = "app.kubernetes.io/name=kuberay-operator" if resource is DEPLOYMENTS else ""
         try:
-            return _Seen(self.api.list(resource, self.namespace, labels=labels)[0])
+            return _Seen(self.api.list(resource, self.namespace, labels=labels))
         except ForbiddenError as error:
             return _Seen(refused=str(error).partition("; ask for this rule")[0])
         except OperatorError:

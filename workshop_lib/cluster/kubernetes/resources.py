@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
+from workshop_lib.cluster.kube import Json
 from workshop_lib.errors import ManifestError
 
 __all__ = [
@@ -13,11 +12,10 @@ __all__ = [
     "DELETE_ORDER",
     "Resource",
     "operator_hint",
+    "operator_manager",
     "resource_of",
     "resource_of_kind",
 ]
-
-Json = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -53,50 +51,37 @@ class Resource:
         return f"{root}{where}/{self.plural}" + (f"/{name}" if name else "")
 
 
-_RESOURCES = [
-    Resource("v1", "Namespace", "namespaces", namespaced=False),
-    Resource("storage.k8s.io/v1", "StorageClass", "storageclasses", namespaced=False),
-    Resource("v1", "Node", "nodes", namespaced=False),
-    Resource("v1", "PersistentVolume", "persistentvolumes", namespaced=False),
-    Resource("v1", "ResourceQuota", "resourcequotas"),
-    Resource("v1", "LimitRange", "limitranges"),
-    Resource("v1", "ServiceAccount", "serviceaccounts"),
-    Resource("rbac.authorization.k8s.io/v1", "Role", "roles"),
-    Resource("rbac.authorization.k8s.io/v1", "RoleBinding", "rolebindings"),
-    Resource("rbac.authorization.k8s.io/v1", "ClusterRole", "clusterroles", namespaced=False),
-    Resource(
-        "rbac.authorization.k8s.io/v1",
-        "ClusterRoleBinding",
-        "clusterrolebindings",
-        namespaced=False,
-    ),
-    Resource("networking.k8s.io/v1", "NetworkPolicy", "networkpolicies"),
-    Resource("v1", "Secret", "secrets"),
-    Resource("v1", "ConfigMap", "configmaps"),
-    Resource("v1", "PersistentVolumeClaim", "persistentvolumeclaims"),
-    Resource("v1", "Service", "services"),
-    Resource("v1", "Pod", "pods"),
-    Resource("v1", "Event", "events"),
-    Resource("batch/v1", "Job", "jobs"),
-    Resource("apps/v1", "Deployment", "deployments"),
-    Resource("apps/v1", "ReplicaSet", "replicasets"),
-    Resource("discovery.k8s.io/v1", "EndpointSlice", "endpointslices"),
-    Resource("ray.io/v1", "RayCluster", "rayclusters"),
-    Resource("ray.io/v1", "RayService", "rayservices"),
-    Resource("ray.io/v1", "RayJob", "rayjobs"),
-    Resource("monitoring.coreos.com/v1", "ServiceMonitor", "servicemonitors"),
-    Resource("monitoring.coreos.com/v1", "PodMonitor", "podmonitors"),
-    Resource("monitoring.coreos.com/v1", "PrometheusRule", "prometheusrules"),
-]
-_BY_KIND = {resource.kind: resource for resource in _RESOURCES}
+_NAMESPACED = {
+    "v1": "ResourceQuota LimitRange ServiceAccount Secret ConfigMap PersistentVolumeClaim Service "
+    "Pod Event",
+    "rbac.authorization.k8s.io/v1": "Role RoleBinding",
+    "networking.k8s.io/v1": "NetworkPolicy",
+    "batch/v1": "Job",
+    "apps/v1": "Deployment ReplicaSet",
+    "discovery.k8s.io/v1": "EndpointSlice",
+    "ray.io/v1": "RayCluster RayService RayJob",
+    "monitoring.coreos.com/v1": "ServiceMonitor PodMonitor PrometheusRule",
+}
+_CLUSTER_WIDE = {
+    "v1": "Namespace Node PersistentVolume",
+    "storage.k8s.io/v1": "StorageClass",
+    "rbac.authorization.k8s.io/v1": "ClusterRole ClusterRoleBinding",
+}
 
-DELETE_ORDER = (
-    "RayService", "RayJob", "RayCluster", "Deployment", "Job",
-    "ServiceMonitor", "PodMonitor", "PrometheusRule", "Service", "ConfigMap", "Secret",
-    "NetworkPolicy", "RoleBinding", "Role", "ServiceAccount", "LimitRange", "ResourceQuota",
-    "ClusterRoleBinding", "ClusterRole", "StorageClass", "PersistentVolume",
-)  # fmt: skip
-"""The kinds that `delete` looks for, in its order: what uses something goes before it."""
+
+def _plural(kind: str) -> str:
+    word = kind.lower()
+    if word.endswith("y"):
+        return f"{word[:-1]}ies"
+    return f"{word}es" if word.endswith("s") else f"{word}s"
+
+
+_BY_KIND = {
+    kind: Resource(version, kind, _plural(kind), namespaced)
+    for namespaced, groups in ((True, _NAMESPACED), (False, _CLUSTER_WIDE))
+    for version, kinds in groups.items()
+    for kind in kinds.split()
+}
 
 ADMINISTRATION = (
     "NetworkPolicy", "RoleBinding", "Role", "ServiceAccount", "LimitRange", "ResourceQuota",
@@ -104,14 +89,23 @@ ADMINISTRATION = (
 )  # fmt: skip
 """What an administrator applies for learners: it goes with its component, never with `clean`."""
 
+DELETE_ORDER = (
+    "RayService", "RayJob", "RayCluster", "Deployment", "Job",
+    "ServiceMonitor", "PodMonitor", "PrometheusRule", "Service", "ConfigMap", "Secret",
+    *ADMINISTRATION,
+)  # fmt: skip
+"""The kinds that `delete` looks for, in its order: what uses something goes before it."""
+
 _OPERATORS = {
     "ray.io": (
         "the KubeRay operator",
+        "kuberay-operator",
         "helm install kuberay-operator kuberay-operator "
         "--repo https://ray-project.github.io/kuberay-helm --version 1.7.1",
     ),
     "monitoring.coreos.com": (
         "the Prometheus operator",
+        "PrometheusOperator",
         "helm install monitoring kube-prometheus-stack --namespace monitoring --create-namespace "
         "--repo https://prometheus-community.github.io/helm-charts",
     ),
@@ -120,9 +114,6 @@ _OPERATORS = {
 
 def resource_of(body: Json) -> Resource:
     """Where an object belongs.
-
-    Args:
-        body: The object, with `apiVersion` and `kind`.
 
     Raises:
         ManifestError: It is of a kind that the workshop does not use.
@@ -154,6 +145,11 @@ def operator_hint(resource: Resource) -> str:
         >>> operator_hint(resource_of_kind("RayCluster"))[:42]
         'the KubeRay operator is not installed here'
     """
-    operator, command = _OPERATORS.get(resource.group, ("its operator", ""))
+    operator, _, command = _OPERATORS.get(resource.group, ("its operator", "", ""))
     how = f": {command}" if command else ""
     return f"{operator} is not installed here; who administers the cluster installs it with{how}"
+
+
+def operator_manager(resource: Resource) -> str:
+    """The name under which a kind's operator writes to its objects; empty when it has none."""
+    return _OPERATORS.get(resource.group, ("", "", ""))[1]

@@ -14,7 +14,7 @@ from typing import Any
 
 from workshop_lib.cluster.kube import container_statuses
 from workshop_lib.cluster.kubernetes.api import Api
-from workshop_lib.cluster.kubernetes.container_log import LOST_LOG
+from workshop_lib.cluster.kubernetes.logs import LOST_LOG
 from workshop_lib.cluster.kubernetes.resources import Resource, resource_of_kind
 from workshop_lib.errors import ForbiddenError, OperatorError, WorkshopError
 
@@ -61,7 +61,7 @@ def take_snapshot(api: Api, namespace: str) -> dict[str, Any]:
     for kind in KINDS:
         resource = resource_of_kind(kind)
         try:
-            found[resource.plural] = api.list(resource, namespace)[0]
+            found[resource.plural] = api.list(resource, namespace)
         except OperatorError:
             continue  # nothing of a kind that the cluster does not know
         except ForbiddenError as error:
@@ -70,7 +70,7 @@ def take_snapshot(api: Api, namespace: str) -> dict[str, Any]:
             notes.append(f"{resource.plural} were not read: {error}")
     for resource in OTHERS:
         with contextlib.suppress(ForbiddenError, OperatorError):
-            found[resource.plural] = api.list(resource, namespace)[0]
+            found[resource.plural] = api.list(resource, namespace)
     read = {key: _unstamped(text) for key, text in _logs(api, namespace, found["pods"])}
     found["logs"] = {key: text for key, (text, _) in read.items()}
     found["log_times"] = {key: time for key, (_, time) in read.items()}
@@ -112,7 +112,7 @@ def _log(api: Api, namespace: str, pod: str, container: str, *, previous: bool) 
     params = {"container": container, "tailLines": str(LOG_LINES), "limitBytes": str(LOG_BYTES)}
     params |= {"timestamps": "true"} | ({"previous": "true"} if previous else {})
     try:
-        answer = api.request("GET", path, params=params, tries=1)
+        answer = api.request("GET", path, params=params)
     except WorkshopError:
         return ""  # a node that does not answer: the rest of the snapshot counts all the more
     return answer.text if answer.ok and not answer.text.startswith(LOST_LOG) else ""

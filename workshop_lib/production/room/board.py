@@ -101,7 +101,7 @@ def wipe_board(cluster: KubernetesCluster, *, timeout_s: float = 120.0) -> None:
 
 
 def _shared(cluster: KubernetesCluster) -> list[dict[str, Any]]:
-    maps = cluster._api.list(resource_of_kind("ConfigMap"), cluster.namespace, labels=LESSON)[0]
+    maps = cluster._api.list(resource_of_kind("ConfigMap"), cluster.namespace, labels=LESSON)
     return sorted(maps, key=lambda body: str(body["metadata"]["name"]))
 
 

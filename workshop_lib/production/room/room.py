@@ -114,7 +114,7 @@ class Room:
 
     def namespaces(self) -> list[str]:
         """The namespaces of this room that are there."""
-        found = self._api.list(self._namespaces, "", labels=f"{OURS},{ROOM}={self.name}")[0]
+        found = self._api.list(self._namespaces, "", labels=f"{OURS},{ROOM}={self.name}")
         return sorted(body["metadata"]["name"] for body in found)
 
     def plan(self, learners: Sequence[Learner]) -> pd.DataFrame:
@@ -209,7 +209,7 @@ class Room:
         found, claim = self.namespaces(), resource_of_kind("PersistentVolumeClaim")
         for name in track(found, "cleaning"):
             there = in_namespace(self.cluster, name)
-            bodies = self._api.list(claim, name, labels=OURS)[0] if data else []
+            bodies = self._api.list(claim, name, labels=OURS) if data else []
             # First what runs, so that a machine is not paid for while a namespace ends.
             there.clean(claims=[b["metadata"]["name"] for b in bodies], timeout_s=timeout_s)
             wipe_board(there)
@@ -277,7 +277,7 @@ def _pods(there: KubernetesCluster) -> str:
     ready = wanted = 0
     for kind in WORKLOAD_KINDS:
         try:
-            bodies = there._api.list(resource_of_kind(kind), there.namespace, labels=OURS)[0]
+            bodies = there._api.list(resource_of_kind(kind), there.namespace, labels=OURS)
         except OperatorError:
             continue  # no operator knows this kind here
         for body in bodies:
