@@ -2,8 +2,8 @@
 
 It is made from `build/results.json` and the executed notebooks that it names: where the time
 went, a card for each notebook with its key figure (of the cell tagged `key-figure`, else the
-last) and its results beside their bars (`templates/results.yaml`), every figure, every result,
-and the notebooks themselves.
+last) and its results beside their bars (`templates/results.yaml`), every result, and the
+notebooks themselves.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import yaml
 from workshop_lib.errors import WorkshopError
 from workshop_lib.progress import format_duration
 from workshop_lib.results import RECORD_MIME
-from workshop_lib.tools.execute import CHECKOUT, INJECTED_TAG, MARKER_TAG, read_notebook
+from workshop_lib.tools.execute import CHECKOUT, MARKER_TAG, read_notebook
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -156,18 +156,11 @@ def _chapter(root: Path, name: str, result: dict[str, Any]) -> dict[str, Any]:
     source, executed = root / "notebooks" / f"{name}.ipynb", Path(result["executed"])
     ran = executed.exists() and result["status"] != "not run"
     notebook = read_notebook(executed if ran else source)
-    figures: list[dict[str, str]] = []
-    key, caption, titles = "", name, []
     notebook.cells = [c for c in notebook.cells if MARKER_TAG not in c.metadata.get("tags", [])]
-    for cell in notebook.cells:
-        if cell.cell_type == "markdown":
-            headings = re.findall(r"^#{1,4}\s+(.*)$", cell.source, re.MULTILINE)
-            titles += [re.sub(r"[*`]", "", text) for text in headings]
-            caption = titles[-1] if titles else caption
-        if cell.cell_type != "code":
-            continue
-        if INJECTED_TAG in cell.metadata.get("tags", []):
-            cell.source = cell.source.replace("# Parameters", "# set for this run")
+    text = "\n".join(c.source for c in notebook.cells if c.cell_type == "markdown")
+    title = re.search(r"^# (?:\d\d)?[\s·:.-]*(.*)$", text, re.MULTILINE)
+    count, key = 0, 0
+    for cell in (each for each in notebook.cells if each.cell_type == "code"):
         cell.outputs = without_interactive(cell.outputs)
         for output in cell.outputs:
             data = output.get("data", {})
@@ -179,20 +172,18 @@ def _chapter(root: Path, name: str, result: dict[str, Any]) -> dict[str, Any]:
                 kept = data[RECORD_MIME]
                 output.data = {"text/plain": f"recorded {kept['name']} = {readable(kept['value'])}"}
             elif any(mime in data for mime in IMAGES):
-                figures.append({"id": f"{name}-figure-{len(figures) + 1}", "caption": caption})
-                output.metadata.figure = figures[-1]["id"]
-                if "key-figure" in cell.metadata.get("tags", []):
-                    key = figures[-1]["id"]
+                count += 1
+                output.metadata.figure = f"{name}-figure-{count}"
+                key = count if "key-figure" in cell.metadata.get("tags", []) else key
     return {
         **result,
         "name": name,
         "number": name[:2],
-        "title": re.sub(r"^\d\d\s*[·:.-]?\s*", "", titles[0] if titles else name),
+        "title": re.sub(r"[*`]", "", title[1]) if title else name,
         "time": format_duration(result["seconds"]) if result["seconds"] else "",
-        "keys": key_results(result["records"]),
+        "key_results": key_results(result["records"]),
         "records": {key: readable(value) for key, value in result["records"].items()},
-        "figures": figures,
-        "key_figure": key or (figures[-1]["id"] if figures else ""),
+        "key_figure": f"{name}-figure-{key or count}" if count else "",
         "body": _body(name, notebook, source.parent) if ran else "",
     }
 
