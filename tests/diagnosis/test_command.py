@@ -10,13 +10,13 @@ from small import container, crashed, pod, snapshot
 from workshop_lib.data import data_dir
 from workshop_lib.errors import WorkshopError
 from workshop_lib.production.diagnosis import diagnose, load_snapshot, save_snapshot
-from workshop_lib.production.diagnosis.__main__ import main
+from workshop_lib.production.diagnosis.command import main
 
 RECORDED = data_dir() / "recorded/kubernetes"
 
 
 def test_the_command_line(capsys):
-    words = [sys.executable, "-m", "workshop_lib.production.diagnosis"]
+    words = [sys.executable, "-m", "workshop_lib.tools.cli", "diagnose"]
     done = subprocess.run(
         [*words, RECORDED / "oom-killed.json", "--json"],
         capture_output=True,

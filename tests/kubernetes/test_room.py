@@ -17,8 +17,8 @@ from workshop_lib.cluster.local.cluster import LocalCluster
 from workshop_lib.data import data_path
 from workshop_lib.errors import ConflictError, NotFoundError, WorkshopError
 from workshop_lib.production.room import Learner, Room, share_checks
-from workshop_lib.production.room.__main__ import main
 from workshop_lib.production.room.board import read_board
+from workshop_lib.production.room.command import main
 from workshop_lib.production.room.kubeconfigs import write_kubeconfigs
 from workshop_lib.production.room.room import in_namespace
 

@@ -6,7 +6,7 @@ import yaml
 from workshop_lib.cluster import manifests
 from workshop_lib.errors import WorkshopError
 from workshop_lib.production.room import Learner, read_roster, room_objects, room_price
-from workshop_lib.production.room.__main__ import main
+from workshop_lib.production.room.command import main
 from workshop_lib.production.room.room import ROOM
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from workshop_lib.cluster import manifests
 from workshop_lib.cluster.kubernetes.resources import operator_hint, resource_of_kind
-from workshop_lib.production.room.__main__ import _parser
+from workshop_lib.production.room.command import _parser
 
 ROOT = manifests.manifests_dir().parent
 TEXT = (ROOT / "notebooks/INSTRUCTOR.md").read_text()

@@ -35,7 +35,7 @@ from workshop_lib.serving.memory import (
     suggest_changes,
     training_budget,
 )
-from workshop_lib.serving.memory.__main__ import main
+from workshop_lib.serving.memory.command import main
 from workshop_lib.serving.memory.model import architectures, stage_layers
 from workshop_lib.serving.memory.predict import known_shape
 from workshop_lib.serving.memory.vllm import blocks_per_request, kv_bytes_per_token, layer_groups

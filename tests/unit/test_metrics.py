@@ -16,7 +16,7 @@ from workshop_lib.data import data_path
 from workshop_lib.errors import WorkshopError
 from workshop_lib.training import math_verify_reward
 from workshop_lib.training.runs import RUN_COLUMNS, Run, read_rollouts, read_run, right_share
-from workshop_lib.training.runs.__main__ import main
+from workshop_lib.training.runs.command import main
 from workshop_lib.training.runs.console import read_console
 from workshop_lib.training.runs.event_file import read_scalars
 

@@ -1,4 +1,4 @@
-"""`python -m workshop_lib.training.recipe check`: every error a line, and an exit code for CI."""
+"""`workshop recipe check`: every error a line, and an exit code for CI."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from workshop_lib.data import data_path
 from workshop_lib.errors import WorkshopError
 from workshop_lib.training.component import override
 from workshop_lib.training.recipe import RecipeError, read_recipe
-from workshop_lib.training.recipe.__main__ import main
 from workshop_lib.training.recipe.check import check_recipe, memory_problem
+from workshop_lib.training.recipe.command import main
 from workshop_lib.training.recipe.names import MOVED, NAMED, known_keys
 from workshop_lib.training.recipe.schema import RecipeConfig
 
@@ -163,7 +163,7 @@ def test_a_value_of_the_command_line_is_read_as_in_a_file() -> None:
 
 
 def test_as_a_command() -> None:
-    command = [sys.executable, "-m", "workshop_lib.training.recipe", "check", str(ARITHMETIC)]
+    command = [sys.executable, "-m", "workshop_lib.tools.cli", "recipe", "check", str(ARITHMETIC)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "") and ": right: " in done.stdout
     bad = [*command, "--set", "grpo"]

@@ -52,14 +52,14 @@ COMMANDS = {
         "what this machine or a cluster lacks for the lessons, each with its fix",
     ),
     "diagnose": Command(
-        "workshop_lib.production.diagnosis.__main__", "what is wrong in a saved cluster.snapshot()"
+        "workshop_lib.production.diagnosis.command", "what is wrong in a saved cluster.snapshot()"
     ),
-    "recipe": Command("workshop_lib.training.recipe.__main__", "check NeMo RL recipes"),
-    "metrics": Command("workshop_lib.training.runs.__main__", "a GRPO run's metrics and verdict"),
-    "memory": Command("workshop_lib.serving.memory.__main__", "what a model needs on a GPU"),
+    "recipe": Command("workshop_lib.training.recipe.command", "check NeMo RL recipes"),
+    "metrics": Command("workshop_lib.training.runs.command", "a GRPO run's metrics and verdict"),
+    "memory": Command("workshop_lib.serving.memory.command", "what a model needs on a GPU"),
     "cost": Command("workshop_lib.production.budget", "what the workshop costs on EKS"),
     "room": Command(
-        "workshop_lib.production.room.__main__", "prepare, watch and end a room of learners on EKS"
+        "workshop_lib.production.room.command", "prepare, watch and end a room of learners on EKS"
     ),
     "status": Command(
         "workshop_lib.cluster.local.__main__", "what the workshop runs on this machine", ("status",)

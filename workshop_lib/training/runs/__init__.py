@@ -2,7 +2,7 @@
 
 `records` reads the laptop's own records and marked logs; `event_file` and `console`
 read what NeMo RL writes; `read_run` takes any of them, `judge` gives a verdict with
-its reasons. `python -m workshop_lib.training.runs PATH --json` does both.
+its reasons. `workshop metrics PATH --json` does both.
 """
 
 from __future__ import annotations

@@ -40,7 +40,3 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     print(json.dumps(found.to_dict(), indent=2) if options.json else found)
     return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

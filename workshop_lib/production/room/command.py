@@ -106,7 +106,3 @@ def _on_a_laptop(learners: Sequence[Learner], room: str) -> None:
         for component, objects in room_objects(learner, "eks", room).items():
             names = ", ".join(item.key for item in objects)
             print(f"{learner.name}, component {component}: {names}")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

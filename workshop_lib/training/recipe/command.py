@@ -1,4 +1,4 @@
-"""The command line: `python -m workshop_lib.training.recipe check FILE [FILE ...]`, made for CI."""
+"""The command line: `workshop recipe check FILE [FILE ...]`, made for CI."""
 
 from __future__ import annotations
 
@@ -73,7 +73,3 @@ def _parser() -> argparse.ArgumentParser:
         "--set", action="append", default=[], metavar="KEY=VALUE", help="replaces a value"
     )
     return parser
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

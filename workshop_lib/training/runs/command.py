@@ -1,4 +1,4 @@
-"""The command line: `python -m workshop_lib.training.runs PATH --json`."""
+"""The command line: `workshop metrics PATH --json`."""
 
 from __future__ import annotations
 
@@ -96,7 +96,3 @@ def _text(run: Run, verdict: Verdict) -> str:
         )
     lines += [f"  note: {note}" for note in run.notes]
     return "\n".join([*lines, str(verdict)])
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -1,10 +1,9 @@
-"""The command line: `python -m workshop_lib.serving.memory --config config.json --gpu h200`."""
+"""The command line: `workshop memory --config config.json --gpu h200`."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import signal
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -113,8 +112,3 @@ def _text(budget: Budget) -> str:
     lines.append(f"Estimates measured with {budget.measured}.")
     lines.append(budget.reason or "It fits." + (f" {budget.warning}" if budget.warning else ""))
     return "\n".join(lines)
-
-
-if __name__ == "__main__":
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it quietly
-    raise SystemExit(main())
