@@ -421,6 +421,18 @@ def test_a_training_that_makes_no_step_for_ten_times_its_median():
     assert look(rank(0, READY), rank(1, READY), logs=logs, log_times=fresh).verdict == "healthy"
 
 
+@pytest.mark.parametrize(("last", "rules"), [("39", ["training-hangs"]), ("39/39", [])])
+def test_steps_without_times_share_the_time_since_the_start(last, rules):
+    """NVIDIA/nccl#193: both ranks say that a connection was reset, and go on running."""
+    steps = "".join(f"step {n} loss 1.{n}\n" for n in range(39)) + f"step {last} loss 1.0\n"
+    said = "NCCL WARN Call to recv failed : Connection reset by peer."
+    logs = {f"ray-{n}-abcd{n}/main": steps + said * n * bool(rules) for n in (0, 1)}
+    times = {"ray-0-abcd0/main": at(900), "ray-1-abcd1/main": at(910)}
+    found = look(rank(0, READY), rank(1, READY), logs=logs, log_times=times)
+    assert found.rules == rules
+    assert not rules or ("rank 1" in found[0].cause and said in found[0].evidence[0])
+
+
 # -- never a false all-clear ----------------------------------------------------------------------
 
 

@@ -19,14 +19,14 @@ from workshop_lib.production.diagnosis.view import Container, Pod, View, seconds
 
 __all__ = ["hang_causes", "last_written", "step_seconds"]
 
-TIMES_MEDIAN, AT_LEAST_S, RECENT = 10, 60.0, 60
-"""What counts as hanging, and how many lines about steps are read."""
+TIMES_MEDIAN, AT_LEAST_S, RECENT, LEAST_STEPS = 10, 60.0, 60, 5
+"""What hangs, how many lines about steps are read, and how many steps tell how long one takes."""
 
 _TOOK = re.compile(
     r"(?:total step time|step_time|step took|time per step)['\"]?[:= ]+ *([\d.]+)", re.I
 )
 _PACE = re.compile(r"\d+/\d+ \[[\d:]+<[\d:?]+, +([\d.]*[1-9][\d.]*)(s/it|it/s)")
-_STEP = re.compile(r"\bstep:? *\[?(\d+)(?:/\d+)?", re.I)
+_STEP = re.compile(r"\bstep:?[ =]*\[?(\d+)(?:/(\d+))?", re.I)
 _CLOCK = re.compile(r"(?:^|[\s\[T])(\d\d):(\d\d):(\d\d)\b")
 _SPEAKS = re.compile(r"NCCL|WorkNCCL|ProcessGroup|\braylet\b|\bray\b", re.I)
 
@@ -53,6 +53,19 @@ def step_seconds(text: str) -> list[float]:
     return [(after - before) % 86400 for before, after in itertools.pairwise(times)]
 
 
+def _at_most(view: View, pod: Pod, container: Container) -> list[float]:
+    """Steps that are numbered and not timed: they shared the time from the start to the last line.
+
+    Nothing for a training that has made its last step ("40/40"), and for fewer than five steps.
+    """
+    lines = [line for line in lines_of(container.log) if "tep" in line]
+    steps = [found for line in lines if (found := _STEP.search(line))]
+    numbers = {found[1] for found in steps}
+    if len(numbers) < LEAST_STEPS or not container.started or steps[-1][1] == steps[-1][2]:
+        return []
+    return [max(0.0, last_written(view, pod, container) - container.started) / len(numbers)]
+
+
 def _of_day(clock: re.Match[str]) -> float:
     return int(clock[1]) * 3600.0 + int(clock[2]) * 60.0 + int(clock[3])
 
@@ -73,10 +86,13 @@ def hang_causes(view: View) -> Iterator[Cause]:
     seen: set[str] = set()
     for pod in view.pods:
         for each in pod.containers:
-            steps = step_seconds(each.log) if each.running and pod.top not in seen else []
-            written = last_written(view, pod, each) if len(steps) > 1 else 0.0
+            if not each.running or pod.top in seen:
+                continue
+            steps = step_seconds(each.log)
+            steps = steps if len(steps) > 1 else _at_most(view, pod, each)
+            written = last_written(view, pod, each) if steps else 0.0
             median = statistics.median(steps) if written else 0.0
-            if written and view.now - written > max(TIMES_MEDIAN * median, AT_LEAST_S):
+            if median and view.now - written > max(TIMES_MEDIAN * median, AT_LEAST_S):
                 seen.add(pod.top)
                 yield _hang(view, pod, median, view.now - written)
 

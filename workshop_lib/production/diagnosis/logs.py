@@ -75,8 +75,9 @@ class _Line:
 
     @property
     def quote(self) -> str:
-        """As it is quoted; Pydantic says what is wrong in the lines below its error's name."""
-        return shown(self.whole if "validation error" in self.whole else self.raw)
+        """As it is quoted; with the lines below where the message goes on there, as Pydantic's."""
+        goes_on = self.raw.rstrip().endswith(",") or "validation error" in self.whole
+        return shown(self.whole if goes_on else self.raw)
 
 
 @dataclass(frozen=True)
