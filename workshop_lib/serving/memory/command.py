@@ -110,5 +110,7 @@ def _text(budget: Budget) -> str:
         lines.append(f"  {name:<12} {gib:9.2f} GiB{mark}")
     lines.append(budget.kv.line("CPU" if budget.device == "CPU" else "GPU"))
     lines.append(f"Estimates measured with {budget.measured}.")
-    lines.append(budget.reason or "It fits." + (f" {budget.warning}" if budget.warning else ""))
+    lines.append(
+        budget.reason or "It fits" + (f", but {budget.warning}" if budget.warning else ".")
+    )
     return "\n".join(lines)

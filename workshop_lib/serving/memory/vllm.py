@@ -424,7 +424,7 @@ class Budget:
         if not self.fits or self.free_gib >= 0:
             return ""
         return (
-            f"tight: CUDA graphs and buffers come on top of the share and are estimated to take "
+            f"what comes on top of the share (buffers, CUDA graphs) is estimated to take "
             f"{-self.free_gib:.1f} GiB more than it leaves; lower gpu_memory_utilization if vLLM "
             "runs out of memory while it captures graphs"
         )
