@@ -1,15 +1,13 @@
 """What a training run writes, in one table, and what to think of it.
 
-`records` reads the laptop's own records and marked logs; `event_file` and `console`
-read what NeMo RL writes; `read_run` takes any of them, `judge` gives a verdict with
-its reasons. `workshop metrics PATH --json` does both.
+`records` reads the laptop's own records and marked logs, `sources` what TRL and NeMo RL write;
+`read_run` takes any of them, `judge` gives a verdict with its reasons. `workshop metrics RUN`
+does both.
 """
 
 from __future__ import annotations
 
-from workshop_lib.training.runs.columns import RUN_COLUMNS
 from workshop_lib.training.runs.records import (
-    COLUMNS,
     COMPLETIONS_FILE,
     MARK,
     METRICS_FILE,
@@ -20,16 +18,20 @@ from workshop_lib.training.runs.records import (
     read_metrics,
     steps_to_reward,
 )
-from workshop_lib.training.runs.rollouts import echo_share, read_rollouts, right_share
+from workshop_lib.training.runs.report import run_report
+from workshop_lib.training.runs.rollouts import echo_share, read_rollouts
 from workshop_lib.training.runs.run import Run, read_run, run_of_log, with_judge
-from workshop_lib.training.runs.verdict import Finding, Verdict, judge
+from workshop_lib.training.runs.table import COLUMNS, RUN_COLUMNS, TRL_NAMES
+from workshop_lib.training.runs.verdict import HANG_FACTOR, Finding, Verdict, judge
 
 __all__ = [
     "COLUMNS",
     "COMPLETIONS_FILE",
+    "HANG_FACTOR",
     "MARK",
     "METRICS_FILE",
     "RUN_COLUMNS",
+    "TRL_NAMES",
     "Finding",
     "Run",
     "TrainingLog",
@@ -42,8 +44,8 @@ __all__ = [
     "read_metrics",
     "read_rollouts",
     "read_run",
-    "right_share",
     "run_of_log",
+    "run_report",
     "steps_to_reward",
     "with_judge",
 ]

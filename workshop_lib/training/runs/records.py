@@ -1,6 +1,6 @@
-"""What a training run writes, read while it is being written: in its folder, and in its log.
+"""What a trainer writes for us, read while it is being written: in its folder, and in its log.
 
-The engine appends one JSON object a step to `metrics.jsonl` and one a completion to
+The laptop's trainer appends one JSON object a step to `metrics.jsonl` and one a completion to
 `completions.jsonl`, each line flushed whole. A trainer in a pod, the laptop's or NeMo RL,
 also prints each step as one marked line, `@grpo {"event": "step", ...}`: a log can be read
 from anywhere, and after the pod has ended.
@@ -9,61 +9,35 @@ from anywhere, and after the pod has ended.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workshop_lib.errors import WorkshopError
+from workshop_lib.training.runs.table import COLUMNS, collect, make_table
 
 if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = [
-    "COLUMNS",
     "COMPLETIONS_FILE",
     "MARK",
     "METRICS_FILE",
     "TrainingLog",
+    "json_lines",
     "marked_line",
     "read_completions",
     "read_log",
     "read_metrics",
+    "read_rows",
     "steps_to_reward",
 ]
 
 METRICS_FILE = "metrics.jsonl"
 COMPLETIONS_FILE = "completions.jsonl"
+MARK = "@grpo "  # what a line of a log begins with that is meant for `read_log`
 
-MARK = "@grpo "
-"""What a line of a log begins with that is meant for `read_log`."""
-
-# What a record holds, in the order in which a table shows it.
-COLUMNS = {
-    "step": "step, from 1",
-    "reward": "mean reward of the step's completions, all that were sampled",
-    "filtered_reward": "mean reward of the completions that dynamic sampling kept",
-    "batches": "batches that were sampled; more than one only under dynamic sampling",
-    "reward_std": "standard deviation of the rewards, all completions together",
-    "group_means": "mean reward of each group (the completions of one prompt)",
-    "zero_std_share": "share of completions in groups without spread: they teach nothing",
-    "kl": "mean KL divergence from the reference model; none where none is kept",
-    "entropy": "mean entropy of a token, nats",
-    "grad_norm": "norm of the gradient before clipping",
-    "loss": "the loss; its size says little",
-    "clip_share": "share of tokens whose ratio was clipped",
-    "mean_length": "mean length of a completion, tokens",
-    "cut_share": "share of completions cut at the longest allowed length",
-    "learning_rate": "learning rate",
-    "step_s": "seconds of the whole step",
-    "generation_s": "seconds of sampling",
-    "reward_s": "seconds of scoring",
-    "elapsed_s": "seconds since the first step began",
-    "time": "when the step ended, seconds since 1970",
-}
-
-_WHOLE_NUMBERS = {"step", "group"}
-_NOT_NUMBERS = {"group_means", "prompt", "answer", "completion"}
 _COMPLETION_COLUMNS = ["step", "group", "prompt", "answer", "completion", "reward", "advantage"]
 
 
@@ -89,23 +63,15 @@ class TrainingLog:
     @property
     def frame(self) -> pd.DataFrame:
         """One row a step, the columns of `COLUMNS`."""
-        return _frame(
-            [{name: record.get(name) for name in COLUMNS} for record in self.records],
-            list(COLUMNS),
-        )
+        return make_table(collect(self.records)[0], COLUMNS)
 
     @property
     def samples(self) -> pd.DataFrame:
         """One completion of each group of each step: the columns of `read_completions`."""
-        rows = [
-            {name: sample.get(name) for name in _COMPLETION_COLUMNS} | {"step": record["step"]}
-            for record in self.records
-            for sample in record.get("samples") or []
-        ]
-        return _frame(rows, _COMPLETION_COLUMNS)
+        return _completions("samples", self.records)
 
     def group(self, step: int) -> pd.DataFrame:
-        """All answers of the group with the largest spread of a step.
+        """All completions of the group with the largest spread of a step.
 
         Args:
             step: The step, from 1.
@@ -117,21 +83,11 @@ class TrainingLog:
             >>> TrainingLog().group(1).empty
             True
         """
-        rows = [
-            {name: answer.get(name) for name in _COMPLETION_COLUMNS} | {"step": step}
-            for record in self.records
-            if record["step"] == step
-            for answer in record.get("group") or []
-        ]
-        return _frame(rows, _COMPLETION_COLUMNS)
+        return _completions("group", [row for row in self.records if row["step"] == step])
 
 
 def marked_line(event: str, **values: Any) -> str:
-    """A line for `read_log`.
-
-    Args:
-        event: `start` (with `steps`), `step` (with a record), `saved` (with `checkpoint`).
-        values: What happened. A `start` that goes on with a run says `after` which step.
+    """A line for `read_log`: `start` (`steps`, `after`), `step` (a record), `saved` (`checkpoint`).
 
     Example:
         >>> marked_line("start", steps=12)
@@ -141,10 +97,10 @@ def marked_line(event: str, **values: Any) -> str:
 
 
 def read_log(lines: Iterable[str], *, output: str = "") -> TrainingLog:
-    """Find a training run in what its pods printed.
+    """Find a training run in what its pods printed, between the lines of others.
 
     Args:
-        lines: The lines of a log, also those of others.
+        lines: The lines of a log.
         output: The run's folder, which a checkpoint's name is relative to.
 
     Raises:
@@ -156,7 +112,7 @@ def read_log(lines: Iterable[str], *, output: str = "") -> TrainingLog:
         (12, 0)
     """
     steps: int | None = None
-    records: dict[int, Mapping[str, Any]] = {}
+    records: list[Mapping[str, Any]] = []
     checkpoint = ""
     for line in lines:
         # A progress bar that ends without a newline may stand before the mark.
@@ -165,33 +121,30 @@ def read_log(lines: Iterable[str], *, output: str = "") -> TrainingLog:
             continue
         try:
             event = json.loads(text)
+            # A run that goes on says after which step; what came later is done again.
             if event["event"] == "start":
-                # A run that goes on says after which step; what came later is done again.
                 after = int(event.get("after", 0))
                 steps, checkpoint = int(event["steps"]), ""
-                records = {step: row for step, row in records.items() if step <= after}
+                records = [row for row in records if row["step"] <= after]
             elif event["event"] == "step":
-                _typed({name: event.get(name) for name in COLUMNS})
-                records[int(event["step"])] = event
+                collect([event])
+                records = [row for row in records if row["step"] < event["step"]] + [event]
             elif event["event"] == "saved":
                 checkpoint = "/".join(filter(None, (output, str(event["checkpoint"]))))
         except (ValueError, KeyError, TypeError) as error:
             raise WorkshopError(f"this line is no record of a run: {line[:120]}") from error
-    ordered = tuple(records[step] for step in sorted(records))
-    return TrainingLog(steps, ordered, checkpoint)
+    return TrainingLog(steps, tuple(records), checkpoint)
 
 
 def read_metrics(folder: str | Path) -> pd.DataFrame:
-    """The steps that a run has finished so far.
+    """The steps that a run of the laptop has finished so far.
 
     Args:
         folder: The run's output folder, or a file of its records.
 
     Returns:
         One row a step, the columns of `COLUMNS`; no row before the first step is done
-        or while the folder is not there yet. A line that is still being written is
-        left for the next call. A step that stands twice was done again: the later counts,
-        and what followed the earlier is left out.
+        or while the folder is not there yet.
 
     Raises:
         WorkshopError: The file holds something else.
@@ -201,21 +154,29 @@ def read_metrics(folder: str | Path) -> pd.DataFrame:
         True
     """
     path = Path(folder)
-    frame = _read(path if path.is_file() else path / METRICS_FILE, list(COLUMNS))
-    # A row counts if no later one is of the same step or of one before.
-    least = frame["step"][::-1].cummin().shift(1)[::-1]
-    return frame[~(least <= frame["step"])].reset_index(drop=True)
+    return make_table(read_rows(path if path.is_file() else path / METRICS_FILE), COLUMNS)
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file of records, under our names or TRL's."""
+    rows = []
+    for number, row in json_lines(path):
+        try:
+            collect([row])
+        except (ValueError, TypeError, KeyError) as error:
+            raise WorkshopError(f"{path} line {number} is no record of a run: {error}") from error
+        rows.append(row)
+    return collect(rows)[0]
 
 
 def read_completions(folder: str | Path) -> pd.DataFrame:
-    """What the model wrote in each step so far, with rewards and advantages.
+    """What the model wrote in each step so far, one row a completion, with its reward.
 
     Args:
         folder: The run's output folder.
 
     Returns:
-        One row a completion: `step`, `group`, `prompt`, `answer`, `completion`,
-        `reward`, `advantage`.
+        `step`, `group`, `prompt`, `answer`, `completion`, `reward`, `advantage`.
 
     Raises:
         WorkshopError: The file holds something else.
@@ -224,14 +185,15 @@ def read_completions(folder: str | Path) -> pd.DataFrame:
         >>> list(read_completions("build/no-run-yet").columns)[:3]
         ['step', 'group', 'prompt']
     """
-    return _read(Path(folder) / COMPLETIONS_FILE, _COMPLETION_COLUMNS)
+    rows = [row for _, row in json_lines(Path(folder) / COMPLETIONS_FILE)]
+    return _completions("all", [{"all": rows}])
 
 
 def steps_to_reward(frame: pd.DataFrame, reward: float = 0.9, consecutive: int = 3) -> int | None:
     """The step at which the mean reward of the last few steps first reached a level.
 
     Args:
-        frame: `read_metrics`' table.
+        frame: A table of steps.
         reward: The level.
         consecutive: How many steps are averaged.
 
@@ -249,39 +211,30 @@ def steps_to_reward(frame: pd.DataFrame, reward: float = 0.9, consecutive: int =
     return None if reached.empty else int(reached.iloc[0])
 
 
-def _read(path: Path, columns: list[str]) -> pd.DataFrame:
+def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The objects of a file's whole lines, with their numbers; none where there is no file."""
     try:
         text = path.read_text(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError):
-        text = ""
+        return
     except (OSError, UnicodeDecodeError) as error:
         raise WorkshopError(f"{path} cannot be read: {error}") from error
-    whole = text[: text.rfind("\n") + 1]
-    rows: list[dict[str, Any]] = []
-    for number, line in enumerate(whole.splitlines(), start=1):
+    # The last line may still be being written.
+    for number, line in enumerate(text[: text.rfind("\n") + 1].splitlines(), start=1):
         try:
-            row = json.loads(line)
-            rows.append(_typed({name: row.get(name) for name in columns}))
-        except (ValueError, TypeError, AttributeError) as error:
+            row = dict(json.loads(line))
+        except (ValueError, TypeError) as error:
             raise WorkshopError(f"{path} line {number} is no record of a run: {error}") from error
-    return _frame(rows, columns)
+        yield number, row
 
 
-def _typed(row: dict[str, Any]) -> dict[str, Any]:
-    """The record, if its values are what a column of the table can hold."""
-    for name, value in row.items():
-        if name in _WHOLE_NUMBERS:
-            int(value)
-        elif name not in _NOT_NUMBERS and value is not None:
-            float(value)
-    return row
-
-
-def _frame(rows: list[dict[str, Any]], columns: list[str]) -> pd.DataFrame:
+def _completions(name: str, records: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     import pandas as pd
 
-    frame = pd.DataFrame(rows, columns=columns)
-    # Said, not inferred: a column of nothing but null, or of no row, would have no type.
-    whole_numbers = dict.fromkeys(_WHOLE_NUMBERS & set(columns), int)
-    others = set(columns) - set(whole_numbers) - _NOT_NUMBERS
-    return frame.astype(whole_numbers | dict.fromkeys(others, float))
+    rows = [
+        {column: each.get(column, record.get(column)) for column in _COMPLETION_COLUMNS}
+        for record in records
+        for each in record.get(name) or []
+    ]
+    frame = pd.DataFrame(rows, columns=_COMPLETION_COLUMNS)
+    return frame.astype({"step": int, "group": int, "reward": float, "advantage": float})

@@ -1,35 +1,37 @@
-"""What NeMo RL's model wrote: `train_data_step<N>.jsonl` and `val_data_step<N>.jsonl`."""
+"""What a model wrote: NeMo RL's `train_data_step<N>.jsonl` and `val_data_step<N>.jsonl`."""
 
 from __future__ import annotations
 
-import json
 import math
 import re
-from collections.abc import Callable, Mapping
 from itertools import groupby
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
 from workshop_lib.errors import WorkshopError
+from workshop_lib.training.runs.records import json_lines
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["echo_share", "group_spread", "read_rollouts", "right_share"]
+__all__ = ["echo_share", "group_spread", "read_rollouts"]
 
-_WORD = re.compile(r"[a-z]+|\d+(?:\.\d+)?")
 _QUESTION = re.compile(r"<\|im_start\|>user\n(.*?)<\|im_end\|>", re.DOTALL)
+_WORD = re.compile(r"\d+(?:[.,]\d+)*|[^\W\d_]+")  # of any script
+# Two numbers with an operator between: something that is left to work out.
+_CALCULATION = re.compile(r"\d\s*(?:[-+*/^\u00d7\u00f7\u00b7]|\\times|\\cdot)\s*\d")
+_LONG_ECHO_WORDS = 4
 
 
 def read_rollouts(path: str | Path) -> pd.DataFrame:
-    """The answers of one training step or validation.
+    """The completions of one training step or validation.
 
     Args:
         path: The file.
 
     Returns:
-        One row an answer: `prompt` (the user's words where a chat template stands
+        One row a completion: `prompt` (the user's words where a chat template stands
         around them), `completion`, `reward`.
 
     Raises:
@@ -42,63 +44,34 @@ def read_rollouts(path: str | Path) -> pd.DataFrame:
     """
     import pandas as pd
 
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise WorkshopError(f"{path} cannot be read: {error}") from error
+    path = Path(path)
+    if not path.is_file():
+        raise WorkshopError(f"{path} cannot be read: there is no such file")
     rows = []
-    for number, line in enumerate(text[: text.rfind("\n") + 1].splitlines(), start=1):
+    for number, row in json_lines(path):
         try:
-            row = json.loads(line)
-            turns = [_text(turn) for turn in row["content"][0]]
-            rows.append((_question(turns[0]), turns[1], float(row["rewards"][0])))
+            # A turn of a training rollout is a text, of a validation's a message.
+            turns = [str(t["content"] if isinstance(t, dict) else t) for t in row["content"][0]]
+            match = _QUESTION.search(turns[0])
+            rows.append((match[1] if match else turns[0], turns[1], float(row["rewards"][0])))
         except (ValueError, KeyError, IndexError, TypeError) as error:
             raise WorkshopError(f"{path} line {number} is no rollout of NeMo RL") from error
     return pd.DataFrame(rows, columns=["prompt", "completion", "reward"])
 
 
-def right_share(
-    rollouts: pd.DataFrame, answers: Mapping[str, str], reward: Callable[[str, str], float]
-) -> float:
-    """The share of answers that another judge finds right.
-
-    Args:
-        rollouts: `read_rollouts`' table.
-        answers: The right answer to each prompt.
-        reward: The judge: 1 for a right answer.
-
-    Raises:
-        WorkshopError: A prompt has no answer, or there are no rollouts.
-
-    Example:
-        >>> import pandas as pd
-        >>> from workshop_lib.training import first_integer_reward
-        >>> table = pd.DataFrame({"prompt": ["3 + 4"], "completion": [" 7"], "reward": [1.0]})
-        >>> right_share(table, {"3 + 4": "7"}, first_integer_reward)
-        1.0
-    """
-    if rollouts.empty:
-        raise WorkshopError("there are no rollouts to judge")
-    unknown = set(rollouts["prompt"]) - set(answers)
-    if unknown:
-        raise WorkshopError(f"no right answer is known to {min(unknown)[:80]!r}")
-    pairs = zip(rollouts["completion"], rollouts["prompt"], strict=True)
-    return fmean(float(reward(said, answers[prompt]) >= 1) for said, prompt in pairs)
-
-
 def echo_share(rollouts: pd.DataFrame) -> float:
-    """The share of rewarded answers that say nothing but what their prompt says.
+    """The share of the best-rewarded completions that only repeat their prompt.
 
-    An answer to a question that can be checked holds something that the question does
-    not: the result. Where most of what is paid for holds no such word or number, the
-    reward pays for the question. Nobody has to know the right answers to see that. An
-    honest answer can look the same by chance (7 + 0 is 7), so a small share means nothing.
+    Such an echo says nothing that the prompt does not, and either leaves a calculation of the
+    prompt to be worked out ("7 + 14 =") or repeats half of the prompt, or is empty. A short answer
+    that stands in the prompt (an option's letter, a name, a number) is none. Nobody has to know
+    the right answers to see that.
 
     Args:
         rollouts: A table with `prompt`, `completion` and `reward`.
 
     Returns:
-        The share of the answers with the best reward; NaN if none was rewarded.
+        The share; NaN if nothing was rewarded.
 
     Example:
         >>> import pandas as pd
@@ -110,50 +83,29 @@ def echo_share(rollouts: pd.DataFrame) -> float:
     if not best > 0:
         return math.nan
     paid = rollouts[rollouts["reward"] == best]
-    pairs = zip(paid["prompt"], paid["completion"], strict=True)
-    return fmean(float(_words(said) <= _words(asked)) for asked, said in pairs)
+    return fmean(map(_is_echo, paid["prompt"], paid["completion"]))
 
 
-def _words(text: str) -> set[str]:
-    """Words and numbers; an answer without any says nothing."""
-    return set(_WORD.findall(text.lower()))
+def _is_echo(asked: str, said: str) -> float:
+    if not said.strip():
+        return 1.0
+    known, words = set(_WORD.findall(asked.casefold())), _WORD.findall(said.casefold())
+    if not words or not set(words) <= known:
+        return 0.0
+    long = len(words) >= _LONG_ECHO_WORDS and 2 * len(set(words)) >= len(known)
+    return float(long or bool(_CALCULATION.search(said)))
 
 
 def group_spread(rollouts: pd.DataFrame) -> dict[str, Any]:
-    """A training step's rewards by group: the answers to one prompt follow each other.
-
-    Args:
-        rollouts: `read_rollouts`' table of a training step.
-
-    Returns:
-        `reward_std`, `group_means` and `zero_std_share`, or nothing for under two answers.
-
-    Example:
-        >>> import pandas as pd
-        >>> table = pd.DataFrame({"prompt": ["a", "a", "b", "b"], "reward": [0.0, 1.0, 1.0, 1.0]})
-        >>> group_spread(table)["group_means"]
-        [0.5, 1.0]
-    """
+    """`reward_std`, `group_means` and `zero_std_share` of a step, whose groups are in order."""
     rewards = rollouts["reward"].tolist()
     if len(rewards) < 2:
         return {}
     # One prompt may be drawn twice in a row: the groups' size divides every run's length.
-    lengths = [len(list(run)) for _, run in groupby(rollouts["prompt"])]
-    size = math.gcd(*lengths)
+    size = math.gcd(*(len(list(run)) for _, run in groupby(rollouts["prompt"])))
     groups = [rewards[at : at + size] for at in range(0, len(rewards), size)]
-    silent = sum(len(set(group)) == 1 for group in groups)
     return {
         "reward_std": stdev(rewards),
         "group_means": [fmean(group) for group in groups],
-        "zero_std_share": silent / len(groups),
+        "zero_std_share": fmean(len(set(group)) == 1 for group in groups),
     }
-
-
-def _text(turn: Any) -> str:
-    """A turn of a training rollout is a text, of a validation's a message."""
-    return str(turn["content"]) if isinstance(turn, dict) else str(turn)
-
-
-def _question(prompt: str) -> str:
-    match = _QUESTION.search(prompt)
-    return match.group(1) if match else prompt

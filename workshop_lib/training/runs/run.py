@@ -10,10 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from workshop_lib.errors import WorkshopError
-from workshop_lib.training.runs.columns import RUN_COLUMNS, VALIDATION_COLUMNS, from_steps
-from workshop_lib.training.runs.console import read_console
-from workshop_lib.training.runs.event_file import is_event_file
-from workshop_lib.training.runs.nemo_rl import read_event_files
 from workshop_lib.training.runs.records import (
     COMPLETIONS_FILE,
     MARK,
@@ -21,19 +17,31 @@ from workshop_lib.training.runs.records import (
     TrainingLog,
     read_completions,
     read_log,
-    read_metrics,
+    read_rows,
 )
 from workshop_lib.training.runs.rollouts import echo_share, group_spread, read_rollouts
+from workshop_lib.training.runs.sources import (
+    Source,
+    is_event_file,
+    last_error,
+    read_console,
+    read_event_files,
+    read_trainer_state,
+)
+from workshop_lib.training.runs.table import (
+    RUN_COLUMNS,
+    VALIDATION_COLUMNS,
+    collect,
+    make_table,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["JUDGED_FILE", "Run", "read_run", "run_of_log", "with_judge"]
+__all__ = ["Run", "read_run", "run_of_log", "with_judge"]
 
-JUDGED_FILE = "steps.csv"
-"""What another judge said of a run's answers: columns `step` and `gold_in_text`."""
-
-_START = re.compile(r"exp_\d+")
+_JUDGED_FILE = "steps.csv"  # what another judge said: columns `step` and `gold_in_text`
+_STATE_FILE = "trainer_state.json"
 
 
 @dataclass(frozen=True)
@@ -42,13 +50,14 @@ class Run:
 
     Attributes:
         path: Where it was read from.
-        source: What wrote it: `TRL records`, `marked log`, `NeMo RL event files` or
-            `NeMo RL console`.
+        source: What wrote it, for example `TRL console` or `NeMo RL event files`.
         frame: One row a finished step, the columns of `RUN_COLUMNS`. What the source does
             not say is NaN.
         validation: One row a validation, the columns of `VALIDATION_COLUMNS`.
         planned: Steps that it will have, where it says so.
         notes: What to know of single columns.
+        error: The error that ended it, where its log says so.
+        written: When its log was last written to, seconds since 1970; 0 where that is not known.
     """
 
     path: Path
@@ -57,14 +66,17 @@ class Run:
     validation: pd.DataFrame = field(repr=False)
     planned: int | None = None
     notes: tuple[str, ...] = ()
+    error: str = ""
+    written: float = 0.0
 
 
 def read_run(path: str | Path) -> Run:
     """Read a run, also while it is being written.
 
     Args:
-        path: A run's folder (the laptop's, or NeMo RL's log folder), a TensorBoard event
-            file, `metrics.jsonl`, or a log: NeMo RL's console, or what pods printed.
+        path: A run's folder (the laptop's, TRL's, or NeMo RL's log folder), a TensorBoard
+            event file, `metrics.jsonl`, `trainer_state.json`, or a log: the console of NeMo RL
+            or TRL, or what pods printed.
 
     Raises:
         WorkshopError: There is nothing there that is a run.
@@ -79,15 +91,14 @@ def read_run(path: str | Path) -> Run:
     if path.exists() and not path.is_dir() and not path.is_file():
         raise WorkshopError(f"{path} is neither a file nor a folder")  # reading a pipe waits
     try:
-        if path.is_dir():
-            return _read_folder(path)
-        if is_event_file(path):
-            return _of_event_files(path, [path])
+        run = _read_folder(path) if path.is_dir() else _read_file(path)
     except OSError as error:
         raise WorkshopError(f"{path} cannot be read: {error.strerror}") from error
-    if path.name == METRICS_FILE or _holds_records(path):
-        return _of_records(path, path.parent)
-    return _of_log(path)
+    if run is None:
+        raise WorkshopError(
+            f"{path} is no run: no event file, no record, and no step that TRL or NeMo RL printed"
+        )
+    return run
 
 
 def run_of_log(log: TrainingLog, path: str | Path = "") -> Run:
@@ -98,26 +109,26 @@ def run_of_log(log: TrainingLog, path: str | Path = "") -> Run:
         path: Where it was read from.
 
     Example:
+        >>> from workshop_lib.training.runs import read_log
         >>> run_of_log(read_log([])).source
         'marked log'
     """
-    frame = _with_echoes(log.frame, log.samples)
-    empty = from_steps({}, VALIDATION_COLUMNS)
-    return Run(Path(path), "marked log", frame, empty, planned=log.steps)
+    run = _run(Path(path), Source("marked log", *collect(log.records), log.steps))
+    return _with_echoes(run, log.samples)
 
 
 def with_judge(run: Run, reward: Callable[[str, str], float]) -> Run:
-    """A run of the laptop's trainer with what another judge says of its answers.
+    """A run of the laptop's trainer with what another judge says of its completions.
 
     Args:
-        run: Of a folder that also holds the answers (`completions.jsonl`).
+        run: Of a folder that also holds the completions (`completions.jsonl`).
         reward: The judge: 1 for a right answer.
 
     Returns:
-        The run with `right_share` of each step whose answers are there.
+        The run with `right_share` of each step whose completions are there.
 
     Raises:
-        WorkshopError: The answers are not there.
+        WorkshopError: The completions are not there.
 
     Example:
         >>> from workshop_lib.training import math_verify_reward
@@ -126,66 +137,81 @@ def with_judge(run: Run, reward: Callable[[str, str], float]) -> Run:
     folder = run.path if run.path.is_dir() else run.path.parent
     answers = read_completions(folder)
     if answers.empty:
-        raise WorkshopError(f"{folder} holds no answers to judge: no {COMPLETIONS_FILE}")
-    pairs = zip(answers["completion"], answers["answer"], strict=True)
-    right = answers.assign(right=[float(reward(said, answer) >= 1) for said, answer in pairs])
-    shares = right.groupby("step")["right"].mean()
+        raise WorkshopError(f"{folder} holds no completions to judge: no {COMPLETIONS_FILE}")
+    right = [float(reward(*pair) >= 1) for pair in answers[["completion", "answer"]].to_numpy()]
+    shares = answers.assign(right=right).groupby("step")["right"].mean()
     frame = run.frame.assign(right_share=run.frame["step"].map(shares).astype(float))
     name = getattr(reward, "__name__", "another judge")
     return replace(run, frame=frame, notes=(*run.notes, f"right_share is {name}'s"))
 
 
-def _holds_records(path: Path) -> bool:
-    """Whether a file of another name begins with a record of a step."""
-    try:
-        with path.open(encoding="utf-8") as file:
-            first = json.loads(file.readline(1_000_000))
-    except (OSError, ValueError):
-        return False
-    return isinstance(first, dict) and {"step", "reward"} <= set(first)
+def _run(path: Path, source: Source) -> Run:
+    return Run(
+        path,
+        source.name,
+        make_table(source.rows, RUN_COLUMNS),
+        make_table(source.validations, VALIDATION_COLUMNS),
+        source.planned,
+        tuple(source.notes),
+        source.error,
+        path.stat().st_mtime if path.is_file() else 0.0,
+    )
+
+
+def _read_file(path: Path) -> Run | None:
+    if path.name == _STATE_FILE:
+        return _run(path, read_trainer_state(path))
+    if path.name == METRICS_FILE or _holds_records(path):
+        return _of_records(path, path)
+    if is_event_file(path):
+        return _run(path, read_event_files([path]))
+    text = path.read_text(encoding="utf-8", errors="replace")
+    lines = text[: text.rfind("\n") + 1].split("\n")  # the last one may still be being written
+    marked = [number for number, line in enumerate(lines) if MARK in line]
+    if marked:
+        run = run_of_log(read_log(lines), path)
+        return replace(run, error=last_error(lines[marked[-1] :]))
+    source = read_console(lines)
+    return None if source is None else _run(path, source)
 
 
 def _read_folder(folder: Path) -> Run:
+    """The one run in a folder: the laptop's records, event files, TRL's state, or a log."""
     if (folder / METRICS_FILE).exists():
-        return _of_records(folder, folder)
-    # NeMo RL: <log_dir>/exp_001/tensorboard/events.out.tfevents.*
-    files = sorted(folder.rglob("events.out.tfevents.*"))
-    roots = sorted({_root(file, folder) for file in files})
-    if len(roots) > 1:
-        raise _several(folder, roots)
-    texts = sorted(folder.glob("*.log"))
-    found = [run for log in texts if (run := _run_in_log(log)) is not None]
-    # One that has not said how long it will be has only begun; the others are the ones meant.
-    logs = [run for run in found if run.planned] or found
-    if files:
-        run = _of_event_files(folder, files)
-        if logs:
-            run = replace(run, planned=logs[0].planned)
-        return _with_judged(_with_rollouts(run, folder), folder)
-    if len(logs) > 1:
-        raise _several(folder, [run.path for run in logs])
-    if logs:
-        return _with_judged(logs[0], folder)
-    if texts:
-        raise _no_run(texts[0])
-    below = sorted(file.parent for file in folder.rglob(METRICS_FILE))
-    if below:
+        return _of_records(folder, folder / METRICS_FILE)
+    logs = {path: run for path in sorted(folder.glob("*.log")) if (run := _read_file(path))}
+    events = sorted(folder.rglob("events.out.tfevents.*"))
+    # One in each checkpoint; the newest has the whole log.
+    states = sorted(folder.rglob(_STATE_FILE), key=lambda path: path.stat().st_mtime)
+    for files in (events, states):
+        if len(roots := sorted({_root(file, folder) for file in files})) > 1:
+            raise _several(folder, roots)
+    if events:
+        run = _with_rollouts(_run(folder, read_event_files(events)), folder)
+        others = [*logs.values(), *(_read_file(state) for state in states[-1:])]
+        if len(others) == 1 and others[0]:
+            run = replace(run, planned=others[0].planned, error=others[0].error)
+        return _with_judged(run, folder)
+    if states:
+        return _run(folder, read_trainer_state(states[-1]))
+    if len(logs) == 1:
+        return next(iter(logs.values()))
+    if below := [*logs, *sorted({path.parent for path in folder.rglob(METRICS_FILE)})]:
         raise _several(folder, below)
     raise WorkshopError(
-        f"{folder} holds no run: no {METRICS_FILE}, no event file (events.out.tfevents.*) and"
-        " no *.log"
+        f"{folder} holds no run: no {METRICS_FILE}, no event file (events.out.tfevents.*), no"
+        f" {_STATE_FILE}, and no *.log of TRL or NeMo RL"
     )
 
 
 def _root(file: Path, folder: Path) -> Path:
-    """The folder of the run that an event file belongs to.
+    """The folder of the run that a file belongs to.
 
-    NeMo RL makes a folder `exp_001` in its log folder, and `exp_002` when it is started again.
+    NeMo RL makes a folder `exp_001` in its log folder, and `exp_002` when it is started again; TRL
+    writes its state into `checkpoint-<N>`.
     """
     place = file.parent
-    if place != folder and place.name == "tensorboard":
-        place = place.parent
-    if place != folder and _START.fullmatch(place.name):
+    while place != folder and re.fullmatch(r"tensorboard|exp_\d+|checkpoint-\d+", place.name):
         place = place.parent
     return place
 
@@ -200,79 +226,49 @@ def _several(folder: Path, runs: list[Path]) -> WorkshopError:
     )
 
 
-def _of_records(path: Path, folder: Path) -> Run:
-    records = read_metrics(path if path.is_file() else folder)
-    frame = _with_echoes(records, read_completions(folder))
-    return Run(path, "TRL records", frame, from_steps({}, VALIDATION_COLUMNS))
+def _of_records(path: Path, file: Path) -> Run:
+    try:  # the steps that the laptop's trainer noted when it began
+        about = json.loads((file.parent / "run.json").read_text(encoding="utf-8"))
+        planned = int(about["steps"])
+    except (OSError, ValueError, KeyError, TypeError):
+        planned = None
+    run = _run(path, Source("TRL records", read_rows(file), [], planned))
+    return _with_echoes(run, read_completions(file.parent))
 
 
-def _of_event_files(path: Path, files: list[Path]) -> Run:
-    frame, validation, notes = read_event_files(files)
-    return Run(path, "NeMo RL event files", frame, validation, notes=notes)
+def _holds_records(path: Path) -> bool:
+    """Whether a file of another name begins with a record of a step."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            return {"step", "reward"} <= set(dict(json.loads(file.readline(1_000_000))))
+    except (ValueError, TypeError):
+        return False
 
 
-def _of_log(path: Path) -> Run:
-    run = _run_in_log(path)
-    if run is None:
-        raise _no_run(path)
-    return run
-
-
-def _no_run(path: Path) -> WorkshopError:
-    return WorkshopError(f"{path} is no run: no event file, no record and no step of NeMo RL")
-
-
-def _run_in_log(path: Path) -> Run | None:
-    """What a log says of a run, if it says anything."""
-    lines = _lines(path)
-    if any(MARK in line for line in lines):
-        return run_of_log(read_log(lines), path)
-    console = read_console(lines)
-    if console.planned is None and not console.starts:
-        return None
-    notes = ["a console tells no KL, gradient or entropy: read the event file for them"]
-    if console.starts > 1:
-        notes.append(f"the run was started {console.starts} times; repeated steps are the last's")
-    return Run(
-        path, "NeMo RL console", console.frame, console.validation, console.planned, tuple(notes)
-    )
-
-
-def _with_echoes(frame: pd.DataFrame, answers: pd.DataFrame) -> pd.DataFrame:
-    """All columns, `echo_share` from the answers of each step that are there."""
-    whole = frame.reindex(columns=list(RUN_COLUMNS))
-    if answers.empty:
-        return whole
+def _with_echoes(run: Run, answers: pd.DataFrame) -> Run:
     shares = {step: echo_share(rows) for step, rows in answers.groupby("step")}
-    return whole.assign(echo_share=whole["step"].map(shares).astype(float))
-
-
-def _lines(path: Path) -> list[str]:
-    """The whole lines of a log; the last one may still be being written."""
-    text = path.read_text(encoding="utf-8", errors="replace")
-    return text[: text.rfind("\n") + 1].split("\n")
+    echoes = run.frame["step"].map(shares).astype(float)
+    return replace(run, frame=run.frame.assign(echo_share=echoes))
 
 
 def _with_rollouts(run: Run, folder: Path) -> Run:
-    """The exact spread of the groups, of the steps whose answers are there."""
+    """The exact spread of the groups, of the steps whose completions are there."""
     rows = run.frame.set_index("step", drop=False)
-    found = {
-        int(path.stem.removeprefix("train_data_step")): path
-        for path in sorted(folder.rglob("train_data_step*.jsonl"))  # exp_002 after exp_001
-        if path.stem.removeprefix("train_data_step").isdigit()
-    }
-    for step in sorted(set(found) & set(rows.index)):
-        rollouts = read_rollouts(found[step])
-        for name, value in group_spread(rollouts).items():
-            rows.at[step, name] = value
-        rows.at[step, "echo_share"] = echo_share(rollouts)
+    for path in sorted(folder.rglob("train_data_step*.jsonl")):  # exp_002 after exp_001
+        step = path.stem.removeprefix("train_data_step")
+        if step.isdigit() and int(step) in rows.index:
+            rollouts = read_rollouts(path)
+            for name, value in (
+                group_spread(rollouts) | {"echo_share": echo_share(rollouts)}
+            ).items():
+                rows.at[int(step), name] = value
     return replace(run, frame=rows.reset_index(drop=True))
 
 
 def _with_judged(run: Run, folder: Path) -> Run:
     import pandas as pd
 
-    path = folder / JUDGED_FILE
+    path = folder / _JUDGED_FILE
     if not path.exists():
         return run
     try:
@@ -280,5 +276,5 @@ def _with_judged(run: Run, folder: Path) -> Run:
     except (KeyError, ValueError, TypeError) as error:
         raise WorkshopError(f"{path} lacks the columns step and gold_in_text") from error
     frame = run.frame.assign(right_share=run.frame["step"].map(judged).astype(float))
-    note = f"right_share is {JUDGED_FILE}'s gold_in_text: the right answer stands in the text"
+    note = f"right_share is {_JUDGED_FILE}'s gold_in_text: the right answer stands in the text"
     return replace(run, frame=frame, notes=(*run.notes, note))

@@ -1,73 +1,85 @@
-"""What to think of a run: learning, stalled, unstable, hacking, no signal; and why.
+"""What to think of a run, and why.
 
 Each rule is a pure function of the table of steps. It returns a `Finding` with its
 evidence, or None where it does not hold or the table lacks what it needs: a rule never
 guesses a column that the source did not write. Rules look at windows of steps, because
-one step's reward is an average of few answers.
+one step's reward is an average of few completions.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from workshop_lib.training.runs.findings import FEWEST_STEPS, HIGH, NOISES, Finding, is_share, noise
-from workshop_lib.training.runs.hacking import (
-    hacking_by_echo,
-    hacking_by_judge,
-    hacking_by_signs,
-    hacking_by_validation,
-)
+from workshop_lib.progress import format_duration
+from workshop_lib.training.runs.run import Run
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = [
-    "Finding",
-    "Verdict",
-    "hacking_by_echo",
-    "hacking_by_judge",
-    "hacking_by_signs",
-    "hacking_by_validation",
-    "judge",
-    "learning",
-    "no_signal",
-    "stalled",
-    "unstable",
-]
+__all__ = ["HANG_FACTOR", "Finding", "Verdict", "judge"]
 
-STALLED_STEPS = 10
-"""A run that has not risen in fewer steps may still: the recorded honest run took 7."""
+FEWEST_STEPS = 6  # two windows of three to compare
+STALLED_STEPS = 10  # a run that has not risen in fewer may still: the recorded honest one took 7
 
-RISE = 0.05
-"""A rise of the reward under five points is not worth the name; a reward is in 0 to 1."""
+# A rise of the reward is real at five points and twice its own standard error (about 95%).
+RISE, NOISES = 0.05, 2.0
 
+# Nats a token. Healthy runs stay at 0.01 to 0.1 with a usual penalty; the recorded honest one,
+# with a weak penalty (0.01), peaks at 0.46 in a single step and 0.40 over three.
 KL_LIMIT = 0.5
-"""Nats a token. Healthy runs stay at 0.01 to 0.1 with a usual penalty; the recorded honest
-one, with a weak penalty (0.01), peaks at 0.46 in a single step and 0.40 over three."""
 
+# Before clipping. Healthy runs stay under 5; the laptop's own reach 9 in single steps, so the
+# median of five counts.
 GRADIENT_LIMIT = 10.0
-"""Before clipping. Healthy runs stay under 5; the laptop's own reach 9 in single steps, so
-the median of five counts."""
 
+# The reward has collapsed when half of the best it had been is lost; noise never took more than
+# a fifth of it in the recorded runs.
 COLLAPSE = 0.5
-"""The reward has collapsed when half of the best it had been is lost; noise never took more
-than a fifth of it in the recorded runs."""
 
-SILENT = 0.95
-"""Share of completions in groups without spread, over five steps. Nearly no group teaches."""
+# Share of completions in groups without spread, and share of those cut, over five steps.
+SILENT, CUT = 0.95, 0.95
 
-MASTERED = 0.95
-"""A reward this high leaves no spread because nothing is left to learn: that is no fault."""
+# A reward that leaves no spread because nothing is left to learn, and one at which an honest run
+# comes to rest, so that a hole can be suspected.
+MASTERED, HIGH = 0.95, 0.8
 
-ENTROPY_LEFT = 0.05
-"""Of the entropy at first. With less the answers to a prompt are the same."""
+# What is left of the first entropy, with a reward that leaves most to learn. Recorded: the honest
+# run's falls to a hundredth, with the reward at 0.7 and more: it is sure because it is right.
+ENTROPY_LEFT, LEARNED = 0.05, 0.6
 
-LEARNED = 0.6
-"""A reward below this leaves most to learn. Recorded: the honest run's entropy falls to a
-hundredth, with the reward at 0.7 and more: it is sure because it is right."""
+# How much more the reward has risen than another measure (recorded: honest 0.04 at most, hacked
+# 0.62 at its end), and how much higher than a judge's it may be whatever it was at first.
+GAP, LEVEL = 0.25, 0.5
+
+# Share of the rewarded completions that are echoes. Recorded: honest at most 0.1, hacked 0.85.
+ECHO = 0.5
+
+# Signs on top: the last three steps against the first ten there. Recorded: honest at most 1.46
+# with an unchanged length, hacked 2.2 and 0.22.
+KL_GROWTH, LENGTH_CHANGE = 1.5, 0.15
+
+# No step for so many times the median step: it hangs, or was stopped without a word. Where that is
+# not sure, one that is silent for days has ended.
+HANG_FACTOR, LONGEST_S = 10, 86400.0
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one rule found.
+
+    Attributes:
+        kind: `crashed`, `hung`, `hacking`, `unstable`, `no signal`, `learning`, `stalled` or
+            `too early`.
+        reason: Why, with the values that say so.
+        advice: What to do next.
+    """
+
+    kind: str
+    reason: str
+    advice: str
 
 
 @dataclass(frozen=True)
@@ -96,196 +108,323 @@ class Verdict:
         return {"kind": self.kind, "findings": [vars(finding) for finding in self.findings]}
 
 
-def judge(frame: pd.DataFrame, validation: pd.DataFrame | None = None) -> Verdict:
+def judge(run: Run | pd.DataFrame, validation: pd.DataFrame | None = None) -> Verdict:
     """A verdict on the steps so far, also of a run that goes on.
 
-    A reward that is not earned outweighs all else; then what destroys the model; then
-    what wastes the time.
+    First what ended the run or its numbers; then a reward that is not earned; then what
+    destroys the model or leaves nothing to learn from; the reward's trend last.
 
     Args:
-        frame: `Run.frame`, or `read_metrics`' table.
-        validation: `Run.validation`, where there is one.
+        run: A run, or its table of steps alone.
+        validation: `Run.validation`, where a table alone is given.
 
     Example:
         >>> from workshop_lib.data import data_path
         >>> from workshop_lib.training.runs import read_run
-        >>> judge(read_run(data_path("recorded/nemo-rl/honest")).frame).kind
+        >>> judge(read_run(data_path("recorded/nemo-rl/honest"))).kind
         'learning'
-        >>> judge(read_run(data_path("recorded/nemo-rl/reward-hacking")).frame).kind
+        >>> judge(read_run(data_path("recorded/nemo-rl/reward-hacking"))).kind
         'hacking'
     """
-    rewarded = frame.dropna(subset=["reward"])
-    found = [finding for rule in _RULES if (finding := rule(rewarded)) is not None]
-    if validation is not None and (finding := hacking_by_validation(rewarded, validation)):
-        found.insert(sum(finding.kind == "hacking" for finding in found), finding)
-    if not found:
-        one = len(frame) == 1
-        done = f"{len(frame)} step{' is' if one else 's are'} done"
-        trend = f"{done} and show{'s' if one else ''} no trend yet"
-        reason = trend if len(rewarded) else "no step is done yet"
-        if len(frame) and rewarded.empty:
-            reason = f"{done}, and none says its reward"
-        found = [Finding("too early", reason, "look again after a few more steps")]
-    return Verdict(found[0].kind, tuple(found))
+    found: list[Finding | None] = []
+    hung, sure = None, True
+    frame = run.frame if isinstance(run, Run) else run
+    if isinstance(run, Run):
+        validation = run.validation
+        hung, sure = _hung(run)
+        found += [_crashed(run), hung if sure else None]
+    steps = frame.dropna(subset=["reward"])
+    found += [_not_finite(frame), _judged(steps), _echoes(steps), _validated(steps, validation)]
+    found += [_signs(steps), _unstable(steps), _no_signal(steps), _trend(steps)]
+    found += [hung] if not sure else []
+    findings = tuple(finding for finding in found if finding is not None)
+    findings = findings or (_too_early(len(frame), len(steps)),)
+    return Verdict(findings[0].kind, findings)
 
 
-def unstable(frame: pd.DataFrame) -> Finding | None:
-    """The model is leaving its language: KL, gradient, a collapsed reward or entropy, no numbers.
+def _too_early(done: int, rewarded: int) -> Finding:
+    steps = "1 step is done" if done == 1 else f"{done} steps are done"
+    reason = f"{steps} and {'shows' if done == 1 else 'show'} no trend yet"
+    if not rewarded:
+        reason = f"{steps}, and none says its reward" if done else "no step is done yet"
+    return Finding("too early", reason, "look again after a few more steps")
 
-    Args:
-        frame: The table of steps.
 
-    Example:
-        >>> import pandas as pd
-        >>> nothing = float("nan")
-        >>> frame = pd.DataFrame({"step": range(8), "reward": 0.5, "kl": 0.9, "loss": 0.0})
-        >>> unstable(frame.assign(grad_norm=nothing)).reason
-        'KL is 0.90 (last 3 steps; limit 0.5)'
+# -- did it end, do its numbers stand
+
+
+def _crashed(run: Run) -> Finding | None:
+    """The log ends in an error."""
+    if not run.error or _has_all_steps(run):
+        return None
+    of = f" of {run.planned}" if run.planned else ""
+    return Finding(
+        "crashed",
+        f"the run ended after {len(run.frame)}{of} steps: {run.error}",
+        "read the first error above it in the log, mend that, and go on from the last checkpoint",
+    )
+
+
+def _hung(run: Run) -> tuple[Finding | None, bool]:
+    """No step for far longer than a step takes, of a run that has steps left.
+
+    It is sure where the run says when its steps ended and how many it will have; else the run
+    may have ended, or its log be a copy.
     """
+    step_s, known = run.frame["step_s"].median(), run.frame["time"].notna().any()
+    last = run.frame["time"].max() if known else run.written
+    idle_s, sure = time.time() - last, bool(known and run.planned)
+    if run.error or _has_all_steps(run) or not last or not idle_s > HANG_FACTOR * step_s:
+        return None, sure
+    if idle_s > LONGEST_S and not sure:
+        return None, sure
+    of = f" of {run.planned}" if run.planned else ""
+    reason = (
+        f"no step for {format_duration(idle_s)}, {idle_s / step_s:.0f} times the median step of"
+        f" {format_duration(step_s)}; the last was step {run.frame['step'].iloc[-1]}{of}"
+    )
+    advice = (
+        "unless it was stopped, see whether its processes live, and which rank's log ended first:"
+        " what NCCL, Ray or the sampling engine last said stands there"
+    )
+    return Finding("hung", reason, advice), sure
+
+
+def _has_all_steps(run: Run) -> bool:
+    return run.planned is not None and len(run.frame) > 0 and run.frame["step"].max() >= run.planned
+
+
+def _not_finite(frame: pd.DataFrame) -> Finding | None:
+    """The loss, the gradient or the reward is no number, or the KL has ceased to be one.
+
+    A KL that never was a number, beside a loss that is one, is no part of the loss: its
+    penalty is 0.
+    """
+    if frame.empty or "not_finite" not in frame:
+        return None
+    said = frame["not_finite"].str.split()
+    broken = [name for name in ("grad_norm", "loss", "reward", "kl") if name in said.iloc[-1]]
+    if not broken or (broken == ["kl"] and "kl" in said.iloc[0]):
+        return None
+    since = frame.loc[said.map(lambda names: not set(broken).isdisjoint(names)), "step"].iloc[0]
+    return Finding(
+        "unstable",
+        f"{' and '.join(broken)}: no number (NaN or infinite) from step {since} on; what the model"
+        " computes since then is worthless",
+        "go back to a checkpoint before that step and look for an overflow: 16-bit numbers, the"
+        " ratio of an extreme token, an empty answer; then lower the rate or clip harder",
+    )
+
+
+# -- is the reward earned
+
+_CLOSE = "read what is rewarded, close the hole in the reward, train again from before it"
+
+
+def _judged(steps: pd.DataFrame) -> Finding | None:
+    """The reward rises away from the share of completions that another judge finds right."""
+    known = steps.dropna(subset=["right_share"]) if "right_share" in steps else steps[:0]
+    if len(known) < 3:
+        return None
+    first, last = known[["reward", "right_share"]].head(3).mean(), known.tail(3)
+    reward, right = last["reward"].mean(), last["right_share"].mean()
+    risen = reward - first["reward"] - (right - first["right_share"])
+    if risen >= GAP and reward > right:
+        reason = (
+            f"the reward went from {first['reward']:.2f} to {reward:.2f}, the share of right"
+            f" answers from {first['right_share']:.2f} to {right:.2f} (first and last 3 steps)"
+        )
+    elif reward - right >= LEVEL:
+        reason = f"the reward is {reward:.2f}, and {right:.2f} of the answers are right (3 steps)"
+    else:
+        return None
+    return Finding("hacking", reason, _CLOSE)
+
+
+def _echoes(steps: pd.DataFrame) -> Finding | None:
+    """Most of the rewarded completions only repeat their prompt: direct evidence."""
+    last = steps.tail(3).dropna(subset=["echo_share"]) if "echo_share" in steps else steps[:0]
+    # Of a reward that is hardly ever given there are too few completions to tell.
+    if last.empty or last["reward"].mean() < 0.2 or last["echo_share"].mean() < ECHO:
+        return None
+    reason = (
+        f"{last['echo_share'].mean():.0%} of the rewarded answers only repeat what the prompt says"
+        f" (last {len(last)} steps with answers)"
+    )
+    return Finding("hacking", reason, _CLOSE)
+
+
+def _validated(steps: pd.DataFrame, validation: pd.DataFrame | None) -> Finding | None:
+    """The reward rises, and the accuracy on problems that are not trained on stays behind.
+
+    It cannot see a hole that the validation's verifier has too, as in the recorded run.
+    """
+    known = steps[:0] if validation is None else validation.dropna(subset=["accuracy"])
+    if len(known) < 2 or len(steps) < FEWEST_STEPS or not _is_share(steps):
+        return None
+    at_first, at_last = known["step"].iloc[0], known["step"].iloc[-1]
+    first = steps.loc[steps["step"] > at_first, "reward"].head(3).mean()
+    last = steps.loc[steps["step"] <= at_last, "reward"].tail(3).mean()
+    low, high = known["accuracy"].iloc[0], known["accuracy"].iloc[-1]
+    if not ((last - first) - (high - low) >= GAP and last > high):
+        return None
+    return Finding(
+        "hacking",
+        f"suspected: the reward went from {first:.2f} to {last:.2f}, the accuracy in validation"
+        f" from {low:.2f} to {high:.2f} (steps {at_first} to {at_last})",
+        "read what is rewarded in training: is it a hole, or the training problems by heart?",
+    )
+
+
+def _signs(steps: pd.DataFrame) -> Finding | None:
+    """On top the reward rises again, the length changes, and the KL leaves the healthy range.
+
+    An honest run comes to rest on top. The signs together are a suspicion, for runs of which
+    nobody has the answers; a length alone is none: honest answers become shorter too.
+    """
+    top = steps[steps["reward"].rolling(3).mean().ge(HIGH).cummax()]
+    judged = "right_share" in steps and steps["right_share"].tail(3).notna().all()
+    before, after = top.iloc[:-3].head(10), top.tail(3)
+    if len(before) < FEWEST_STEPS or not _is_share(steps) or judged:
+        return None
+    change, length = _change(before, after, "mean_length"), before["mean_length"].mean()
+    kl_was, kl = before["kl"].mean(), after["kl"].mean()
+    if (
+        _change(before, after, "reward") > 0
+        and abs(change) >= max(LENGTH_CHANGE * length, 1.0)
+        and _change(before, after, "kl") > 0
+        and kl >= max(KL_GROWTH * kl_was, KL_LIMIT)
+    ):
+        return Finding(
+            "hacking",
+            f"suspected: with the reward already at {before['reward'].mean():.2f}, KL grew"
+            f" {kl / kl_was:.1f} times and the length changed by {change / length:+.0%} (the last 3"
+            f" steps against the first {len(before)} there)",
+            "read the best-rewarded answers of the last steps, and have another judge score them",
+        )
+    return None
+
+
+def _change(before: pd.DataFrame, after: pd.DataFrame, column: str) -> float:
+    """How much a column's mean has changed; 0 where its noise explains that."""
+    error = _noise(before[column]) * math.sqrt(1 / len(before) + 1 / len(after))
+    change = float(after[column].mean() - before[column].mean())
+    return change if abs(change) > NOISES * error else 0.0
+
+
+# -- does it learn
+
+
+def _unstable(steps: pd.DataFrame) -> Finding | None:
+    """The model is leaving its language: KL, gradient, a collapsed reward or entropy."""
     reasons = []
-    loss = frame["loss"]
-    if len(loss) and loss.notna().any() and not math.isfinite(loss.iloc[-1]):
-        reasons.append("the loss is no number any more")
-    kl = frame["kl"].tail(3)
-    if len(kl) == 3 and kl.notna().all() and kl.mean() > KL_LIMIT:
+    kl, gradient = steps["kl"].tail(3), steps["grad_norm"].tail(5)
+    if kl.notna().sum() == 3 and kl.mean() > KL_LIMIT:
         reasons.append(f"KL is {kl.mean():.2f} (last 3 steps; limit {KL_LIMIT})")
-    gradient = frame["grad_norm"].tail(5)
     if gradient.notna().sum() >= 3 and gradient.median() > GRADIENT_LIMIT:
         reasons.append(
             f"the gradient's norm is {gradient.median():.1f}"
             f" (median of 5 steps; limit {GRADIENT_LIMIT:.0f})"
         )
-    means = frame["reward"].rolling(3).mean()
-    if len(frame) >= FEWEST_STEPS and means.max() >= 0.2:
-        last, best = means.iloc[-1], means.max()
-        error = noise(frame["reward"]) * math.sqrt(2 / 3)
+    means = steps["reward"].rolling(3).mean()
+    if len(steps) >= FEWEST_STEPS and (best := means.max()) >= 0.2:
+        last, error = means.iloc[-1], _noise(steps["reward"]) * math.sqrt(2 / 3)
         if last < COLLAPSE * best and best - last > NOISES * error:
             reasons.append(f"the reward fell from {best:.2f} to {last:.2f} (means of 3 steps)")
-    if "entropy" in frame and len(frame) >= 2 * FEWEST_STEPS:
-        entropy, reward = frame["entropy"], frame["reward"].tail(3).mean()
-        first, last = entropy.head(3).mean(), entropy.tail(3).mean()
-        if last < ENTROPY_LEFT * first and is_share(frame) and reward < LEARNED:
+    if len(steps) >= 2 * FEWEST_STEPS and _is_share(steps) and means.iloc[-1] < LEARNED:
+        first, last = steps["entropy"].head(3).mean(), steps["entropy"].tail(3).mean()
+        if last < ENTROPY_LEFT * first:
             reasons.append(
                 f"the entropy fell from {first:.2f} to {last:.2f} nats with the reward at"
-                f" {reward:.2f}: the answers no longer differ"
+                f" {means.iloc[-1]:.2f}: the answers no longer differ"
             )
-    if not reasons:
-        return None
     advice = "lower the learning rate or raise the KL penalty, from a checkpoint before"
-    return Finding("unstable", "; ".join(reasons), advice)
+    return Finding("unstable", "; ".join(reasons), advice) if reasons else None
 
 
-def no_signal(frame: pd.DataFrame) -> Finding | None:
-    """Nearly every group has one reward for all its answers, so nothing can be learned.
+def _no_signal(steps: pd.DataFrame) -> Finding | None:
+    """Nothing can be learned: groups without spread, a gradient or a rate of 0.
 
     A run that has come to master its problems has no spread either: not meant. One that
     mastered them from its first step on is: nothing was left to learn.
-
-    Args:
-        frame: The table of steps. Without `zero_std_share`, a reward that is exactly the
-            same at every step is taken for it.
-
-    Example:
-        >>> import pandas as pd
-        >>> no_signal(pd.DataFrame({"step": range(5), "reward": 0.0, "zero_std_share": 1.0})).kind
-        'no signal'
     """
-    last = frame.tail(5)
+    last = steps.tail(5)
     if len(last) < 3:
         return None
-    if last["reward"].mean() >= MASTERED and is_share(frame):
-        first = frame["reward"].head(5).mean()
-        if len(frame) < FEWEST_STEPS or first < MASTERED:
+    if last["reward"].mean() >= MASTERED and _is_share(steps):
+        first = steps["reward"].head(5).mean()
+        if len(steps) < FEWEST_STEPS or first < MASTERED:
             return None
         return Finding(
             "no signal",
             f"the reward was {first:.2f} from the first steps on: nothing was left to learn",
             "harder problems; a reward that is this easily given is worth reading answers for",
         )
-    silent = last["zero_std_share"]
-    if silent.notna().any():
-        if silent.mean() < SILENT:
-            return None
-        why = f"{silent.mean():.0%} of the completions are in groups without spread"
-    elif last["reward"].nunique() == 1:
-        why = "the reward is the same at every step"
-    else:
-        return None
-    return Finding(
-        "no signal",
-        f"{why} (last {len(last)} steps, reward {last['reward'].mean():.2f})",
-        "check the reward on a right answer; easier problems, more answers a prompt",
-    )
+    silent, advice = last["zero_std_share"], "check the reward on a right answer; easier problems,"
+    advice += " more answers a prompt"
+    why = []
+    if silent.mean() >= SILENT:
+        why.append(f"{silent.mean():.0%} of the completions are in groups without spread")
+    if silent.isna().all() and last["reward"].nunique() == 1:
+        why.append("the reward is the same at every step")
+    if (last["grad_norm"] == 0).all():
+        why.append("the gradient is exactly 0")
+    if (last["learning_rate"] == 0).all():
+        why.append("the learning rate is 0")
+        advice = advice if len(why) > 1 else "look at the schedule: it has ended, or never begins"
+    if why and (cut := _cut(steps)):
+        why.insert(0, cut)
+        advice = _LONGER
+    reason = f"{', '.join(why)} (last {len(last)} steps, reward {last['reward'].mean():.2f})"
+    return Finding("no signal", reason, advice) if why else None
 
 
-def learning(frame: pd.DataFrame) -> Finding | None:
-    """The reward has risen, by more than its noise.
-
-    Args:
-        frame: The table of steps.
-
-    Example:
-        >>> import pandas as pd
-        >>> rewards = [0.1, 0.2, 0.3, 0.5, 0.7, 0.8]
-        >>> learning(pd.DataFrame({"step": range(6), "reward": rewards})).kind
-        'learning'
-    """
-    if len(frame) < FEWEST_STEPS:
-        return None
-    first, last, error = _trend(frame)
-    if last - first < max(RISE, NOISES * error):
-        return None
-    width = _window(frame)
-    return Finding(
-        "learning",
-        f"the reward rose from {first:.2f} to {last:.2f}"
-        f" (first and last {width} of {len(frame)} steps)",
-        "measure on held-out problems; a reward is not the goal itself",
-    )
-
-
-def stalled(frame: pd.DataFrame) -> Finding | None:
-    """After enough steps the reward has not risen by more than its noise.
-
-    Args:
-        frame: The table of steps.
-
-    Example:
-        >>> import pandas as pd
-        >>> stalled(pd.DataFrame({"step": range(12), "reward": [0.2, 0.22] * 6})).kind
-        'stalled'
-    """
-    if len(frame) < STALLED_STEPS or learning(frame) is not None:
-        return None
-    first, last, _ = _trend(frame)
-    if min(first, last) >= MASTERED:
-        return None
-    problems = "harder" if is_share(frame) and last >= HIGH else "easier"
-    return Finding(
-        "stalled",
-        f"the reward was {first:.2f} at first and is {last:.2f} after {len(frame)} steps",
-        f"a higher learning rate, {problems} problems, or more answers a prompt",
-    )
-
-
-def _window(frame: pd.DataFrame) -> int:
-    return 3 if len(frame) < 2 * STALLED_STEPS else 5
-
-
-def _trend(frame: pd.DataFrame) -> tuple[float, float, float]:
-    """Mean reward of the first and the last steps, and the standard error of their difference."""
-    reward, width = frame["reward"], _window(frame)
-    error = noise(reward) * math.sqrt(2 / width)
-    return float(reward.head(width).mean()), float(reward.tail(width).mean()), error
-
-
-# In the order in which they matter.
-_RULES: tuple[Callable[[pd.DataFrame], Finding | None], ...] = (
-    hacking_by_judge,
-    hacking_by_echo,
-    hacking_by_signs,
-    unstable,
-    no_signal,
-    learning,
-    stalled,
+_LONGER = (
+    "read the answers: where they stop half-way, allow more new tokens"
+    " (policy.generation.max_new_tokens, TRL's max_completion_length), or ask for less"
 )
+
+
+def _cut(steps: pd.DataFrame) -> str:
+    """Whether every answer is cut, as the source says, or as a length that never varies does."""
+    share, length = steps["cut_share"].tail(5), steps["mean_length"].tail(5)
+    constant = len(length) >= 3 and length.nunique() == 1 and length.iloc[0] % 1 == 0
+    if not (share.mean() >= CUT or (share.isna().all() and constant and length.iloc[0] > 1)):
+        return ""
+    return f"every answer is cut at {length.max():.0f} tokens, before it ends"
+
+
+def _trend(steps: pd.DataFrame) -> Finding | None:
+    """Whether the reward has risen by more than its noise; after enough steps, that it has not."""
+    count, share = len(steps), _is_share(steps)
+    width = 3 if count < 2 * STALLED_STEPS else 5
+    first, last = steps["reward"].head(width).mean(), steps["reward"].tail(width).mean()
+    error = _noise(steps["reward"]) * math.sqrt(2 / width)
+    cut = f"; {text}" if count and (text := _cut(steps)) else ""
+    if count >= FEWEST_STEPS and last - first >= max(RISE, NOISES * error):
+        return Finding(
+            "learning",
+            f"the reward rose from {first:.2f} to {last:.2f}"
+            f" (first and last {width} of {count} steps){cut}",
+            "read the answers that earn it, and measure on held-out problems: a reward is not the"
+            " goal itself",
+        )
+    if count >= STALLED_STEPS and min(first, last) < MASTERED:
+        problems = "harder" if share and last >= HIGH else "easier"
+        advice = f"a higher learning rate, {problems} problems, or more answers a prompt"
+        reason = f"the reward was {first:.2f} at first and is {last:.2f} after {count} steps{cut}"
+        return Finding("stalled", reason, _LONGER if cut else advice)
+    return None
+
+
+def _noise(values: pd.Series[float]) -> float:
+    """Standard deviation of one step, from the differences of neighbours (von Neumann's).
+
+    A trend does not inflate it as it does a standard deviation.
+    """
+    return math.sqrt(float(values.diff().dropna().pow(2).mean()) / 2)
+
+
+def _is_share(steps: pd.DataFrame) -> bool:
+    """Whether all rewards lie in 0 to 1, so that levels such as "high" mean something."""
+    return bool(steps["reward"].between(0, 1).all())
