@@ -2,38 +2,44 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from workshop_lib.data import data_dir
 from workshop_lib.errors import WorkshopError
 from workshop_lib.training.recipe.files import RecipeError
-from workshop_lib.training.recipe.reading import Recipe, read_recipe, shown
+from workshop_lib.training.recipe.reading import read_recipe, shown
+from workshop_lib.training.recipe.recipe import Recipe
+from workshop_lib.training.recipe.rules import not_checked
+from workshop_lib.training.recipe.schema import nemo_rl
 
-if TYPE_CHECKING:
-    from workshop_lib.serving.memory import ModelShape
-
-__all__ = ["CheckedRecipe", "check_recipe", "memory_problem"]
+__all__ = ["CheckedRecipe", "check_recipe"]
 
 
 @dataclass(frozen=True)
 class CheckedRecipe:
-    """What a check found.
+    """What a check found; `str()` gives a line each.
 
     Attributes:
         path: The file, as it is shown.
         problems: What is wrong, a line each; none for a recipe that can be run.
-        notes: What could not be checked, and what is odd but harmless.
+        notes: What was not checked, and what is odd but harmless.
         summary: What a step does, of a recipe that is right.
     """
 
     path: str
     problems: tuple[str, ...]
-    notes: tuple[str, ...]
-    summary: str
+    notes: tuple[str, ...] = ()
+    summary: str = ""
+
+    def __str__(self) -> str:
+        """The problems, or that it is right and against which NeMo RL; then the notes."""
+        # A file that cannot be read names itself.
+        lines = [p if self.path in p else f"{self.path}: {p}" for p in self.problems]
+        if not self.problems:
+            lines = [f"{self.path}: right for NeMo RL {nemo_rl()['version']}: {self.summary}"]
+        return "\n".join([*lines, *(f"{self.path}: note: {note}" for note in self.notes)])
 
 
 def check_recipe(
@@ -57,58 +63,45 @@ def check_recipe(
 
     Example:
         >>> from workshop_lib.data import data_path
-        >>> check_recipe(data_path("recipes/arithmetic.yaml"), gpu="h100").problems
-        ()
+        >>> print(str(check_recipe(data_path("recipes/arithmetic.yaml"))).splitlines()[0])
+        data/recipes/arithmetic.yaml: right for NeMo RL v0.7.0: 8 prompts x 8 answers a step, \
+1 update of 64, HuggingFaceTB/SmolLM2-135M-Instruct
     """
     unset: set[str] = set()
     try:
         recipe = read_recipe(path, overrides, unset=unset)
     except RecipeError as error:
-        return CheckedRecipe(shown(path), error.problems, (), "")
-    notes = [*recipe.notes]
-    notes += [f"the environment variable {name} must be set to run it" for name in sorted(unset)]
-    problems = list(_prompts_that_do_not_fit(recipe))
-    if gpu is not None:
-        problem, note = memory_problem(recipe, gpu)
+        return CheckedRecipe(shown(path), error.problems)
+    problems = _prompts_that_do_not_fit(recipe)
+    unchecked, notes = not_checked(recipe), list(recipe.notes)
+    if gpu is None:
+        unchecked.insert(0, "memory (name a GPU)")
+    else:
+        problem, reason = _memory(recipe, gpu)
         problems += filter(None, [problem])
-        notes += filter(None, [note])
-    grpo = recipe.grpo
+        unchecked = [*filter(None, [reason]), *unchecked]
+    notes += [f"the environment variable {name} must be set to run it" for name in sorted(unset)]
+    notes.append(f"not checked: {'; '.join(unchecked)}")
+    updates = recipe.updates_per_step
     summary = (
-        f"{grpo.num_prompts_per_step} prompts x {grpo.num_generations_per_prompt} answers a step,"
-        f" {recipe.updates_per_step} update{'s' if recipe.updates_per_step > 1 else ''} of"
+        f"{recipe.grpo.num_prompts_per_step} prompts x {recipe.grpo.num_generations_per_prompt}"
+        f" answers a step, {updates} update{'s' if updates > 1 else ''} of"
         f" {recipe.policy.train_global_batch_size}, {recipe.policy.model_name}"
     )
     return CheckedRecipe(shown(path), tuple(problems), tuple(notes), summary)
 
 
-def memory_problem(recipe: Recipe, gpu: str) -> tuple[str, str]:
-    """Whether training and generation fit on the recipe's GPUs, by `workshop_lib.serving.memory`.
-
-    Args:
-        recipe: The recipe.
-        gpu: A GPU of `memory.DEVICES`.
-
-    Returns:
-        What does not fit, and why it could not be checked; one of them or both are empty.
-
-    Raises:
-        WorkshopError: The GPU is not known.
-
-    Example:
-        >>> from workshop_lib.data import data_path
-        >>> recipe = read_recipe(data_path("recipes/arithmetic.yaml"))
-        >>> memory_problem(recipe, "a10g")
-        ('', '')
-    """
+def _memory(recipe: Recipe, gpu: str) -> tuple[str, str]:
+    """What does not fit on the recipe's GPUs, and why that could not be told; one or both empty."""
     from workshop_lib.serving.memory import find_device, training_budget
 
     device = find_device(gpu)
     policy, generation = recipe.policy, recipe.generation
     if not policy.dtensor_cfg.enabled:
-        return "", "memory was not checked: only DTensor's (FSDP2) is predicted, not Megatron's"
+        return "", "memory: only DTensor's (FSDP2) is predicted, not Megatron's"
     shape = _shape(policy.model_name)
     if shape is None:
-        return "", f"memory was not checked: the shape of {policy.model_name} is not known here"
+        return "", f"memory: the shape of {policy.model_name} is not known here"
     colocated, lora = generation.colocated, policy.dtensor_cfg.lora_cfg
     gpus = recipe.cluster.gpus_per_node * recipe.cluster.num_nodes
     if not colocated.enabled:
@@ -134,18 +127,21 @@ def memory_problem(recipe: Recipe, gpu: str) -> tuple[str, str]:
             tp=vllm.tensor_parallel_size,
         )
     except WorkshopError as error:
-        return "", f"memory was not checked: {error}"
+        return "", f"memory: {error}"
     return budget.reason, ""
 
 
-def _shape(model: str) -> ModelShape | None:
+def _shape(model: str) -> Any:
     """A model's shape: of its folder, or of the facts that come with the workshop."""
-    from workshop_lib.serving import models
+    import json
+
+    from workshop_lib.data import data_dir
     from workshop_lib.serving.memory import ModelShape
+    from workshop_lib.serving.models import model_path
 
     folders = [Path(model)]
     if "/" in model and not model.startswith(("/", ".")):
-        folders.append(models.model_path(model))
+        folders.append(model_path(model))
     for folder in folders:
         if (folder / "config.json").is_file():
             return ModelShape.from_config(folder / "config.json", name=model)

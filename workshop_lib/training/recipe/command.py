@@ -1,13 +1,12 @@
-"""The command line: `workshop recipe check FILE [FILE ...]`, made for CI."""
+"""`workshop recipe check FILE [FILE ...]`, made for CI: a line an error, and an exit code."""
 
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 
-from workshop_lib.errors import WorkshopError
-from workshop_lib.training.recipe.check import CheckedRecipe, check_recipe
+from workshop_lib.training.recipe.check import check_recipe
+from workshop_lib.training.recipe.files import override
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -17,59 +16,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments; those of the command line by default.
 
     Returns:
-        Exit code: 0 when all are right, 1 when one is not, 2 for a wrong command.
+        Exit code: 0 when all are right, 1 when one is not.
 
-    Example:
-        >>> from workshop_lib.data import data_path
-        >>> main(["check", str(data_path("recipes/arithmetic.yaml"))])
-        data/recipes/arithmetic.yaml: right: 8 prompts x 8 answers a step, 1 update of 64, \
-HuggingFaceTB/SmolLM2-135M-Instruct
-        0
+    Raises:
+        WorkshopError: The GPU is not known, or a value is none.
     """
-    options = _parser().parse_args(argv)
-    try:
-        checked = [
-            check_recipe(path, dict(map(_override, options.set)), gpu=options.gpu)
-            for path in options.files
-        ]
-    except WorkshopError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 2
-    for each in checked:
-        _print(each)
-    return int(any(each.problems for each in checked))
-
-
-def _print(checked: CheckedRecipe) -> None:
-    if not checked.problems:
-        print(f"{checked.path}: right: {checked.summary}")
-    for problem in checked.problems:
-        # A file that cannot be read names itself.
-        print(problem if checked.path in problem else f"{checked.path}: {problem}")
-    for note in checked.notes:
-        print(f"{checked.path}: note: {note}", file=sys.stderr)
-
-
-def _override(text: str) -> tuple[str, object]:
-    from workshop_lib.training.component import override
-
-    return override(text)
-
-
-def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="workshop recipe", description="Recipes in NeMo RL's YAML."
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    check = commands.add_parser(
-        "check",
-        help="say all that is wrong with a recipe",
-        description="Exit code 0 and a line when a recipe is right, 1 and a line an error when"
-        " it is not. Notes go to standard error.",
-    )
+    check = commands.add_parser("check", help="say all that is wrong with a recipe")
     check.add_argument("files", nargs="+", metavar="FILE", help="a recipe")
     check.add_argument("--gpu", help="also check that it fits this GPU: h100, h200, a100-40, …")
     check.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="replaces a value"
     )
-    return parser
+    options = parser.parse_args(argv)
+    values = dict(map(override, options.set))
+    checked = [check_recipe(path, values, gpu=options.gpu) for path in options.files]
+    for each in checked:
+        print(each)
+    return int(any(each.problems for each in checked))

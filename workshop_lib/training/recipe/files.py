@@ -1,73 +1,103 @@
-"""Reading a recipe's YAML as NeMo RL reads it: `defaults:`, interpolation, numbers.
+"""Reading a recipe's YAML as NeMo RL reads it: with OmegaConf, its `defaults:` and its resolvers.
 
-NeMo RL reads its configuration with OmegaConf. What its published configurations
-use of it is done here: a file inherits from the files named in `defaults:`, a
-value may refer to another key (`${policy.model_name}`, `${.temperature}`, `${list[0]}`) or
-multiply two (`${mul:2,3}`) or stand in the environment (`${oc.env:HF_HOME}`), `1e-5` is a
-number, `???` is a value still to be given, and a key given twice is an error. Compared
-with OmegaConf 2.3 itself on all the configurations that NeMo RL v0.7.0 publishes: the same
-values, every one.
+A file inherits from the files named in `defaults:`, a value may refer to another key
+(`${policy.model_name}`) or compute one (`${mul:2,3}`), and `???` is a value still to be given.
+Source: NeMo RL v0.7.0, `nemo_rl/utils/config.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from workshop_lib.training.recipe.references import MOST_VALUES, Resolver
-from workshop_lib.training.recipe.yaml_file import RecipeError, parse_file
+from workshop_lib.errors import WorkshopError
 
-__all__ = ["RecipeError", "leaves", "load_settings", "set_key"]
+__all__ = ["RecipeError", "leaves", "load_settings", "override"]
+
+_REFERENCE = re.compile(r"\$\{(\w+)")
+_NOT_SET = re.compile(r"Environment variable '(\w+)' not found")
+_MISSING = re.compile(r"Missing mandatory value: (\S+)")
+_RESOLVERS: dict[str, Callable[[float, float], float]] = {
+    "mul": lambda a, b: a * b,
+    "div": lambda a, b: a / b,
+    "max": max,
+}
+
+
+class RecipeError(WorkshopError):
+    """A recipe cannot be read, or says something that cannot be meant.
+
+    Attributes:
+        problems: All that is wrong, a line each; the message names the first.
+
+    Example:
+        >>> RecipeError("grpo.yaml: two things are wrong", ["one", "two"]).problems
+        ('one', 'two')
+    """
+
+    def __init__(self, message: str, problems: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.problems = tuple(problems) or (message,)
 
 
 def load_settings(
     path: str | Path,
     overrides: Mapping[str, Any] | None = None,
     *,
-    follow_defaults: bool = True,
     unset: set[str] | None = None,
-    referred: set[str] | None = None,
 ) -> dict[str, Any]:
     """Read a recipe's file with all that it inherits, every reference resolved.
+
+    A value of the top level that others refer to is a variable, as NeMo RL's own recipes have
+    them, and is left out of the result.
 
     Args:
         path: The YAML file.
         overrides: Values by dotted key that replace the file's, before references
             are resolved, as on NeMo RL's command line.
-        follow_defaults: Read the files named in `defaults:` too. Without, only what
-            the file itself says is returned, with references it cannot resolve left out.
         unset: Takes the names of environment variables that are asked for and not set,
             whose place `<NAME>` then takes. Without, such a variable is an error, as it is
             to NeMo RL.
-        referred: Takes the top-level keys that references name.
 
     Raises:
         RecipeError: A file cannot be read, a key stands twice, or a reference leads nowhere.
-
-    Example:
-        >>> from workshop_lib.data import data_path
-        >>> load_settings(data_path("recipes/arithmetic.yaml"))["grpo"]["num_prompts_per_step"]
-        8
     """
-    settings = _with_defaults(Path(path), (), follow_defaults)
-    _size(settings, str(path), (), {})
-    settings = _apart(settings)
-    for key, value in (overrides or {}).items():
-        set_key(settings, key, value)
-    resolver = Resolver(settings, str(path), strict=follow_defaults, environment=unset)
-    resolved: dict[str, Any] = resolver.resolve(settings, ())
-    if referred is not None:
-        referred |= resolver.referred
-    return resolved
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    for name, compute in _RESOLVERS.items():
+        OmegaConf.register_resolver(name, _of_numbers(compute), replace=True)
+    settings: Any = {}
+    with _explained(path):
+        config = _with_defaults(Path(path), ())
+        for key, value in (overrides or {}).items():
+            OmegaConf.update(config, key, value, merge=False, force_add=True)
+        while True:
+            try:
+                settings = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+                break
+            except OmegaConfBaseException as error:
+                missing = _NOT_SET.search(str(error))
+                if missing is None or unset is None or not error.full_key:
+                    raise
+                unset.add(missing[1])
+                OmegaConf.update(config, error.full_key, f"<{missing[1]}>")
+    written = str(OmegaConf.to_container(config, resolve=False))
+    variables = {
+        name
+        for name in _REFERENCE.findall(written)
+        if name in settings and not isinstance(settings[name], dict | list)
+    }
+    return {
+        str(k) if isinstance(k, str) else k: v for k, v in settings.items() if k not in variables
+    }
 
 
-def leaves(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def leaves(settings: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
     """The values of a nested mapping by dotted key.
-
-    Args:
-        settings: The mapping.
-        prefix: Put before every key.
 
     Example:
         >>> leaves({"grpo": {"seed": 42}, "env": {}})
@@ -76,94 +106,99 @@ def leaves(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in settings.items():
         key = f"{prefix}.{name}" if prefix else str(name)
-        if isinstance(value, Mapping) and value:
-            found |= leaves(value, key)
-        else:
-            found[key] = value
+        found |= leaves(value, key) if isinstance(value, Mapping) and value else {key: value}
     return found
 
 
-def set_key(settings: dict[str, Any], key: str, value: Any) -> None:
-    """Set a dotted key in a nested mapping; missing levels are made.
-
-    Args:
-        settings: The mapping, changed in place.
-        key: For example `grpo.seed`.
-        value: The new value.
+def override(text: str) -> tuple[str, Any]:
+    """A key and its value, of a text as command lines have it: `KEY=VALUE`, the value YAML.
 
     Raises:
-        RecipeError: A part of the key is a value, not a section.
+        RecipeError: It is not that.
 
     Example:
-        >>> recipe = {"grpo": {"seed": 42}}
-        >>> set_key(recipe, "grpo.seed", 7)
-        >>> recipe
-        {'grpo': {'seed': 7}}
+        >>> override("policy.optimizer.kwargs.lr=2.0e-5")
+        ('policy.optimizer.kwargs.lr', 2e-05)
     """
-    *sections, name = key.split(".")
-    here: Any = settings
-    for section in sections:
-        here = here.setdefault(section, {})
-        if not isinstance(here, dict):
-            raise RecipeError(f"{key} cannot be set: {section} is a value, not a section")
-    here[name] = value
+    import yaml
+    from omegaconf import OmegaConf
+
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise RecipeError(f"{text!r} is no KEY=VALUE, for example grpo.num_prompts_per_step=4")
+    try:
+        config = OmegaConf.from_dotlist([f"value={value}"])
+    except (yaml.YAMLError, ValueError) as error:
+        raise RecipeError(f"{text[:80]!r}: the value is not YAML") from error
+    values: Any = OmegaConf.to_container(config)
+    return key.strip(), values["value"]
 
 
-def _with_defaults(path: Path, above: tuple[Path, ...], follow: bool) -> dict[str, Any]:
+def _with_defaults(path: Path, above: tuple[Path, ...]) -> Any:
     """A file merged over the files that it inherits from, references not yet resolved."""
+    from omegaconf import DictConfig, ListConfig, OmegaConf
+
     resolved = path.resolve()
     if resolved in above:
         chain = " -> ".join(file.name for file in (*above, resolved))
         raise RecipeError(f"{path}: its defaults go in a circle ({chain})")
-    settings = parse_file(path, above[-1].name if above else "")
-    named = settings.pop("defaults", None)
-    if named is None or not follow:
-        return settings
-    names = named if isinstance(named, list) else [named]
-    if not all(isinstance(name, str) for name in names):
+    inherited = f" (named in the defaults of {above[-1].name})" if above else ""
+    try:
+        config = OmegaConf.load(path)
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
         raise RecipeError(
-            f"{path}: defaults is {named!r} and should name a file, or a list of them"
-        )
-    merged: dict[str, Any] = {}
-    for name in names:
-        merged = _merge(merged, _with_defaults(path.parent / name, (*above, resolved), follow))
-    return _merge(merged, settings)
-
-
-def _size(value: Any, path: str, above: tuple[int, ...], known: dict[int, int]) -> int:
-    """How many values there are with every anchor (&) written out; anchors can hold themselves."""
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    if id(value) in above:
-        raise RecipeError(f"{path}: an anchor (&) holds itself")
-    if inner and id(value) not in known:
-        below = (*above, id(value))
-        known[id(value)] = sum(_size(each, path, below, known) for each in inner)
-        if known[id(value)] > MOST_VALUES:
-            raise RecipeError(f"{path} is no recipe: it holds more than {MOST_VALUES:,} values")
-    return known.get(id(value), 1) if inner else 1
-
-
-def _apart(value: Any) -> Any:
-    """A copy in which nothing is held twice: what an override changes has one place."""
-    if isinstance(value, dict):
-        return {key: _apart(item) for key, item in value.items()}
-    return [_apart(item) for item in value] if isinstance(value, list) else value
-
-
-def _merge(base: dict[str, Any], over: dict[str, Any], *, top: bool = True) -> dict[str, Any]:
-    """Mappings are merged, anything else is replaced, as OmegaConf and NeMo RL do it.
-
-    A section of the top level that says `_override_: true` replaces the inherited one;
-    further down the marker is a key like any other, and NeMo RL merges all the same.
-    """
-    merged = dict(base)
-    for key, value in over.items():
-        inherited = merged.get(key)
-        if not isinstance(value, dict):
-            merged[key] = value
-            continue
-        if top and value.get("_override_"):
-            value = {name: item for name, item in value.items() if name != "_override_"}
-            inherited = {}
-        merged[key] = _merge(inherited if isinstance(inherited, dict) else {}, value, top=False)
+            f"the recipe {path}{inherited} cannot be read: {reason or error}"
+        ) from error
+    if not isinstance(config, DictConfig) or not config:
+        raise RecipeError(f"{path}{inherited} is no recipe: it holds no sections")
+    named = config.pop("defaults", None)
+    names = [named] if isinstance(named, str) else named or []
+    if not isinstance(names, list | ListConfig) or not all(isinstance(n, str) for n in names):
+        raise RecipeError(f"{path}: defaults is {named!r} and should name a file, or several")
+    merged: Any = OmegaConf.create({})
+    for layer in (*(_with_defaults(path.parent / n, (*above, resolved)) for n in names), config):
+        for key in list(layer):
+            # At the top level only: `_override_: true` replaces what is inherited.
+            section = layer._get_node(key)
+            if isinstance(section, DictConfig) and section.pop("_override_", False):
+                merged.pop(key, None)
+        merged = OmegaConf.merge(merged, layer)
     return merged
+
+
+def _of_numbers(compute: Callable[[float, float], float]) -> Callable[[Any, Any], Any]:
+    """Python multiplies texts and lists too."""
+
+    def resolver(a: Any, b: Any) -> Any:  # OmegaConf would hold a float to its type
+        for number in (a, b):
+            if isinstance(number, bool) or not isinstance(number, int | float):
+                raise TypeError(f"{number!r} is no number")
+        return compute(a, b)
+
+    return resolver
+
+
+@contextmanager
+def _explained(path: str | Path) -> Iterator[None]:
+    """OmegaConf's and PyYAML's errors in one line, with the key."""
+    import yaml
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        yield
+    except OmegaConfBaseException as error:
+        said = " ".join(str(error).split("full_key:")[0].split())
+        said = said.replace("TypeError raised while resolving interpolation: ", "")
+        key, sign = str(error.full_key or ""), ":"
+        if variable := _NOT_SET.search(said):
+            sign, said = "", f"needs the environment variable {variable[1]}, which is not set"
+        if missing := _MISSING.search(said):
+            key, sign, said = missing[1], "", "is ???: it must be given a value"
+        raise RecipeError(f"{path}: {key}{sign} {said}") from error
+    except yaml.MarkedYAMLError as error:
+        place = f" line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise RecipeError(f"{path}{place}: {error.problem or error}") from error
+    except (yaml.YAMLError, RecursionError, ValueError, TypeError) as error:
+        said = " ".join(str(error).split())[:150]
+        raise RecipeError(f"{path} cannot be read: {said}") from error

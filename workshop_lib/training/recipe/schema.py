@@ -1,351 +1,246 @@
-"""The keys of a NeMo RL recipe, with their types and NeMo RL's own values.
+"""The keys of NeMo RL: whether a recipe has others, and whether its values are of their types.
 
-Names and types are those of NeMo RL v0.7.0 (its `MasterConfig` and the classes
-that it is made of); the value of a key that a recipe leaves out is that of
-NeMo RL's `examples/configs/grpo_math_1B.yaml`, from which its published recipes
-inherit. What only GPUs or Megatron use is let through unread (`Free`).
+`data/nemo-rl-keys.yaml` has the keys, their types and NeMo RL's own values.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+import difflib
+import math
+import operator
+import re
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache
+from types import SimpleNamespace
+from typing import Any
 
-from pydantic import BeforeValidator, Field
+from workshop_lib.data import data_path
 
-from workshop_lib.training.recipe.sections import (
-    Checkpointing,
-    Cluster,
-    Count,
-    Data,
-    Dataset,
-    Free,
-    Logger,
-    MathEnvironment,
-    Section,
-    Share,
-)
+__all__ = ["check_keys", "closest", "dataset_entry", "known_keys", "nemo_rl", "own_values"]
 
-__all__ = [
-    "REWARD_ENVIRONMENTS",
-    "Checkpointing",
-    "Cluster",
-    "Data",
-    "Dataset",
-    "Generation",
-    "Grpo",
-    "Logger",
-    "LossFn",
-    "MathEnvironment",
-    "Policy",
-    "RecipeConfig",
-    "Section",
-]
+# Environments whose keys are checked; others (nemo_gym, code, a reward model) have their own.
+REWARD_ENVIRONMENTS = ("first_integer", "math_verify", "format", "techpulse", "math")
+_GYM_SWITCHES = ("should_use_nemo_gym", "should_log_nemo_gym_responses")
+_OTHER_ALGORITHMS = ("sft", "dpo", "rm", "ppo", "distillation", "eval")
 
-
-class AdvantageEstimator(Section):
-    """`grpo.adv_estimator`; its two switches win over those of `grpo`."""
-
-    name: Literal["grpo", "gdpo", "opd", "reinforce_plus_plus"] = "grpo"
-    normalize_rewards: bool | None = None
-    use_leave_one_out_baseline: bool | None = None
-    minus_baseline: bool = True
+_TYPES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "bool": ("true or false", lambda value: isinstance(value, bool)),
+    "int": ("a whole number", lambda value: type(value) is int),
+    "count": ("a whole number of at least 1", lambda value: type(value) is int and value >= 1),
+    "float": ("a number", lambda value: type(value) in (int, float) and math.isfinite(value)),
+    "share": (
+        "a number above 0 and at most 1",
+        lambda value: type(value) in (int, float) and 0 < value <= 1,
+    ),
+    "text": ("a text", lambda value: isinstance(value, str)),
+    "free": ("a section", lambda value: isinstance(value, dict)),
+    "schedule": ("a section, or a list of sections", lambda value: isinstance(value, dict | list)),
+}
+_LIMITS = {">=": operator.ge, ">": operator.gt, "<": operator.lt}
 
 
-class AsyncGrpo(Section):
-    """`grpo.async_grpo`."""
+@cache
+def nemo_rl() -> dict[str, Any]:
+    """The keys and names of the NeMo RL that recipes are checked against."""
+    import yaml
 
-    enabled: bool = False
-    max_trajectory_age_steps: int = 1
-    in_flight_weight_updates: bool = False
-    recompute_kv_cache_after_weight_updates: bool = False
-
-
-class RewardShaping(Section):
-    """`grpo.reward_shaping`: DAPO's penalty on overlong answers."""
-
-    enabled: bool = False
-    overlong_buffer_length: int = 128
-    overlong_buffer_penalty: float = 1.0
-    max_response_length: int | None = None
-    stop_properly_penalty_coef: float | None = None
+    text = data_path("nemo-rl-keys.yaml").read_text(encoding="utf-8")
+    return dict(yaml.safe_load(text))
 
 
-class RewardScaling(Section):
-    """`grpo.reward_scaling`."""
+def check_keys(settings: Mapping[Any, Any]) -> tuple[SimpleNamespace, list[str], bool]:
+    """A recipe's values with NeMo RL's own for what it leaves out, and what is wrong with them.
 
-    enabled: bool = False
-    source_min: float = 0.0
-    source_max: float = 1.0
-    target_min: float = 0.0
-    target_max: float = 1.0
+    Args:
+        settings: The recipe.
 
-
-class Grpo(Section):
-    """`grpo`: how many prompts and answers a step, how many steps, what an advantage is."""
-
-    num_prompts_per_step: Count = 32
-    num_generations_per_prompt: Count = 16
-    max_num_epochs: Count = 1
-    max_num_steps: Count = 1_000_000
-    max_rollout_turns: int | None = 1
-    normalize_rewards: bool = True
-    use_leave_one_out_baseline: bool = True
-    advantage_clip_low: float | None = None
-    advantage_clip_high: float | None = None
-    val_period: int = 10
-    val_at_start: bool = False
-    val_at_end: bool = False
-    val_batch_size: int | None = 256
-    max_val_samples: int | None = 256
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 42  # what NumPy takes
-    overlong_filtering: bool = False
-    use_dynamic_sampling: bool = False
-    dynamic_sampling_max_gen_batches: int = 10
-    batch_multiplier: float = 1.0
-    skip_reference_policy_logprobs_calculation: bool = False
-    calculate_advantages_on_gpu: bool = False
-    seq_logprob_error_threshold: float | None = None
-    invalid_tool_call_advantage: float | None = None
-    malformed_thinking_advantage: float | None = None
-    adv_estimator: AdvantageEstimator = AdvantageEstimator()
-    async_grpo: AsyncGrpo = AsyncGrpo()
-    reward_shaping: RewardShaping = RewardShaping()
-    reward_scaling: RewardScaling = RewardScaling()
+    Returns:
+        The values; the problems, a line each; whether all values are of their types, so that what
+        must fit together can be told although keys are unknown.
+    """
+    other = next((name for name in _OTHER_ALGORITHMS if name in settings), "")
+    if other and "grpo" not in settings:
+        problem = f"this is a recipe for {other}: it has a section {other} and none named grpo"
+        return SimpleNamespace(), [problem], False
+    checker = _Checker()
+    config = checker.section(settings, nemo_rl()["keys"], "")
+    return config, [*checker.unknown, *checker.wrong], not checker.wrong
 
 
-class LossFn(Section):
-    """`loss_fn`: the clipped policy gradient."""
-
-    reference_policy_kl_penalty: Annotated[float, Field(ge=0)] = 0.01
-    reference_policy_kl_type: Literal["k1", "k2", "k3"] = "k3"
-    kl_input_clamp_value: float | None = 20.0
-    kl_output_clamp_value: float | None = 10.0
-    ratio_clip_min: Annotated[float, Field(ge=0)] = 0.2
-    ratio_clip_max: Annotated[float, Field(ge=0)] = 0.2
-    ratio_clip_c: Annotated[float, Field(gt=1)] | None = None
-    use_on_policy_kl_approximation: bool = False
-    use_importance_sampling_correction: bool = False
-    truncated_importance_sampling_type: Literal["tis", "icepop", "seq-mask-tis"] | None = None
-    truncated_importance_sampling_ratio: float | None = None
-    truncated_importance_sampling_ratio_min: float | None = None
-    sequence_level_importance_ratios: bool = False
-    token_level_loss: bool = True
-    force_on_policy_ratio: bool = False
-    use_kl_in_reward: bool = False
-    use_cispo: bool = False
-    disable_ppo_ratio: bool = False
-    positive_example_nll_weight: float = 0.0
+def dataset_entry(entry: Mapping[str, Any]) -> SimpleNamespace:
+    """An entry of `data.train` with null for each key that it leaves out."""
+    return SimpleNamespace(**(dict.fromkeys(nemo_rl()["dataset"]) | dict(entry)))
 
 
-class Tokenizer(Section):
-    """`policy.tokenizer`. `chat_template: null` means: the prompt as it is, no template."""
+class _Checker:
+    def __init__(self) -> None:
+        self.unknown: list[str] = []
+        self.wrong: list[str] = []
 
-    name: str | None = None
-    chat_template: str | None = "default"
-    chat_template_kwargs: Free = None
-    audio: Free = None
-    video: Free = None
-    use_processor: bool | None = None
+    def section(self, values: Any, spec: Mapping[str, Any], key: str) -> SimpleNamespace:
+        if not isinstance(values, Mapping):
+            self.wrong.append(f"{key} is {_shown(values)} and should be a section")
+            values = {}
+        found: dict[str, Any] = {}
+        known = {name.rstrip("?"): (name, kind) for name, kind in spec.items()}
+        for name in values:
+            if not isinstance(name, str):
+                self.wrong.append(
+                    f"{key or 'the top level'} has a key that is no word: {name!r} (on, off, yes"
+                    " and no are true and false)"
+                )
+            elif name not in known:
+                self.unknown.append(_unknown(f"{key}.{name}".lstrip(".")))
+        for name, (written, kind) in known.items():
+            place = f"{key}.{name}".lstrip(".")
+            if not isinstance(kind, Mapping):
+                found[name.lstrip("_")] = self.value(values, name, kind, place)
+            elif written.endswith("?") and name in values and values[name] is None:
+                found[name.lstrip("_")] = None
+            else:
+                found[name.lstrip("_")] = self.section(values.get(name, {}), kind, place)
+        return SimpleNamespace(**found)
+
+    def value(self, values: Mapping[str, Any], name: str, kind: str, key: str) -> Any:
+        import yaml
+
+        kind, given, default = kind.partition(" = ")
+        if name not in values:
+            if not given:
+                self.wrong.append(f"{key} is missing")
+            return yaml.safe_load(default) if given else None
+        value = values[name]
+        if value is None and kind.endswith("?"):
+            return None
+        kind = kind.rstrip("?")
+        if kind in ("datasets", "dataset"):
+            return self.datasets(value, key, several=kind == "datasets")
+        if kind == "environments":
+            return self.environments(value, key)
+        wanted, right = _type(kind)
+        if not right(value):
+            self.wrong.append(f"{key} is {_shown(value)} and should be {wanted}")
+        return value
+
+    def datasets(self, value: Any, key: str, *, several: bool) -> Any:
+        entries = value if several and isinstance(value, list) else [value]
+        if not entries:
+            self.wrong.append(f"{key} is empty and should name at least one data set")
+        for at, entry in enumerate(entries):
+            place = f"{key}[{at}]" if entries is value else key
+            own = isinstance(entry, dict) and "." in str(entry.get("dataset_name"))
+            if not own:  # a class of your own takes arguments of its own
+                self.section(entry, nemo_rl()["dataset"], place)
+        return entries if several else value
+
+    def environments(self, value: Any, key: str) -> dict[str, Any]:
+        if not isinstance(value, dict):
+            self.wrong.append(f"{key} is {_shown(value)} and should be a section")
+            return {}
+        found = {}
+        for name, settings in value.items():
+            if name in _GYM_SWITCHES and isinstance(settings, bool):
+                continue  # NeMo Gym's switches stand among the environments
+            if name in (*REWARD_ENVIRONMENTS, "math_default"):
+                self.section(settings or {}, nemo_rl()["environment"], f"{key}.{name}")
+            elif not isinstance(settings, dict | None):
+                self.wrong.append(f"{key}.{name} is {_shown(settings)} and should be a section")
+            found[name] = settings
+        return found
 
 
-class LoraCfg(Section):
-    """`policy.dtensor_cfg.lora_cfg`."""
-
-    enabled: bool = False
-    target_modules: list[str] = Field(default_factory=list)
-    exclude_modules: list[str] = Field(default_factory=list)
-    match_all_linear: bool = True
-    dim: Count = 8
-    alpha: Count = 32
-    dropout: float = 0.0
-    dropout_position: Literal["pre", "post"] = "post"
-    lora_A_init: str = "xavier"
-    use_triton: bool = True
-
-
-class DTensorCfg(Section):
-    """`policy.dtensor_cfg`: training with PyTorch's FSDP2."""
-
-    v2: bool = Field(default=True, alias="_v2")
-    enabled: bool = True
-    cpu_offload: bool = False
-    sequence_parallel: bool = False
-    activation_checkpointing: bool = False
-    tensor_parallel_size: Count = 1
-    context_parallel_size: Count = 1
-    expert_parallel_size: Count = 1
-    dp_replicate_size: Count = 1
-    custom_parallel_plan: str | None = None
-    defer_fsdp_grad_sync: bool | None = None
-    clear_cache_every_n_steps: int | None = None
-    automodel_kwargs: Free = None
-    moe_parallelizer: Free = None
-    env_vars: Free = None
-    lora_cfg: LoraCfg = LoraCfg()
-
-
-class Batching(Section):
-    """`policy.dynamic_batching` and `policy.sequence_packing`."""
-
-    enabled: bool = False
-    train_mb_tokens: int | None = None
-    logprob_mb_tokens: int | None = None
-    sequence_length_round: int | None = None
-    algorithm: str | None = None
-    fuse_loss: bool | None = None
-
-
-class Optimizer(Section):
-    """`policy.optimizer`: a class of torch and its arguments."""
-
-    name: str = "torch.optim.AdamW"
-    kwargs: dict[str, Any] = Field(
-        default_factory=lambda: {"lr": 5.0e-6, "weight_decay": 0.01, "betas": [0.9, 0.999]}
+def _type(kind: str) -> tuple[str, Callable[[Any], bool]]:
+    """What a type is called, and whether a value is of it: `count`, `float >=0`, `k1 | k2`."""
+    if " | " in kind:
+        choices = kind.split(" | ")
+        text = " or ".join([", ".join(map(repr, choices[:-1])), repr(choices[-1])])
+        return text, lambda value: value in choices
+    if kind.startswith("list of "):
+        what, each = _type(kind.removeprefix("list of "))
+        return (
+            f"a list, each {what}",
+            lambda value: isinstance(value, list) and all(map(each, value)),
+        )
+    name, *limits = kind.split()
+    what, right = _TYPES[name]
+    bounds = [re.fullmatch(r"(>=|>|<)(.+)", limit) for limit in limits]
+    pairs = [(bound[1], float(bound[2])) for bound in bounds if bound]
+    text = " and ".join(f"{sign} {number:.12g}" for sign, number in pairs)
+    return (
+        f"{what} {text}".rstrip(),
+        lambda value: right(value) and all(_LIMITS[sign](value, n) for sign, n in pairs),
     )
 
 
-class Resources(Section):
-    """`policy.generation.colocated.resources`."""
-
-    gpus_per_node: int | None = None
-    num_nodes: int | None = None
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-class Colocated(Section):
-    """`policy.generation.colocated`: whether generation shares the training GPUs."""
-
-    enabled: bool = True
-    resources: Resources = Resources()
+# -- what was meant
 
 
-class VllmCfg(Section):
-    """`policy.generation.vllm_cfg`."""
-
-    async_engine: bool = False
-    precision: str | None = None
-    kv_cache_dtype: Literal["auto", "fp8", "fp8_e4m3"] = "auto"
-    tensor_parallel_size: Count = 1
-    pipeline_parallel_size: Count = 1
-    expert_parallel_size: Count = 1
-    gpu_memory_utilization: Share = 0.6
-    max_model_len: Count | None = None
-    enforce_eager: bool = False
-    use_tqdm: bool = True
-    use_deep_gemm: bool = False
-    load_format: str | None = None
-    num_last_layers_in_bf16: int = 0
-    num_first_layers_in_bf16: int = 0
-    skip_tokenizer_init: bool | None = None
-    enable_prefix_caching: bool | None = None
-    enable_expert_parallel: bool | None = None
-    enable_return_routed_experts: bool | None = None
-    enable_vllm_metrics_logger: bool = True
-    vllm_metrics_logger_interval: float = 0.5
-    expose_http_server: bool | None = None
-    http_server_serving_chat_kwargs: Free = None
-    tool_parser_plugin: str | None = None
-    reasoning_parser_plugin: str | None = None
-    limit_mm_per_prompt: Free = None
-    quantization_ignored_layer_kws: list[str] | None = None
-    env_vars: Free = None
+def _unknown(key: str) -> str:
+    moved: dict[str, str] = nemo_rl()["moved"]
+    bare = re.sub(r"\[\d+\]", "", key)
+    meant = f"it is now {moved[bare]}" if bare in moved else _meant(bare)
+    return f"unknown key {key}; {meant}".replace("\n", "\\n")
 
 
-class Generation(Section):
-    """`policy.generation`: how answers are sampled."""
-
-    backend: Literal["vllm", "megatron", "sglang"] = "vllm"
-    max_new_tokens: Count | None = None
-    temperature: Annotated[float, Field(gt=0)] = 1.0
-    top_p: Share = 1.0
-    top_k: Count | None = None
-    stop_token_ids: list[int] | None = None
-    stop_strings: list[str] | None = None
-    bad_words: list[str] | None = None
-    port_range_low: int | None = None
-    port_range_high: int | None = None
-    use_async_rollouts: bool | None = None
-    quant_cfg: str | None = None
-    real_quant: bool | None = None
-    real_quant_ignore: list[str] | None = None
-    vllm_cfg: VllmCfg = VllmCfg()
-    vllm_kwargs: Free = None
-    colocated: Colocated = Colocated()
-    mcore_generation_config: Free = None
-    sglang_cfg: Free = None
-    sglang_kwargs: Free = None
+def _meant(key: str) -> str:
+    """Which key was probably meant by one that does not exist."""
+    section, _, name = key.rpartition(".")
+    every = list(known_keys())
+    beside = [each.rpartition(".")[2] for each in every if each.rpartition(".")[0] == section]
+    if name in every or key in every:  # one word with dots in it
+        *sections, last = key.split(".")
+        return f"write it in sections: {': {'.join(sections)}: {{{last}: …{'}' * len(sections)}"
+    elsewhere = [each for each in every if each.rpartition(".")[2] == name]
+    if len(elsewhere) == 1:
+        return f"did you mean {elsewhere[0]}?"
+    if name in (known := nemo_rl()["elsewhere"]):
+        return f"did you mean {known[name]}?"
+    if close := closest(name, beside):
+        return f"did you mean {section}.{close}?".replace(" .", " ")
+    if elsewhere:
+        return f"did you mean {elsewhere[0]}?"
+    ends = {each.rpartition(".")[2]: each for each in reversed(every)}
+    if close := closest(name, ends, cutoff=0.75):
+        return f"did you mean {ends[close]}?"
+    return f"{section or 'a recipe'} has {', '.join(sorted(beside))}"
 
 
-class Policy(Section):
-    """`policy`: the model, its batches, its optimizer."""
-
-    model_name: str
-    tokenizer: Tokenizer = Tokenizer()
-    hf_config_overrides: Free = None
-    train_global_batch_size: Count = 512
-    train_micro_batch_size: Count = 4
-    generation_batch_size: Count = 32
-    logprob_batch_size: Count | None = None
-    max_total_sequence_length: Count = 512
-    precision: Literal["float32", "bfloat16", "float16"] = "bfloat16"
-    logprob_chunk_size: Count | None = None
-    offload_optimizer_for_logprob: bool = False
-    dtensor_cfg: DTensorCfg = DTensorCfg()
-    megatron_cfg: Free = None
-    draft: Free = None
-    dynamic_batching: Batching = Batching()
-    sequence_packing: Batching = Batching(enabled=True)
-    make_sequence_length_divisible_by: Count = 1
-    max_grad_norm: Annotated[float, Field(gt=0)] | None = 1.0
-    optimizer: Optimizer | None = Optimizer()
-    scheduler: dict[str, Any] | list[dict[str, Any]] | None = None
-    generation: Generation = Generation()
-    reward_model_cfg: Free = None
-    pretrained_checkpoint: Free = None
-    router_replay: Free = None
-    quant_cfg: str | None = None
-    quant_calib_data: str | None = None
-    quant_calib_size: Count | None = None
-    quant_batch_size: Count | None = None
-    quant_sequence_length: Count | None = None
-    disable_modelopt_layer_spec: bool | None = None
-    refit_buffer_size_gb: float | None = None
+def closest(name: str, known: Any, *, cutoff: float = 0.6) -> str:
+    """The known name that is most like another, if one is."""
+    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
+    return matches[0] if matches else ""
 
 
-def _environments_alone(env: Any) -> Any:
-    """`env` without NeMo Gym's switches, which stand among the environments."""
-    if not isinstance(env, dict):
-        return env
-    return {
-        name: value
-        for name, value in env.items()
-        if not (name in _GYM_SWITCHES and isinstance(value, bool))
-    }
+def known_keys(spec: Mapping[str, Any] | None = None, prefix: str = "") -> Iterator[str]:
+    """Every dotted key that a recipe may have."""
+    for name, kind in (nemo_rl()["keys"] if spec is None else spec).items():
+        key = prefix + name.rstrip("?")
+        yield key
+        if isinstance(kind, Mapping):
+            yield from known_keys(kind, f"{key}.")
+        elif kind.startswith("dataset"):
+            yield from known_keys(nemo_rl()["dataset"], f"{key}.")
+        elif kind == "environments":
+            for environment in REWARD_ENVIRONMENTS:
+                yield from known_keys(nemo_rl()["environment"], f"{key}.{environment}.")
 
 
-_GYM_SWITCHES = ("should_use_nemo_gym", "should_log_nemo_gym_responses")
+@cache
+def own_values() -> dict[str, Any]:
+    """NeMo RL's own value of each key, and null for a key that must be given."""
+    import yaml
 
+    def walk(spec: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+        for name, kind in spec.items():
+            key = prefix + name.rstrip("?")
+            if isinstance(kind, Mapping):
+                yield from walk(kind, f"{key}.")
+            else:
+                yield key, yaml.safe_load(kind.partition(" = ")[2] or "null")
 
-class RecipeConfig(Section):
-    """A whole recipe."""
-
-    grpo: Grpo = Grpo()
-    loss_fn: LossFn = LossFn()
-    policy: Policy
-    data: Data
-    env: Annotated[dict[str, dict[Any, Any] | None], BeforeValidator(_environments_alone)]
-    checkpointing: Checkpointing = Checkpointing()
-    logger: Logger = Logger()
-    cluster: Cluster = Cluster()
-    data_plane: Free = None
-    on_policy_distillation: Free = None
-
-
-# Environments whose keys are checked; others (nemo_gym, code, a reward model) have their own.
-REWARD_ENVIRONMENTS = (
-    "first_integer",
-    "math_verify",
-    "format",
-    "techpulse",
-    "math",
-    "math_default",
-)
+    return dict(walk(nemo_rl()["keys"], ""))
