@@ -53,7 +53,7 @@ test-all: environment
 	$(pytest)
 
 bench: environment
-	for name in client logs; do python tests/bench/$$name.py $(ARGS) || failed=1; done; exit $${failed:-0}
+	for name in client grpo logs; do python tests/bench/$$name.py $(ARGS) || failed=1; done; exit $${failed:-0}
 
 # checkov with kubernetes-validate does not fit into the workshop's environment.
 checks-environment:

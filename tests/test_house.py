@@ -25,7 +25,7 @@ ALLOWED = {
 BUDGETS = {"tools": 1100}
 """Lines of Python that a room may have; a room is listed once it holds what was designed."""
 
-BEING_REBUILT = ("cluster/local/", "training/")
+BEING_REBUILT = ("cluster/local/",)
 """Folders whose arrows and circles are not held yet."""
 
 

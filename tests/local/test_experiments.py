@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,9 @@ from local_helpers import until
 
 from workshop_lib.cluster.local.processes import command_line, descendants, is_running
 from workshop_lib.serving.models import prepare
-from workshop_lib.training.experiment_process import Job, follow
-from workshop_lib.training.experiments import compare_settings
+from workshop_lib.training.experiments import compare_settings, follow
 from workshop_lib.training.recipe import read_recipe
-from workshop_lib.training.run_folder import TrainingError
+from workshop_lib.training.record import TrainingError
 
 RATE = "policy.optimizer.kwargs.lr"
 
@@ -33,12 +31,14 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def trainers(above: int | None = None) -> list[int]:
     """The experiments' processes below one of ours."""
     below = descendants(above or os.getpid())
-    return [pid for pid in below if "experiment_process" in str(command_line(pid))]
+    return [pid for pid in below if "training.train" in str(command_line(pid))]
 
 
-def job(model: Path, output: Path, *, steps: int = 10_000, **overrides: Any) -> Job:
+def job(model: Path, output: Path, *, steps: int = 10_000, **overrides: Any) -> list[str]:
     changed = SMALL | {"checkpointing.enabled": False} | overrides
-    return Job(str(ARITHMETIC), str(model), str(output), steps, (changed,))
+    pairs = [f"{key}={json.dumps(value)}" for key, value in changed.items()]
+    where = ["--output", str(output), "--model", str(model), "--steps", str(steps)]
+    return [str(ARITHMETIC), *pairs, *where]
 
 
 def test_two_values_of_a_setting(tiny_model: Path) -> None:
@@ -56,8 +56,7 @@ def test_two_values_of_a_setting(tiny_model: Path) -> None:
 
 def test_leaving_early_ends_the_process(tiny_model: Path, tmp_path: Path) -> None:
     steps = follow(job(tiny_model, tmp_path / "out"), timeout_s=300)
-    run, record = next(steps)
-    assert run == 0 and record["step"] == 1
+    assert next(steps)["step"] == 1
     assert trainers()
     steps.close()  # what an interrupt in a notebook comes to
     assert not trainers() and not (tmp_path / "out").exists()
@@ -67,7 +66,7 @@ def test_what_fails_is_one_line(tiny_model: Path, tmp_path: Path) -> None:
     short = {"policy.max_total_sequence_length": 16}
     with pytest.raises(TrainingError, match=r"do not fit in policy\.max_total_sequence_length 16"):
         list(follow(job(tiny_model, tmp_path / "out", **short), timeout_s=300))
-    with pytest.raises(TrainingError, match=r"training 1 of 1 was not done after 0\.1 s"):
+    with pytest.raises(TrainingError, match=r"was not done after 0\.1 s"):
         list(follow(job(tiny_model, tmp_path / "out"), timeout_s=0.1))
     assert not trainers()
 
@@ -75,11 +74,11 @@ def test_what_fails_is_one_line(tiny_model: Path, tmp_path: Path) -> None:
 def test_nothing_trains_on_behind_a_killed_kernel(tiny_model: Path, tmp_path: Path) -> None:
     code = (
         "import json, sys\n"
-        "from workshop_lib.training.experiment_process import Job, follow\n"
-        "for run, record in follow(Job(**json.loads(sys.argv[1])), timeout_s=600):\n"
+        "from workshop_lib.training.experiments import follow\n"
+        "for record in follow(json.loads(sys.argv[1]), timeout_s=600):\n"
         "    print(record['step'], flush=True)\n"
     )
-    arguments = [sys.executable, "-c", code, json.dumps(asdict(job(tiny_model, tmp_path / "out")))]
+    arguments = [sys.executable, "-c", code, json.dumps(job(tiny_model, tmp_path / "out"))]
     with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as kernel:
         assert kernel.stdout is not None and kernel.stdout.readline() == "1\n"
         (trainer,) = trainers(kernel.pid)

@@ -14,9 +14,9 @@ from grpo_helpers import ARITHMETIC, SMALL, make_tiny_model
 from workshop_lib.data import data_path
 from workshop_lib.serving.models import prepare
 from workshop_lib.training import math_verify_reward
-from workshop_lib.training.engine import latest_checkpoint, plan_training, train
-from workshop_lib.training.evaluate import evaluate_folder
+from workshop_lib.training.asking import evaluate_folder
 from workshop_lib.training.recipe import read_recipe
+from workshop_lib.training.record import RunFolder
 from workshop_lib.training.runs import (
     judge,
     marked_line,
@@ -27,6 +27,7 @@ from workshop_lib.training.runs import (
     steps_to_reward,
     with_judge,
 )
+from workshop_lib.training.trainer import plan_training, train
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +70,7 @@ def test_three_small_steps_as_a_process(model: Path, tmp_path: Path) -> None:
     )
     assert json.loads((output / "run.json").read_text())["steps"] == 3
 
-    checkpoint = latest_checkpoint(output)
+    checkpoint = RunFolder(output).newest()
     assert checkpoint.name == "step_3"
     assert [path.name for path in checkpoint.parent.iterdir()] == ["step_3"]
     recipe = read_recipe(ARITHMETIC)
@@ -173,7 +174,7 @@ def test_penalty_chat_and_two_updates_a_step(tiny_model: Path, tmp_path: Path) -
     )
     said: list[str] = []
     train(plan, say=said.append)
-    assert latest_checkpoint(tmp_path).name == "step_2", "the last step is always saved"
+    assert RunFolder(tmp_path).newest().name == "step_2", "the last step is always saved"
     frame = read_metrics(tmp_path)
     assert frame.step.tolist() == [1, 2]
     assert frame.kl.notna().all() and frame.kl.iloc[0] >= 0
@@ -195,9 +196,9 @@ def test_a_prompt_that_does_not_fit_is_refused(tiny_model: Path, tmp_path: Path)
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_the_reward_rises(model: Path, tmp_path: Path, seed: int) -> None:
-    """Mean reward of three consecutive steps at least 0.9, within 4 minutes of training.
+    """Mean reward of three consecutive steps at least 0.9, within 2 minutes of training.
 
-    Both are promised to learners. A quiet machine with 2 cores takes a quarter of that time.
+    Both are promised to learners. A quiet machine with 2 cores takes half of that time.
     """
     recipe = read_recipe(ARITHMETIC)
     plan = plan_training(recipe, output=tmp_path, model=model, seed=seed)
@@ -209,7 +210,7 @@ def test_the_reward_rises(model: Path, tmp_path: Path, seed: int) -> None:
     print(
         f"seed {seed}: step {reached} after {elapsed_s:.0f} s; {frame.step_s.median():.1f} s a step"
     )
-    assert elapsed_s <= 240
+    assert elapsed_s <= 120
     before, after = (evaluate_folder(folder, recipe) for folder in (model, result.checkpoint))
     print(f"held out: {before.right} of 30 before, {after.right} of 30 after")
     assert after.right >= before.right + 5
@@ -238,3 +239,11 @@ def test_the_reward_is_hacked_and_the_verifier_cures_it(
     else:
         assert judge(run.frame).kind != "hacking"
         assert run.frame["right_share"].tolist() == pytest.approx(run.frame["reward"].tolist())
+
+
+def test_an_answer_may_fill_the_sequence(tiny_model: Path, tmp_path: Path) -> None:
+    """As NeMo RL's own grpo_math_1B.yaml has it: as many new tokens as the whole sequence."""
+    recipe = read_recipe(ARITHMETIC, SMALL | {"policy.generation.max_new_tokens": 64})
+    train(plan_training(recipe, output=tmp_path, model=tiny_model, steps=1), say=print)
+    # The longest prompt has 13 tokens.
+    assert 40 < read_metrics(tmp_path).mean_length.iloc[0] <= 51

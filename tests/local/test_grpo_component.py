@@ -11,10 +11,9 @@ from workshop_lib.cluster.local import processes
 from workshop_lib.cluster.local.cluster import LocalCluster
 from workshop_lib.errors import ClusterError
 from workshop_lib.serving import ModelServer
-from workshop_lib.training.component import training_recipe
-from workshop_lib.training.engine import model_folder
-from workshop_lib.training.evaluate import Accuracy, evaluate_folder, evaluate_server
-from workshop_lib.training.watch import read_training, watch_training
+from workshop_lib.training.asking import Accuracy, evaluate_folder, evaluate_server
+from workshop_lib.training.trainer import model_folder
+from workshop_lib.training.watch import read_training, training_recipe, watch_training
 
 SMALL = {"prompts": 2, "generations": 4, "seed": 1}
 LIMIT_S = 600

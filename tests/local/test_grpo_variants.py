@@ -1,4 +1,4 @@
-"""GRPO's variants, trained for real on a tiny model: LoRA, KL, dynamic sampling."""
+"""GRPO's variants, trained for real on a tiny model: LoRA and KL."""
 
 from __future__ import annotations
 
@@ -14,20 +14,14 @@ from grpo_helpers import ARITHMETIC, SMALL, make_tiny_model
 
 from workshop_lib.serving.models import prepare
 from workshop_lib.serving.models.files import problem_of
-from workshop_lib.training.advantages import nemo_rl_advantages, trl_advantages
-from workshop_lib.training.engine import TrainingError, build_trainer, plan_training, train
 from workshop_lib.training.recipe import read_recipe
 from workshop_lib.training.runs import read_completions, read_metrics
+from workshop_lib.training.trainer import build_trainer, plan_training, train
 
 LORA_CFG = "policy.dtensor_cfg.lora_cfg"
 LORA = {"policy.dtensor_cfg._v2": True, f"{LORA_CFG}.enabled": True, f"{LORA_CFG}.dim": 4}
 FAST = {"policy.optimizer.kwargs.lr": 1e-2}  # so that a few steps show
 REFERENCE = {"grpo.skip_reference_policy_logprobs_calculation": False}
-DYNAMIC = {
-    "grpo.use_dynamic_sampling": True,
-    "grpo.dynamic_sampling_max_gen_batches": 40,
-    "policy.optimizer.kwargs.lr": 1e-4,  # a model that always says the same has no groups left
-}
 
 
 @pytest.fixture(scope="module")
@@ -52,18 +46,12 @@ def even(completion: str, answer: str) -> float:
     return float(len(completion) % 2 == 0)
 
 
-def rare(completion: str, answer: str) -> float:
-    """One that leaves many a group of four without spread."""
-    return float(len(completion) % 5 == 0)
-
-
 def plan_for(model: Path, output: Path, overrides: dict[str, Any], **options: Any) -> Any:
     from dataclasses import replace
 
     recipe = read_recipe(ARITHMETIC, SMALL | FAST | overrides)
     plan = plan_training(recipe, output=output, model=model, **{"steps": 3} | options)
-    reward = rare if recipe.grpo.use_dynamic_sampling else even
-    return replace(plan, reward=reward, reward_name=reward.__name__)
+    return replace(plan, reward=even, reward_name="even")
 
 
 def test_lora_trains_an_adapter_and_saves_a_whole_model(trained: Any, tiny_model: Path) -> None:
@@ -133,39 +121,11 @@ def test_kl_with_a_penalty_and_without(trained: Any, lora: dict[str, Any]) -> No
     assert watched[same].values == pytest.approx(plain[same].values, abs=1e-5), "watching changes"
 
 
-def test_dynamic_sampling_replaces_groups_without_spread(trained: Any) -> None:
-    output = trained("dynamic", DYNAMIC)
-    frame, rows = read_metrics(output), read_completions(output)
-    assert len(rows) == 24 and (rows.groupby(["step", "group"]).reward.nunique() == 2).all()
-    assert (frame.batches >= 1).all() and frame.batches.max() > 1
-    kept = rows.groupby("step").reward.mean()
-    assert frame.filtered_reward.tolist() == pytest.approx(kept.tolist())
-    assert frame.reward.between(0, 1).all() and not frame.reward.equals(frame.filtered_reward)
-    assert (frame.grad_norm > 0).all() and (rows.advantage != 0).all()
-    assert (frame.zero_std_share > 0).any()
-    # What TRL made of these rewards, against both libraries' formulas computed by hand.
-    for _, group in rows.groupby(["step", "group"]):
-        rewards = group.reward.tolist()
-        assert group.advantage.tolist() == pytest.approx(trl_advantages(rewards), abs=1e-5)
-        ways = [advantage > 0 for advantage in nemo_rl_advantages(rewards)]
-        assert (group.advantage > 0).tolist() == ways, "how much an answer counts, not which way"
-
-
-def test_dynamic_sampling_gives_up(tiny_model: Path, tmp_path: Path) -> None:
-    from dataclasses import replace
-
-    overrides = DYNAMIC | {"grpo.dynamic_sampling_max_gen_batches": 2}
-    plan = plan_for(tiny_model, tmp_path, overrides)
-    plan = replace(plan, reward=lambda completion, answer: 1.0)
-    with pytest.raises(TrainingError, match=r"after 3 batches of 2 prompts only 0 of 2 groups"):
-        train(plan, say=lambda line: None)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "variant",
-    [LORA, REFERENCE | {"loss_fn.reference_policy_kl_penalty": 0.1}, LORA | DYNAMIC],
-    ids=["LoRA", "KL", "LoRA, dynamic sampling"],
+    [LORA, REFERENCE | {"loss_fn.reference_policy_kl_penalty": 0.1}],
+    ids=["LoRA", "KL"],
 )
 def test_a_killed_run_goes_on(tiny_model: Path, tmp_path: Path, variant: dict[str, Any]) -> None:
     """Killed by SIGKILL after its third step; the rest is as if nothing had been."""
@@ -194,7 +154,7 @@ def test_a_killed_run_goes_on(tiny_model: Path, tmp_path: Path, variant: dict[st
     train(plan_for(tiny_model, killed, overrides, steps=6, resume=True), say=lambda line: None)
 
     frames = [read_metrics(folder) for folder in (whole, killed)]
-    numbers = ["reward", "filtered_reward", "batches", "kl", "entropy", "grad_norm", "mean_length"]
+    numbers = ["reward", "kl", "entropy", "grad_norm", "mean_length"]
     assert frames[1].step.tolist() == [1, 2, 3, 4, 5, 6]
     assert frames[1][numbers].values == pytest.approx(
         frames[0][numbers].values, abs=1e-4, nan_ok=True

@@ -2,36 +2,41 @@
 
 ```python
 comparison = compare_settings(recipe, "policy.generation.temperature", [0.2, 1.0])
-comparison                # a figure: reward, KL, entropy, gradient, groups without spread
-comparison.summary()      # one row a value
+plot_settings(comparison.frame, key=comparison.key)   # of workshop_lib.plots
+comparison.summary()                                  # one row a value
 ```
 
 The trainings are real and small: fewer answers and fewer steps than the recipe asks for, as
-`comparison.settings` says. They run one after the other in a process of their own, which ends
-with this one, however this one ends.
+`comparison.settings` says. They run one after the other, each as `training.train --report` in a
+process of its own, which ends with this one, however this one ends.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import queue
+import subprocess
+import sys
 import tempfile
+import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workshop_lib.progress import Progress
-from workshop_lib.training.engine import model_folder
-from workshop_lib.training.experiment_process import Job, follow
 from workshop_lib.training.recipe import Recipe, read_recipe
-from workshop_lib.training.run_folder import TrainingError
-from workshop_lib.training.runs import COLUMNS
+from workshop_lib.training.record import TrainingError
+from workshop_lib.training.runs import COLUMNS, MARK
+from workshop_lib.training.runs.table import collect, make_table
+from workshop_lib.training.trainer import model_folder
 
 if TYPE_CHECKING:
     import pandas as pd
-    from matplotlib.figure import Figure
 
-__all__ = ["SettingsComparison", "compare_settings", "small_settings"]
+__all__ = ["SettingsComparison", "compare_settings", "follow", "small_settings"]
 
 ANSWERS = 32
 """Answers of a step: 4 prompts x 8. Seen: 2.5 s a step on two cores."""
@@ -44,16 +49,17 @@ _GROUP_KEY = "grpo.num_generations_per_prompt"
 _RATE = "policy.optimizer.kwargs.lr"
 _CLIP_KEYS = ("loss_fn.ratio_clip_min", "loss_fn.ratio_clip_max")
 _UPDATES_TO_CLIP = 4
+_STOP_TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True)
 class SettingsComparison:
-    """The same training with one setting changed; shows itself as a figure.
+    """The same training with one setting changed.
 
     Attributes:
         key: The recipe's key.
         values: What it was set to.
-        frame: One row a step of each: `value`, then the columns of `metrics.COLUMNS`.
+        frame: One row a step of each: `run`, `value`, then the columns of `runs.COLUMNS`.
         settings: What else is not as in the recipe, by dotted key, in every training.
         seconds: Seconds of each training, loading the model included.
     """
@@ -63,13 +69,6 @@ class SettingsComparison:
     frame: pd.DataFrame = field(repr=False)
     settings: Mapping[str, Any] = field(repr=False)
     seconds: tuple[float, ...] = field(repr=False)
-
-    @property
-    def figure(self) -> Figure:
-        """Six panels over the steps, a line a value."""
-        from workshop_lib.plots import plot_settings
-
-        return plot_settings(self.frame, key=self.key)
 
     def summary(self) -> pd.DataFrame:
         """One row a value: means of all steps, of the last two, and the largest.
@@ -97,13 +96,6 @@ class SettingsComparison:
                 }
             )
         return pd.DataFrame(rows)
-
-    def _repr_png_(self) -> bytes:
-        import io
-
-        buffer = io.BytesIO()
-        self.figure.savefig(buffer, format="png", dpi=100)
-        return buffer.getvalue()
 
 
 def compare_settings(
@@ -154,39 +146,36 @@ def compare_settings(
     shared = small_settings(key, steps) | dict(also or {})
     runs = [shared | overrides for overrides in _changes(key, values, recipe)]
     folder = model_folder(recipe, model, option="model")
-    with tempfile.TemporaryDirectory(prefix="grpo-experiment-") as scratch:
+    until = time.monotonic() + timeout_s
+    frames, seconds = [], []
+    with (
+        tempfile.TemporaryDirectory(prefix="grpo-experiment-") as scratch,
+        Progress(label=f"trying {key.rpartition('.')[2]}", unit="steps") as progress,
+    ):
         file = Path(scratch) / recipe.path.name
         file.write_text(yaml.safe_dump(recipe.settings), encoding="utf-8")
         for overrides in runs:
             read_recipe(file, overrides)  # a wrong value is an error before anything starts
-        job = Job(str(file), str(folder), str(Path(scratch) / "out"), steps, tuple(runs))
-        records: list[dict[str, Any]] = []
-        seconds = [0.0] * len(runs)
-        with Progress(label=f"trying {key.rpartition('.')[2]}", unit="steps") as progress:
-            progress.update(0, len(runs) * steps, "loading torch and the model")
-            for run, record in follow(job, timeout_s=timeout_s):
-                if record.get("event") == "end":
-                    seconds[run] = float(record["seconds"])
-                    continue
-                records.append({"run": run, "value": _label(values[run])} | dict(record))
-                done = f"{_label(values[run])}: step {record['step']} of {steps}"
-                text = f"{done}, reward {record['reward']:.2f}"
-                progress.update(len(records), len(runs) * steps, text)
-    frame = pd.DataFrame(records, columns=["run", "value", *COLUMNS])
-    numbers = [name for name in COLUMNS if name not in ("step", "group_means")]
-    frame = frame.astype(dict.fromkeys(numbers, float))
-    return SettingsComparison(key, tuple(values), frame, shared, tuple(seconds))
+        for number, (value, overrides) in enumerate(zip(values, runs, strict=True)):
+            name, began, done = _label(value), time.monotonic(), number * steps
+            progress.update(done, len(runs) * steps, f"{name}: loading torch and the model")
+            records: list[Mapping[str, Any]] = []
+            command = [str(file), *(f"{k}={json.dumps(v)}" for k, v in overrides.items())]
+            command += ["--output", f"{scratch}/out", "--model", str(folder), "--steps", str(steps)]
+            for record in follow(command, timeout_s=until - time.monotonic()):
+                records.append(record)
+                text = f"{name}: step {record['step']} of {steps}, reward {record['reward']:.2f}"
+                progress.update(done + len(records), len(runs) * steps, text)
+            seconds.append(time.monotonic() - began)
+            frame = make_table(collect(records)[0], COLUMNS)
+            frame.insert(0, "value", name)
+            frame.insert(0, "run", number)
+            frames.append(frame)
+    return SettingsComparison(key, tuple(values), pd.concat(frames), shared, tuple(seconds))
 
 
 def small_settings(key: str, steps: int = STEPS) -> dict[str, Any]:
     """What an experiment changes in a recipe besides its key, so that it takes seconds.
-
-    Args:
-        key: The key that the experiment is about.
-        steps: Steps to train.
-
-    Returns:
-        Values by dotted key.
 
     Example:
         >>> small_settings("policy.generation.temperature")["grpo.num_prompts_per_step"]
@@ -207,20 +196,74 @@ def small_settings(key: str, steps: int = STEPS) -> dict[str, Any]:
     }
     if key.startswith(f"{_LORA}."):
         # An adapter that starts at 0 needs larger steps than a trained model.
-        settings |= {
-            "policy.dtensor_cfg._v2": True,
-            f"{_LORA}.enabled": True,
-            _RATE: 1e-4,
-        }
+        settings |= {"policy.dtensor_cfg._v2": True, f"{_LORA}.enabled": True, _RATE: 1e-4}
     return settings
+
+
+def follow(arguments: Sequence[str], *, timeout_s: float) -> Iterator[Mapping[str, Any]]:
+    """Run a training, and give the record of each step when it is done.
+
+    The process is ended when the iteration is left, whatever the reason.
+
+    Args:
+        arguments: Of `training.train`; its output folder is removed at the end.
+        timeout_s: The longest that it may take.
+
+    Raises:
+        TrainingError: The training failed, or it took too long.
+    """
+    until = time.monotonic() + timeout_s
+    command = [sys.executable, "-m", "workshop_lib.training.train", *arguments]
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as errors:
+        process = subprocess.Popen(
+            [*command, "--report", "--temporary"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            start_new_session=True,  # a notebook's interrupt is for the asker, who ends this
+        )
+        assert process.stdin is not None and process.stdout is not None
+        lines: queue.Queue[str | None] = queue.Queue()
+
+        def read(stream: Any) -> None:
+            for line in stream:
+                lines.put(line)
+            lines.put(None)
+
+        reader = threading.Thread(target=read, args=(process.stdout,), daemon=True)
+        reader.start()
+        try:
+            while (line := lines.get(timeout=max(until - time.monotonic(), 0.01))) is not None:
+                _, mark, text = line.partition(MARK)
+                if mark and (event := json.loads(text))["event"] == "step":
+                    yield event
+            if process.wait() != 0:
+                errors.seek(0)
+                said = [text.strip() for text in errors if text.strip()]
+                raise TrainingError(f"the training failed: {(said or ['it said nothing'])[-1]}")
+        except queue.Empty:
+            raise TrainingError(
+                f"the training was not done after {timeout_s:.4g} s and was stopped; give fewer"
+                " steps or values, or a longer timeout_s"
+            ) from None
+        finally:
+            with contextlib.suppress(OSError):  # it is gone already, with what we had written
+                process.stdin.close()
+            try:
+                process.wait(_STOP_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+            reader.join()
+            process.stdout.close()
 
 
 def _changes(key: str, values: Sequence[Any], recipe: Recipe) -> Iterator[dict[str, Any]]:
     """What each value means for a recipe."""
-    optimizer = recipe.policy.optimizer
     for value in values:
         if key == f"{_LORA}.dim" and value is None:
-            yield {f"{_LORA}.enabled": False, _RATE: optimizer and optimizer.kwargs.get("lr")}
+            yield {f"{_LORA}.enabled": False, _RATE: recipe.policy.optimizer.kwargs.get("lr")}
         elif key == _GROUP_KEY:
             if not isinstance(value, int) or value < 2 or ANSWERS % value:
                 raise TrainingError(

@@ -15,44 +15,22 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-__all__ = [
-    "ADAPTER_FOLDER",
-    "inner_model",
-    "load_adapter",
-    "lora_config",
-    "merged_weights",
-    "save_weights",
-    "start_adapter",
-]
+__all__ = ["inner_model", "load_adapter", "lora_config", "save_weights", "start_adapter"]
 
-ADAPTER_FOLDER = "adapter"
+_ADAPTER_FOLDER = "adapter"
 
 
 def inner_model(model: Any) -> Any:
     """The model of transformers inside a trainer's model: itself, or what peft wraps.
 
     peft puts its layers into that model, so that it computes with the adapter on.
-
-    Args:
-        model: What a trainer trains.
     """
     wrapped = getattr(model, "get_base_model", None)
     return model if wrapped is None else wrapped()
 
 
 def lora_config(settings: Mapping[str, Any]) -> Any:
-    """The adapter's configuration, for peft.
-
-    Args:
-        settings: `Translation.lora`; not empty.
-
-    Returns:
-        A `peft.LoraConfig`.
-
-    Example:
-        >>> lora_config(plan.translation.lora).r  # doctest: +SKIP
-        4
-    """
+    """The adapter's configuration for peft, of `Translation.lora`."""
     from peft import LoraConfig
 
     return LoraConfig(**{name: value for name, value in settings.items() if name != "init"})
@@ -80,15 +58,25 @@ def start_adapter(model: Any, *, init: str, seed: int) -> None:
                     torch.nn.init.kaiming_uniform_(weights, a=math.sqrt(5), generator=generator)
 
 
-def merged_weights(model: Any) -> dict[str, torch.Tensor]:
-    """The weights of the model with its adapter added in; the model itself stays as it is.
+def save_weights(model: Any, folder: Path) -> None:
+    """Save a trained model so that it can be served, and its adapter so that it can be trained."""
+    inner = inner_model(model)
+    if inner is model:
+        # In float32: a step of 1e-5 is smaller than what bfloat16 can tell apart.
+        model.save_pretrained(str(folder))
+        return
+    inner.save_pretrained(str(folder), state_dict=_merged_weights(model))
+    # Not asked: whether the vocabulary was resized, which peft would look up at the hub.
+    model.save_pretrained(str(folder / _ADAPTER_FOLDER), save_embedding_layers=False)
 
-    Args:
-        model: A `peft.PeftModel` with LoRA layers.
 
-    Returns:
-        By the names that the model has without an adapter.
-    """
+def load_adapter(model: Any, folder: Path) -> None:
+    """Give a model the adapter of a checkpoint with the same layers."""
+    model.load_adapter(str(folder / _ADAPTER_FOLDER), "default", is_trainable=True)
+
+
+def _merged_weights(model: Any) -> dict[str, torch.Tensor]:
+    """The weights with the adapter added in, under the names that a model has without one."""
     import torch
     from peft.tuners.lora import LoraLayer
 
@@ -106,30 +94,3 @@ def merged_weights(model: Any) -> dict[str, torch.Tensor]:
                 tensor = tensor + layers[layer].get_delta_weight("default")
         weights[f"{layer}.{rest}" if base else name] = tensor
     return weights
-
-
-def save_weights(model: Any, folder: Path) -> None:
-    """Save a trained model so that it can be served, and its adapter so that it can be trained.
-
-    Args:
-        model: What was trained: all of it, or an adapter.
-        folder: Where; made if it is not there.
-    """
-    inner = inner_model(model)
-    if inner is model:
-        # In float32: a step of 1e-5 is smaller than what bfloat16 can tell apart.
-        model.save_pretrained(str(folder))
-        return
-    inner.save_pretrained(str(folder), state_dict=merged_weights(model))
-    # Not asked: whether the vocabulary was resized, which peft would look up at the hub.
-    model.save_pretrained(str(folder / ADAPTER_FOLDER), save_embedding_layers=False)
-
-
-def load_adapter(model: Any, folder: Path) -> None:
-    """Give a model the adapter of a checkpoint.
-
-    Args:
-        model: A `peft.PeftModel` with the same layers.
-        folder: The checkpoint.
-    """
-    model.load_adapter(str(folder / ADAPTER_FOLDER), "default", is_trainable=True)

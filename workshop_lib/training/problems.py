@@ -1,52 +1,21 @@
-"""The problems a policy is trained on and tested with.
+"""The problems that a policy is trained on and tested with.
 
-`python -m workshop_lib.training.problems` writes `data/problems` anew; the same
-seed gives the same files.
-
-Single-digit sums are few: 100 ordered pairs of digits, 55 sums if 3 + 4 and 4 + 3
-are one. They are split by the unordered pair, so that no held-out problem has its
-mirror image in training, and only pairs whose sum has another pair left to train
-on are held out, so that no answer is new. 70 problems train, 30 are held out.
-The space has no more: a held-out answer has still been seen, as another sum's.
-
-`graded` makes the larger set: six levels, and over 200 problems held out. Sums of
-three digits are for `recipes/hackable.yaml`: too hard for a small model to compute,
-easy to repeat.
+`data/problems/make_problems.py` makes those of the workshop's recipes.
 """
 
 from __future__ import annotations
 
 import json
-import random
-import sys
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import SimpleNamespace
+from typing import Any
 
 from workshop_lib.data import data_dir
 from workshop_lib.errors import WorkshopError
-from workshop_lib.training.graded import graded_problems
+from workshop_lib.training.recipe.recipe import Recipe
 
-if TYPE_CHECKING:
-    from workshop_lib.training.recipe import Recipe
-    from workshop_lib.training.recipe.schema import Dataset
-
-__all__ = [
-    "GRADED_PROMPT",
-    "HELD_OUT",
-    "PROMPT",
-    "Problem",
-    "large_sums",
-    "load_problems",
-    "single_digit_sums",
-    "write_problems",
-]
-
-PROMPT = "Question: What is {}?\nAnswer:"
-GRADED_PROMPT = "Question: {}\nAnswer:"
-HELD_OUT = 30
-_SEED = 2026
+__all__ = ["Problem", "load_problems"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +27,7 @@ class Problem:
         answer: What is right: `7`.
         prompt: The problem in the recipe's words.
         system: What the system message says, if the recipe has one.
-        level: How hard it is, of problems in levels (`graded.LEVELS`); else 0.
+        level: How hard it is, of problems in levels (1 to 6); else 0.
     """
 
     text: str
@@ -72,97 +41,6 @@ class Problem:
         """The prompt as a conversation, for models with a chat template."""
         system = [{"role": "system", "content": self.system}] if self.system else []
         return [*system, {"role": "user", "content": self.prompt}]
-
-
-def single_digit_sums(seed: int = _SEED) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
-    """All sums of two digits, split into those to train on and those held out.
-
-    Args:
-        seed: Decides which pairs are held out.
-
-    Returns:
-        Problems to train on and problems held out, with `problem` and `answer`.
-
-    Example:
-        >>> train, held_out = single_digit_sums()
-        >>> len(train), len(held_out)
-        (70, 30)
-    """
-    pairs = [(a, b) for a in range(10) for b in range(a, 10)]
-    left = {total: sum(a + b == total for a, b in pairs) for total in range(19)}
-    held: set[tuple[int, int]] = set()
-    problems = 0
-    for a, b in random.Random(seed).sample(pairs, len(pairs)):
-        size = 1 if a == b else 2
-        if left[a + b] > 1 and problems + size <= HELD_OUT:
-            held.add((a, b))
-            left[a + b] -= 1
-            problems += size
-    parts: dict[bool, list[dict[str, str]]] = {False: [], True: []}
-    for a in range(10):
-        for b in range(10):
-            problem = {"problem": f"{a} + {b}", "answer": str(a + b)}
-            parts[(min(a, b), max(a, b)) in held].append(problem)
-    return parts[False], parts[True]
-
-
-def large_sums(seed: int = _SEED) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
-    """Sums of three digits: 120 to train on, 40 held out, no pair twice in any order.
-
-    Args:
-        seed: Draws them.
-
-    Returns:
-        Problems to train on and problems held out, with `problem` and `answer`.
-
-    Example:
-        >>> train, held_out = large_sums()
-        >>> len(train), len(held_out)
-        (120, 40)
-    """
-    draw = random.Random(f"{seed} large sums")
-    pairs: dict[tuple[int, int], dict[str, str]] = {}
-    while len(pairs) < 160:
-        a, b = draw.randint(100, 999), draw.randint(100, 999)
-        pairs.setdefault((min(a, b), max(a, b)), {"problem": f"{a} + {b}", "answer": str(a + b)})
-    problems = list(pairs.values())
-    return problems[:120], problems[120:]
-
-
-def write_problems(folder: str | Path) -> list[Path]:
-    """Write the problems and their prompt as NeMo RL's `ResponseDataset` reads them.
-
-    Args:
-        folder: Where to; files of the same name are replaced.
-
-    Returns:
-        The files.
-
-    Example:
-        >>> write_problems("build/problems")  # doctest: +SKIP
-    """
-    place = Path(folder)
-    place.mkdir(parents=True, exist_ok=True)
-    train, held_out = single_digit_sums()
-    large = large_sums()
-    graded = [
-        [{"problem": p.problem, "answer": p.answer, "level": p.level} for p in part]
-        for part in graded_problems(_SEED)
-    ]
-    texts = {
-        "sums-train.jsonl": _json_lines(train),
-        "sums-heldout.jsonl": _json_lines(held_out),
-        "large-sums-train.jsonl": _json_lines(large[0]),
-        "large-sums-heldout.jsonl": _json_lines(large[1]),
-        "graded-train.jsonl": _json_lines(graded[0]),
-        "graded-heldout.jsonl": _json_lines(graded[1]),
-        # No newline at the end: NeMo RL takes the file as it is, and so would the model.
-        "sums-prompt.txt": PROMPT,
-        "graded-prompt.txt": GRADED_PROMPT,
-    }
-    for name, text in texts.items():
-        (place / name).write_text(text, encoding="utf-8")
-    return [place / name for name in texts]
 
 
 def load_problems(recipe: Recipe, split: str = "train") -> list[Problem]:
@@ -194,7 +72,7 @@ def load_problems(recipe: Recipe, split: str = "train") -> list[Problem]:
     return problems
 
 
-def _read_dataset(dataset: Dataset, key: str) -> list[Problem]:
+def _read_dataset(dataset: SimpleNamespace, key: str) -> list[Problem]:
     if dataset.dataset_name != "ResponseDataset" or not dataset.data_path:
         raise WorkshopError(
             f"{key} is {dataset.dataset_name or 'without dataset_name'}; here only local files are"
@@ -218,7 +96,7 @@ def _read_dataset(dataset: Dataset, key: str) -> list[Problem]:
     return problems
 
 
-def _values(line: str, dataset: Dataset, place: str) -> tuple[str, str, int]:
+def _values(line: str, dataset: SimpleNamespace, place: str) -> tuple[str, str, int]:
     """The problem, the answer and the level of a line."""
     names = dataset.input_key or "input", dataset.output_key or "output"
     try:
@@ -232,10 +110,6 @@ def _values(line: str, dataset: Dataset, place: str) -> tuple[str, str, int]:
     if not isinstance(level, int):
         raise WorkshopError(f"{place}: level is a whole number, not {level!r}")
     return str(found[0]), str(found[1]), level
-
-
-def _json_lines(rows: Sequence[Mapping[str, object]]) -> str:
-    return "".join(json.dumps(row) + "\n" for row in rows)
 
 
 def _find(name: str, key: str) -> Path:
@@ -258,22 +132,3 @@ def _lines(path: Path) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         raise WorkshopError(f"the problems {path} cannot be read: {error}") from error
     return [line for line in lines if line.strip()]
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Write `data/problems` anew: `python -m workshop_lib.training.problems [FOLDER]`.
-
-    Args:
-        arguments: Those of the command line by default.
-
-    Returns:
-        The exit status.
-    """
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    for path in write_problems(given[0] if given else data_dir() / "problems"):
-        print(path)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

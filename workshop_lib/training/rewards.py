@@ -19,7 +19,7 @@ from workshop_lib.errors import WorkshopError
 from workshop_lib.training.verifier import Verifier, shared_verifier
 
 if TYPE_CHECKING:
-    from workshop_lib.training.recipe import Recipe
+    from workshop_lib.training.recipe.recipe import Recipe
 
 __all__ = [
     "REWARDS",
@@ -286,6 +286,9 @@ REWARDS: dict[str, Reward] = {
 """By the name of the recipe's environment. `math` is NeMo RL's own, taken as it is."""
 
 
+_OWN_SETTINGS = {"math_verify_impl": ("hf_math_verify",), "verifier_type": ("math",)}
+
+
 def reward_for(recipe: Recipe) -> tuple[str, Reward]:
     """The reward that a recipe's data names with `env_name`.
 
@@ -311,28 +314,14 @@ def reward_for(recipe: Recipe) -> tuple[str, Reward]:
     if name not in REWARDS:
         known = ", ".join(REWARDS)
         raise WorkshopError(f"{recipe.path}: there is no reward for env.{name} here, only {known}")
-    implementation = (recipe.config.env[name] or {}).get("math_verify_impl", "hf_math_verify")
-    if name.startswith("math") and implementation != "hf_math_verify":
-        raise WorkshopError(f"{recipe.path}: env.{name} uses {implementation}, which is not here")
+    for key, value in (recipe.env[name] or {}).items():
+        if key != "num_workers" and value not in (None, *_OWN_SETTINGS.get(key, ())):
+            raise WorkshopError(f"{recipe.path}: env.{name}.{key} {value} is not here")
     return name, REWARDS[name]
 
 
 def for_trl(reward: Reward, name: str) -> Callable[..., list[float]]:
-    """Make TRL's batch function of a reward.
-
-    Args:
-        reward: The reward of one answer.
-        name: Its name in TRL's metrics.
-
-    Returns:
-        A function of `completions` (texts, or conversations of one message) and the
-        data's column `answer`.
-
-    Example:
-        >>> batch = for_trl(first_integer_reward, "first_integer")
-        >>> batch(completions=[" 7", " 8"], answer=["7", "7"])
-        [1.0, 0.0]
-    """
+    """TRL's batch function of a reward: of `completions` (texts, or conversations) and `answer`."""
 
     def batch(*, completions: Sequence[Any], answer: Sequence[str], **_: Any) -> list[float]:
         return [
@@ -345,15 +334,7 @@ def for_trl(reward: Reward, name: str) -> Callable[..., list[float]]:
 
 
 def completion_text(completion: Any) -> str:
-    """What the model wrote, of a text or of a conversation.
-
-    Args:
-        completion: A text, or messages with `content`.
-
-    Example:
-        >>> completion_text([{"role": "assistant", "content": "7"}])
-        '7'
-    """
+    """What the model wrote, of a text or of a conversation's messages."""
     if isinstance(completion, str):
         return completion
     return "".join(str(message.get("content") or "") for message in completion)

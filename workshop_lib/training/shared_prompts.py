@@ -65,15 +65,7 @@ class Packing:
 
 
 def can_share_prompts(model: Any) -> bool:
-    """Whether a model is of an architecture for which this module gives TRL's results.
-
-    Args:
-        model: What the trainer trains; wrapped by peft, what is inside is asked.
-
-    Example:
-        >>> can_share_prompts(model)  # doctest: +SKIP
-        True
-    """
+    """Whether a model (or the one inside peft) is of an architecture that gives TRL's results."""
     from transformers import PreTrainedModel
 
     model = inner_model(model)
@@ -173,9 +165,6 @@ def per_token_logps(
         Log-probabilities and entropies in nats, each (answers, length); the entropies carry no
         gradient.
 
-    Example:
-        >>> logps, entropy = per_token_logps(model, packed, ids[:, 3:],
-        ...                                  temperature=1.0)  # doctest: +SKIP
     """
     import torch
     from torch.utils.checkpoint import checkpoint
@@ -223,8 +212,6 @@ def share_prompts_in_generate(model: Any) -> None:
         model: A causal language model of transformers, or one inside peft, which asks that one;
             its `generate` is replaced.
 
-    Example:
-        >>> share_prompts_in_generate(model)  # doctest: +SKIP
     """
     import torch
     from transformers import DynamicCache

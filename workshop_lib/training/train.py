@@ -1,21 +1,23 @@
 """The command line: `python -m workshop_lib.training.train RECIPE --output DIR`.
 
-A plain process or the entry point of a Ray job. One line a step on standard
-output, one record a step in `DIR/metrics.jsonl`; the exit status is 0, 1 after a
-failure, 2 for what was refused before anything started.
+A plain process, the entry point of a Ray job, or a training of an experiment (`experiments`). One
+line a step on standard output, one record a step in `DIR/metrics.jsonl`; the exit status is 0, 1
+after a failure, 2 for what was refused before anything started.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import shutil
 import signal
 import sys
+import threading
 from collections.abc import Sequence
 
 from workshop_lib.errors import WorkshopError
-from workshop_lib.training.component import override
-from workshop_lib.training.process import prepare_environment
-from workshop_lib.training.recipe import read_recipe
+from workshop_lib.training.recipe import override, read_recipe
+from workshop_lib.training.trainer import plan_training, prepare_environment, train
 
 __all__ = ["main"]
 
@@ -34,8 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     # Values may stand before the options or after them.
     wishes = _parser().parse_intermixed_args(arguments)
-    from workshop_lib.training.engine import plan_training, train
-
+    if wishes.temporary:
+        threading.Thread(target=_end_with_input, args=(wishes.output,), daemon=True).start()
     try:
         plan = plan_training(
             read_recipe(wishes.recipe, dict(map(override, wishes.overrides))),
@@ -56,7 +58,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _report(error, 1)
     except KeyboardInterrupt:
         return 130
+    finally:
+        if wishes.temporary:
+            shutil.rmtree(wishes.output, ignore_errors=True)
     return 0
+
+
+def _end_with_input(output: str) -> None:
+    """The asker closed it, or is gone: nothing trains on behind a dead kernel."""
+    while os.read(sys.stdin.fileno(), 1024):
+        pass
+    shutil.rmtree(output, ignore_errors=True)
+    os._exit(0)  # from a thread, and in the middle of a step
 
 
 def _print(line: str) -> None:
@@ -83,6 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--overwrite", action="store_true", help="remove the run that DIR holds")
     add("--resume", action="store_true", help="go on with the run that DIR holds")
     add("--report", action="store_true", help="also print each step as a line of JSON, marked")
+    add("--temporary", action="store_true", help="end with standard input, and remove DIR")
     return parser
 
 

@@ -1,22 +1,61 @@
-"""Watching a training Job from a notebook: its log becomes a curve while it runs."""
+"""A training Job, from a notebook: which recipe it reads, how it goes, and whether it worked."""
 
 from __future__ import annotations
 
+import re
 import sys
 import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
+from workshop_lib.checklist import Check, CheckList
+from workshop_lib.cluster import manifests
 from workshop_lib.cluster.base import Workload
 from workshop_lib.cluster.kube import failure, is_true, pod_state
 from workshop_lib.cluster.records import Observation
-from workshop_lib.errors import ClusterError, WaitTimeoutError
+from workshop_lib.data import data_dir
+from workshop_lib.errors import ClusterError, ManifestError, WaitTimeoutError
 from workshop_lib.progress import Progress, format_duration
-from workshop_lib.training.component import pod_environment
-from workshop_lib.training.runs import TrainingLog, read_log
+from workshop_lib.training.asking import Accuracy
+from workshop_lib.training.recipe import Recipe, override, read_recipe
+from workshop_lib.training.runs import HANG_FACTOR, TrainingLog, read_log
 
-__all__ = ["read_training", "watch_training"]
+__all__ = ["check_training", "read_training", "training_recipe", "watch_training"]
 
 _POLL_S = 1.0
+
+
+def training_recipe(
+    profile: str, parameters: Mapping[str, Any] | None = None, *, component: str = "grpo"
+) -> Recipe:
+    """The recipe that a training's pods will read, checked before anything is started.
+
+    Args:
+        profile: The profile, as for `connect`.
+        parameters: As for `cluster.apply`.
+        component: A component whose Job trains.
+
+    Raises:
+        ManifestError: There is no such component or parameter, or its Job names no recipe.
+        RecipeError: The recipe with these parameters is wrong; nothing was started.
+
+    Example:
+        >>> training_recipe("local", {"steps": 3, "seed": 7}).grpo.max_num_steps
+        3
+    """
+    objects = manifests.render(profile, component, parameters)
+    job = next((item.body for item in objects if item.kind == "Job"), None)
+    environment = _environment(job) if job else {}
+    if job is None or "RECIPE" not in environment:
+        raise ManifestError(f"{component}: there is no Job with a RECIPE in its environment")
+    container = job["spec"]["template"]["spec"]["containers"][0]
+    # The ConfigMap holds this checkout's own files, under their paths in the checkout.
+    path = Path(environment["RECIPE"]).relative_to(container["workingDir"])
+    words = [_expand(word, environment) for word in container.get("args", [])]
+    words += environment.get("OVERRIDES", "").split()
+    pairs = [word for word in words if "=" in word and not word.startswith("-")]
+    return read_recipe(data_dir().parent / path, dict(map(override, pairs)))
 
 
 def read_training(job: Workload) -> TrainingLog:
@@ -35,16 +74,19 @@ def read_training(job: Workload) -> TrainingLog:
     return _read(job, job.observe())
 
 
-def watch_training(job: Workload, *, timeout_s: float = 1800.0) -> TrainingLog:
-    """Draw a training's curves while it runs, and return when it is complete.
+def watch_training(
+    job: Workload, *, timeout_s: float = 1800.0, plot: Callable[..., Any] | None = None
+) -> TrainingLog:
+    """Follow a training, drawn while it runs, and return when it is complete.
 
-    In a notebook one figure is updated in place and stays as it was last; elsewhere a
-    line is printed for each step. Everything comes from the Job's log, so it does not
-    matter where the Job runs or who started it.
+    Everything comes from the Job's log, so it does not matter where the Job runs or who started
+    it. Without a figure, or outside a notebook, a line is printed for each step.
 
     Args:
         job: The handle of `grpo`.
         timeout_s: The longest to wait; the Job itself goes on.
+        plot: Draws a figure of `run.frame` and `steps=`, as `plots.plot_training` does; in a
+            notebook it is updated in place and stays as it was last.
 
     Returns:
         The whole run: `frame`, `samples`, `checkpoint`.
@@ -54,19 +96,21 @@ def watch_training(job: Workload, *, timeout_s: float = 1800.0) -> TrainingLog:
         WaitTimeoutError: It was not complete in time.
 
     Example:
-        >>> run = watch_training(cluster.apply("grpo"))   # doctest: +SKIP
+        >>> run = watch_training(cluster.apply("grpo"), plot=plot_training)   # doctest: +SKIP
     """
-    began = time.monotonic()
+    began = last_step = time.monotonic()
+    view = _View(plot)
     with Progress(label="training", unit="steps") as progress:
-        view = _view()
         while True:
             # In this order: what was printed before the end is read when the end is seen.
             observation = job.observe()
             reading = time.monotonic()
             log = _read(job, observation)
             now = time.monotonic()
-            view.show(log)
-            progress.update(log.done, log.steps, _state(log, observation))
+            if view.show(log):
+                last_step = now
+            state = _state(log, observation, now - last_step)
+            progress.update(log.done, log.steps, state)
             if reason := failure(observation.body):
                 raise ClusterError(
                     f"{job.kind}/{job.name} failed after {now - began:.0f} s:"
@@ -78,20 +122,71 @@ def watch_training(job: Workload, *, timeout_s: float = 1800.0) -> TrainingLog:
             if now - began > timeout_s:
                 raise WaitTimeoutError(
                     f"{job.kind}/{job.name} is not complete after {timeout_s:g} s:"
-                    f" {log.done} of {log.steps or '?'} steps, {_state(log, observation)};"
+                    f" {log.done} of {log.steps or '?'} steps, {state};"
                     " it goes on; watch it again with watch_training, or read its logs()"
                 )
             # A long log far away takes a while to read: do not spend all time reading.
             time.sleep(max(_POLL_S, 4 * (now - reading)))
 
 
+def check_training(
+    run: TrainingLog, *, steps: int, served: str, before: Accuracy, after: Accuracy
+) -> CheckList:
+    """Whether a run is whole, its checkpoint is what is served, and it learned.
+
+    Learned means: the intervals of the accuracies before and after do not overlap,
+    which chance alone would hardly do.
+
+    Args:
+        run: What `watch_training` returned.
+        steps: Steps that were asked for.
+        served: The name under which the server serves the trained model.
+        before: Accuracy of the model that training began with.
+        after: Accuracy of the trained one.
+
+    Example:
+        >>> checks = check_training(run, steps=12, served=name, before=a, after=b)  # doctest: +SKIP
+        >>> checks.passed   # doctest: +SKIP
+        True
+    """
+    whole = f"{run.done} of {steps}"
+    is_served = bool(served) and run.checkpoint.endswith(served)
+    same, asked = before.problems == after.problems, f"{len(after.problems)} held-out problems"
+    learned = after.interval()[0] > before.interval()[1]
+    solved = f"{before.right} right before, {after.right} after"
+    served_with = "apply vllm with the run's checkpoint as model"
+    more = "more steps, or more answers a prompt; look at the reward's curve"
+    return CheckList(
+        [
+            Check("every step was done", run.done == steps, whole, "read logs()"),
+            Check("the checkpoint is served", is_served, served or "nothing is", served_with),
+            Check("both were asked the same", same, asked, "evaluate both with one recipe"),
+            Check("it learned", learned, solved, more),
+        ]
+    )
+
+
+def _environment(job: Mapping[str, Any]) -> dict[str, str]:
+    """What a Job's manifest says to its first container, `$(NAME)` filled in."""
+    entries = job["spec"]["template"]["spec"]["containers"][0].get("env", [])
+    found: dict[str, str] = {}
+    for entry in entries:
+        if "value" in entry:
+            found[entry["name"]] = _expand(str(entry["value"]), found)
+    return found
+
+
+def _expand(text: str, environment: Mapping[str, str]) -> str:
+    return re.sub(r"\$\((\w+)\)", lambda match: environment.get(match[1], match[0]), text)
+
+
 def _read(job: Workload, observation: Observation) -> TrainingLog:
-    folder = pod_environment(observation.body).get("OUTPUT_DIR", "")
+    folder = _environment(observation.body).get("OUTPUT_DIR", "")
     return read_log((line.text for line in job.logs()), output=folder)
 
 
-def _state(log: TrainingLog, observation: Observation) -> str:
-    """One line: what it is doing, or how far the reward is and how long it will take."""
+def _state(log: TrainingLog, observation: Observation, idle_s: float) -> str:
+    """One line: what it is doing, how far the reward is, how long it will take, or a silence."""
     if not log.done:
         for pod in observation.pods:
             state, reason = pod_state(pod)
@@ -101,8 +196,11 @@ def _state(log: TrainingLog, observation: Observation) -> str:
     rewards = [float(record["reward"]) for record in log.records]
     if log.checkpoint:
         return f"reward {rewards[0]:.2f} at first, {rewards[-1]:.2f} at last; saved"
-    seconds = [float(record.get("step_s") or 0) for record in log.records[-3:]]
-    left_s = ((log.steps or log.done) - log.done) * sum(seconds) / len(seconds)
+    seconds = sorted(float(record.get("step_s") or 0) for record in log.records)
+    left = (log.steps or log.done) - log.done
+    if left and idle_s > max(HANG_FACTOR * seconds[len(seconds) // 2], 10.0):
+        return f"reward {rewards[-1]:.2f}, no step for {format_duration(idle_s)}: does it hang?"
+    left_s = left * sum(seconds) / len(seconds)
     rest = f"about {format_duration(left_s)} left" if left_s else "saving the model"
     return f"reward {rewards[-1]:.2f}, {rest}"
 
@@ -114,47 +212,39 @@ def _last_words(job: Workload) -> str:
     return said[-1][:300] if said else ""
 
 
-class _Figure:
-    """One figure of a notebook's cell, updated in place."""
+class _View:
+    """One figure of a notebook's cell, updated in place; else a line for each step."""
 
-    def __init__(self) -> None:
+    def __init__(self, plot: Callable[..., Any] | None) -> None:
+        self._plot = plot if _in_notebook() else None
         self._handle: Any = None
-        self._drawn: tuple[int, int | None] | None = None
+        self._shown: tuple[int, int | None] = (0, None)
 
-    def show(self, log: TrainingLog) -> None:
-        from IPython.display import display
-
-        from workshop_lib.plots import plot_training
-
-        if self._drawn == (log.done, log.steps):
-            return
-        self._drawn = (log.done, log.steps)
-        figure = plot_training(log.frame, steps=log.steps)
-        if self._handle is None:
-            self._handle = display(figure, display_id=True)
+    def show(self, log: TrainingLog) -> bool:
+        """Show what is new; whether anything is."""
+        if self._shown == (log.done, log.steps):
+            return False
+        if self._plot is None:
+            for record in log.records[self._shown[0] :]:
+                print(
+                    f"step {record['step']}/{log.steps or '?'}  reward {record['reward']:.3f}"
+                    f"  {record.get('step_s') or 0:.1f} s"
+                )
         else:
-            self._handle.update(figure)
+            from IPython.display import display
+
+            figure = self._plot(log.frame, steps=log.steps)
+            if self._handle is None:
+                self._handle = display(figure, display_id=True)
+            else:
+                self._handle.update(figure)
+        self._shown = (log.done, log.steps)
+        return True
 
 
-class _Lines:
-    """A line for each step, where there is no notebook."""
+def _in_notebook() -> bool:
+    if "IPython" not in sys.modules:
+        return False
+    from IPython import get_ipython
 
-    def __init__(self) -> None:
-        self._shown = 0
-
-    def show(self, log: TrainingLog) -> None:
-        for record in log.records[self._shown :]:
-            print(
-                f"step {record['step']}/{log.steps or '?'}  reward {record['reward']:.3f}"
-                f"  {record.get('step_s') or 0:.1f} s"
-            )
-        self._shown = log.done
-
-
-def _view() -> _Figure | _Lines:
-    if "IPython" in sys.modules:
-        from IPython import get_ipython
-
-        if getattr(get_ipython(), "kernel", None) is not None:
-            return _Figure()
-    return _Lines()
+    return getattr(get_ipython(), "kernel", None) is not None

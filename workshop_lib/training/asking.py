@@ -1,15 +1,16 @@
-"""How many problems a model solves: before and after, with the interval that a count has.
+"""A model asked the recipe's problems: groups to learn from, and how many it solves.
 
-A model is a folder, which transformers runs here, or a server with the OpenAI API.
-Both are asked alike: the recipe's prompts, the likeliest token each time, the
-recipe's reward as the judge.
+A model is a folder, which transformers runs here, or a server with the OpenAI API. Both are
+asked alike: the recipe's prompts and answer length, with the recipe's reward as the judge; for an
+accuracy the likeliest token each time, for groups as the recipe samples.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import random
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import NormalDist
@@ -18,13 +19,13 @@ from typing import TYPE_CHECKING, Any
 from workshop_lib.errors import WorkshopError
 from workshop_lib.serving.models.files import problem_of
 from workshop_lib.training.problems import Problem, load_problems
-from workshop_lib.training.rewards import Reward, reward_for
+from workshop_lib.training.recipe import Recipe
+from workshop_lib.training.rewards import reward_for
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from workshop_lib.serving import ModelServer
-    from workshop_lib.training.recipe import Recipe
 
 __all__ = [
     "Accuracy",
@@ -33,11 +34,14 @@ __all__ = [
     "answers_table",
     "evaluate_folder",
     "evaluate_server",
+    "sample_groups",
     "wilson_interval",
 ]
 
 _BATCH = 32
-_IN_FLIGHT = 8
+_IN_FLIGHT = 16
+
+Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -65,11 +69,7 @@ class Accuracy:
         return self.right / len(self.problems)
 
     def interval(self, confidence: float = 0.95) -> tuple[float, float]:
-        """Wilson's interval of the share.
-
-        Args:
-            confidence: Confidence level.
-        """
+        """Wilson's interval of the share."""
         return wilson_interval(self.right, len(self.problems), confidence)
 
 
@@ -105,13 +105,47 @@ def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> tu
     return low, 1.0 if successes == trials else centre + half
 
 
+def evaluate_server(
+    server: ModelServer,
+    recipe: Recipe,
+    *,
+    model: str | None = None,
+    split: str = "validation",
+    problems: Sequence[Problem] | None = None,
+    on_progress: Progress | None = None,
+) -> Accuracy:
+    """Ask a model server the recipe's problems, several at a time.
+
+    Args:
+        server: The server.
+        recipe: Whose prompts, reward and answer length to use.
+        model: Name of the model; by default the first that the server lists.
+        split: `validation` (held out) or `train`.
+        problems: The problems themselves, instead of a split.
+        on_progress: Called as (done, total) after each answer.
+
+    Raises:
+        ServerError: The server does not answer.
+        WorkshopError: There is no problem.
+
+    Example:
+        >>> evaluate_server(ModelServer(url), recipe).share  # doctest: +SKIP
+        0.2
+    """
+    asked = _problems(recipe, split, problems)
+    name = model or server.first_model()
+    requests = [(problem, {"model": name}) for problem in asked]
+    completions = _ask(server, recipe, requests, on_progress)
+    return _judged(asked, completions, recipe)
+
+
 def evaluate_folder(
     folder: str | Path,
     recipe: Recipe,
     *,
     split: str = "validation",
     problems: Sequence[Problem] | None = None,
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: Progress | None = None,
 ) -> Accuracy:
     """Ask a model folder the recipe's problems, with transformers, in this process.
 
@@ -132,19 +166,31 @@ def evaluate_folder(
     if problem := problem_of(Path(folder)):
         raise WorkshopError(f"cannot evaluate: {problem}")
     asked = _problems(recipe, split, problems)
-    _, reward = reward_for(recipe)
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
 
-    tokenizer = AutoTokenizer.from_pretrained(str(folder), padding_side="left")
+    # Its own bar runs for a second and stays in a notebook's output.
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), padding_side="left")
+        model = AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.float32).eval()
+    finally:
+        if shown:
+            logging.enable_progress_bar()
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    with _without_progress_bar():
-        model = AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.float32).eval()
     completions: list[str] = []
     for start in range(0, len(asked), _BATCH):
-        batch = asked[start : start + _BATCH]
-        texts = [_text(problem, recipe, tokenizer) for problem in batch]
+        texts = [
+            problem.system + problem.prompt
+            if recipe.plain_prompts
+            else tokenizer.apply_chat_template(
+                problem.messages, tokenize=False, add_generation_prompt=True
+            )
+            for problem in asked[start : start + _BATCH]
+        ]
         inputs = tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=False)
         with torch.no_grad():
             written = model.generate(
@@ -160,56 +206,69 @@ def evaluate_folder(
         completions += tokenizer.batch_decode(new, skip_special_tokens=True)
         if on_progress is not None:
             on_progress(len(completions), len(asked))
-    return _judge(asked, completions, reward)
+    return _judged(asked, completions, recipe)
 
 
-def evaluate_server(
+def sample_groups(
     server: ModelServer,
     recipe: Recipe,
     *,
-    model: str | None = None,
-    split: str = "validation",
-    problems: Sequence[Problem] | None = None,
-    on_progress: Callable[[int, int], None] | None = None,
-) -> Accuracy:
-    """Ask a model server the recipe's problems, several at a time.
+    groups: int = 8,
+    size: int = 8,
+    seed: int = 0,
+    on_progress: Progress | None = None,
+) -> pd.DataFrame:
+    """Sample several answers to each of a few problems, and score them.
+
+    What a trainer does at the start of a step, asked of a model server: the recipe's
+    prompts, temperature and answer length, and its reward.
 
     Args:
         server: The server.
-        recipe: Whose prompts, reward and answer length to use.
-        model: Name of the model; by default the first that the server lists.
-        split: `validation` (held out) or `train`.
-        problems: The problems themselves, instead of a split.
+        recipe: Whose problems, sampling and reward to use.
+        groups: Problems, drawn from those to train on.
+        size: Answers to each.
+        seed: Decides which problems, and with the server what is sampled.
         on_progress: Called as (done, total) after each answer.
+
+    Returns:
+        One row an answer: `group`, `problem`, `answer` (the right one), `completion`,
+        `reward`.
 
     Raises:
         ServerError: The server does not answer.
-        WorkshopError: There is no problem.
+        WorkshopError: The recipe has fewer problems, or its prompts need a template.
 
     Example:
-        >>> evaluate_server(ModelServer(url), recipe).share  # doctest: +SKIP
-        0.2
+        >>> frame = sample_groups(ModelServer(url), recipe)   # doctest: +SKIP
+        >>> frame.groupby("group")["reward"].mean()   # doctest: +SKIP
     """
-    from concurrent.futures import ThreadPoolExecutor
+    import pandas as pd
 
-    asked = _problems(recipe, split, problems)
-    _, reward = reward_for(recipe)
-    name = model or server.first_model()
-
-    def ask(problem: Problem) -> str:
-        limit = _new_tokens(recipe)
-        if recipe.plain_prompts:
-            text = problem.system + problem.prompt
-            return server.complete(text, model=name, max_tokens=limit).text
-        return server.chat(problem.messages, model=name, max_tokens=limit).text
-
-    completions: list[str] = []
-    with ThreadPoolExecutor(_IN_FLIGHT) as pool:
-        for text in pool.map(ask, asked):
-            completions.append(text)
-            if on_progress is not None:
-                on_progress(len(completions), len(asked))
-    return _judge(asked, completions, reward)
+    problems = load_problems(recipe)
+    if not 1 <= groups <= len(problems) or size < 1:
+        raise WorkshopError(
+            f"{groups} groups of {size}: the recipe has {len(problems)} problems to draw from"
+        )
+    if not recipe.plain_prompts:
+        raise WorkshopError(f"{recipe.path}: groups are sampled from plain prompts, without chat")
+    drawn = [p for p in random.Random(seed).sample(problems, groups) for _ in range(size)]
+    sampling = {"model": server.first_model(), "temperature": recipe.generation.temperature}
+    requests = [
+        (problem, sampling | {"seed": seed * len(drawn) + number})
+        for number, problem in enumerate(drawn)
+    ]
+    completions = _ask(server, recipe, requests, on_progress)
+    scored = _judged(drawn, completions, recipe)
+    return pd.DataFrame(
+        {
+            "group": [number // size for number in range(len(drawn))],
+            "problem": [problem.text for problem in drawn],
+            "answer": [problem.answer for problem in drawn],
+            "completion": completions,
+            "reward": scored.rewards,
+        }
+    )
 
 
 def accuracy_table(results: Mapping[str, Accuracy], confidence: float = 0.95) -> pd.DataFrame:
@@ -229,10 +288,10 @@ def accuracy_table(results: Mapping[str, Accuracy], confidence: float = 0.95) ->
     """
     import pandas as pd
 
-    rows = {}
-    for name, result in results.items():
-        low, high = result.interval(confidence)
-        rows[name] = [len(result.problems), result.right, result.share, low, high]
+    rows = {
+        name: [len(result.problems), result.right, result.share, *result.interval(confidence)]
+        for name, result in results.items()
+    }
     columns = ["problems", "right", "accuracy", "low", "high"]
     return pd.DataFrame.from_dict(rows, orient="index", columns=columns)
 
@@ -258,16 +317,11 @@ def accuracy_by_level(results: Mapping[str, Accuracy], confidence: float = 0.95)
     tables = {}
     for level in sorted({problem.level for each in results.values() for problem in each.problems}):
         parts = {}
-        for name, result in results.items():
-            at = [i for i, problem in enumerate(result.problems) if problem.level == level]
-            parts[name] = Accuracy(
-                tuple(result.problems[i] for i in at),
-                tuple(result.completions[i] for i in at),
-                tuple(result.rewards[i] for i in at),
-            )
-        tables[level] = accuracy_table(
-            {name: part for name, part in parts.items() if part.problems}, confidence
-        )
+        for name, each in results.items():
+            rows = zip(each.problems, each.completions, each.rewards, strict=True)
+            if of_level := [row for row in rows if row[0].level == level]:
+                parts[name] = Accuracy(*zip(*of_level, strict=True))
+        tables[level] = accuracy_table(parts, confidence)
     return pd.concat(tables, names=["level"])
 
 
@@ -305,20 +359,6 @@ def answers_table(results: Mapping[str, Accuracy]) -> pd.DataFrame:
     return pd.DataFrame(columns)
 
 
-@contextmanager
-def _without_progress_bar() -> Iterator[None]:
-    """Transformers' own bar runs for a second and stays in a notebook's output."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
-
-
 def _problems(recipe: Recipe, split: str, given: Sequence[Problem] | None) -> list[Problem]:
     asked = load_problems(recipe, split) if given is None else list(given)
     if not asked:
@@ -326,20 +366,36 @@ def _problems(recipe: Recipe, split: str, given: Sequence[Problem] | None) -> li
     return asked
 
 
-def _judge(problems: Sequence[Problem], completions: Sequence[str], reward: Reward) -> Accuracy:
-    rewards = [
-        reward(text, problem.answer) for problem, text in zip(problems, completions, strict=True)
-    ]
-    return Accuracy(tuple(problems), tuple(completions), tuple(rewards))
+def _ask(
+    server: ModelServer,
+    recipe: Recipe,
+    requests: Sequence[tuple[Problem, dict[str, Any]]],
+    on_progress: Progress | None,
+) -> list[str]:
+    """What a server answers, in the order of the requests, several of them at a time."""
+
+    def ask(request: tuple[Problem, dict[str, Any]]) -> str:
+        problem, settings = request
+        settings = {**settings, "max_tokens": _new_tokens(recipe)}
+        if recipe.plain_prompts:
+            return server.complete(problem.system + problem.prompt, **settings).text
+        return server.chat(problem.messages, **settings).text
+
+    completions: list[str] = []
+    with ThreadPoolExecutor(_IN_FLIGHT) as pool:
+        for text in pool.map(ask, requests):
+            completions.append(text)
+            if on_progress is not None:
+                on_progress(len(completions), len(requests))
+    return completions
+
+
+def _judged(problems: Sequence[Problem], completions: Sequence[str], recipe: Recipe) -> Accuracy:
+    _, reward = reward_for(recipe)
+    pairs = zip(problems, completions, strict=True)
+    rewards = tuple(reward(text, problem.answer) for problem, text in pairs)
+    return Accuracy(tuple(problems), tuple(completions), rewards)
 
 
 def _new_tokens(recipe: Recipe) -> int:
-    return recipe.generation.max_new_tokens or recipe.policy.max_total_sequence_length
-
-
-def _text(problem: Problem, recipe: Recipe, tokenizer: Any) -> str:
-    if recipe.plain_prompts:
-        return problem.system + problem.prompt
-    return str(
-        tokenizer.apply_chat_template(problem.messages, tokenize=False, add_generation_prompt=True)
-    )
+    return int(recipe.generation.max_new_tokens or recipe.policy.max_total_sequence_length)

@@ -15,11 +15,11 @@ import pytest
 import yaml
 
 from workshop_lib.cluster.manifests import manifests_dir, render, render_folder
-from workshop_lib.errors import ManifestError, WorkshopError
-from workshop_lib.training.component import pod_environment, training_recipe
+from workshop_lib.errors import ManifestError
 from workshop_lib.training.recipe import RecipeError
 from workshop_lib.training.rewards import REWARDS
-from workshop_lib.training.runs import COLUMNS, MARK, marked_line, read_log
+from workshop_lib.training.runs import MARK, marked_line, read_log
+from workshop_lib.training.watch import _environment, training_recipe
 
 SCRIPTS = manifests_dir() / "base/grpo/scripts"
 
@@ -63,7 +63,7 @@ def test_both_worlds_get_one_recipe_with_the_same_switches() -> None:
     base = job(render_folder(manifests_dir() / "base/grpo"))
     here = job(render("local", "grpo"))
     shared = ("RECIPE", "STEPS", "SEED", "PROMPTS", "GENERATIONS", "OUTPUT_DIR", "MODEL_FOLDER")
-    told = [pod_environment(body) for body in (base, here)]
+    told = [_environment(body) for body in (base, here)]
     assert all(told[0][name] == told[1][name] for name in shared)
     words = [body["spec"]["template"]["spec"]["containers"][0]["args"] for body in (base, here)]
     grpo = [[word for word in args if word.startswith("grpo.")] for args in words]
@@ -193,41 +193,3 @@ def test_nemo_rls_step_becomes_a_record() -> None:
     ]
     assert log.group(2).empty
     assert script("run_nemo_rl").MARK == MARK
-
-
-def record(step: int, **changes: Any) -> dict[str, Any]:
-    sample = {"group": 0, "prompt": "p", "answer": "7", "completion": " 7", "reward": 1.0}
-    return dict.fromkeys(COLUMNS) | {"step": step, "reward": 0.5, "samples": [sample]} | changes
-
-
-def test_a_log_is_read_wherever_it_stops() -> None:
-    lines = [
-        "loading 100%|####| " + marked_line("start", steps=3),
-        "step 1/3  reward 0.500",
-        marked_line("step", **record(1)),
-        marked_line("step", **record(2, reward=0.75)),
-    ]
-    for end, done in ((0, 0), (1, 0), (2, 0), (3, 1), (4, 2)):
-        log = read_log(lines[:end])
-        assert (log.steps, log.done) == ((3 if end else None), done)
-        assert log.frame.dtypes.to_dict() == read_log(lines).frame.dtypes.to_dict()
-        assert list(log.frame.columns) == list(COLUMNS) and len(log.samples) == done
-    whole = read_log([*lines, marked_line("saved", checkpoint="checkpoints/step_3")], output="/x/y")
-    assert whole.checkpoint == "/x/y/checkpoints/step_3"
-    assert whole.frame.reward.tolist() == [0.5, 0.75]
-
-
-def test_a_log_that_repeats_or_begins_again() -> None:
-    step = marked_line("step", **record(1))
-    assert read_log([step, step]).done == 1
-    assert read_log([step, marked_line("start", steps=2)]).done == 0
-
-
-@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"event": "step"}', '{"event": "start"}'])
-def test_a_broken_record_is_named(text: str) -> None:
-    with pytest.raises(WorkshopError, match="no record of a run: @grpo"):
-        read_log([MARK + text])
-
-
-def test_an_event_of_tomorrow_is_left_alone() -> None:
-    assert read_log([MARK + json.dumps({"event": "paused"})]).done == 0
