@@ -327,9 +327,14 @@ def test_a_name_that_fails_under_policies_without_port_53():
     assert found.rules == ["network-policy"] and "port 53" in found[0].cause
 
 
+WELL = {"state": {"terminated": {"exitCode": 0, "reason": "Completed"}}}
+
+
 @pytest.mark.parametrize("line", ["rank 1 dials ray-0-zzzzz", "Master IP: 10.0.0.77"])
-def test_a_rank_that_dials_the_head_of_a_former_run(line):
-    ranks = rank(0, READY, podIP="10.0.0.5"), rank(1, READY, podIP="10.0.0.6")
+@pytest.mark.parametrize(("state", "phase"), [(READY, "Running"), (WELL, "Succeeded")])
+def test_a_rank_that_dials_the_head_of_a_former_run(line, state, phase):
+    places = enumerate(("10.0.0.5", "10.0.0.6"))
+    ranks = [rank(n, state, podIP=address, phase=phase) for n, address in places]
     found = look(*ranks, logs={"ray-1-abcd1/main": f"{line}\n"})
     assert found.rules == ["stale-head-address"] and "ray-0-abcd0" in found[0].cause
     well = look(*ranks, logs={"ray-1-abcd1/main": "rank 1 dials ray-0-abcd0\n"})

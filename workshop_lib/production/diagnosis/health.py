@@ -13,7 +13,7 @@ from workshop_lib.production.diagnosis.patterns import fact, patterns
 from workshop_lib.production.diagnosis.view import Container, Event, Pod, View
 from workshop_lib.production.probes import probe_budget_s
 
-__all__ = ["runs", "why_ended", "window_s"]
+__all__ = ["former_head", "runs", "why_ended", "window_s"]
 
 WAITS_S, LOADS_S, RECENT_S = 40.0, 900.0, 600.0
 """How long a container waits for another before that means something, how long a model loads, and
@@ -60,9 +60,14 @@ def _goes_on(view: View, pod: Pod, each: Container) -> Iterator[Cause]:
         cause = from_log(view, pod, each, reading, Stage.HEALTH)
         cause.past = reading.kind == "weak"
         yield cause
-        return
+    else:
+        yield from former_head(view, pod, each)
+
+
+def former_head(view: View, pod: Pod, each: Container) -> Iterator[Cause]:
+    """A rank that dials the rank 0 of a former run, and may end well with what that one left."""
     for line in reversed(each.log.splitlines()[-100:] if pod.rank not in (None, "0") else []):
-        if found := _DIALS.search(line):  # a rank 0 of a former run may let it end well
+        if found := _DIALS.search(line):
             way = the_way(view, pod, found["host"].rstrip("."), 0)
             if way.wrong and way.wrong.rule == "stale-head-address":
                 objects = [*way.objects, pod.ref]

@@ -12,7 +12,7 @@ from workshop_lib.cluster.kube import is_true
 from workshop_lib.production.diagnosis import logs
 from workshop_lib.production.diagnosis.cause import Cause, Level, Report, Stage, cause_of
 from workshop_lib.production.diagnosis.crashes import from_log, host_of, who_is
-from workshop_lib.production.diagnosis.health import runs, why_ended
+from workshop_lib.production.diagnosis.health import former_head, runs, why_ended
 from workshop_lib.production.diagnosis.network import the_way
 from workshop_lib.production.diagnosis.patterns import apply_claim, fact, patterns
 from workshop_lib.production.diagnosis.scheduling import unscheduled
@@ -51,8 +51,12 @@ def pod_causes(view: View, report: Report, pod: Pod) -> Iterator[Cause]:
             quotes, nodes = [f"finalizers: {held}" if held else "Terminating"], {f"Node/{pod.node}"}
             yield cause_of(match, [pod.ref], quotes, Stage.NODE, Level.FAILED, waits_for=nodes)
         return
+    if pod.phase == "Succeeded":
+        for each in pod.containers:
+            yield from former_head(view, pod, each)
+        return
     for step in (_disrupted, _lost_node, unscheduled, _unprepared, _containers):
-        found = list(step(view, report, pod)) if pod.phase != "Succeeded" else []
+        found = list(step(view, report, pod))
         if found:
             yield from found
             return
