@@ -18,12 +18,7 @@ from typing import Any
 from workshop_lib.checklist import Check, CheckList
 from workshop_lib.errors import EnvironmentError_, WorkshopError
 
-__all__ = [
-    "check_network",
-    "ec2_client",
-    "fix_security_group",
-    "practice_ec2",
-]
+__all__ = ["check_network", "ec2_client", "fix_security_group", "practice_ec2"]
 
 _DIRECTIONS = {"ingress": "IpPermissions", "egress": "IpPermissionsEgress"}
 

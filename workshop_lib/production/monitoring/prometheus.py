@@ -152,11 +152,7 @@ def start_prometheus(
             "global": {"scrape_interval": every, "scrape_timeout": every},
             "rule_files": [str(folder / "rules.yaml")],
             "scrape_configs": [
-                {
-                    "job_name": "pods",
-                    "static_configs": targets,
-                    "metric_relabel_configs": [_COLON],
-                }
+                {"job_name": "pods", "static_configs": targets, "metric_relabel_configs": [_COLON]}
             ],
         }
         (folder / "rules.yaml").write_text(yaml.safe_dump(rules))
