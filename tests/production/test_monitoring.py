@@ -155,12 +155,11 @@ CASES = [
      ['kube_pod_status_unschedulable{namespace="ada", pod="p"} 1x30',
       'kube_pod_container_resource_requests{namespace="ada", pod="p", container="nginx", '
       'resource="cpu", unit="core"} 8x30'], False),
-    ("GpuMemoryError", "30m",
+    ("GpuRowRemapped", "30m",
      [f"DCGM_FI_DEV_UNCORRECTABLE_REMAPPED_ROWS{{{GPU}}} 0x10 1x20"], True),
+    ("GpuRowRemapped", "30m", [f"DCGM_FI_DEV_UNCORRECTABLE_REMAPPED_ROWS{{{GPU}}} 4x30"], False),
     ("GpuMemoryError", "30m", [f"DCGM_FI_DEV_ROW_REMAP_FAILURE{{{GPU}}} 1x30"], True),
-    ("GpuMemoryError", "30m",
-     [f"DCGM_FI_DEV_UNCORRECTABLE_REMAPPED_ROWS{{{GPU}}} 4x30",
-      f"DCGM_FI_DEV_ROW_REMAP_FAILURE{{{GPU}}} 0x30"], False),
+    ("GpuMemoryError", "30m", [f"DCGM_FI_DEV_ROW_REMAP_FAILURE{{{GPU}}} 0x30"], False),
 ]  # fmt: skip
 
 
