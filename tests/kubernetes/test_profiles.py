@@ -8,7 +8,7 @@ from emulator import schema
 from manifest_checks import crd_problems, head_with_autoscaler, pod_specs
 
 from workshop_lib.cluster import manifests
-from workshop_lib.cluster.places import problem_there
+from workshop_lib.cluster.manifests import problem_there
 from workshop_lib.errors import ManifestError
 
 ROOT = manifests.manifests_dir()
@@ -81,15 +81,15 @@ def test_no_container_has_privileges(profile, component):
 @pytest.mark.parametrize(("profile", "component"), COMPONENTS)
 def test_every_parameter_reaches_its_places(profile, component):
     plain = [item.body for item in manifests.render(profile, component)]
-    for parameter in manifests.parameters_of(profile, component).values():
+    for name, parameter in manifests.parameters_of(profile, component).items():
         assert parameter.help.endswith(".")
         value = parameter.allowed[-1] if parameter.allowed else A_VALUE[parameter.type]
         if parameter.type == "str" and not parameter.allowed:
             value = next(text for text in (value, *TEXTS) if not refused(parameter, text))
         elif parameter.maximum is not None:
             value = min(value, parameter.maximum)
-        changed = [i.body for i in manifests.render(profile, component, {parameter.name: value})]
-        assert changed != plain, f"{parameter.name} changes nothing"
+        changed = [i.body for i in manifests.render(profile, component, {name: value})]
+        assert changed != plain, f"{name} changes nothing"
 
 
 def test_what_cannot_be_evicted_asks_not_to_be():
@@ -130,16 +130,16 @@ def leaves(node, path=""):
 def test_no_value_can_inject_yaml(profile, component):
     """What is set is a text at the parameter's places, whatever it looks like."""
     plain = [leaves(item.body) for item in manifests.render(profile, component)]
-    for parameter in manifests.parameters_of(profile, component).values():
-        assert parameter.name not in ("component", "force"), "apply has these itself"
+    for name, parameter in manifests.parameters_of(profile, component).items():
+        assert name not in ("component", "force"), "apply has these itself"
         if parameter.type != "str" or parameter.allowed:
             continue
         value = 'x"\n  securityContext: {privileged: true}\n---\nkind: Pod\n# '
         if why := refused(parameter, value):
             with pytest.raises(ManifestError, match=re.escape(why)):
-                manifests.render(profile, component, {parameter.name: value})
+                manifests.render(profile, component, {name: value})
             continue
-        changed = [i.body for i in manifests.render(profile, component, {parameter.name: value})]
+        changed = [i.body for i in manifests.render(profile, component, {name: value})]
         assert len(changed) == len(plain)
         for before, body in zip(plain, changed, strict=True):
             after = leaves(body)

@@ -4,8 +4,7 @@ import pytest
 import yaml
 
 from workshop_lib.cluster import manifests
-from workshop_lib.cluster.manifests import render_folder
-from workshop_lib.cluster.places import problem_there
+from workshop_lib.cluster.manifests import problem_there, render_folder
 from workshop_lib.errors import ManifestError
 
 JOB = """
@@ -125,7 +124,7 @@ def test_wrong_parameters_are_one_line(folder, parameters, message):
     "entry",
     [{"paths": []}, {"type": "int"}, {"type": "whole", "paths": []}, {"type": "int", "paths": "x"},
      {"type": "str", "paths": [], "allowed": "ab"}, {"type": "str", "paths": [], "pattern": "("},
-     "text", None],
+     "text"],
 )  # fmt: skip
 def test_wrong_parameters_file_is_one_line(folder, entry):
     write(folder, {"bad": entry})

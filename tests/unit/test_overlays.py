@@ -42,13 +42,13 @@ def test_local_overlay_is_played(component):
 @pytest.mark.parametrize("component", LOCAL)
 def test_every_parameter_reaches_its_places(component):
     plain = [item.body for item in manifests.render("local", component)]
-    for parameter in manifests.parameters_of("local", component).values():
+    for name, parameter in manifests.parameters_of("local", component).items():
         assert parameter.help.endswith(".")
         value = parameter.allowed[-1] if parameter.allowed else A_VALUE[parameter.type]
         if parameter.pattern:
             value = next(text for text in TEXTS if re.fullmatch(parameter.pattern, text))
-        changed = [i.body for i in manifests.render("local", component, {parameter.name: value})]
-        assert changed != plain, f"{parameter.name} changes nothing"
+        changed = [i.body for i in manifests.render("local", component, {name: value})]
+        assert changed != plain, f"{name} changes nothing"
 
 
 @pytest.mark.parametrize("base", BASES, ids=lambda path: path.name)

@@ -1,25 +1,28 @@
 """Rendering the workshop's manifests: kustomize, parameters, and where an object came from.
 
-`manifests/overlays/<profile>/<component>` is rendered by `kubectl kustomize`. A
-component may have a `parameters.yaml` beside its kustomization: what a learner may
-set, of which type, and at which places of the rendered objects. Values are set as
-data; nothing is ever pasted into YAML text.
+`manifests/overlays/<profile>/<component>` is rendered by `kubectl kustomize`. A component may have
+a `parameters.yaml` beside its kustomization, and one in `manifests/base/<component>` for all
+profiles: what a learner may set, of which type, and at which places of the rendered objects. What
+a value must be like at a place is in `manifests/base/parameters.yaml`. Values are set as data;
+nothing is ever pasted into YAML text.
 """
 
 from __future__ import annotations
 
+import functools
+import math
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import pydantic
 import yaml
 
-from workshop_lib.cluster.places import problem_of, problem_there
 from workshop_lib.data import data_path
 from workshop_lib.errors import ManifestError
 
@@ -29,7 +32,9 @@ __all__ = [
     "components",
     "manifests_dir",
     "parameters_of",
+    "problem_there",
     "render",
+    "render_folder",
 ]
 
 APPLY_ORDER = (
@@ -41,6 +46,9 @@ APPLY_ORDER = (
 
 MODELS_MOUNT = "/models"
 """Where every pod has the volume with the models, each in a folder named after it."""
+
+LARGEST = 2**31 - 1
+"""Of most of Kubernetes' numbers."""
 
 _ORIGIN = "config.kubernetes.io/origin"
 
@@ -77,19 +85,17 @@ class Object:
         return ManifestError(f"{self.origin}: {self.key}: {problem}".replace("\n", " "))
 
 
-@dataclass(frozen=True)
-class Parameter:
+class Parameter(pydantic.BaseModel, frozen=True, extra="forbid"):
     """One thing that a learner may set.
 
     Attributes:
-        name: Its name.
-        type: `int`, `float`, `str` or `bool`.
+        type: Its type.
         paths: Places it sets: `Kind/name:/json/pointer`; a `#` steps into a text that
             holds YAML (`…/serveConfigV2#/applications/0/…`).
         model_folders: Places that get the folder of the model named by the value.
         fields: Field of the value's entry in a catalogue to the places that get it: an EC2
             instance type brings its number of GPUs. A mapping becomes environment variables.
-        entries: That catalogue.
+        catalogue: That catalogue, a file of `data`.
         allowed: Its values, when they are few.
         minimum: Its least value.
         maximum: Its largest value.
@@ -98,12 +104,11 @@ class Parameter:
         help: What it means, in a line.
     """
 
-    name: str
-    type: str
+    type: Literal["int", "float", "str", "bool"]
     paths: tuple[str, ...]
     model_folders: tuple[str, ...] = ()
-    fields: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    entries: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    fields_: dict[str, tuple[str, ...]] = pydantic.Field({}, alias="fields")
+    catalogue: str = ""
     allowed: tuple[Any, ...] = ()
     minimum: float | None = None
     maximum: float | None = None
@@ -111,35 +116,94 @@ class Parameter:
     format: str = ""
     help: str = ""
 
+    @pydantic.field_validator("pattern")
+    @classmethod
+    def _is_an_expression(cls, pattern: str) -> str:
+        return re.compile(pattern).pattern
 
-@dataclass
-class Component:
-    """The folder of one component in one profile."""
+    def problem_with(self, value: Any) -> str:
+        """Why a value cannot be this parameter's; empty when it can."""
+        kinds = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,)}[self.type]
+        if not isinstance(value, kinds) or (isinstance(value, bool) and self.type != "bool"):
+            return f"is not of type {self.type}"
+        if self.allowed and value not in self.allowed:
+            return f"is not one of {', '.join(map(str, self.allowed))}"
+        if self.pattern and not re.fullmatch(self.pattern, str(value)):
+            return f"does not fit the pattern {self.pattern}"
+        if isinstance(value, int | float):
+            if not math.isfinite(value):
+                return "is not a number"
+            if self.minimum is not None and value < self.minimum:
+                return f"is less than {self.minimum:g}"
+            if self.maximum is not None and value > self.maximum:
+                return f"is more than {self.maximum:g}"
+            if abs(value) > LARGEST:
+                return f"is more than {LARGEST}"
+        places = () if self.format else (*self.paths, *self.model_folders)
+        return next(filter(None, (problem_there(place, value) for place in places)), "")
 
-    profile: str
-    name: str
-    folder: Path = field(init=False)
+    def settings(self, value: Any) -> Iterator[tuple[str, Any]]:
+        """Each place that a value sets, and what it gets."""
+        for place in self.paths:
+            yield place, self.format.replace("{}", value) if self.format else value
+        for place in self.model_folders:
+            yield place, f"{MODELS_MOUNT}/{str(value).replace('/', '--')}"
+        entry = _catalogue(self.catalogue)[value] if self.fields_ else {}
+        for field, places in self.fields_.items():
+            for place in places:
+                yield place, entry[field]
 
-    def __post_init__(self) -> None:
-        overlays = manifests_dir() / "overlays" / self.profile
-        self.folder = overlays / self.name
-        known = sorted(path.parent.name for path in overlays.glob("*/kustomization.yaml"))
-        if self.name not in known:
-            elsewhere = sorted(
-                path.parents[1].name
-                for path in overlays.parent.glob("*/*/kustomization.yaml")
-                if path.parent.name == self.name
-            )
-            only = f" (only in {', '.join(elsewhere)})" if known and elsewhere else ""
-            raise ManifestError(
-                f"there is no component {self.name!r} in profile {self.profile!r}{only}; "
-                f"it has {', '.join(known) or 'none'}"
-            )
+
+@functools.cache
+def _catalogue(name: str) -> dict[Any, Any]:
+    found: dict[Any, Any] = yaml.safe_load(data_path(name).read_text())
+    return found
+
+
+@functools.cache
+def _rules() -> list[tuple[re.Pattern[str], re.Pattern[str], str]]:
+    rules = yaml.safe_load((manifests_dir() / "base" / "parameters.yaml").read_text())
+    return [
+        (re.compile(each["where"]), re.compile(each["like"], re.ASCII), each["what"])
+        for each in rules
+    ]
+
+
+def problem_there(place: str, value: Any) -> str:
+    """Why a value cannot stand at a place, or nothing.
+
+    Args:
+        place: `Kind/name:/json/pointer`, as parameters.yaml names it.
+        value: The value.
+
+    Example:
+        >>> problem_there("StorageClass/a:/spec/storageClassName", "two words")
+        "is not the name of a storage class: lower-case letters, digits, '-' and '.'"
+    """
+    for where, like, what in _rules():
+        if isinstance(value, str) and where.search(place) and not like.fullmatch(value):
+            return f"is not {what}"
+    return ""
 
 
 def manifests_dir() -> Path:
     """The checkout's `manifests/` folder."""
     return Path(__file__).resolve().parents[2] / "manifests"
+
+
+def _folder(profile: str, component: str) -> Path:
+    """The folder of a component in a profile."""
+    overlays = manifests_dir() / "overlays"
+    found = {(path.parts[-3], path.parts[-2]) for path in overlays.glob("*/*/kustomization.yaml")}
+    if (profile, component) not in found:
+        there = sorted(name for each, name in found if each == profile)
+        elsewhere = sorted(each for each, name in found if name == component)
+        only = f" (only in {', '.join(elsewhere)})" if there and elsewhere else ""
+        raise ManifestError(
+            f"there is no component {component!r} in profile {profile!r}{only}; "
+            f"it has {', '.join(there) or 'none'}"
+        )
+    return overlays / profile / component
 
 
 def _kubectl() -> str:
@@ -193,15 +257,12 @@ def render(
         >>> [item.kind for item in render("local", "vllm", {"max_model_len": 512})]
         ['ConfigMap', 'PersistentVolumeClaim', 'Service', 'Deployment']
     """
-    return render_folder(Component(profile, component).folder, parameters)
+    return render_folder(_folder(profile, component), parameters)
 
 
 def render_folder(folder: Path, parameters: Mapping[str, Any] | None = None) -> list[Object]:
     """Like `render`, for any folder with a `kustomization.yaml`."""
-    try:
-        bodies = [body for body in yaml.safe_load_all(_kustomized(folder)) if body]
-    except yaml.YAMLError as error:
-        raise ManifestError(f"{_shown(folder)}: {' '.join(str(error).split())}") from error
+    bodies = [body for body in yaml.safe_load_all(_kustomized(folder)) if body]
     objects = [Object(body, _take_origin(body, folder)) for body in bodies]
     _set_parameters(objects, folder, parameters or {})
     order = {kind: position for position, kind in enumerate(APPLY_ORDER)}
@@ -236,117 +297,74 @@ def _take_origin(body: dict[str, Any], folder: Path) -> str:
     return _shown((folder / path).resolve() if path else folder)
 
 
+# -- parameters -----------------------------------------------------------------------------------
+
+
 def parameters_of(profile: str, component: str) -> dict[str, Parameter]:
     """What a learner may set on a component.
 
     Raises:
         ManifestError: No such component, or its `parameters.yaml` is malformed.
     """
-    return _read_parameters(Component(profile, component).folder)
+    return _parameters(_folder(profile, component))
 
 
-_TYPES: dict[str, tuple[type, ...]] = {
-    "int": (int,), "float": (int, float), "str": (str,), "bool": (bool,)
-}  # fmt: skip
+def _parameters(folder: Path) -> dict[str, Parameter]:
+    """A component's parameters: all profiles', those that it extends, and its own.
+
+    One that is null in a later file is dropped.
+    """
+    shared = manifests_dir() / "base" / folder.name
+    is_overlay = folder.is_relative_to(manifests_dir() / "overlays")
+    known = _entries(shared / "parameters.yaml") if is_overlay else {}
+    own = _entries(folder / "parameters.yaml")
+    if more := own.pop("extends", None):
+        known |= _parameters(folder.parent / str(more))
+    return {name: entry for name, entry in (known | own).items() if entry is not None}
 
 
-def _read_parameters(folder: Path) -> dict[str, Parameter]:
-    file = folder / "parameters.yaml"
-    if not file.is_file():
-        return {}
+@functools.cache
+def _read(file: Path, changed_at_ns: int) -> dict[str, Any]:
+    shown, found, name = _shown(file), {}, ""
     try:
-        entries = yaml.safe_load(file.read_text()) or {}
-        more = entries.pop("extends", None)  # the parameters of another component, and then these
-        known = _read_parameters(folder.parent / more) if more else {}
-        dropped = [name for name in known if name in entries and entries[name] is None]
-        own = {name: entry for name, entry in entries.items() if name not in dropped}
-        known |= {name: _parameter(name, entry) for name, entry in own.items()}
-        return {name: each for name, each in known.items() if name not in dropped}
+        for name, entry in (yaml.safe_load(file.read_text()) or {}).items():
+            plain = entry is None or name == "extends"
+            found[name] = entry if plain else Parameter.model_validate(entry)
     except yaml.YAMLError as error:
-        raise ManifestError(f"{_shown(file)}: no YAML: {' '.join(str(error).split())}") from error
-    except (AttributeError, KeyError, TypeError, ValueError, re.error) as error:
-        raise ManifestError(f"{_shown(file)}: {error} is missing or wrong") from error
+        raise ManifestError(f"{shown}: no YAML: {' '.join(str(error).split())}") from error
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, (name, *first["loc"])))
+        raise ManifestError(f"{shown}: {where} is missing or wrong: {first['msg']}") from None
+    except (AttributeError, re.error) as error:
+        raise ManifestError(f"{shown}: {name}: {error} is missing or wrong") from error
+    return found
 
 
-def _parameter(name: str, entry: Mapping[str, Any]) -> Parameter:
-    """One entry of a `parameters.yaml`."""
-    if entry["type"] not in _TYPES:
-        raise ValueError(f"{name}.type {entry['type']!r}")
-    for field_name in ("paths", "model_folders", "allowed"):
-        if not isinstance(entry.get(field_name, []), list):
-            raise ValueError(f"{name}.{field_name} (a list)")
-    fields = entry.get("fields", {})
-    entries = yaml.safe_load(data_path(entry["catalogue"]).read_text()) if fields else {}
-    for value in entry["allowed"] if fields else ():
-        if missing := set(fields) - set(entries.get(value) or {}):
-            raise ValueError(f"{name}: {sorted(missing)} of {value} in {entry['catalogue']}")
-    return Parameter(
-        name=name,
-        type=entry["type"],
-        paths=tuple(entry["paths"]),
-        model_folders=tuple(entry.get("model_folders", ())),
-        fields={key: tuple(places) for key, places in fields.items()},
-        entries=entries,
-        allowed=tuple(entry.get("allowed", ())),
-        minimum=entry.get("minimum"),
-        maximum=entry.get("maximum"),
-        pattern=re.compile(entry.get("pattern", "")).pattern,
-        format=entry.get("format", ""),
-        help=entry.get("help", ""),
-    )
+def _entries(file: Path) -> dict[str, Any]:
+    return dict(_read(file, file.stat().st_mtime_ns)) if file.is_file() else {}
 
 
 def _set_parameters(objects: list[Object], folder: Path, values: Mapping[str, Any]) -> None:
-    known = _read_parameters(folder)
-    # In the file's order: what renames an object comes after what looks for it by its name.
-    order = {name: position for position, name in enumerate(known)}
-    for name, value in sorted(values.items(), key=lambda item: order.get(item[0], -1)):
-        if value is None:
+    known = _parameters(folder)
+    if unknown := [name for name in values if name not in known and values[name] is not None]:
+        choices = ", ".join(known) or "none"
+        raise ManifestError(f"{_shown(folder)}: no parameter {unknown[0]!r}; it has {choices}")
+    for name, parameter in known.items():  # what renames an object comes after what looks for it
+        if (value := values.get(name)) is None:
             continue  # "as the manifest has it"
-        if name not in known:
-            choices = ", ".join(known) or "none"
-            raise ManifestError(f"{_shown(folder)}: no parameter {name!r}; it has {choices}")
-        parameter = known[name]
-        _check_value(parameter, value, folder)
-        for place in parameter.paths:
-            written = parameter.format.replace("{}", value) if parameter.format else value
+        if problem := parameter.problem_with(value):
+            raise ManifestError(f"{_shown(folder)}: parameter {name}: {value!r} {problem}")
+        for place, written in parameter.settings(value):
             _set_at(objects, place, written, folder)
-        for place in parameter.model_folders:
-            _set_at(objects, place, f"{MODELS_MOUNT}/{str(value).replace('/', '--')}", folder)
-        for key, places in parameter.fields.items():
-            for place in places:
-                _set_at(objects, place, parameter.entries[value][key], folder)
-
-
-def _check_value(parameter: Parameter, value: Any, folder: Path) -> None:
-    where = f"{_shown(folder)}: parameter {parameter.name}"
-    is_bool = isinstance(value, bool) and parameter.type != "bool"
-    if not isinstance(value, _TYPES[parameter.type]) or is_bool:
-        raise ManifestError(f"{where}: {value!r} is not of type {parameter.type}")
-    if parameter.allowed and value not in parameter.allowed:
-        allowed = ", ".join(map(str, parameter.allowed))
-        raise ManifestError(f"{where}: {value!r} is not one of {allowed}")
-    if parameter.pattern and not re.fullmatch(parameter.pattern, str(value)):
-        raise ManifestError(f"{where}: {value!r} does not fit the pattern {parameter.pattern}")
-    least = parameter.minimum
-    if least is not None and isinstance(value, int | float) and value < least:
-        raise ManifestError(f"{where}: {value!r} is less than {parameter.minimum}")
-    most = parameter.maximum
-    if most is not None and isinstance(value, int | float) and value > most:
-        raise ManifestError(f"{where}: {value!r} is more than {parameter.maximum}")
-    wrong = [problem_of(value)]
-    if not parameter.format:
-        places = (*parameter.paths, *parameter.model_folders)
-        wrong += [problem_there(place, value) for place in places]
-    if found := next(filter(None, wrong), ""):
-        raise ManifestError(f"{where}: {value!r} {found}")
 
 
 def _set_at(objects: list[Object], place: str, value: Any, folder: Path) -> None:
     target, _, pointer = place.partition(":")
+    where = f"{_shown(folder)}/parameters.yaml: {place}"
     matches = [item for item in objects if item.key == target]
     if not matches:
-        raise ManifestError(f"{_shown(folder)}/parameters.yaml: {place}: there is no {target}")
+        raise ManifestError(f"{where}: there is no {target}")
     outer, _, inner = pointer.partition("#")
     body = matches[0].body
     try:
@@ -357,9 +375,7 @@ def _set_at(objects: list[Object], place: str, value: Any, folder: Path) -> None
         else:
             _put(body, outer, value)
     except (KeyError, IndexError, TypeError, ValueError) as error:
-        raise ManifestError(
-            f"{_shown(folder)}/parameters.yaml: {place}: no such place ({error})"
-        ) from error
+        raise ManifestError(f"{where}: no such place ({error})") from error
 
 
 def _parts(pointer: str) -> list[str]:
@@ -367,22 +383,17 @@ def _parts(pointer: str) -> list[str]:
     return [part.replace("~1", "/").replace("~0", "~") for part in pointer.lstrip("/").split("/")]
 
 
-def _step(node: Any, part: str) -> Any:
-    if isinstance(node, list):
-        return node[_index(node, part)]
-    return node[part]
-
-
-def _index(node: list[Any], part: str) -> int:
+def _key(node: Any, part: str) -> Any:
+    if not isinstance(node, list):
+        return part
     if part.startswith("[name=") and part.endswith("]"):
-        names = [entry.get("name") for entry in node]
-        return names.index(part[len("[name=") : -1])
+        return [entry.get("name") for entry in node].index(part[len("[name=") : -1])
     return int(part)
 
 
 def _get(node: Any, pointer: str) -> Any:
     for part in _parts(pointer):
-        node = _step(node, part)
+        node = node[_key(node, part)]
     return node
 
 
@@ -390,13 +401,12 @@ def _put(node: Any, pointer: str, value: Any) -> None:
     """Set a place that exists, keeping its type (an environment variable stays a text)."""
     *way, last = _parts(pointer)
     for part in way:
-        node = _step(node, part)
-    key: Any = _index(node, last) if isinstance(node, list) else last
+        node = node[_key(node, part)]
+    key = _key(node, last)
     if isinstance(value, Mapping):  # environment variables, in a list of others
         named = {entry["name"]: entry for entry in node[key]}
         named |= {name: {"name": name, "value": str(each)} for name, each in value.items()}
-        node[key] = list(named.values())
-        return
-    if isinstance(node[key], str) and not isinstance(value, str):
+        value = list(named.values())
+    elif isinstance(node[key], str) and not isinstance(value, str):
         value = str(value).lower() if isinstance(value, bool) else str(value)
     node[key] = value
