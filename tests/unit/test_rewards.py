@@ -235,7 +235,7 @@ def test_the_recipe_names_the_reward() -> None:
                 "data.default.env_name": "math",
                 "env.math": {"math_verify_impl": "dapo_math_verify"},
             },
-            "dapo_math_verify, which is not here",
+            "dapo_math_verify is not here",
         ),
         (
             {"data.validation.env_name": "math", "env.math": {"num_workers": 1}},
