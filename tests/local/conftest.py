@@ -1,7 +1,7 @@
 """States of their own for tests, and proof that nothing of them is left.
 
 `cluster` is a new state for one test. `busy_cluster` is one state for all tests of a
-file, where something else runs all the time: starting supervisord for each of them
+file, where something else runs all the time: starting an agent for each of them
 would take longer than most of them.
 """
 
@@ -10,7 +10,7 @@ import uuid
 import pytest
 from local_helpers import assert_nothing_left, job, listening, until
 
-from workshop_lib.cluster.local.changes import component_of
+from workshop_lib.cluster.kube import component_of
 from workshop_lib.cluster.local.cluster import LocalCluster
 
 NEIGHBOUR = "neighbour"

@@ -6,8 +6,8 @@ import os
 import time
 from pathlib import Path
 
-from workshop_lib.cluster.local import processes
-from workshop_lib.cluster.local.paths import read_json
+from workshop_lib.cluster.local import processes, status
+from workshop_lib.cluster.local.network import listening
 from workshop_lib.cluster.manifests import Object, render_folder
 
 MANIFESTS = Path(__file__).parent / "manifests"
@@ -89,18 +89,6 @@ def container_status(workload, pod=0):
     return pods[0]["status"]["containerStatuses"][0]
 
 
-def listening(network):
-    """Addresses in `127.x.y` where something listens, from the kernel's own table."""
-    found = []
-    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
-        local, state = line.split()[1], line.split()[3]
-        address, port = local.split(":")
-        ip = ".".join(str(byte) for byte in reversed(bytes.fromhex(address)))
-        if state == "0A" and ip.startswith(f"{network}."):
-            found.append(f"{ip}:{int(port, 16)}")
-    return found
-
-
 def shims(cluster, key):
     """Process ids of a workload's shims."""
     mark = os.fsencode(f"{cluster.paths.runtime}:{key}")
@@ -109,8 +97,8 @@ def shims(cluster, key):
     return [pid for pid in found if processes.parent_of(pid) not in found]
 
 
-def runner_pid(cluster, key):
-    return read_json(cluster.paths.statuses / f"{key.replace('/', '.')}.json")["runner"]
+def agent_pid(cluster):
+    return status.identity(cluster.paths)[0]
 
 
 def assert_nothing_left(cluster):

@@ -1,18 +1,20 @@
-"""Deployments with real processes: replicas, crashes, killed containers, new templates."""
+"""Deployments with real processes: replicas, probes, crashes, killed containers, Services."""
 
 import os
 import random
 import signal
+import socket
 import time
+import urllib.request
 
 import pytest
 from local_helpers import (
+    agent_pid,
     body,
     container_status,
     listening,
     objects,
     pod_spec,
-    runner_pid,
     server,
     shims,
     texts,
@@ -20,6 +22,15 @@ from local_helpers import (
 )
 
 from workshop_lib.cluster.local import processes
+from workshop_lib.errors import NotFoundError, WaitTimeoutError
+
+OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+QUICK = {"periodSeconds": 1, "failureThreshold": 1, "timeoutSeconds": 60}
+
+
+@pytest.fixture
+def cluster(busy_cluster):
+    return busy_cluster
 
 
 def sleeper(script, **spec):
@@ -32,6 +43,32 @@ def sleeper(script, **spec):
     ]
     del pod_spec(items)["volumes"]
     return items
+
+
+def probed(**probes):
+    """The web server with exactly these probes."""
+    items = objects("server")
+    container = pod_spec(items)["containers"][0]
+    del container["readinessProbe"]
+    container.update(probes)
+    return items
+
+
+def asking(path, port="http", **more):
+    return {**QUICK, "httpGet": {"path": path, "port": port}, **more}
+
+
+def switch(cluster, name, on=True):
+    file = cluster.paths.claims / "switches" / name
+    file.touch() if on else file.unlink()
+
+
+def reached(cluster, target="server", port=80):
+    with cluster.forward(target, port) as url, OPENER.open(url, timeout=120) as answer:
+        return answer.read().decode()
+
+
+# -- replicas -------------------------------------------------------------------------------------
 
 
 def test_replicas_up_and_down(cluster):
@@ -48,19 +85,13 @@ def test_replicas_up_and_down(cluster):
 
 def test_unchanged_apply_restarts_nothing(cluster):
     web = cluster.apply_objects("web", server()).wait_ready(timeout_s=300)
-    before = web.observe().pods, runner_pid(cluster, "Deployment/server"), web.observe().body
+    before = web.observe().pods, agent_pid(cluster), web.observe().body
     again = cluster.apply_objects("web", server())
     assert set(again.actions.values()) == {"unchanged"}
-    again.wait_ready(timeout_s=300)
     time.sleep(0.5)  # time enough for a restart to show
-    after = web.observe().pods, runner_pid(cluster, "Deployment/server"), web.observe().body
-    assert after == before
-
-
-def test_status_says_since_when_it_is_available(cluster):
-    web = cluster.apply_objects("web", server()).wait_ready(timeout_s=300)
-    condition = web.observe().body["status"]["conditions"][0]
-    time.sleep(1.1)  # a timestamp of now would be another one
+    assert (web.observe().pods, agent_pid(cluster), web.observe().body) == before
+    condition = before[2]["status"]["conditions"][0]
+    time.sleep(0.6)  # a timestamp of now would be another one
     cluster.apply_objects("web", server(revisionHistoryLimit=3))
     until(lambda: web.observe().body["status"].get("observedGeneration") == 2)
     assert web.observe().body["status"]["conditions"][0] == condition
@@ -78,6 +109,82 @@ def test_new_template_replaces_the_pods(cluster):
     assert len(shims(cluster, "Deployment/server")) == 2
 
 
+def test_delete_removes_ports_logs_and_scratch(cluster):
+    cluster.apply_objects("web", server(replicas=2)).wait_ready(timeout_s=300)
+    assert len(listening(cluster.paths.network)) == 2
+    scratch = len(list(cluster.paths.volumes.iterdir()))
+    assert len(list(cluster.paths.environments.iterdir())) == 3, "the neighbour has one"
+    cluster.delete("web")
+    assert listening(cluster.paths.network) == []
+    assert len(list(cluster.paths.volumes.iterdir())) < scratch
+    assert len(list(cluster.paths.environments.iterdir())) == 1
+    assert not (cluster.paths.logs / "Deployment.server").exists()
+    cluster.delete("web")  # once more is no error
+
+
+# -- probes ---------------------------------------------------------------------------------------
+
+
+def test_readiness_flips(cluster):
+    web = cluster.apply_objects("web", objects("server")).wait_ready(timeout_s=300)
+    switch(cluster, "not-ready")
+    until(lambda: list(web.table()["ready"]) == [False])
+    pod = web.observe().pods[0]["status"]
+    ready = {c["type"]: c for c in pod["conditions"]}["Ready"]
+    assert (ready["reason"], ready["message"]) == (
+        "ContainersNotReady", "containers with unready status: [web]"
+    )  # fmt: skip
+    assert container_status(web)["restartCount"] == 0 and pod["phase"] == "Running"
+    messages = list(web.events()["message"])
+    assert "Readiness probe failed: HTTP probe failed with statuscode: 503" in messages
+    with pytest.raises(WaitTimeoutError, match="0 of 1 pods ready"):
+        web.wait_ready(timeout_s=0.2)
+    switch(cluster, "not-ready", on=False)
+    web.wait_ready(timeout_s=300)
+
+
+def test_startup_probe_gates_the_others(cluster):
+    items = probed(
+        startupProbe=asking("/started", failureThreshold=100),
+        livenessProbe=asking("/never", 1),
+    )
+    (cluster.paths.claims / "switches").mkdir(parents=True)
+    switch(cluster, "not-started")
+    web = cluster.apply_objects("web", items)
+    until(lambda: any("Startup probe failed: HTTP" in m for m in web.events()["message"]))
+    status = container_status(web)
+    assert (status["started"], status["ready"], status["restartCount"]) == (False, False, 0)
+    switch(cluster, "not-started", on=False)
+    # Now the liveness probe counts, and it asks a port where nobody is.
+    until(lambda: container_status(web)["restartCount"] >= 1)
+    refused = "Liveness probe failed: Get .*/never.: dial tcp .*: connect: connection refused"
+    assert web.events()["message"].str.fullmatch(refused).any(), "as a kubelet says it"
+
+
+def test_startup_probe_that_never_succeeds_restarts(cluster):
+    # At the last failure, not a period later.
+    web = cluster.apply_objects("web", probed(startupProbe=asking("/", 1, periodSeconds=300)))
+    until(lambda: container_status(web)["restartCount"] >= 1)
+    messages = set(web.events()["message"])
+    assert "Container web failed startup probe, will be restarted" in messages
+
+
+def test_liveness_kills(cluster):
+    items = probed(
+        startupProbe=asking("/", failureThreshold=100), livenessProbe=asking("/alive", 8000)
+    )
+    web = cluster.apply_objects("web", items).wait_ready(timeout_s=300)
+    switch(cluster, "not-alive")
+    until(lambda: container_status(web)["restartCount"] >= 1)
+    switch(cluster, "not-alive", on=False)
+    web.wait_ready(timeout_s=300)
+    assert container_status(web)["lastState"]["terminated"]["exitCode"] == 143
+    assert "Container web failed liveness probe, will be restarted" in set(web.events()["message"])
+
+
+# -- crashes --------------------------------------------------------------------------------------
+
+
 def test_crashing_container_is_restarted_and_backs_off(cluster, new_cluster):
     slow = new_cluster(restart_backoff_s=300)
     web = slow.apply_objects("web", sleeper("echo up; exit 5"))
@@ -89,14 +196,11 @@ def test_crashing_container_is_restarted_and_backs_off(cluster, new_cluster):
     assert message.startswith(f"back-off 300s restarting failed container=web pod={web.pods[0]}_")
     assert "BackOff" in set(web.events()["reason"])
     assert texts(web) == texts(web, previous=True) == ["up"]
+    with pytest.raises(NotFoundError, match=r"container 'web' of server-.* does not run"):
+        slow.exec("server", ["true"])
 
-    quick = cluster.apply_objects("web", sleeper("exit 5"))
+    quick = cluster.apply_objects("web", sleeper("exit 0"))
     until(lambda: container_status(quick)["restartCount"] >= 3)
-
-
-def test_container_that_ends_well_backs_off_too(new_cluster):
-    web = new_cluster(restart_backoff_s=300).apply_objects("web", sleeper("exit 0"))
-    until(lambda: list(web.table()["state"]) == ["CrashLoopBackOff"])
 
 
 GRANDCHILDREN = """
@@ -112,9 +216,9 @@ time.sleep(600)
 """
 
 
-@pytest.fixture
-def spawner(cluster):
-    """A container whose grandchildren have sessions of their own and no environment."""
+@pytest.mark.parametrize("victim", ["shim", "command"])
+def test_what_is_killed_takes_its_grandchildren_along(cluster, victim):
+    """The grandchildren have sessions of their own and no environment."""
     duration = str(random.randrange(10**6, 10**7))
     items = sleeper("")
     pod_spec(items)["containers"][0]["command"] = ["python", "-Sc", GRANDCHILDREN, duration]
@@ -124,14 +228,11 @@ def spawner(cluster):
         wanted = [b"sleep", duration.encode()]
         return [pid for pid in processes.all_pids() if processes.command_line(pid) == wanted]
 
-    until(lambda: len(grandchildren()) == 2)
-    return web, grandchildren
-
-
-def test_killed_shim_takes_everything_down_and_restarts(cluster, spawner):
-    web, grandchildren = spawner
-    first = set(grandchildren())
-    os.kill(shims(cluster, "Deployment/server")[0], signal.SIGKILL)
+    first = set(until(lambda: len(grandchildren()) == 2 and grandchildren()))
+    killed = shims(cluster, "Deployment/server")[0]
+    if victim == "command":
+        (killed,) = (pid for pid in processes.descendants(killed) if pid not in first)
+    os.kill(killed, signal.SIGKILL)
     until(lambda: container_status(web)["restartCount"] == 1 and len(grandchildren()) == 2)
     assert first.isdisjoint(grandchildren())
     assert container_status(web)["lastState"]["terminated"]["exitCode"] == 137
@@ -139,31 +240,8 @@ def test_killed_shim_takes_everything_down_and_restarts(cluster, spawner):
     assert grandchildren() == []
 
 
-def test_killed_process_takes_its_grandchildren_along(cluster, spawner):
-    web, grandchildren = spawner
-    first = set(grandchildren())
-    shim = shims(cluster, "Deployment/server")[0]
-    inner = [pid for pid in processes.descendants(shim) if pid not in first]
-    assert len(inner) == 1
-    os.kill(inner[0], signal.SIGKILL)
-    until(lambda: container_status(web)["restartCount"] == 1 and len(grandchildren()) == 2)
-    assert first.isdisjoint(grandchildren())
-    assert container_status(web)["lastState"]["terminated"]["exitCode"] == 137
-
-
-def test_stubborn_container_is_killed_after_its_grace_period(cluster):
-    items = sleeper("trap '' TERM; echo up; while true; do sleep 0.1; done")
-    pod_spec(items)["terminationGracePeriodSeconds"] = 1
-    web = cluster.apply_objects("web", items)
-    until(lambda: texts(web) == ["up"])
-    cluster.delete("web")
-    assert not processes.mentioning(cluster.paths.runtime)
-
-
-def test_container_may_finish_what_it_does(cluster):
+def test_container_may_finish_what_it_does_and_is_killed_when_it_does_not(cluster):
     items = sleeper("trap 'sleep 0.3; echo finished; exit 0' TERM; echo up; sleep 600 & wait $!")
-    items += [item for item in objects("server") if item.kind == "PersistentVolumeClaim"]
-    pod_spec(items)["terminationGracePeriodSeconds"] = 300
     web = cluster.apply_objects("web", items)
     until(lambda: texts(web) == ["up"])
     follower = web.logs(follow=True, timeout_s=300)
@@ -171,15 +249,60 @@ def test_container_may_finish_what_it_does(cluster):
     body(items, "Deployment")["spec"]["replicas"] = 0
     cluster.apply_objects("web", items)
     assert next(follower).text == "finished"
-
-
-def test_delete_removes_ports_logs_and_scratch(cluster):
-    cluster.apply_objects("web", server(replicas=2)).wait_ready(timeout_s=300)
-    assert len(listening(cluster.paths.network)) == 3, "two pods and the service"
+    stubborn = sleeper("trap '' TERM; echo up; while true; do sleep 0.1; done")
+    pod_spec(stubborn)["terminationGracePeriodSeconds"] = 1
+    cluster.apply_objects("web", stubborn)
+    until(lambda: texts(web) == ["up"])
     cluster.delete("web")
-    assert listening(cluster.paths.network) == []
-    assert not list(cluster.paths.volumes.iterdir())
-    assert not (cluster.paths.logs / "Deployment.server").exists()
-    assert not list(cluster.paths.environments.iterdir())
-    assert cluster.components() == []
-    cluster.delete("web")  # once more is no error
+    assert not shims(cluster, "Deployment/server")
+
+
+# -- Services and ports ---------------------------------------------------------------------------
+
+
+def test_only_ready_pods_are_behind_a_service(cluster):
+    web = cluster.apply_objects("web", server(replicas=2)).wait_ready(timeout_s=300)
+    one, other = web.pods
+    switch(cluster, f"not-ready-{one}")
+    until(lambda: list(web.table()["ready"]) == [False, True])
+    assert reached(cluster) == other
+    switch(cluster, f"not-ready-{other}")
+    until(lambda: list(web.table()["ready"]) == [False, False])
+    with pytest.raises(NotFoundError, match="no ready pod behind it"):
+        reached(cluster)
+    assert reached(cluster, one, 8000) == one, "a pod can be reached whether it is ready or not"
+
+
+def test_selector_chooses_the_pods(cluster):
+    items = server()
+    body(items, "Service")["spec"]["selector"] = {"app": "somebody-else"}
+    web = cluster.apply_objects("web", items).wait_ready(timeout_s=300)
+    with pytest.raises(NotFoundError, match="no ready pod behind it"):
+        reached(cluster)
+    changed = cluster.apply_objects("web", server())
+    assert changed.actions["Service/server"] == "configured"
+    assert changed.actions["Deployment/server"] == "unchanged"
+    assert reached(cluster) == web.pods[0]
+    for target, port, said in (
+        ("server", 99, "Service/server has no port 99; it has 80"),
+        ("nobody", 80, "'nobody' is no running pod's name"),
+        (web.pods[0], 99, f"{web.pods[0]} has no port 99; it has 8000"),
+    ):
+        with pytest.raises(NotFoundError, match=said):
+            reached(cluster, target, port)
+
+
+def test_port_that_a_stranger_has_is_moved_and_the_pod_is_told(cluster):
+    with socket.socket() as stranger:
+        stranger.bind(("0.0.0.0", 0))
+        stranger.listen()
+        taken = stranger.getsockname()[1]
+        items = server()
+        pod_spec(items)["containers"][0]["ports"][0]["containerPort"] = taken
+        body(items, "Service")["spec"]["ports"][0]["port"] = taken
+        web = cluster.apply_objects("web", items).wait_ready(timeout_s=300)
+        assert texts(web)[0].split()[-1] != str(taken)
+        assert reached(cluster, "server", taken) == web.pods[0]
+        stranger.settimeout(0)
+        with pytest.raises(BlockingIOError):
+            stranger.accept()  # nobody bothered the stranger

@@ -47,7 +47,12 @@ def test_a_service_that_selects_nobody_and_one_that_is_well(cluster):
 
 def test_a_crash_is_told_by_the_last_words_of_the_run_before(cluster):
     script = "echo 'OSError: [Errno 98] Address already in use' >&2; exit 1"
-    cluster.apply_objects("work", job(script, restart="OnFailure", backoffLimit=9))
+    items = [item for item in server() if item.kind == "Deployment"]
+    pod_spec(items)["containers"] = [
+        {"name": "web", "image": "localhost/this-environment", "command": ["bash", "-c", script]}
+    ]
+    del pod_spec(items)["volumes"]
+    cluster.apply_objects("work", items)
     found = rules(cluster, "work", "port-taken")
     assert found[0].evidence[0] == "OSError: [Errno 98] Address already in use"
-    assert found[0].objects[-1] == "Job/work"
+    assert found[0].objects[-1] == "Deployment/server"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from local_helpers import listening, shims, until
+from local_helpers import agent_pid, listening, shims, until
 
 from workshop_lib.cluster.local import processes
 from workshop_lib.cluster.local.cluster import LocalCluster
@@ -64,7 +64,7 @@ def test_a_trainer_that_fails_fails_the_job_with_its_last_line(cluster: LocalClu
 def test_deleted_in_mid_training_nothing_is_left(cluster: LocalCluster) -> None:
     job = cluster.apply("grpo", **SMALL, steps=500)
     until(lambda: read_training(job).done, timeout_s=LIMIT_S, every_s=0.5)
-    ours = processes.descendants(cluster.supervisor.identity()[0])
+    ours = processes.descendants(agent_pid(cluster))
     assert any(
         b"workshop_lib.training.train" in word
         for pid in ours

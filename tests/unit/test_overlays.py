@@ -10,7 +10,7 @@ import pytest
 from manifest_checks import crd_problems, head_with_autoscaler, pod_specs
 
 from workshop_lib.cluster import manifests
-from workshop_lib.cluster.local import schema
+from workshop_lib.cluster.local.schema import checked
 from workshop_lib.cluster.settings import explain_settings
 
 ROOT = manifests.manifests_dir()
@@ -27,9 +27,8 @@ TEXTS = ("org/name", "a-name", "0" * 64, "3Gi")  # one of these fits each patter
 @pytest.mark.parametrize("component", LOCAL)
 def test_local_overlay_is_played(component):
     objects = manifests.render("local", component)
-    assert objects
+    assert checked(component, objects)
     for item in objects:
-        schema.check(item)
         place = item.origin.partition("/")[0]
         assert place in ("manifests", "data", "workshop_lib"), (
             "an error must be able to name the file"

@@ -4,59 +4,62 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from workshop_lib.cluster import manifests
+from workshop_lib.checklist import CheckList
 from workshop_lib.cluster.base import Cluster, Workload, handle
-from workshop_lib.cluster.kube import WORKLOAD_KINDS
-from workshop_lib.cluster.local import changes, orphans, records, rules
-from workshop_lib.cluster.local.changes import component_of, key_of
+from workshop_lib.cluster.kube import CLAIM, WORKLOAD_KINDS, component_of, key_of
+from workshop_lib.cluster.local import status
+from workshop_lib.cluster.local.execute import execute
+from workshop_lib.cluster.local.launch import node_environment, start_agent, stop_agent
 from workshop_lib.cluster.local.logs import read_logs
-from workshop_lib.cluster.local.network import AddressBook, container_ports
-from workshop_lib.cluster.local.objects import all_objects, find_object, object_file, store_object
+from workshop_lib.cluster.local.objects import (
+    action,
+    all_objects,
+    find_object,
+    object_file,
+    store_object,
+)
 from workshop_lib.cluster.local.paths import (
     Busy,
     StatePaths,
     checkout,
     locked,
+    read_json,
     remove_tree,
     write_json,
 )
 from workshop_lib.cluster.local.podspec import object_data
-from workshop_lib.cluster.local.ray_templates import HEAD_PORTS, port_list
-from workshop_lib.cluster.local.reaching import address_of, execute, find_pod
-from workshop_lib.cluster.local.remains import remains
-from workshop_lib.cluster.local.snapshot import take_snapshot
-from workshop_lib.cluster.local.supervisor import Supervisor
+from workshop_lib.cluster.local.prerequisites import check_prerequisites
+from workshop_lib.cluster.local.schema import checked
 from workshop_lib.cluster.manifests import Object
 from workshop_lib.cluster.records import ExecResult, LogLine, Observation, Remains
+from workshop_lib.data import models_dir
 from workshop_lib.errors import ClusterError, NotFoundError
-
-if TYPE_CHECKING:
-    from workshop_lib.checklist import CheckList
 
 __all__ = ["LocalCluster"]
 
 LOCK_TIMEOUT_S = 180.0
 
-PROXY = "service-proxy"
+END_TIMEOUT_S = 60.0
+"""How long workloads may take to end: their pods' grace of at most 15 s, and a machine's load."""
 
-KEPT = "PersistentVolumeClaim"
-"""The kind that stays when its component is deleted."""
+RESTART_BACKOFF_S = 10.0
+"""A kubelet's and the Job controller's first wait after a failure; it doubles each time."""
 
 
 class LocalCluster(Cluster):
     """Plays the workshop's manifests as processes of this machine.
 
-    What it starts outlives the kernel, by design: the next notebook finds it. It ends
-    at `delete`, `clean`, `make clean` or the end of `make run`.
+    What it starts outlives the kernel, by design: the next notebook finds it. It ends at
+    `delete`, `clean`, `make clean` or the end of `make run`.
 
     Args:
         state: The state's name; two states know nothing of each other.
-        home: The checkout; default: the one this library lies in.
+        home: The checkout; default: the one that this library lies in.
         restart_backoff_s: How long the second restart of a failed container waits, and a
             Job's first retry; kept with the state. Default: what it was, at first 10 s.
 
@@ -80,11 +83,7 @@ class LocalCluster(Cluster):
         restart_backoff_s: float | None = None,
     ) -> None:
         self.paths = StatePaths((home or checkout()).resolve(), state)
-        self.supervisor = Supervisor(self.paths)
-        self.book = AddressBook(self.paths)
-        self._settings = (
-            {} if restart_backoff_s is None else {"restart_backoff_s": restart_backoff_s}
-        )
+        self._restart_backoff_s = restart_backoff_s
 
     def __repr__(self) -> str:
         return f"LocalCluster(state={self.paths.state!r})"
@@ -94,7 +93,6 @@ class LocalCluster(Cluster):
     @contextlib.contextmanager
     def _changing(self) -> Iterator[None]:
         """Hold the state's lock: two kernels may use one state, one at a time may change it."""
-        folder = self.paths.folder
         try:
             with locked(self.paths.lock, timeout_s=LOCK_TIMEOUT_S):
                 yield
@@ -104,154 +102,86 @@ class LocalCluster(Cluster):
                 "wait for its apply or delete to end"
             ) from None
         except OSError as error:
-            name = error.filename or folder
-            raise ClusterError(f"{name}: {error.strerror}; the state is in {folder}") from error
-
-    def apply(self, component: str, /, **parameters: Any) -> Workload:
-        """Render a component's manifests and make this machine match them.
-
-        Everything is checked before anything is started: a wrong manifest changes nothing.
-        What is there already and has not changed is left alone.
-
-        Args:
-            component: A folder's name under `manifests/overlays/local`.
-            **parameters: Values for what its `parameters.yaml` names; None leaves one as it is.
-
-        Returns:
-            Its handle; what was done is shown by it.
-
-        Raises:
-            ManifestError: The manifest or a parameter is wrong, or not played here.
-            ClusterError: Something would change that cannot while it exists.
-
-        Example:
-            >>> LocalCluster(state="demo").apply("vllm", max_model_len=512)   # doctest: +SKIP
-        """
-        return self.apply_objects(component, manifests.render(self.profile, component, parameters))
+            where = error.filename or self.paths.folder
+            raise ClusterError(
+                f"{where}: {error.strerror}; the state is in {self.paths.folder}"
+            ) from error
 
     def apply_objects(self, component: str, objects: Sequence[Object]) -> Workload:
-        """Like `apply`, for objects rendered by the caller.
-
-        Args:
-            component: The name under which they are known.
-            objects: The objects, in the order in which they are applied.
-        """
-        bodies, notes = rules.checked(component, objects)
+        """Like `apply`, for objects rendered by the caller, in the order of applying."""
+        bodies, notes = checked(component, objects)
         with self._changing():
             old = {key_of(body): body for body in self._objects()}
             actions = {
-                key_of(body): changes.action(old.get(key_of(body)), body, component)
-                for body in bodies
+                key_of(body): action(old.get(key_of(body)), body, component) for body in bodies
             }
             self.paths.create()
-            if self._settings:
-                write_json(self.paths.settings, self._settings)
-            for body in bodies:
-                # A delete or clean that was interrupted may have left what ran under this name.
-                if actions[key_of(body)] == "created" and body["kind"] in WORKLOAD_KINDS:
-                    self._remove_workload(key_of(body))
-            services = any(map(_has_address, [*old.values(), *bodies]))
-            workloads = self._unfinished(bodies)
-            if workloads or services:
-                self.supervisor.start()  # before the objects are there: see `records.look`
+            self._write_settings()
+            workloads = [key_of(body) for body in bodies if body["kind"] in WORKLOAD_KINDS]
+            # A delete or clean that was interrupted may still go on.
+            self._await_end([key for key in workloads if actions[key] == "created"])
+            if workloads:
+                start_agent(self.paths)  # before the objects are there: see `status.look`
+            running = status.identity(self.paths)
+            for key in workloads:
+                seen = status.read_status(self.paths, key)
+                if seen and not status.is_over(seen) and seen["agent"] != running:
+                    status.forget(self.paths, key)  # lost: the agent starts it again
             for body in bodies:
                 if actions[key_of(body)] != "unchanged":
                     store_object(self.paths, component, body, old.get(key_of(body)))
-            self._run(bodies, workloads, services=services)
         return handle(self, component, bodies, actions=actions, notes=notes)
 
-    def _unfinished(self, bodies: Sequence[Mapping[str, Any]]) -> list[str]:
-        """The workloads that have to run; a finished Job stays finished."""
-        keys = [key_of(body) for body in bodies if body["kind"] in WORKLOAD_KINDS]
-        return [key for key in keys if not records.is_over(records.read_status(self.paths, key))]
-
-    def _run(
-        self, bodies: Sequence[Mapping[str, Any]], workloads: Sequence[str], *, services: bool
-    ) -> None:
-        """See that what has to run runs; what runs already is left alone."""
-        starting = [key for key in workloads if not self.supervisor.has_program(_program(key))]
-        for body in bodies:
-            self._assign_addresses(body, new=key_of(body) in starting)
-        if services:
-            self._start(PROXY, "workshop_lib.cluster.local.service_proxy")
-        for key in workloads:
-            if key in starting:
-                records.reset_status(self.paths, key)
-            self._start(_program(key), "workshop_lib.cluster.local.runner", key)
-
-    def _start(self, program: str, module: str, *arguments: str) -> None:
-        words = [sys.executable, "-m", module, str(self.paths.home), self.paths.state, *arguments]
-        self.supervisor.start_program(program, words)
-
-    def _assign_addresses(self, body: Mapping[str, Any], *, new: bool) -> None:
-        """Addresses are known before the first pod starts, so every pod can be told of all."""
-        kind, name, spec = body["kind"], body["metadata"]["name"], body.get("spec", {})
-        if _has_address(body):
-            # Without its program nobody of ours listens there.
-            probe = not self.supervisor.has_program(PROXY)
-            self.book.assign(f"Service/{name}", spec["ports"], probe=probe)
-        elif kind == "Job":
-            ports = container_ports(spec["template"]["spec"])
-            for index in range(spec.get("completions", 1)):
-                self.book.assign(f"Job/{name}/{index}", ports, probe=new)
-        elif kind in ("RayCluster", "RayService"):
-            self.book.assign(f"{kind}/{name}/head", port_list(HEAD_PORTS), probe=new)
+    def _write_settings(self) -> None:
+        """Tell the agent what pods start from: this kernel's environment, not an earlier one's."""
+        known = read_json(self.paths.settings) or {}
+        settings = {
+            "restart_backoff_s": self._restart_backoff_s
+            or known.get("restart_backoff_s", RESTART_BACKOFF_S),
+            "environment": node_environment(self.paths.runtime),
+            "models": str(models_dir()),
+        }
+        write_json(self.paths.settings, settings)
 
     def delete(self, component: str, *, claims: Sequence[str] = ()) -> None:
-        """Stop and remove what a component made; wait until it is gone.
+        """Stop and remove what a component made, and wait until it is gone.
 
-        Args:
-            component: The component's name; one that is not there is no error.
-            claims: Names of its persistent volume claims whose data goes too. The model
-                cache, which all checkouts share, keeps its files.
-
-        Raises:
-            NotFoundError: It has no such claim.
-            ClusterError: Something could not be stopped.
+        Files of the model cache stay, even when its claim is named: all checkouts share it.
         """
         with self._changing():
-            bodies = [b for b in self._objects() if component_of(b) == component]
-            known = [b["metadata"]["name"] for b in bodies if b["kind"] == KEPT]
+            bodies = [body for body in self._objects() if component_of(body) == component]
+            known = [b["metadata"]["name"] for b in bodies if b["kind"] == CLAIM]
             if unknown := sorted(set(claims) - set(known)):
                 raise NotFoundError(
                     f"component {component!r} has no claim {unknown[0]!r}; it has "
                     f"{', '.join(known) or 'none'}"
                 )
-            if self.supervisor.identity() is None:
-                self._stop_everything()  # what a killed one had may still run
-            for body in bodies:
-                if body["kind"] in WORKLOAD_KINDS:
-                    self._remove_workload(key_of(body))
-            for body in bodies:
-                name = body["metadata"]["name"]
-                if body["kind"] == KEPT:
-                    if name not in claims:
-                        continue
-                    remove_tree(self.paths.claims / name)
-                object_file(self.paths, body["kind"], name).unlink(missing_ok=True)
-                if self.paths.runtime.is_dir():
-                    self.book.release(key_of(body))
-            if not any(b["kind"] in WORKLOAD_KINDS for b in self._objects()):
+            gone = [b for b in bodies if b["kind"] != CLAIM or b["metadata"]["name"] in claims]
+            for body in gone:
+                object_file(self.paths, key_of(body)).unlink(missing_ok=True)
+            self._await_end([key_of(b) for b in bodies if b["kind"] in WORKLOAD_KINDS])
+            for name in claims:
+                remove_tree(self.paths.claims / name)
+            if not any(body["kind"] in WORKLOAD_KINDS for body in self._objects()):
                 self._stop_everything()
 
-    def _remove_workload(self, key: str) -> None:
-        program = _program(key)
-        self.supervisor.stop_program(program)
-        # A runner that was killed, not stopped, leaves its containers to the supervisor.
-        self._refuse_survivors(orphans.end_shims(self.paths.runtime, key, grace_s=20.0))
-        records.status_file(self.paths, key).unlink(missing_ok=True)
-        remove_tree(self.paths.logs / program)
-        for endpoint in self.book.below(key):
-            # A pod's scratch folders are `v/<last byte of its address>-<volume>`.
-            byte = endpoint.ip.rsplit(".", 1)[1]
-            for folder in self.paths.volumes.glob(f"{byte}-*"):
-                remove_tree(folder)
+    def _await_end(self, keys: Sequence[str]) -> None:
+        """Wait until the agent has ended workloads whose objects are gone."""
+        deadline = time.monotonic() + END_TIMEOUT_S
+        for key in keys:
+            while status.status_file(self.paths, key).exists():
+                if status.identity(self.paths) is None:  # what it had is stopped here
+                    self._stop_everything()
+                    status.forget(self.paths, key)
+                elif time.monotonic() > deadline:
+                    raise ClusterError(
+                        f"{key} did not end in {END_TIMEOUT_S:g} s; see {self.paths.agent_log}, "
+                        "then stop everything with: make clean"
+                    )
+                time.sleep(0.02)
 
     def _stop_everything(self) -> None:
-        self._refuse_survivors(self.supervisor.stop())
-
-    def _refuse_survivors(self, left: Sequence[int]) -> None:
-        if left:
+        if left := stop_agent(self.paths):
             pids = ",".join(map(str, left))
             raise ClusterError(
                 f"processes {pids} of state {self.paths.state!r} survived SIGKILL; "
@@ -264,12 +194,9 @@ class LocalCluster(Cluster):
         Raises:
             ClusterError: Something could not be stopped or deleted.
         """
-        if not self.paths.home.is_dir():  # the checkout was deleted or moved away
-            self._stop_everything()
-            self.paths.remove()
-            return
-        with self._changing():
-            remove_tree(self.paths.objects)  # first: see `records.look`
+        moved = not self.paths.home.is_dir()  # the checkout was deleted or moved away
+        with contextlib.nullcontext() if moved else self._changing():
+            remove_tree(self.paths.objects)  # first: see `status.look`
             self._stop_everything()
             self.paths.remove()
 
@@ -280,36 +207,31 @@ class LocalCluster(Cluster):
 
     def components(self) -> list[str]:
         """The names of the components that are applied; kept claims alone do not count."""
-        return sorted({component_of(body) for body in self._objects() if body["kind"] != KEPT})
+        return sorted({component_of(b) for b in self._objects() if b["kind"] != CLAIM})
 
     def remains(self) -> Remains:
         """What of this state is there: objects, and processes and ports beside theirs."""
-        return remains(self.paths, self.book)
+        return status.remains(self.paths)
 
     def objects_of(self, component: str) -> list[dict[str, Any]]:
         """A component's objects as they were applied, volume claims apart."""
         bodies = [body for body in self._objects() if component_of(body) == component]
-        return [body for body in bodies if body["kind"] != KEPT]
+        return [body for body in bodies if body["kind"] != CLAIM]
 
     def observe(self, kind: str, name: str) -> Observation:
         """A workload as it is now.
 
-        Args:
-            kind: Its kind.
-            name: Its name.
-
         Raises:
             NotFoundError: There is no such object.
-            ClusterError: It was running when this machine stopped, or its supervisor.
+            ClusterError: It was running when this machine stopped, or its agent.
         """
-        look = records.look(self.paths, kind, name)
+        look = status.look(self.paths, kind, name)
         if look.lost:
             component = component_of(look.body)
             raise ClusterError(
-                f"{kind}/{name} does not run any more: this machine was restarted, or its "
-                f"supervisor was killed; start it again with cluster.apply({component!r})"
+                f"{kind}/{name} {status.LOST}; start it again with cluster.apply({component!r})"
             )
-        fresh = look.seen.get("generation") == look.body["metadata"].get("generation")
+        fresh = look.seen.get("generation") == look.body["metadata"]["generation"]
         return Observation(
             {**look.body, "status": look.seen.get("status", {}) if fresh else {}},
             look.seen.get("pods", []),
@@ -326,37 +248,17 @@ class LocalCluster(Cluster):
         tail: int | None = None,
         timeout_s: float | None = None,
     ) -> Iterator[LogLine]:
-        """The lines that a workload's containers wrote, pod by pod; with `follow`, new ones too.
-
-        Args:
-            kind: The workload's kind.
-            name: Its name.
-            follow: Go on until the workload is over, or deleted.
-            previous: The lines of the run before each container's last restart.
-            tail: Only so many last lines of each container.
-            timeout_s: Stop following after so long.
-
-        Raises:
-            NotFoundError: There is no such workload, or no previous run.
-        """
+        """The lines that a workload's containers wrote, pod by pod; with `follow`, new ones too."""
         return read_logs(
             self.paths, kind, name, follow=follow, previous=previous, tail=tail, timeout_s=timeout_s
         )
 
     def take_snapshot(self) -> dict[str, Any]:
         """Everything that is known here, as one JSON object; no Secret is in it."""
-        return take_snapshot(self.paths)
+        return status.take_snapshot(self.paths)
 
     def secret(self, name: str, key: str) -> str:
-        """A Secret's value, for use and not for show.
-
-        Args:
-            name: The Secret's name.
-            key: Which of its values.
-
-        Raises:
-            NotFoundError: There is no such Secret or key.
-        """
+        """A Secret's value, for use and not for show."""
         find = functools.partial(find_object, self.paths)
         data = object_data(find, "Secret", name, optional=True)
         if key in data:
@@ -365,8 +267,6 @@ class LocalCluster(Cluster):
 
     def prerequisites(self) -> CheckList:
         """Whether this machine can play the components; what a laptop has not is said."""
-        from workshop_lib.cluster.local.prerequisites import check_prerequisites
-
         return check_prerequisites(self.paths)
 
     # -- reaching in --------------------------------------------------------------------------
@@ -379,38 +279,11 @@ class LocalCluster(Cluster):
         container: str | None = None,
         timeout_s: float = 60.0,
     ) -> ExecResult:
-        """Run a command with a container's environment and working folder.
-
-        Args:
-            pod: A pod's name, or its beginning when that fits one pod.
-            command: The command and its arguments.
-            container: Which container; default: the first.
-            timeout_s: The longest it may take; then it is killed.
-
-        Raises:
-            NotFoundError: No such pod, or its container does not run.
-            ClusterError: The command does not exist, or took too long.
-        """
-        return execute(self.paths, find_pod(self.paths, pod), command, container, timeout_s)
+        """Run a command with a container's environment and working folder."""
+        found = status.find_pod(self.paths, pod)
+        return execute(self.paths, found, command, container, timeout_s)
 
     @contextlib.contextmanager
     def forward(self, target: str, port: int) -> Iterator[str]:
-        """A URL for a port of a Service or pod: here, the pod's own address.
-
-        Args:
-            target: A Service's name, a pod's name, or the beginning of one.
-            port: The port as the manifest says it.
-
-        Raises:
-            NotFoundError: No such target, port or ready pod.
-        """
-        yield f"http://{address_of(self.paths, self.book, target, port)}"
-
-
-def _program(key: str) -> str:
-    """Name of the program that runs a workload."""
-    return key.replace("/", ".")
-
-
-def _has_address(body: Mapping[str, Any]) -> bool:
-    return bool(body["kind"] == "Service" and body["spec"].get("clusterIP") != "None")
+        """A URL for a port of a Service or pod: here, the pod's own address."""
+        yield f"http://{status.address_of(self.paths, target, port)}"

@@ -1,40 +1,121 @@
-"""Starts supervisord and ends: `python launch.py CONFIG OUTPUT IDENTITY`.
-
-Supervisord gets a session of its own, which a kernel's Ctrl-C does not reach, and
-becomes the adopter of every orphan below it. It is not the kernel's child, so it
-lives on, and IDENTITY says who it is even when the kernel is killed meanwhile.
-
-It is a script of the standard library alone, because a learner waits for it.
-"""
+"""Starting and stopping a state's agent, from a kernel."""
 
 from __future__ import annotations
 
-import json
 import os
+import re
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
-# A script's own folder is on its path: the module beside it is found without the package.
-import processes  # type: ignore[import-not-found]
+from workshop_lib.cluster.local import processes
+from workshop_lib.cluster.local.paths import StatePaths, checkout, read_json, write_json
+from workshop_lib.cluster.local.status import identity
+from workshop_lib.errors import ClusterError
+
+__all__ = ["node_environment", "start_agent", "stop_agent"]
+
+STOP_S = 25.0
+"""How long an agent may take to stop its pods: their 15 s of grace and a margin."""
+
+START_S = 120.0
+"""How long a start may take: half a second on an idle machine, minutes while engines start."""
+
+# What the machine's owner configured about reaching the outside; nothing else of the kernel's
+# environment reaches the pods, so a run does not depend on who started it.
+PASSED_ON = (
+    "HOME", "LANG", "LC_ALL", "USER", "LOGNAME", "TZ", "XDG_CACHE_HOME", "WORKSHOP_MODELS_DIR",
+    "HF_ENDPOINT", "SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE",
+    "http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY",
+)  # fmt: skip
+
+# How long Ray waits for its own parts to start. Two loaded cores need minutes for what Ray
+# expects in 30 to 60 s; it then gives up, is started again, and makes the load worse (seen).
+PATIENCE = {
+    "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "300",
+    "RAY_NUM_REDIS_GET_RETRIES": "150",  # 2 s each: a worker waits for the head's own node
+    "RAY_agent_register_timeout_ms": "300000",
+    "RAY_raylet_start_wait_time_s": "300",  # `ray start`, for its own raylet
+    "RAY_worker_register_timeout_seconds": "300",
+}
 
 
-def main(config: str, output: str, identity: str) -> None:
-    """Fork; the parent writes who the child is, the child becomes supervisord."""
-    child = os.fork()
-    if child:
-        scratch = Path(f"{identity}.new")
-        scratch.write_text(json.dumps({"pid": child, "ticks": processes.start_ticks(child)}))
-        scratch.replace(identity)
+def node_environment(runtime: Path) -> dict[str, str]:
+    """The environment that every pod starts from.
+
+    Args:
+        runtime: The state's private folder, by which strays are recognised.
+    """
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name in PASSED_ON or re.fullmatch(r"PIP_[A-Z0-9_]+", name)
+    }
+    # The environment's programs (ray, python, vllm's) first; the system's for the rest.
+    environment["PATH"] = f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin"
+    environment["PYTHONPATH"] = str(checkout())
+    environment["PYTHONUNBUFFERED"] = "1"
+    environment |= PATIENCE
+    environment["WORKSHOP_RUNTIME"] = str(runtime)
+    for name in ("no_proxy", "NO_PROXY"):  # a proxy to the outside is not asked for this machine
+        if any(key.lower().endswith("_proxy") for key in environment):
+            known = [environment[name]] if environment.get(name) else []
+            environment[name] = ",".join([*known, "localhost", "127.0.0.0/8"])
+    return environment
+
+
+def start_agent(paths: StatePaths) -> None:
+    """Start the state's agent unless it runs, and end what one before it left behind.
+
+    Raises:
+        ClusterError: It did not start.
+    """
+    if identity(paths) is not None and not (read_json(paths.agent) or {}).get("stopping"):
         return
-    os.setsid()
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    for descriptor in (1, 2):
-        os.dup2(file, descriptor)
-    processes.become_subreaper()
-    program = [sys.executable, "-m", "supervisor.supervisord", "-c", config]
-    os.execv(program[0], program)
+    # One that was told to stop, by a kernel that was interrupted meanwhile, starts nothing more.
+    if left := stop_agent(paths):
+        raise ClusterError(f"processes of an earlier agent survive SIGKILL: {left}")
+    command = [
+        sys.executable,
+        "-m",
+        "workshop_lib.cluster.local.agent",
+        str(paths.home),
+        paths.state,
+    ]
+    try:
+        # A session of its own: a terminal's Ctrl-C does not reach it.
+        started = subprocess.run(
+            command, capture_output=True, text=True, env=node_environment(paths.runtime),
+            cwd=paths.runtime, timeout=START_S, check=False, start_new_session=True,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        raise ClusterError(f"the agent did not start in {START_S:g} s") from None
+    if started.returncode != 0:
+        last = [line for line in started.stderr.splitlines() if line.strip()][-1:]
+        raise ClusterError(f"the agent did not start: {''.join(last)[-300:]}")
 
 
-if __name__ == "__main__":
-    main(*sys.argv[1:])
+def stop_agent(paths: StatePaths) -> list[int]:
+    """Stop every process of a state.
+
+    Returns:
+        The processes that could not be stopped; empty when all is well.
+    """
+    try:
+        running = identity(paths)
+    except ClusterError:
+        running = None  # its file is damaged: found by the folder's name below
+    if running is not None:
+        pid, ticks = running
+        write_json(paths.agent, {"pid": pid, "ticks": ticks, "stopping": True})
+        processes.send([pid], signal.SIGTERM)
+        deadline = time.monotonic() + STOP_S
+        while processes.is_running(pid, ticks) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        # Nothing is left of one that ended; one that is held up by a pod is killed with its pods.
+        if left := processes.stop(lambda: processes.tree(pid), grace_s=0.0):
+            return left
+    # What a killed agent left behind is known by our private folder's name.
+    return processes.stop_mentioning(paths.runtime, grace_s=STOP_S)

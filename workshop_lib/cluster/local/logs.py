@@ -7,15 +7,17 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from workshop_lib.cluster.local import records
-from workshop_lib.cluster.local.jobs import INDEX_LABEL
+from workshop_lib.cluster.kube import INDEX
+from workshop_lib.cluster.local import status
 from workshop_lib.cluster.local.paths import StatePaths
 from workshop_lib.cluster.records import LogLine
 from workshop_lib.errors import NotFoundError
 
-__all__ = ["LogReader", "read_logs"]
+__all__ = ["read_logs"]
 
 LOOK_EVERY_S = 0.1
+
+Pod = Mapping[str, Any]
 
 
 def read_logs(
@@ -28,45 +30,31 @@ def read_logs(
     tail: int | None,
     timeout_s: float | None,
 ) -> Iterator[LogLine]:
-    """The lines that a workload's containers wrote, as `LocalCluster.logs` gives them.
-
-    Args:
-        paths: The state's files.
-        kind: The workload's kind.
-        name: Its name.
-        follow: Go on until the workload is over, or deleted.
-        previous: The lines of the run before each container's last restart.
-        tail: Only so many last lines of each container.
-        timeout_s: Stop following after so long.
-
-    Raises:
-        NotFoundError: There is no such workload, or no previous run.
-    """
-    look = records.look(paths, kind, name)
-    if previous and not any(map(_was_restarted, look.seen.get("pods", []))):
+    """The lines that a workload's containers wrote, as `LocalCluster.logs` gives them."""
+    look = status.look(paths, kind, name)
+    pods = look.seen.get("pods", [])
+    if previous and not any(
+        each["restartCount"] for pod in pods for each in pod["status"]["containerStatuses"]
+    ):
         raise NotFoundError(f"{kind}/{name}: nothing was restarted: there is no previous run")
     deadline = time.monotonic() + timeout_s if timeout_s is not None else None
-    reader = LogReader(paths.logs / f"{kind}.{name}", tail=tail, previous=previous)
+    reader = _LogReader(paths.logs / f"{kind}.{name}", tail=tail, previous=previous)
     while True:
         late = deadline is not None and time.monotonic() > deadline
-        over = not follow or late or look.lost or records.is_over(look.seen)
+        over = not follow or late or look.lost or status.is_over(look.seen)
         yield from reader.read(look.seen.get("pods", []), over=over)
         if over:
             return
         time.sleep(LOOK_EVERY_S)
         # Asked before reading: what is written until the end is read after it is known.
         try:
-            look = records.look(paths, kind, name)
-        except NotFoundError:
-            return  # deleted while it was followed
+            look = status.look(paths, kind, name)
+        except NotFoundError:  # deleted while it was followed
+            yield from reader.read([], over=True)
+            return
 
 
-def _was_restarted(pod: Mapping[str, Any]) -> bool:
-    """Whether a container of a pod was restarted, so that it has a previous run."""
-    return any(each["restartCount"] for each in pod["status"]["containerStatuses"])
-
-
-class LogReader:
+class _LogReader:
     """Reads the logs of one workload's pods, each line once.
 
     Args:
@@ -79,10 +67,9 @@ class LogReader:
         self.folder = folder
         self.tail = tail
         self.previous = previous
-        self._first_look = True
         self._offsets: dict[Path, int] = {}
         self._begun: dict[tuple[str, str], int] = {}
-        self._pods: dict[str, Mapping[str, Any]] = {}
+        self._pods: dict[str, Pod] = {}
 
     def read(self, pods: list[dict[str, Any]], *, over: bool) -> Iterator[LogLine]:
         """The lines that are new since the last call.
@@ -91,30 +78,27 @@ class LogReader:
             pods: The workload's pods now; those of the last call that are gone are read out.
             over: Nothing more will be written: half a line at the end is a line too.
         """
-        now: dict[str, Mapping[str, Any]] = {pod["metadata"]["name"]: pod for pod in pods}
-        gone = [name for name in self._pods if name not in now]
-        for name, pod in {**{name: self._pods[name] for name in gone}, **now}.items():
+        now: dict[str, Pod] = {pod["metadata"]["name"]: pod for pod in pods}
+        gone = {name: pod for name, pod in self._pods.items() if name not in now}
+        for name, pod in {**gone, **now}.items():
             yield from self._pod_lines(pod, over=over or name in gone)
         self._pods = now
-        self._first_look = False
+        self.tail = None
 
-    def _pod_lines(self, pod: Mapping[str, Any], *, over: bool) -> Iterator[LogLine]:
-        metadata, status = pod["metadata"], pod["status"]
-        rank = (metadata.get("annotations") or {}).get(INDEX_LABEL)
-        for each in [*status["initContainerStatuses"], *status["containerStatuses"]]:
-            key = (metadata["name"], each["name"])
+    def _pod_lines(self, pod: Pod, *, over: bool) -> Iterator[LogLine]:
+        name, seen = pod["metadata"]["name"], pod["status"]
+        rank = (pod["metadata"].get("annotations") or {}).get(INDEX)
+        for each in [*seen["initContainerStatuses"], *seen["containerStatuses"]]:
             last = each["restartCount"]
-            begun = self._begun.setdefault(key, last)
+            begun = self._begun.setdefault((name, each["name"]), last)
             runs = range(last - 1, last) if self.previous else range(begun, last + 1)
             ended = "terminated" in each["state"] or "terminated" in each["lastState"]
             for run in runs:
                 final = over or run < last or ("running" not in each["state"] and ended)
-                file = self.folder / metadata["name"] / each["name"] / f"{run}.log"
+                file = self.folder / name / each["name"] / f"{run}.log"
                 for text in self._new_lines(file, final):
-                    yield LogLine(
-                        metadata["name"], None if rank is None else int(rank), each["name"], text
-                    )
-            self._begun[key] = last
+                    yield LogLine(name, None if rank is None else int(rank), each["name"], text)
+            self._begun[(name, each["name"])] = last
 
     def _new_lines(self, file: Path, final: bool) -> Iterator[str]:
         """Whole lines of a file that were not given yet; a last half line when it is final."""
@@ -130,7 +114,7 @@ class LogReader:
         lines = data[:end].split(b"\n")
         if lines[-1] == b"":
             lines.pop()
-        if self.tail is not None and self._first_look:
+        if self.tail is not None:
             lines = lines[-self.tail :] if self.tail else []
         for line in lines:
             yield line.removesuffix(b"\r").decode(errors="replace")

@@ -1,8 +1,4 @@
-"""This machine as a Kubernetes node: what it has, what is free, quantities.
-
-A pod is placed when its requests fit beside those of the pods that run, as the
-kube-scheduler decides; what does not fit is Pending, with the scheduler's words.
-"""
+"""This machine as a Kubernetes node: what it has, and whether a pod fits beside the others."""
 
 from __future__ import annotations
 
@@ -10,36 +6,49 @@ import contextlib
 import os
 import re
 import shutil
-import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-__all__ = ["capacity", "is_port_free", "unschedulable"]
+__all__ = ["capacity", "unschedulable"]
+
+CGROUPS = Path("/sys/fs/cgroup")
+
+
+def _cgroup_values(file: str) -> Iterator[list[str]]:
+    """A cgroup file's words, of this process's group and of those above it that have the file."""
+    group = "/"
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+        group = next((line[3:] for line in lines if line.startswith("0::")), group)
+    folder = CGROUPS / group.lstrip("/")
+    for each in (folder, *folder.parents):
+        if each.is_relative_to(CGROUPS):
+            with contextlib.suppress(OSError):
+                yield (each / file).read_text().split()
 
 
 def capacity() -> dict[str, float]:
-    """What this machine offers: `cpu` in cores, memory and disk in bytes, GPUs by number."""
+    """What this machine offers: `cpu` in cores, memory and disk in bytes, GPUs by number.
+
+    A container of limited size counts as what its limits are (`cpu.max`, `memory.max`).
+
+    Example:
+        >>> capacity()["cpu"] > 0
+        True
+    """
+    cpu = float(len(os.sched_getaffinity(0)))
     memory = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    with contextlib.suppress(OSError, ValueError):  # a container of this size; "max" is none
-        memory = min(memory, float(Path("/sys/fs/cgroup/memory.max").read_text()))
-    gpus = sum(
-        re.fullmatch(r"nvidia\d+", entry.name) is not None for entry in Path("/dev").iterdir()
-    )
+    for quota, period in (words for words in _cgroup_values("cpu.max") if len(words) == 2):
+        cpu = cpu if quota == "max" else min(cpu, float(quota) / float(period))
+    for (limit,) in (words for words in _cgroup_values("memory.max") if len(words) == 1):
+        memory = memory if limit == "max" else min(memory, float(limit))
+    gpus = sum(re.fullmatch(r"nvidia\d+", each.name) is not None for each in Path("/dev").iterdir())
     return {
-        "cpu": _cores(),
+        "cpu": cpu,
         "memory": memory,
         "ephemeral-storage": float(shutil.disk_usage("/tmp").free),
         "nvidia.com/gpu": float(gpus),
     }
-
-
-def _cores(limit: Path = Path("/sys/fs/cgroup/cpu.max")) -> float:
-    """The cores that this process may use; a container may have fewer than its machine."""
-    cores = float(len(os.sched_getaffinity(0)))
-    with contextlib.suppress(OSError, ValueError):  # "max 100000": no limit
-        quota_us, period_us = map(float, limit.read_text().split())
-        cores = min(cores, quota_us / period_us)
-    return cores
 
 
 def unschedulable(
@@ -51,7 +60,7 @@ def unschedulable(
     preempting other pods, and what it has is held by pods of the same priority.
 
     Args:
-        wanted: The pod's requests.
+        wanted: The pod's requests by resource.
         running: The requests of each pod that is placed.
 
     Example:
@@ -81,20 +90,3 @@ def unschedulable(
         f"0/1 nodes are available: {reasons}. no new claims to deallocate, "
         f"preemption: 0/1 nodes are available: {preemption}"
     )
-
-
-def is_port_free(address: str, port: int) -> bool:
-    """Whether a server could listen on this address and port now.
-
-    Args:
-        address: An IPv4 address of this machine; `0.0.0.0` asks for all of them.
-        port: A port number.
-    """
-    with socket.socket() as probe:
-        # As servers do: a port in TIME_WAIT counts as free, a listening one does not.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((address, port))
-        except OSError:
-            return False
-        return True

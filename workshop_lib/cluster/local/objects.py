@@ -1,73 +1,104 @@
-"""The objects that were applied: one file each, as the API server of a cluster keeps them."""
+"""The objects that were applied, one file each, and what applying one again does."""
 
 from __future__ import annotations
 
+import copy
 import secrets
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from workshop_lib.cluster.local.changes import COMPONENT, generated_key
+from workshop_lib.cluster.kube import CLAIM, COMPONENT, component_of, key_of
 from workshop_lib.cluster.local.paths import StatePaths, json_files, read_json, write_json
+from workshop_lib.errors import ClusterError
 
-__all__ = ["all_objects", "find_object", "object_file", "store_object"]
+__all__ = ["action", "all_objects", "find_object", "object_file", "store_object"]
 
-Json = dict[str, Any]
+Json = Mapping[str, Any]
 
-
-def object_file(paths: StatePaths, kind: str, name: str) -> Path:
-    """Where an object is kept.
-
-    Args:
-        paths: The state's files.
-        kind: Its kind.
-        name: Its name.
-    """
-    return paths.objects / f"{kind}.{name}.json"
+GENERATE = "workshop.techpulse/generate"
+"""Annotation of a Secret: the key that apply fills with a random value, once."""
 
 
-def all_objects(paths: StatePaths, kind: str = "") -> list[Json]:
-    """Every applied object of a state, sorted by kind and name.
-
-    Args:
-        paths: The state's files.
-        kind: Only those of this kind.
-    """
-    files = [file for file in json_files(paths.objects) if file.name.startswith(f"{kind}.")
-             or not kind]  # fmt: skip
-    return [body for file in files if (body := read_json(file)) is not None]
+def object_file(paths: StatePaths, key: str) -> Path:
+    """Where an object is kept."""
+    return paths.objects / f"{key.replace('/', '.', 1)}.json"
 
 
-def find_object(paths: StatePaths, kind: str, name: str) -> Json | None:
-    """One applied object, or None.
+def all_objects(paths: StatePaths) -> list[dict[str, Any]]:
+    """Every applied object of a state, sorted by kind and name."""
+    return [body for f in json_files(paths.objects) if (body := read_json(f)) is not None]
 
-    Args:
-        paths: The state's files.
-        kind: Its kind.
-        name: Its name.
-    """
-    found: Json | None = read_json(object_file(paths, kind, name))
+
+def find_object(paths: StatePaths, kind: str, name: str) -> dict[str, Any] | None:
+    """One applied object, or None."""
+    found: dict[str, Any] | None = read_json(object_file(paths, f"{kind}/{name}"))
     return found
 
 
-def store_object(
-    paths: StatePaths, component: str, body: Mapping[str, Any], old: Mapping[str, Any] | None
-) -> None:
-    """Keep an object, with what a cluster adds to it: uid, generation, generated values.
-
-    Args:
-        paths: The state's files.
-        component: The component that brings it.
-        body: The object.
-        old: What is kept of it so far; None when it is new.
-    """
+def store_object(paths: StatePaths, component: str, body: Json, old: Json | None) -> None:
+    """Keep an object, with what a cluster adds to it: uid, generation, a generated value."""
     metadata = dict(body["metadata"])
     metadata["labels"] = {**metadata.get("labels", {}), COMPONENT: component}
     before = old["metadata"] if old else {}
     metadata["generation"] = before.get("generation", 0) + 1
     metadata["uid"] = before.get("uid") or str(uuid.uuid4())
     stored = {**body, "metadata": metadata}
-    if old is None and (key := generated_key(body)):
+    if old is None and (key := _generated_key(body)):
         stored["stringData"] = {**body.get("stringData", {}), key: secrets.token_hex(32)}
-    write_json(object_file(paths, body["kind"], metadata["name"]), stored)
+    write_json(object_file(paths, key_of(body)), stored)
+
+
+def _generated_key(body: Json) -> str | None:
+    return (body["metadata"].get("annotations") or {}).get(GENERATE)
+
+
+def action(old: Json | None, body: Json, component: str) -> str:
+    """What applying an object will do: `created`, `configured` or `unchanged`.
+
+    Raises:
+        ClusterError: It would take another component's object, or change what cannot
+            change while it exists.
+    """
+    if old is None:
+        return "created"
+    same = _content(old) == _content(body)
+    owner = component_of(old)
+    if owner != component:
+        # Several components may use one volume; it stays with the one that made it.
+        if body["kind"] == CLAIM and same:
+            return "unchanged"
+        raise ClusterError(
+            f"{key_of(body)} belongs to component {owner!r} already; "
+            f"first cluster.delete({owner!r})"
+        )
+    if same or (body["kind"] == "Secret" and _generated_key(body)):
+        return "unchanged"
+    for kinds, what in (
+        (("Job",), "a Job's pods"),
+        (("RayCluster", "RayService"), "a Ray cluster's pods"),
+        ((CLAIM,), "a volume"),
+    ):
+        if body["kind"] in kinds and _fixed(old) != _fixed(body):
+            raise ClusterError(
+                f"{key_of(body)}: {what} cannot change while it exists; "
+                f"first cluster.delete({owner!r})"
+            )
+    return "configured"
+
+
+def _content(body: Json) -> dict[str, Any]:
+    """What an object says, without what a cluster adds to it."""
+    return {key: value for key, value in body.items() if key not in ("metadata", "status")}
+
+
+def _fixed(body: Json) -> Any:
+    """The part of a spec that cannot change while the object exists."""
+    spec = copy.deepcopy(dict(body["spec"]))
+    for field in ("serveConfigV2", "backoffLimit", "activeDeadlineSeconds"):
+        spec.pop(field, None)
+    for group in spec.get("rayClusterConfig", spec).get("workerGroupSpecs", []):
+        for field in ("replicas", "minReplicas", "maxReplicas"):
+            group.pop(field, None)
+    return spec

@@ -1,10 +1,9 @@
 """Where one state of the local cluster keeps its files, and how they are written.
 
-Two places. What should last (objects, logs, claims) lies in the checkout, under
-`.workshop/<state>`. Sockets and scratch volumes lie under /tmp in a folder with
-a short name, because a Unix socket's path ends at 107 bytes and Ray's take 70 of
-them; the name is hashed from the checkout and the state, so two checkouts, or
-two states of one, never meet.
+What should last (objects, statuses, logs, claims) lies in the checkout, under
+`.workshop/<state>`. Sockets and scratch volumes lie under /tmp in a folder with a short
+name, because a Unix socket's path ends at 107 bytes and Ray's take 70 of them. The name is
+a hash of the checkout and the state, so two checkouts, or two states of one, never meet.
 """
 
 from __future__ import annotations
@@ -20,22 +19,15 @@ import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from workshop_lib.errors import ClusterError
 
 __all__ = [
-    "Busy",
-    "StatePaths",
-    "checkout",
-    "json_files",
-    "locked",
-    "read_json",
-    "remove_tree",
+    "Busy", "StatePaths", "checkout", "json_files", "locked", "read_json", "remove_tree",
     "write_json",
-]
+]  # fmt: skip
 
 TEMPORARY = Path("/tmp")
 
@@ -52,13 +44,8 @@ def checkout() -> Path:
 def write_json(path: Path, data: Any, *, mode: int = 0o600) -> None:
     """Write JSON so that a reader sees the old file or the new one, never half of it.
 
-    Args:
-        path: The file.
-        data: Anything that `json` can write.
-        mode: Its permissions; by default only the owner may read it (Secrets pass here).
-
-    Raises:
-        OSError: It could not be written; a state's folder that is gone is not made anew.
+    Only the owner may read it by default: Secrets pass here. A state's folder that was
+    removed is not made anew.
     """
     path.parent.mkdir(exist_ok=True)
     descriptor, scratch = tempfile.mkstemp(prefix=".", suffix=".new", dir=path.parent)
@@ -87,13 +74,7 @@ def read_json(path: Path) -> Any | None:
 
 
 def json_files(folder: Path) -> list[Path]:
-    """The JSON files in a folder, sorted; none when the folder is not there.
-
-    `Path.glob` fails when another process removes the folder while it looks.
-
-    Args:
-        folder: The folder.
-    """
+    """The JSON files in a folder, sorted; `Path.glob` fails when the folder goes meanwhile."""
     try:
         return sorted(file for file in folder.iterdir() if file.suffix == ".json")
     except (FileNotFoundError, NotADirectoryError):
@@ -102,14 +83,10 @@ def json_files(folder: Path) -> list[Path]:
 
 @contextlib.contextmanager
 def locked(path: Path, *, timeout_s: float) -> Iterator[None]:
-    """Hold a file's lock, which the kernel gives back when this process ends, however it ends.
+    """Hold a file's lock; the operating system gives it back however this process ends.
 
     The file may be deleted by whoever holds the lock (`clean` does): those who waited
-    for it notice, and start again with a new one.
-
-    Args:
-        path: The lock file; it holds the process id of who has it.
-        timeout_s: The longest to wait.
+    notice that, and start again with a new file.
 
     Raises:
         Busy: Another process, named in the message, had it all the time.
@@ -167,127 +144,52 @@ def remove_tree(folder: Path) -> None:
             raise ClusterError(f"{folder} could not be deleted; look at who owns what is in it")
 
 
-@dataclass(frozen=True)
 class StatePaths:
     """The folders and files of one state.
 
-    Attributes:
+    Args:
         home: The checkout.
         state: The state's name: `default`, `run` (make run), one for each test.
+
+    Raises:
+        ClusterError: The name is not valid.
     """
 
-    home: Path
-    state: str
-
-    def __post_init__(self) -> None:
-        if not re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?", self.state):
+    def __init__(self, home: Path, state: str) -> None:
+        if not re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?", state):
             raise ClusterError(
-                f"state name {self.state!r} is not valid; use at most 32 lower-case letters, "
+                f"state name {state!r} is not valid; use at most 32 lower-case letters, "
                 "digits and '-'"
             )
-
-    @property
-    def _digest(self) -> bytes:
-        return hashlib.sha256(f"{self.home.resolve()}\0{self.state}".encode()).digest()
-
-    @property
-    def folder(self) -> Path:
-        """What lasts: objects, statuses, logs, claims."""
-        return self.home / ".workshop" / self.state
-
-    @property
-    def runtime(self) -> Path:
-        """Sockets and scratch volumes: a short path of our own."""
-        return TEMPORARY / f"ws-{self._digest.hex()[:10]}"
-
-    @property
-    def network(self) -> str:
-        """The first three bytes of this state's loopback addresses, as `127.x.y`."""
-        return f"127.{self._digest[0] % 253 + 2}.{self._digest[1]}"
-
-    @property
-    def offset(self) -> int:
-        """A number from the state's name: where it begins to look for free ports."""
-        return int.from_bytes(self._digest[2:4], "big")
-
-    @property
-    def objects(self) -> Path:
-        """Applied objects: `<Kind>.<name>.json`."""
-        return self.folder / "objects"
-
-    @property
-    def statuses(self) -> Path:
-        """What the runners say: `<Kind>.<name>.json`."""
-        return self.folder / "status"
-
-    @property
-    def logs(self) -> Path:
-        """Logs: `<Kind>.<name>/<pod>/<container>/<restart>.log`, and the runners' own."""
-        return self.folder / "logs"
-
-    @property
-    def claims(self) -> Path:
-        """Persistent volume claims' data."""
-        return self.folder / "claims"
-
-    @property
-    def settings(self) -> Path:
-        """What this state does otherwise than by default (see `world.DEFAULT_SETTINGS`)."""
-        return self.folder / "settings.json"
-
-    @property
-    def lock(self) -> Path:
-        """Held by whoever changes this state."""
-        return self.folder / "lock"
-
-    @property
-    def addresses(self) -> Path:
-        """Which pod and service has which address and ports."""
-        return self.runtime / "addresses.json"
-
-    @property
-    def environments(self) -> Path:
-        """The environment of each running container, for `exec`."""
-        return self.runtime / "env"
-
-    @property
-    def volumes(self) -> Path:
-        """Scratch volumes: `<last byte of the pod's address>-<volume>`."""
-        return self.runtime / "v"
-
-    @property
-    def programs(self) -> Path:
-        """What supervisord looks after: `<Kind>.<name>.conf` and `.sh`."""
-        return self.runtime / "programs"
-
-    @property
-    def owner(self) -> Path:
-        """Says whose the runtime folder is: checkout and state."""
-        return self.runtime / "owner.json"
-
-    @property
-    def supervisor_socket(self) -> Path:
-        """Where supervisord listens."""
-        return self.runtime / "s.sock"
-
-    @property
-    def supervisor_config(self) -> Path:
-        """Supervisord's configuration."""
-        return self.runtime / "supervisord.conf"
-
-    @property
-    def supervisor_pid(self) -> Path:
-        """Supervisord's process id and start time."""
-        return self.runtime / "supervisor.json"
+        self.home, self.state = home, state
+        digest = hashlib.sha256(f"{home.resolve()}\0{state}".encode()).digest()
+        # The first three bytes of this state's loopback addresses, and where it begins to
+        # look for free ports: elsewhere than other states.
+        self.network = f"127.{digest[0] % 253 + 2}.{digest[1]}"
+        self.offset = int.from_bytes(digest[2:4], "big")
+        # What lasts.
+        self.folder = home / ".workshop" / state
+        self.objects = self.folder / "objects"  # applied objects: `<Kind>.<name>.json`
+        self.statuses = self.folder / "status"  # what the agent says of each workload
+        self.logs = self.folder / "logs"  # `<Kind>.<name>/<pod>/<container>/<restart>.log`
+        self.claims = self.folder / "claims"  # persistent volume claims' data
+        self.settings = self.folder / "settings.json"  # what apply tells the agent
+        self.agent_log = self.folder / "agent.log"
+        self.lock = self.folder / "lock"  # held by whoever changes this state
+        # Sockets and scratch volumes: a short path of our own.
+        self.runtime = TEMPORARY / f"ws-{digest.hex()[:10]}"
+        self.environments = self.runtime / "env"  # of each running container, for `exec`
+        self.volumes = self.runtime / "v"  # `<last byte of the pod's address>-<volume>`
+        self.owner = self.runtime / "owner.json"  # whose folder this is: checkout and state
+        self.agent = self.runtime / "agent.json"  # the agent's process id and start time
 
     def create(self) -> None:
-        """Make the folders; refuse a runtime folder that somebody else made.
+        """Make the folders.
 
         Raises:
             ClusterError: Another user owns the folder in /tmp.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.logs.mkdir(exist_ok=True)
         with contextlib.suppress(FileExistsError):
             self.runtime.mkdir(mode=0o700)
         found = self.runtime.lstat()
@@ -296,13 +198,8 @@ class StatePaths:
                 f"{self.runtime} belongs to another user; remove it or use another checkout"
             )
         self.runtime.chmod(0o700)
-        for folder in (self.environments, self.volumes, self.programs):
+        for folder in (self.objects, self.statuses, self.logs, self.environments, self.volumes):
             folder.mkdir(exist_ok=True)
-        # Supervisord's configuration names the checkout through this link alone: its format
-        # gives a meaning to `%`, `#`, `;` and spaces, and a folder's name may hold any of them.
-        link = self.runtime / "state"
-        if not link.is_symlink():
-            link.symlink_to(self.folder)
         # `make clean` can tell whose folder this is even when the checkout has moved away.
         write_json(self.owner, {"home": str(self.home), "state": self.state})
 

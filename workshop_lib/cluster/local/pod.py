@@ -1,123 +1,290 @@
-"""One pod: placement, volumes, init containers, containers, as a kubelet runs them.
+"""One pod and its containers: placement, volumes, processes, restarts, as a kubelet runs them.
 
-What it says of itself is a Kubernetes Pod object, so that the tables, the plots and
-the diagnosis read both worlds with the same code.
+What a pod says of itself is a Kubernetes Pod object, so that the tables, the plots and the
+diagnosis read both worlds with the same code.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import os
+import shutil
 import signal
 import time
+import uuid
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from workshop_lib.cluster.local.conditions import Conditions, now
-from workshop_lib.cluster.local.container import GRACE_LIMIT_S, Container
-from workshop_lib.cluster.local.network import Endpoint
-from workshop_lib.cluster.local.podspec import ConfigError, PodContext
-from workshop_lib.cluster.local.volumes import Volumes
+from workshop_lib.cluster.local import processes
+from workshop_lib.cluster.local.network import Endpoint, port_annotations, real_port
+from workshop_lib.cluster.local.paths import remove_tree, write_json
+from workshop_lib.cluster.local.podspec import (
+    ConfigError,
+    PodContext,
+    Volumes,
+    container_command,
+    container_environment,
+    working_folder,
+)
+from workshop_lib.cluster.local.probes import Prober
+from workshop_lib.cluster.local.world import Conditions, Events, World, now
 
-if TYPE_CHECKING:
-    from workshop_lib.cluster.local.world import World
+__all__ = ["Pod"]
 
-__all__ = ["PastPod", "Pod", "PodLike"]
+GRACE_LIMIT_S = 15.0
+"""No pod on this machine takes longer to stop, whatever its grace period says."""
 
+FORGIVEN_AFTER_S = 600.0
+"""A kubelet forgets earlier crashes when a container has run for ten minutes."""
 
-class PodLike(Protocol):
-    """What a controller asks of a pod, be it there or past."""
-
-    @property
-    def name(self) -> str:
-        """Its name."""
-
-    @property
-    def finished(self) -> bool:
-        """Whether it ended for good."""
-
-    @property
-    def ready(self) -> bool:
-        """Whether every container runs and is ready."""
-
-    @property
-    def stopping(self) -> bool:
-        """Whether it was told to end."""
-
-    @property
-    def restarts(self) -> int:
-        """How often its containers were restarted."""
-
-    def to_json(self) -> dict[str, Any]:
-        """The pod as a Kubernetes object."""
-
-    async def stop(self, why: str) -> None:
-        """Stop it and wait for its end."""
+BACKOFF_LIMIT_S = 300.0
 
 
-class PastPod:
-    """A pod that ended under a runner before this one.
+@dataclass(frozen=True)
+class _Prepared:
+    """What a container runs, with which environment and where."""
+
+    command: list[str]
+    environment: dict[str, str]
+    folder: Path
+
+
+class Container:
+    """A container, run again and again while its pod's restart policy says so.
 
     Args:
-        body: The pod as that runner wrote it.
+        pod: The pod it belongs to.
+        spec: The container's spec.
+        init: It is an init container: it has no probes, and success is its end.
     """
 
-    finished = True
-    stopping = False
-    ready = False
-    restarts = 0
+    def __init__(self, pod: Pod, spec: Mapping[str, Any], *, init: bool = False) -> None:
+        self.pod = pod
+        self.spec = spec
+        self.name: str = spec["name"]
+        self.init = init
+        self.status: dict[str, Any] = {
+            "name": self.name,
+            "image": spec["image"],
+            "ready": False,
+            "started": False,
+            "restartCount": 0,
+            "state": {"waiting": {"reason": "ContainerCreating"}},
+            "lastState": {},
+        }
+        self._pid: int | None = None
+        self._gave_up = False
 
-    def __init__(self, body: Mapping[str, Any]) -> None:
-        self._body = dict(body)
-        self.name: str = body["metadata"]["name"]
+    @property
+    def exit_code(self) -> int | None:
+        """The exit code of its last run, when it does not run."""
+        code = self.status["state"].get("terminated", {}).get("exitCode")
+        return None if code is None else int(code)
 
-    def to_json(self) -> dict[str, Any]:
-        """The pod as a Kubernetes object."""
-        return self._body
+    def wait_for(self, reason: str, message: str = "") -> None:
+        """Show why the container does not run yet."""
+        waiting = {"reason": reason, **({"message": message} if message else {})}
+        self.status["state"] = {"waiting": waiting}
+        self.pod.update_ready()
 
-    async def stop(self, why: str) -> None:
-        """Nothing is left to stop."""
+    def send(self, number: int) -> None:
+        """Signal its shim: TERM stops the container and all it started, KILL is the last word."""
+        if self._pid is not None:
+            processes.send([self._pid], number)
+
+    async def run(self) -> None:
+        """Run until the restart policy lets it rest, or the pod is stopped."""
+        always = self.pod.spec.get("restartPolicy", "Always") == "Always"
+        first_s = float(self.pod.world.settings["restart_backoff_s"])
+        backoff_s = 0.0  # the first restart comes at once
+        while (prepared := await self._prepare()) is not None:
+            began = time.monotonic()
+            code = await self._run_once(prepared)
+            # What a probe gave up has failed even when it then ended well.
+            again = always and not (self.init and code == 0 and not self._gave_up)
+            if self.pod.stopping or not again:
+                return
+            if time.monotonic() - began > FORGIVEN_AFTER_S:
+                backoff_s = 0.0
+            self.status["lastState"] = self.status["state"]
+            if backoff_s:
+                await self._back_off(backoff_s)
+            backoff_s = min(backoff_s * 2 or first_s, BACKOFF_LIMIT_S)
+            self.status["restartCount"] += 1
+
+    async def _back_off(self, seconds: float) -> None:
+        where = f"{self.pod.name}_default({self.pod.metadata['uid']})"
+        said = f"Back-off restarting failed container {self.name} in pod {where}"
+        self.pod.event("BackOff", said, "Warning")
+        self.wait_for(
+            "CrashLoopBackOff",
+            f"back-off {seconds:g}s restarting failed container={self.name} pod={where}",
+        )
+        await self.pod.pause(seconds)
+
+    async def _prepare(self) -> _Prepared | None:
+        """What to run; waits, as a kubelet does, for a ConfigMap, Secret or key that is missing.
+
+        None when the pod is stopped first.
+        """
+        said = ""
+        while not self.pod.stopping:
+            try:
+                context = self.pod.context()
+                environment = container_environment(self.spec, context)
+                command = container_command(self.spec, context, environment)
+                return _Prepared(command, environment, working_folder(self.spec, context))
+            except (ConfigError, OSError) as error:
+                if str(error) != said:
+                    said = str(error)
+                    self.pod.event("Failed", f"Error: {said}", "Warning")
+                    self.wait_for("CreateContainerConfigError", said)
+                await self.pod.pause(0.5)
+        return None
+
+    async def _run_once(self, prepared: _Prepared) -> int:
+        """Start the process, watch its probes, wait for its end; its exit code."""
+        environment_file = self.pod.world.paths.environments / f"{self.pod.name}.{self.name}.json"
+        problem = _cannot_start(prepared)
+        if problem is None:
+            try:
+                write_json(
+                    environment_file,
+                    {"environment": prepared.environment, "folder": str(prepared.folder)},
+                )
+                self._pid, ended = self._spawn(prepared)
+            except (OSError, ValueError) as error:
+                problem = str(error)
+        if problem is not None:
+            said = f"unable to start container process: {problem}"
+            self.pod.event("Failed", f"Error: {said}", "Warning")
+            return self._ended(128, "StartError", said)
+        self._gave_up = False
+        running = {"state": {"running": {"startedAt": now()}}, "started": False, "ready": False}
+        self.status.update(running)
+        self.pod.container_started(init=self.init)
+        if self.pod.stopping:  # stop() came while the process was being made
+            self.send(signal.SIGTERM)
+        watch = asyncio.create_task(self._watch_probes())
+        code = await ended
+        watch.cancel()
+        await asyncio.wait({watch})
+        if not watch.cancelled():
+            watch.result()  # a defect in a probe must not pass
+        self._pid = None
+        environment_file.unlink(missing_ok=True)
+        return self._ended(code, "Completed" if code == 0 else "Error")
+
+    def _spawn(self, prepared: _Prepared) -> tuple[int, asyncio.Future[int]]:
+        number = self.status["restartCount"]
+        folder = self.pod.world.paths.logs / self.pod.key.replace("/", ".", 1)
+        log = folder / self.pod.name / self.name / f"{number}.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.touch()
+        grace_s = min(float(self.pod.spec.get("terminationGracePeriodSeconds", 30)), GRACE_LIMIT_S)
+        return self.pod.world.spawn(
+            self.pod.key, prepared.command, prepared.environment, prepared.folder, log, grace_s
+        )
+
+    def _ended(self, code: int, reason: str, message: str = "") -> int:
+        """Write down how a run ended."""
+        moment = now()
+        began = self.status["state"].get("running", {}).get("startedAt", moment)
+        ended = {"exitCode": code, "reason": reason, "startedAt": began, "finishedAt": moment}
+        if message:
+            ended["message"] = message
+        ready = self.init and code == 0
+        self.status.update({"ready": ready, "started": False, "state": {"terminated": ended}})
+        self.pod.update_ready()
+        return code
+
+    async def _watch_probes(self) -> None:
+        """Run the probes, and stop the process when one of them gives it up."""
+        if self.init:
+            return
+        prober = Prober(
+            self.spec,
+            self.pod.ip,
+            self._real_port,
+            fail=lambda message: self.pod.event("Unhealthy", message, "Warning"),
+            started=lambda: self._set("started", True),
+            ready=lambda ready: self._set("ready", ready),
+        )
+        failed = await prober.run()
+        self._gave_up = True
+        never = self.pod.spec.get("restartPolicy") == "Never"
+        what_next = "" if never else ", will be restarted"
+        self.pod.event("Killing", f"Container {self.name} failed {failed} probe{what_next}")
+        self.send(signal.SIGTERM)
+
+    def _set(self, field: str, value: bool) -> None:
+        self.status[field] = value
+        self.pod.update_ready()
+
+    def _real_port(self, wanted: int | str) -> int:
+        pod = {"metadata": self.pod.metadata, "spec": {"containers": [self.spec]}}
+        return real_port(pod, wanted) or int(wanted)
+
+
+def _cannot_start(prepared: _Prepared) -> str | None:
+    """Why a program cannot be started, in a container runtime's words; None when it can."""
+    program = prepared.command[0]
+    if "/" not in program:
+        path = prepared.environment.get("PATH", os.defpath)
+        if shutil.which(program, path=path) is None:
+            return f'exec: "{program}": executable file not found in $PATH'
+        return None
+    file = prepared.folder / program
+    if not file.exists():
+        return f'exec: "{program}": stat {program}: no such file or directory'
+    if file.is_dir() or not os.access(file, os.X_OK):
+        return f'exec: "{program}": permission denied'
+    return None
 
 
 class Pod:
     """A pod that runs, or ran, on this machine.
 
     Args:
-        world: The runner's surroundings (files, objects, events, placement).
+        world: The state's surroundings (objects, addresses, placement, processes).
+        events: Where its workload's events go.
+        owner: Kind and name of its workload.
         template: The pod template's `metadata` and `spec`.
         name: The pod's name.
         endpoint: Its address and ports.
         labels: Labels beside the template's.
         annotations: Annotations beside the template's.
-        owner: Kind and name of what owns it.
-        slot: Its number among its owner's pods.
     """
 
     def __init__(
         self,
         world: World,
+        events: Events,
+        owner: tuple[str, str],
         template: Mapping[str, Any],
         *,
         name: str,
         endpoint: Endpoint,
         labels: Mapping[str, str],
-        annotations: Mapping[str, str],
-        owner: tuple[str, str],
-        slot: int = 0,
+        annotations: Mapping[str, str] | None = None,
     ) -> None:
         self.world = world
+        self.key = "/".join(owner)
         self.spec: dict[str, Any] = dict(template["spec"])
         self.name = name
-        self.endpoint = endpoint
-        self.slot = slot
+        self.ip = endpoint.ip
+        self._events = events
         metadata = template.get("metadata") or {}
+        own = {**port_annotations(endpoint), **(annotations or {})}
         self.metadata: dict[str, Any] = {
             "name": name,
             "namespace": "default",
-            "uid": world.new_uid(),
+            "uid": str(uuid.uuid4()),
             "creationTimestamp": now(),
             "labels": {**(metadata.get("labels") or {}), **labels},
-            "annotations": {**(metadata.get("annotations") or {}), **annotations},
+            "annotations": {**(metadata.get("annotations") or {}), **own},
             "ownerReferences": [{"kind": owner[0], "name": owner[1], "controller": True}],
         }
         self.phase = "Pending"
@@ -125,13 +292,15 @@ class Pod:
         self._reason: tuple[str, str] | None = None
         self._start_time: str | None = None
         self._conditions = Conditions()
-        self._ended = asyncio.Event()
+        scratch = str(world.paths.volumes / endpoint.ip.rpartition(".")[2])
+        self._volumes = Volumes(self.spec, scratch, world.find, world.claim)
         inits = self.spec.get("initContainers", [])
         self._init_containers = [Container(self, each, init=True) for each in inits]
         self._containers = [Container(self, each) for each in self.spec["containers"]]
+        self._all = [*self._init_containers, *self._containers]
         for each in self._containers if inits else []:
-            each.wait_for("PodInitializing")
-        self._volumes = Volumes(self.spec, world.scratch(endpoint), world.find, world.claim)
+            each.status["state"] = {"waiting": {"reason": "PodInitializing"}}
+        self._task = asyncio.create_task(self._run())
 
     # -- what it says of itself ------------------------------------------------------------
 
@@ -143,21 +312,20 @@ class Pod:
     @property
     def finished(self) -> bool:
         """Whether it ended for good."""
-        return self.phase in ("Succeeded", "Failed")
+        return self._task.done()
 
-    @property
-    def restarts(self) -> int:
-        """How often its containers were restarted."""
-        everything = [*self._init_containers, *self._containers]
-        return sum(each.status["restartCount"] for each in everything)
+    def outcome(self) -> str:
+        """Its phase in the end; a defect in this library is raised, and no pod's end."""
+        self._task.result()
+        return self.phase
 
     def to_json(self) -> dict[str, Any]:
         """The pod as a Kubernetes object."""
         status: dict[str, Any] = {
             "phase": self.phase,
             "conditions": self._conditions.to_json(),
-            "podIP": self.endpoint.ip,
-            "hostIP": self.endpoint.ip,
+            "podIP": self.ip,
+            "hostIP": self.ip,
             "containerStatuses": [each.status for each in self._containers],
             "initContainerStatuses": [each.status for each in self._init_containers],
         }
@@ -175,55 +343,48 @@ class Pod:
 
     def event(self, reason: str, message: str, kind: str = "Normal") -> None:
         """Record an event about this pod."""
-        self.world.event(("Pod", self.name), reason, message, kind)
+        self._events.say(("Pod", self.name), reason, message, kind)
 
     def _set(self, kind: str, met: bool, reason: str = "", message: str = "") -> None:
         if self._conditions.set(kind, met, reason, message):
-            self.world.changed()
+            self._events.changed = True
 
     def update_ready(self) -> None:
         """Bring the pod's conditions in line with its containers."""
         waiting = [each.name for each in self._containers if not each.status["ready"]]
-        if self.finished:
-            reason = "PodCompleted" if self.phase == "Succeeded" else "PodFailed"
-            self._set("ContainersReady", False, reason)
-            self._set("Ready", False, reason)
+        if self.phase in ("Succeeded", "Failed"):
+            reason, message = f"Pod{'Completed' if self.phase == 'Succeeded' else 'Failed'}", ""
         elif waiting:
+            reason = "ContainersNotReady"
             message = f"containers with unready status: [{' '.join(waiting)}]"
-            self._set("ContainersReady", False, "ContainersNotReady", message)
-            self._set("Ready", False, "ContainersNotReady", message)
         else:
-            self._set("ContainersReady", True)
-            self._set("Ready", True)
-        self.world.changed()
+            reason = message = ""
+        for kind in ("ContainersReady", "Ready"):
+            self._set(kind, not reason, reason, message)
+        self._events.changed = True
 
-    def container_started(self, container: Container) -> None:
+    def container_started(self, *, init: bool) -> None:
         """Take note that one of its containers has a process."""
-        if not container.init:
+        if not init:
             self.phase = "Running"
         self.event("Started", "Container started")
 
     # -- its life ----------------------------------------------------------------------------
 
-    async def run(self) -> None:
+    async def _run(self) -> None:
         """Run until it ends for good, or `stop` is called."""
         self._set("PodScheduled", False)
         try:
-            if await self._place() and await self._mount():
+            if await self._until_placed() and await self._until_mounted():
                 self.update_ready()
-                refreshing = asyncio.create_task(self._refresh())
-                try:
-                    await self._run_containers()
-                finally:
-                    refreshing.cancel()
+                await self._run_containers()
         finally:
-            if self.stopping and not self.finished:
-                self.phase = "Failed"
+            if self.phase not in ("Succeeded", "Failed"):
+                self.phase = "Failed"  # it was told to stop
             self.update_ready()
             self.world.unplace(self.name)
-            self._ended.set()
 
-    async def _place(self) -> bool:
+    async def _until_placed(self) -> bool:
         """Wait until this machine has room, saying why it has not; False when stopped first."""
         said = ""
         while not self.stopping:
@@ -241,26 +402,21 @@ class Pod:
             await self.pause(0.5)
         return False
 
-    async def _mount(self) -> bool:
+    async def _until_mounted(self) -> bool:
         """Fill the volumes, waiting for what is missing; False when stopped first."""
         said = ""
         while not self.stopping:
             try:
                 self._volumes.prepare()
-                if said:
-                    self._show_waiting("")
                 return True
             except (ConfigError, OSError) as error:
                 if str(error) != said:
                     said = str(error)
                     self.event("FailedMount", said, "Warning")
-                    self._show_waiting(said)
+                    for each in self._init_containers or self._containers:
+                        each.wait_for("ContainerCreating", said)
                 await self.pause(0.5)
         return False
-
-    def _show_waiting(self, message: str) -> None:
-        for each in self._init_containers or self._containers:
-            each.wait_for("ContainerCreating", message)
 
     async def _run_containers(self) -> None:
         waiting = [each.name for each in self._init_containers]
@@ -268,17 +424,14 @@ class Pod:
             message = f"containers with incomplete status: [{' '.join(waiting)}]"
             self._set("Initialized", False, "ContainersNotInitialized", message)
             await each.run()
-            if self.stopping:
-                return
-            if each.exit_code != 0:
+            if self.stopping or each.exit_code != 0:
                 self.phase = "Failed"
                 return
             waiting.remove(each.name)
         self._set("Initialized", True)
         await asyncio.gather(*(each.run() for each in self._containers))
-        if not self.stopping:
-            codes = [each.exit_code for each in self._containers]
-            self.phase = "Succeeded" if all(code == 0 for code in codes) else "Failed"
+        well = all(each.exit_code == 0 for each in self._containers) and not self.stopping
+        self.phase = "Succeeded" if well else "Failed"
 
     def context(self) -> PodContext:
         """What the values of its containers refer to, as it is now.
@@ -286,22 +439,15 @@ class Pod:
         Raises:
             ConfigError: A claim is not there any more.
         """
-        containers = [*self._init_containers, *self._containers]
+        base = {**self.world.settings["environment"], "TMPDIR": str(self._volumes.temporary)}
         return PodContext(
             metadata=self.metadata,
-            ip=self.endpoint.ip,
-            mounts={each.name: self._volumes.mounts(each.spec) for each in containers},
-            names=self.world.endpoints(),
+            ip=self.ip,
+            mounts={each.name: self._volumes.mounts(each.spec) for each in self._all},
+            hosts=self.world.hosts(),
             find=self.world.find,
-            base={**self.world.environment, "TMPDIR": str(self._volumes.temporary)},
+            base=base,
         )
-
-    async def _refresh(self) -> None:
-        """Keep the files of ConfigMaps and Secrets up to date, as a kubelet does now and then."""
-        while True:
-            await asyncio.sleep(1.0)
-            with contextlib.suppress(OSError):  # a full disk: the next round tries again
-                self._volumes.refresh()
 
     async def pause(self, seconds: float) -> None:
         """Wait, but no longer than until the pod is to stop."""
@@ -319,13 +465,17 @@ class Pod:
             return
         self.stopping = True
         self.metadata["deletionTimestamp"] = now()
-        self.world.changed()
         self._reason = ("Terminated", why)
-        everything = [*self._init_containers, *self._containers]
+        self._events.changed = True
         for number in (signal.SIGTERM, signal.SIGKILL):
-            for each in everything:
+            for each in self._all:
                 each.send(number)
             # The shims kill at the end of the grace period; they need a little longer.
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._ended.wait(), GRACE_LIMIT_S + 5.0)
-                return
+            done, _ = await asyncio.wait({self._task}, timeout=GRACE_LIMIT_S + 5.0)
+            if done:
+                break
+
+    def remove_files(self) -> None:
+        """Delete its scratch volumes; its logs stay with its workload."""
+        for folder in self._volumes.own:
+            remove_tree(folder)

@@ -1,9 +1,9 @@
-"""From a pod's spec to what to run: environment, command, files. Pure.
+"""From a pod's spec to what to run: environment, command, files.
 
-A process has no mount namespace, so a volume mounted at `/shared` is a folder
-somewhere else. Values that begin with a mount path (arguments, environment) get
-the real folder instead; scripts therefore take every path from a variable, which
-is good practice in a cluster too.
+A process has no mount namespace, so a volume mounted at `/shared` is a folder somewhere
+else. Values that begin with a mount path (arguments, environment) get the real folder
+instead; scripts therefore take every path from a variable, which is good practice in a
+cluster too.
 """
 
 from __future__ import annotations
@@ -11,77 +11,55 @@ from __future__ import annotations
 import base64
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from workshop_lib.cluster.kube import parse_quantity
+from workshop_lib.cluster.kube import INDEX, parse_quantity
 from workshop_lib.cluster.local.machine import capacity
-from workshop_lib.cluster.local.network import Endpoint, replace_address
+from workshop_lib.cluster.local.network import replace_address
+from workshop_lib.cluster.local.paths import remove_tree
 
 __all__ = [
-    "FIELD_PATHS",
-    "METADATA_FIELD",
-    "ConfigError",
-    "PodContext",
-    "container_command",
-    "container_environment",
-    "object_data",
-    "rewrite",
-    "working_folder",
-]
+    "ConfigError", "PodContext", "Volumes", "container_command",
+    "container_environment", "object_data", "rewrite", "working_folder",
+]  # fmt: skip
 
 Spec = Mapping[str, Any]
+Find = Callable[[str, str], Mapping[str, Any] | None]
 
-FIELD_PATHS = (
-    "metadata.name", "metadata.namespace", "metadata.uid", "status.podIP", "status.hostIP",
-    "spec.nodeName",
-)  # fmt: skip
-"""The downward-API fields that are played, beside single labels and annotations."""
-
-METADATA_FIELD = re.compile(r"metadata\.(labels|annotations)\['([^']+)'\]")
+FIELD = re.compile(r"metadata\.(labels|annotations)\['([^']+)'\]|metadata\.name|status\.podIP")
+"""The fields of the downward API that are played."""
 
 
 class ConfigError(Exception):
-    """What a kubelet reports as CreateContainerConfigError."""
+    """What a kubelet reports as CreateContainerConfigError or FailedMount."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class PodContext:
     """What a pod's containers are resolved against.
 
     Attributes:
-        metadata: The pod's metadata (name, labels, annotations, uid).
+        metadata: The pod's metadata (name, labels, annotations).
         ip: Its address.
         mounts: Mount path to folder, for each container by name.
-        names: The addresses of what is played.
+        hosts: The addresses of the ranks of Indexed Jobs (see `replace_address`).
         find: Returns the body of a ConfigMap or Secret, or None: `find(kind, name)`.
         base: The environment that every container starts from.
     """
 
-    metadata: Mapping[str, Any]
+    metadata: Spec
     ip: str
     mounts: Mapping[str, Mapping[str, Path]]
-    names: Mapping[str, Endpoint]
-    find: Callable[[str, str], Mapping[str, Any] | None]
-    base: Mapping[str, str] = field(default_factory=dict)
+    hosts: Mapping[str, Any]
+    find: Find
+    base: Mapping[str, str]
 
 
-def object_data(
-    find: Callable[[str, str], Mapping[str, Any] | None], kind: str, name: str, optional: bool
-) -> dict[str, bytes]:
-    """A ConfigMap's or Secret's entries.
-
-    Args:
-        find: Returns the object's body, or None.
-        kind: `ConfigMap` or `Secret`.
-        name: Its name.
-        optional: One that is not there has no entries.
-
-    Raises:
-        ConfigError: It is not there.
-    """
+def object_data(find: Find, kind: str, name: str, *, optional: bool = False) -> dict[str, bytes]:
+    """A ConfigMap's or Secret's entries; none of an optional one that is not there."""
     body = find(kind, name)
     if body is None:
         if optional:
@@ -95,24 +73,14 @@ def object_data(
     }
 
 
-def rewrite(
-    value: str,
-    mounts: Mapping[str, Path],
-    names: Mapping[str, Endpoint],
-) -> str:
-    """Real folders for mount paths and real addresses for names, in a whole value.
-
-    Args:
-        value: An argument, or an environment variable's value.
-        mounts: Mount path to folder.
-        names: The addresses of what is played.
-    """
+def rewrite(value: str, mounts: Mapping[str, Path], hosts: Mapping[str, Any]) -> str:
+    """Real folders for mount paths and real addresses for names, in a whole value or `--flag=`."""
     flag, equals, rest = value.partition("=") if value.startswith("--") else ("", "", value)
     for mount in sorted(mounts, key=len, reverse=True):
         base = mount.rstrip("/")
         if rest.rstrip("/") == base or rest.startswith(f"{base}/"):
             return f"{flag}{equals}{mounts[mount]}{rest[len(base) :]}"
-    return f"{flag}{equals}{replace_address(rest, names)}"
+    return f"{flag}{equals}{replace_address(rest, hosts)}"
 
 
 def _expand(text: str, environment: Mapping[str, str]) -> str:
@@ -126,120 +94,55 @@ def _expand(text: str, environment: Mapping[str, str]) -> str:
     return re.sub(r"\$?\$\(([A-Za-z_][A-Za-z0-9_.-]*)\)", value, text)
 
 
-def _field(path: str, context: PodContext) -> str:
-    """A downward-API field."""
-    fixed = {
-        "metadata.name": context.metadata["name"],
-        "metadata.namespace": "default",
-        "metadata.uid": context.metadata.get("uid", ""),
-        "status.podIP": context.ip,
-        "status.hostIP": context.ip,
-        "spec.nodeName": "this-machine",
-    }
-    if path in fixed:
-        return str(fixed[path])
-    if match := METADATA_FIELD.fullmatch(path):
-        return str((context.metadata.get(match[1]) or {}).get(match[2], ""))
-    raise ConfigError(f"fieldPath {path} is not known on this machine")
-
-
-def _resource(reference: Spec, container: Spec) -> str:
-    """A `resourceFieldRef`, rounded up as Kubernetes does.
-
-    A limit that is not set is the node's capacity, a request that is not set the limit.
-    """
-    kind, _, what = reference["resource"].partition(".")
-    resources = container.get("resources", {})
-    order = ("limits",) if kind == "limits" else ("requests", "limits")
-    amounts = [resources[k][what] for k in order if what in resources.get(k, {})]
-    amount = parse_quantity(amounts[0]) if amounts else capacity()[what]
-    return str(math.ceil(amount / (parse_quantity(reference.get("divisor", "1")) or 1.0)))
-
-
-def _text(data: bytes, where: str) -> str:
-    try:
-        text = data.decode()
-    except UnicodeDecodeError:
-        raise ConfigError(f"{where} is no text, so it cannot be an environment variable") from None
-    if "\0" in text:
-        raise ConfigError(f"{where} holds a NUL, so it cannot be an environment variable")
-    return text
-
-
-def _hostname(metadata: Mapping[str, Any]) -> str:
-    """A pod's host name: its name; in an Indexed Job, Job and rank, the same in every run."""
-    rank = (metadata.get("annotations") or {}).get("batch.kubernetes.io/job-completion-index")
-    return metadata["name"] if rank is None else f"{metadata['labels']['job-name']}-{rank}"
+def _from_source(source: Spec, container: Spec, context: PodContext) -> str:
+    """The value of a `valueFrom`."""
+    if "fieldRef" in source:
+        path = source["fieldRef"]["fieldPath"]
+        if (match := FIELD.fullmatch(path)) and match[1]:
+            return str((context.metadata.get(match[1]) or {}).get(match[2], ""))
+        return context.ip if path == "status.podIP" else str(context.metadata["name"])
+    if "resourceFieldRef" in source:
+        # Rounded up, as Kubernetes does; a limit that is not set is the node's capacity.
+        what = source["resourceFieldRef"]["resource"].partition(".")[2]
+        limits = container.get("resources", {}).get("limits", {})
+        amount = parse_quantity(limits[what]) if what in limits else capacity()[what]
+        return str(math.ceil(amount))
+    name, key = source["configMapKeyRef"]["name"], source["configMapKeyRef"]["key"]
+    data = object_data(context.find, "ConfigMap", name)
+    if key not in data:
+        raise ConfigError(f"couldn't find key {key} in ConfigMap default/{name}")
+    return rewrite(data[key].decode(), context.mounts[container["name"]], context.hosts)
 
 
 def container_environment(container: Spec, context: PodContext) -> dict[str, str]:
     """A container's environment, as a kubelet would build it.
 
-    Args:
-        container: The container's spec.
-        context: What it is resolved against.
-
     Raises:
-        ConfigError: A ConfigMap, Secret or key is missing.
+        ConfigError: A ConfigMap or key is missing.
     """
-    mounts = context.mounts[container["name"]]
+    # A pod's host name; in an Indexed Job that of the rank, the same in every run.
+    rank = (context.metadata.get("annotations") or {}).get(INDEX)
+    host = context.metadata["name"]
+    if rank is not None:
+        host = f"{context.metadata['labels']['job-name']}-{rank}"
     environment: dict[str, str] = {}
-    for source in container.get("envFrom", []):
-        for kind, key in (("ConfigMap", "configMapRef"), ("Secret", "secretRef")):
-            if key in source:
-                reference = source[key]
-                optional = reference.get("optional", False)
-                data = object_data(context.find, kind, reference["name"], optional)
-                for name, value in data.items():
-                    text = _text(value, f"{kind} {reference['name']} key {name}")
-                    if kind == "ConfigMap":
-                        text = rewrite(text, mounts, context.names)
-                    environment[source.get("prefix", "") + name] = text
     for entry in container.get("env", []):
-        found = _variable(entry, container, context, environment)
-        if found is not None:
-            environment[entry["name"]] = found
-    return {**context.base, "HOSTNAME": _hostname(context.metadata), **environment}
-
-
-def _variable(
-    entry: Spec, container: Spec, context: PodContext, environment: Mapping[str, str]
-) -> str | None:
-    """The value of one entry of `env`; None when it is optional and not there."""
-    mounts = context.mounts[container["name"]]
-    source = entry.get("valueFrom") or {}
-    if "fieldRef" in source:
-        return _field(source["fieldRef"]["fieldPath"], context)
-    if "resourceFieldRef" in source:
-        return _resource(source["resourceFieldRef"], container)
-    for kind, key in (("ConfigMap", "configMapKeyRef"), ("Secret", "secretKeyRef")):
-        if key not in source:
-            continue
-        reference = source[key]
-        optional = reference.get("optional", False)
-        data = object_data(context.find, kind, reference["name"], optional)
-        if reference["key"] not in data:
-            if optional:
-                return None
-            raise ConfigError(f"couldn't find key {reference['key']} in {kind} {reference['name']}")
-        text = _text(data[reference["key"]], f"{kind} {reference['name']} key {reference['key']}")
-        return rewrite(text, mounts, context.names) if kind == "ConfigMap" else text
-    return _expand(rewrite(entry.get("value", ""), mounts, context.names), environment)
+        if "valueFrom" in entry:
+            value = _from_source(entry["valueFrom"], container, context)
+        else:
+            mounts = context.mounts[container["name"]]
+            value = _expand(rewrite(entry.get("value", ""), mounts, context.hosts), environment)
+        environment[entry["name"]] = value
+    return {**context.base, "HOSTNAME": host, **environment}
 
 
 def container_command(
     container: Spec, context: PodContext, environment: Mapping[str, str]
 ) -> list[str]:
-    """A container's command line.
-
-    Args:
-        container: The container's spec.
-        context: What it is resolved against.
-        environment: Its environment, for `$(NAME)`.
-    """
+    """A container's command line, with `$(NAME)` from its environment."""
     mounts = context.mounts[container["name"]]
-    words: Sequence[str] = [*container["command"], *container.get("args", [])]
-    return [_expand(rewrite(word, mounts, context.names), environment) for word in words]
+    words = [*container["command"], *container.get("args", [])]
+    return [_expand(rewrite(word, mounts, context.hosts), environment) for word in words]
 
 
 def working_folder(container: Spec, context: PodContext) -> Path:
@@ -250,3 +153,75 @@ def working_folder(container: Spec, context: PodContext) -> Path:
     folder = Path(rewrite(wanted, context.mounts[container["name"]], {}))
     folder.mkdir(parents=True, exist_ok=True)  # as a container runtime does
     return folder
+
+
+class Volumes:
+    """A pod's volumes: folders of this machine, filled from ConfigMaps and Secrets.
+
+    Args:
+        spec: The pod's spec.
+        scratch: Prefix of the folders that are its own, such as `/tmp/ws-1/v/7`.
+        find: Returns the body of a ConfigMap or Secret, or None.
+        claim: Returns the folder behind a claim.
+    """
+
+    def __init__(self, spec: Spec, scratch: str, find: Find, claim: Callable[[str], Path]) -> None:
+        self._volumes = {
+            volume["name"]: (volume, Path(f"{scratch}-{number}"))
+            for number, volume in enumerate(spec.get("volumes", []))
+        }
+        self._find = find
+        self._claim = claim
+        self.temporary = Path(f"{scratch}-t")
+
+    @property
+    def own(self) -> list[Path]:
+        """The folders that go with the pod."""
+        return [self.temporary, *(folder for _, folder in self._volumes.values())]
+
+    def prepare(self) -> None:
+        """Make every folder, empty what is the pod's own, write the files.
+
+        Raises:
+            ConfigError: A ConfigMap, Secret, key or claim is not there.
+        """
+        for folder in self.own:
+            remove_tree(folder)
+            folder.mkdir(parents=True, mode=0o700)
+        for name, (volume, folder) in self._volumes.items():
+            if "persistentVolumeClaim" in volume:
+                self._claim(volume["persistentVolumeClaim"]["claimName"])
+            elif "configMap" in volume or "secret" in volume:
+                try:
+                    _write_files(volume, folder, self._find)
+                except ConfigError as error:
+                    problem = f'MountVolume.SetUp failed for volume "{name}" : {error}'
+                    raise ConfigError(problem) from None
+
+    def mounts(self, container: Spec) -> dict[str, Path]:
+        """Mount path to folder, for one container."""
+        found = {}
+        for mount in container.get("volumeMounts", []):
+            volume, folder = self._volumes[mount["name"]]
+            if "persistentVolumeClaim" in volume:
+                folder = self._claim(volume["persistentVolumeClaim"]["claimName"])
+            found[mount["mountPath"]] = folder
+        return found
+
+
+def _write_files(volume: Spec, folder: Path, find: Find) -> None:
+    """The files of a ConfigMap or Secret volume."""
+    kind = "ConfigMap" if "configMap" in volume else "Secret"
+    source = volume["configMap"] if kind == "ConfigMap" else volume["secret"]
+    name = source["name"] if kind == "ConfigMap" else source["secretName"]
+    data = object_data(find, kind, name, optional=source.get("optional", False))
+    # A Secret is for its owner alone, whatever mode the manifest gives a cluster's user.
+    mode = 0o600 if kind == "Secret" else source.get("defaultMode", 0o644)
+    for item in source.get("items") or [{"key": key, "path": key} for key in data]:
+        if item["key"] not in data:
+            raise ConfigError(f"references non-existent config key: {item['key']}")
+        file = folder / item["path"]
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch(mode=0o600)
+        file.write_bytes(data[item["key"]])
+        file.chmod(mode)

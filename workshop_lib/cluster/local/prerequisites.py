@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from workshop_lib.checklist import Check, CheckList
 from workshop_lib.cluster.local.machine import capacity
+from workshop_lib.cluster.local.network import is_free
 from workshop_lib.cluster.local.paths import StatePaths
 
 __all__ = ["check_prerequisites"]
@@ -22,21 +23,25 @@ _NOT_ASKED = {
 
 
 def check_prerequisites(paths: StatePaths) -> CheckList:
-    """Whether this machine can play the components.
-
-    Args:
-        paths: The state's paths.
-    """
+    """Whether this machine can play the components of a state."""
     room = capacity()
     memory_gib, disk_gib = room["memory"] / 2**30, room["ephemeral-storage"] / 2**30
+    address = f"{paths.network}.254"
     return CheckList(
         [
             Check(
-                "nodes are ready", room["cpu"] >= 2 and memory_gib >= 12,
-                f"this machine: {room['cpu']:.0f} cores, {memory_gib:.1f} GiB, "
+                "nodes are ready",
+                room["cpu"] >= 2 and memory_gib >= 12 and disk_gib >= 4,
+                f"this machine: {room['cpu']:g} cores, {memory_gib:.1f} GiB, "
                 f"{disk_gib:.1f} GiB free in /tmp",
-                "two cores and 12 GiB are needed; see README",
+                "two cores, 12 GiB of memory and 4 GiB in /tmp are needed; see README",
+            ),
+            Check(
+                "pods can have addresses",
+                is_free(address, 0),
+                f"a server can listen on {address}",
+                "all of 127.0.0.0/8 has to be this machine, as on Linux (macOS has 127.0.0.1 only)",
             ),
             *(Check(name, None, why, applies=False) for name, why in _NOT_ASKED.items()),
         ]
-    )  # fmt: skip
+    )

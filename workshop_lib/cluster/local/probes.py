@@ -1,131 +1,68 @@
-"""Probes: the three ways to ask a container how it is, and what follows from the answers."""
+"""Probes: asking a container over HTTP how it is, as a kubelet does, and what follows."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import http.client
-import os
-import signal
-import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from workshop_lib.cluster.local import processes
-from workshop_lib.cluster.local.orphans import PROBE_MARK
-
-__all__ = ["Prober", "check_exec", "check_http", "check_tcp"]
+__all__ = ["Prober"]
 
 
-def check_tcp(ip: str, port: int, timeout_s: float) -> str | None:
-    """What is wrong with connecting to a port, or None."""
-    try:
-        socket.create_connection((ip, port), timeout_s).close()
-    except OSError as error:
-        return f"dial tcp {ip}:{port}: {_reason(error)}"
-    return None
-
-
-def check_http(ip: str, port: int, path: str, timeout_s: float) -> str | None:
-    """What is wrong with a GET, or None: a status from 200 to 399 is well."""
-    connection = http.client.HTTPConnection(ip, port, timeout=timeout_s)
-    try:
-        connection.request("GET", path, headers={"User-Agent": "kube-probe"})
-        status = connection.getresponse().status
-    except ConnectionRefusedError as error:
-        return f'Get "http://{ip}:{port}{path}": dial tcp {ip}:{port}: {_reason(error)}'
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        return f'Get "http://{ip}:{port}{path}": {_reason(error)}'
-    finally:
-        connection.close()
-    return None if 200 <= status < 400 else f"HTTP probe failed with statuscode: {status}"
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, ConnectionRefusedError):
-        return "connect: connection refused"
-    return str(error) or type(error).__name__
-
-
-async def check_exec(
-    command: Sequence[str], environment: Mapping[str, str], folder: Path, timeout_s: float
-) -> str | None:
-    """What is wrong with running a command in the container's environment, or None."""
-    try:
-        process = await asyncio.create_subprocess_exec(
-            *command, env={**environment, PROBE_MARK: "1"}, cwd=folder, start_new_session=True,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
-        )  # fmt: skip
-    except (OSError, ValueError) as error:
-        return f"command {command[0]!r} did not start: {error}"
-    try:
-        output, _ = await asyncio.wait_for(process.communicate(), timeout_s)
-    except TimeoutError:
-        return f"command timed out: {' '.join(command)[:80]!r} timed out after {timeout_s:g}s"
-    finally:
-        if process.returncode is None:
-            for pid in [process.pid, *processes.descendants(process.pid)]:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            await process.wait()
-    return None if process.returncode == 0 else output.decode(errors="replace").strip()[-200:]
-
-
-@dataclass
 class Prober:
     """Runs the probes of one container while it runs.
 
-    Attributes:
+    Args:
         container: The container's spec.
         ip: The pod's address.
         port: Returns the real port behind a probe's number or name.
-        execute: Runs a command in the container; what is wrong, or None.
-        say: Takes an event's reason and message about a failed probe.
-        on_started: Called when the startup probe has succeeded.
-        on_ready: Called with every change of readiness.
+        fail: Takes what a failed probe has to say.
+        started: Called when the startup probe has succeeded.
+        ready: Called with each answer about readiness.
     """
 
-    container: Mapping[str, Any]
-    ip: str
-    port: Callable[[int | str], int]
-    execute: Callable[[Sequence[str], float], Any]
-    say: Callable[[str, str], None]
-    on_started: Callable[[], None]
-    on_ready: Callable[[bool], None]
+    def __init__(
+        self,
+        container: Mapping[str, Any],
+        ip: str,
+        port: Callable[[int | str], int],
+        *,
+        fail: Callable[[str], None],
+        started: Callable[[], None],
+        ready: Callable[[bool], None],
+    ) -> None:
+        self._container = container
+        self._ip = ip
+        self._port = port
+        self._fail = fail
+        self._started = started
+        self._ready = ready
+        self._began = time.monotonic()
 
     async def run(self) -> str:
         """Startup first; then readiness and liveness side by side.
 
         Returns:
-            The probe for whose sake the container must be restarted, `startup` or
-            `liveness`; without such a failure it runs until it is cancelled.
+            The probe for whose sake the container must be stopped, `startup` or `liveness`;
+            without such a failure it runs until it is cancelled.
         """
-        self._began = time.monotonic()
-        startup = self.container.get("startupProbe")
+        startup, readiness, liveness = (
+            self._container.get(f"{kind}Probe") for kind in ("startup", "readiness", "liveness")
+        )
         if startup and not await self._until_started(startup):
             return "startup"
-        self.on_started()
-        readiness = self.container.get("readinessProbe")
+        self._started()
         if not readiness:
-            self.on_ready(True)
+            self._ready(True)
         watching = asyncio.create_task(self._watch_readiness(readiness)) if readiness else None
         try:
-            if liveness := self.container.get("livenessProbe"):
-                await self._until_unhealthy(liveness)
-                return "liveness"
-            if watching:
-                await watching
-            await asyncio.Event().wait()
-            return ""
+            await (self._until_unhealthy(liveness) if liveness else asyncio.Event().wait())
+            return "liveness"
         finally:
             if watching:
                 watching.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await watching
 
     async def _initial_delay(self, probe: Mapping[str, Any]) -> None:
         """Wait for a probe's `initialDelaySeconds`, which begin with the container."""
@@ -135,54 +72,66 @@ class Prober:
     async def _until_started(self, probe: Mapping[str, Any]) -> bool:
         await self._initial_delay(probe)
         failures = 0
-        while (problem := await self._check(probe)) is not None:
+        while await self._fails(probe, "Startup"):
             failures += 1
-            self.say("Unhealthy", f"Startup probe failed: {problem}")
             if failures >= probe.get("failureThreshold", 3):
                 return False
             await asyncio.sleep(probe.get("periodSeconds", 10))
         return True
 
-    async def _watch_readiness(self, probe: Mapping[str, Any]) -> None:
-        await self._initial_delay(probe)
-        period_s = probe.get("periodSeconds", 10)
-        failures = successes = 0
-        # Until it is ready for the first time, failures decide nothing: asking more often
-        # at first spares a learner the wait for the next period.
-        wait_s = 0.1
-        while True:
-            problem = await self._check(probe)
-            failures, successes = (0, successes + 1) if problem is None else (failures + 1, 0)
-            if problem is not None:
-                self.say("Unhealthy", f"Readiness probe failed: {problem}")
-            if successes >= probe.get("successThreshold", 1):
-                self.on_ready(True)
-            elif failures >= probe.get("failureThreshold", 3):
-                self.on_ready(False)
-            wait_s = period_s if problem is None else min(2 * wait_s, period_s)
-            await asyncio.sleep(wait_s)
-
     async def _until_unhealthy(self, probe: Mapping[str, Any]) -> None:
         await self._initial_delay(probe)
         failures = 0
         while True:
-            problem = await self._check(probe)
-            failures = 0 if problem is None else failures + 1
-            if problem is not None:
-                self.say("Unhealthy", f"Liveness probe failed: {problem}")
+            failures = failures + 1 if await self._fails(probe, "Liveness") else 0
             if failures >= probe.get("failureThreshold", 3):
                 return
             await asyncio.sleep(probe.get("periodSeconds", 10))
 
-    async def _check(self, probe: Mapping[str, Any]) -> str | None:
-        """Run a probe once; what is wrong, or None."""
-        timeout_s = float(probe.get("timeoutSeconds", 1))
-        if "exec" in probe:
-            answer: str | None = await self.execute(probe["exec"]["command"], timeout_s)
-            return answer
-        action = probe.get("httpGet") or probe["tcpSocket"]
-        port = self.port(action["port"])
-        if "tcpSocket" in probe:
-            return await asyncio.to_thread(check_tcp, self.ip, port, timeout_s)
-        path = action.get("path", "/")
-        return await asyncio.to_thread(check_http, self.ip, port, path, timeout_s)
+    async def _watch_readiness(self, probe: Mapping[str, Any]) -> None:
+        await self._initial_delay(probe)
+        period_s = probe.get("periodSeconds", 10)
+        failures = 0
+        # Until it is ready for the first time, failures decide nothing: asking more often
+        # at first spares a learner the wait for the next period.
+        wait_s = 0.1
+        while True:
+            failures = failures + 1 if await self._fails(probe, "Readiness") else 0
+            if failures in (0, probe.get("failureThreshold", 3)):
+                self._ready(failures == 0)
+            wait_s = min(2 * wait_s, period_s) if failures else period_s
+            await asyncio.sleep(wait_s)
+
+    async def _fails(self, probe: Mapping[str, Any], kind: str) -> bool:
+        """Run a probe once."""
+        action = probe["httpGet"]
+        port, path = self._port(action["port"]), action.get("path", "/")
+        problem = await _http_problem(self._ip, port, path, float(probe.get("timeoutSeconds", 1)))
+        if problem is not None:
+            self._fail(f"{kind} probe failed: {problem}")
+        return problem is not None
+
+
+async def _http_problem(ip: str, port: int, path: str, timeout_s: float) -> str | None:
+    """What is wrong with a GET, in a kubelet's words, or None: a status from 200 to 399 is well."""
+    url = f'Get "http://{ip}:{port}{path}"'
+    writer = None
+    try:
+        async with asyncio.timeout(timeout_s):
+            reader, writer = await asyncio.open_connection(ip, port)
+            request = f"GET {path} HTTP/1.1\r\nHost: {ip}:{port}\r\nUser-Agent: kube-probe/1.36\r\n"
+            writer.write(f"{request}Connection: close\r\n\r\n".encode())
+            status = int((await reader.readline()).split()[1])
+    except ConnectionRefusedError:
+        return f"{url}: dial tcp {ip}:{port}: connect: connection refused"
+    except TimeoutError:
+        late = "(Client.Timeout exceeded while awaiting headers)"
+        return f"{url}: context deadline exceeded {late}"
+    except (OSError, ValueError, IndexError) as error:
+        return f"{url}: {'EOF' if isinstance(error, IndexError) else error}"
+    finally:
+        if writer is not None:
+            writer.close()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
+    return None if 200 <= status < 400 else f"HTTP probe failed with statuscode: {status}"

@@ -1,12 +1,11 @@
 """Process trees on Linux: who descends from whom, and stopping all of them.
 
-Ray's agents outlive a killed `ray start`, so a process group is not enough and
-neither are environment cookies (Ray does not pass them on). What holds is the
-kernel's own bookkeeping: a process that is a *child subreaper* becomes the
-parent of every orphan below it, so its descendants are complete at any time.
+Ray's agents outlive a killed `ray start`, so a process group is not enough. What holds is
+the kernel's own bookkeeping: a process that is a *child subreaper* becomes the parent of
+every orphan below it, so its descendants are complete at any time.
 
-This module uses the standard library alone: `shim.py` runs it once for every
-container, and its start-up time and memory are paid each time.
+This module uses the standard library alone: `shim.py` runs it once for every container,
+and its start-up time and memory are paid each time.
 """
 
 from __future__ import annotations
@@ -15,49 +14,25 @@ import ctypes
 import os
 import signal
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
-__all__ = [
-    "all_pids",
-    "ancestors",
-    "become_subreaper",
-    "command_line",
-    "descendants",
-    "end_with_parent",
-    "is_running",
-    "mentioning",
-    "parent_of",
-    "start_ticks",
-    "stop_all",
-    "stop_tree",
-]
+SHIM = Path(__file__).with_name("shim.py")
 
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 PR_SET_CHILD_SUBREAPER = 36
 
 KILLED_S = 30.0
-"""How long a killed process may take to be gone: an engine gives gigabytes back, and a busy
-machine does not get round to it at once."""
+"""How long a killed process may take to be gone: an engine gives gigabytes back."""
 
 
 def become_subreaper() -> None:
-    """Make this process the parent of every orphan among its descendants.
-
-    The setting survives `execve` and is not inherited by children (prctl(2)).
-
-    Raises:
-        OSError: The kernel refused.
-    """
+    """Make this process the parent of every orphan among its descendants (prctl(2))."""
     _prctl(PR_SET_CHILD_SUBREAPER, 1)
 
 
 def end_with_parent() -> None:
-    """Have this process told to end (SIGTERM) when its parent dies, however that dies.
-
-    Raises:
-        OSError: The kernel refused.
-    """
+    """Have this process told to end (SIGTERM) when its parent dies, however that dies."""
     _prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
@@ -80,30 +55,13 @@ def _stat(pid: int) -> tuple[str, int, int] | None:
 
 
 def start_ticks(pid: int) -> int | None:
-    """Start time in clock ticks since boot: with the pid, a process's identity.
-
-    Args:
-        pid: A process id.
-
-    Returns:
-        The ticks, or None when no such process runs.
-
-    Example:
-        >>> import os
-        >>> start_ticks(os.getpid()) is not None
-        True
-    """
+    """Start time in clock ticks since boot: with the pid, a process's identity."""
     stat = _stat(pid)
     return None if stat is None else stat[2]
 
 
 def is_running(pid: int, ticks: int | None = None) -> bool:
-    """Whether the process runs; a zombie does not, nor does a reused pid.
-
-    Args:
-        pid: A process id.
-        ticks: Its start time from `start_ticks`; None skips the identity check.
-    """
+    """Whether the process runs; a zombie does not, nor does a reused pid (other `ticks`)."""
     stat = _stat(pid)
     return stat is not None and stat[0] not in "ZX" and ticks in (None, stat[2])
 
@@ -122,27 +80,13 @@ def command_line(pid: int) -> list[bytes]:
         return []
 
 
-def ancestors(pid: int) -> set[int]:
-    """A process and all above it."""
-    found: set[int] = set()
-    current: int | None = pid
-    while current and current not in found:
-        found.add(current)
-        current = parent_of(current)
-    return found
-
-
 def all_pids() -> list[int]:
     """Every process of this machine that we can see."""
     return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
 
 
 def descendants(root: int) -> list[int]:
-    """Every running process below `root`, children before grandchildren.
-
-    Args:
-        root: The process id at the top; not part of the answer.
-    """
+    """Every running process below `root`, children before grandchildren."""
     children: dict[int, list[int]] = {}
     running: set[int] = set()
     for pid in all_pids():
@@ -158,16 +102,20 @@ def descendants(root: int) -> list[int]:
     return [pid for pid in found if pid in running]
 
 
-def _signal(pids: Iterable[int], number: int) -> None:
+def tree(root: int) -> list[int]:
+    """A process and all below it."""
+    return [root, *descendants(root)]
+
+
+def send(pids: Iterable[int], number: int) -> None:
+    """Signal processes; one that ended by itself, or is another user's, is passed over."""
     for pid in pids:
         try:
             os.kill(pid, number)
             if number == signal.SIGTERM:
                 os.kill(pid, signal.SIGCONT)  # a stopped process takes no TERM
-        except ProcessLookupError:
-            continue  # it ended by itself: that is what we want
-        except PermissionError:
-            continue  # another user's (setuid): the caller is told that it survived
+        except (ProcessLookupError, PermissionError):
+            continue
 
 
 def _reap() -> None:
@@ -179,85 +127,54 @@ def _reap() -> None:
         return
 
 
-def stop_tree(root: int, *, grace_s: float = 15.0, reap: bool = False) -> list[int]:
-    """Stop everything below `root`: TERM, wait, KILL until nothing is left.
+def stop(find: Callable[[], list[int]], *, grace_s: float, reap: bool = False) -> list[int]:
+    """Stop processes: TERM, wait, KILL until nothing is left.
 
     Args:
-        root: The process whose descendants are stopped; it stays.
+        find: Finds them; asked again and again, since they may start others while they end.
         grace_s: Seconds between TERM and KILL.
         reap: Also collect dead children of this process (when it is the subreaper).
 
     Returns:
-        The processes that survived KILL for `KILLED_S`; empty when all is well.
-    """
-    deadline = time.monotonic() + grace_s
-    signalled: set[int] = set()
-    while remaining := descendants(root):
-        fresh = [pid for pid in remaining if pid not in signalled]
-        _signal(fresh, signal.SIGTERM)
-        signalled.update(fresh)
-        if reap:
-            _reap()
-        if time.monotonic() > deadline:
-            break
-        time.sleep(0.02)
-    hard_deadline = time.monotonic() + KILLED_S
-    while remaining := descendants(root):
-        _signal(remaining, signal.SIGKILL)
-        if reap:
-            _reap()
-        if time.monotonic() > hard_deadline:
-            return remaining
-        time.sleep(0.02)
-    if reap:
-        _reap()
-    return []
-
-
-def stop_all(pids: Iterable[int], *, grace_s: float) -> list[int]:
-    """Stop processes and all below them: TERM, wait, KILL.
-
-    Args:
-        pids: The processes at the top.
-        grace_s: Seconds between TERM and KILL.
-
-    Returns:
-        Those that survived KILL for `KILLED_S`.
+        Those that survived KILL for `KILLED_S`; empty when all is well.
     """
     known: dict[int, int] = {}
+    told: set[int] = set()
 
     def remaining() -> list[int]:
-        # What a process starts while it ends is found below those that are still there.
-        for pid in [*known, *pids]:
-            for each in [pid, *descendants(pid)] if is_running(pid, known.get(pid)) else []:
-                if (ticks := start_ticks(each)) is not None:
-                    known.setdefault(each, ticks)
+        if reap:
+            _reap()
+        for pid in find():
+            if (ticks := start_ticks(pid)) is not None:
+                known.setdefault(pid, ticks)
         return [pid for pid, ticks in known.items() if is_running(pid, ticks)]
 
-    pids = list(pids)
-    _signal(remaining(), signal.SIGTERM)
-    for number, wait_s in ((0, grace_s), (signal.SIGKILL, KILLED_S)):
-        deadline = time.monotonic() + wait_s
-        while (left := remaining()) and time.monotonic() < deadline:
-            if number:
-                _signal(left, number)
-            time.sleep(0.05)
+    for number, limit_s in ((signal.SIGTERM, grace_s), (signal.SIGKILL, KILLED_S)):
+        deadline = time.monotonic() + limit_s
+        while left := remaining():
+            send([pid for pid in left if number == signal.SIGKILL or pid not in told], number)
+            told.update(left)
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.02)
+        else:
+            return []
     return remaining()
 
 
 def mentioning(path: Path) -> list[int]:
     """Our own processes whose command line, environment or folder names `path`.
 
-    The second net, for when the supervisor itself was killed and the tree is
-    broken: `path` is a private folder that nothing else has a reason to name.
-    This process and those above it are left out: the shell that runs a command
-    may have the folder's name on its command line.
-
-    Args:
-        path: A folder that belongs to one state.
+    The second net, for when the tree is broken because the agent was killed: `path` is a
+    private folder that nothing else has a reason to name. This process and those above it
+    are left out: the shell that runs a command may have the folder on its command line.
     """
     needle = os.fsencode(path)
-    spared = ancestors(os.getpid())
+    spared: set[int] = set()
+    above: int | None = os.getpid()
+    while above and above not in spared:
+        spared.add(above)
+        above = parent_of(above)
     found = []
     for pid in all_pids():
         entry = Path(f"/proc/{pid}")
@@ -272,3 +189,13 @@ def mentioning(path: Path) -> list[int]:
         if (needle in text or here) and is_running(pid):
             found.append(pid)
     return found
+
+
+def stop_mentioning(path: Path, *, grace_s: float) -> list[int]:
+    """Stop what names a private folder: shims in their own time, and then what is left.
+
+    What has no shim any more has nobody to look after its end: no use waiting long for it.
+    """
+    shim = os.fsencode(SHIM)
+    stop(lambda: [p for p in mentioning(path) if shim in command_line(p)], grace_s=grace_s)
+    return stop(lambda: [each for p in mentioning(path) for each in tree(p)], grace_s=2.0)

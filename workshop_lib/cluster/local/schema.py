@@ -1,327 +1,513 @@
 """Which kinds and fields this machine plays; everything else is refused by name.
 
-A field is *played*, or *noted* (right on a cluster, without effect here: the
-learner is told), or refused before anything starts. The table below is the whole
-truth about what `LocalCluster` understands; the runners read no other field. What
-one field cannot say (names that must fit together) is in `rules`.
+A field is *played*, or *noted* (right on a cluster, without effect here: the learner is
+told), or refused before anything starts. The models below are the whole truth about what
+`LocalCluster` understands: the fields that the local overlays use. The controllers read no
+other field.
 """
 
 from __future__ import annotations
 
+import base64
+import binascii
+import difflib
 import re
-from typing import Any
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Annotated, Any, Literal, NamedTuple
 
-from workshop_lib.cluster.local.fields import Fields, Leaf, ListOf, MapOf, Note, Quantity, walk
-from workshop_lib.cluster.local.podspec import FIELD_PATHS, METADATA_FIELD
-from workshop_lib.cluster.manifests import Object
-
-__all__ = ["KINDS", "check", "without_nulls"]
-
-
-def _one_of(*allowed: Any) -> Leaf:
-    return Leaf((str, bool), allowed=allowed)
-
-
-def _whole(minimum: int, maximum: int | None = None) -> Leaf:
-    limit = f" up to {maximum}" if maximum is not None else ""
-    return Leaf((int,), f"a whole number from {minimum}{limit}", minimum=minimum, maximum=maximum)
-
-
-TEXT = Leaf((str,), "text")
-# DNS-1123, as the API server wants it: names become parts of file names here.
-NAME = Leaf(
-    (str,), "a name of at most 63 lower-case letters, digits and '-'",
-    pattern=r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?",
-)  # fmt: skip
-# ConfigMaps and Secrets may have dots; nothing else does that this machine plays.
-LONG_NAME = Leaf(
-    (str,), "a name of at most 200 lower-case letters, digits, '-' and '.'",
-    pattern=r"[a-z0-9]([-a-z0-9]|\.(?=[a-z0-9])){0,198}[a-z0-9]|[a-z0-9]",
-)  # fmt: skip
-VARIABLE = Leaf(
-    (str,), "a variable's name: letters, digits, '_', '-' and '.', no digit first",
-    pattern=r"[-._a-zA-Z][-._a-zA-Z0-9]*",
-)  # fmt: skip
-DATA_KEY = Leaf(
-    (str,), "a key of letters, digits, '-', '_' and '.'", pattern=r"(?!\.\.?$)[-._a-zA-Z0-9]{1,253}"
+import yaml
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    create_model,
+    model_validator,
 )
-INSIDE = Leaf((str,), "a relative path without '..'", pattern=r"(?!/)(?!(.*/)?\.\.(/|$)).+")
-ABSOLUTE = Leaf((str,), "an absolute path other than /", pattern=r"/(?=.*[^/])[^\0:]*")
-INT = _whole(0)
-POSITIVE = _whole(1)
-BOOL = Leaf((bool,), "true or false")
+
+from workshop_lib.cluster.kube import key_of, parse_quantity
+from workshop_lib.cluster.local.controllers import indexes
+from workshop_lib.cluster.local.kuberay import derived_objects
+from workshop_lib.cluster.local.podspec import FIELD
+from workshop_lib.cluster.manifests import Object
+from workshop_lib.errors import ManifestError
+
+__all__ = ["checked"]
+
+
+class Model(BaseModel):
+    """An object with named fields; no other field is played."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class Note(NamedTuple):
+    """A field that is accepted and has no effect on this machine, and why."""
+
+    why: str
+
+
+Checks = Sequence[Callable[[Any], None]]
+
+
+def _model(name: str, fields: Mapping[str, Any], checks: Checks = ()) -> Any:
+    """A model of fields as a manifest writes them.
+
+    Args:
+        name: Its name.
+        fields: Name to type; `name?` need not be there. A type is Python's, a `Note`, a
+            mapping (fields again) or a list with one element (the type of each).
+        checks: Say what does not fit together, with a ValueError.
+    """
+
+    def type_of(field: str, kind: Any) -> Any:
+        if isinstance(kind, dict):
+            return _model(f"{name}.{field}", kind)
+        return _some(type_of(field, kind[0]), 0) if isinstance(kind, list) else kind
+
+    def validator(check: Callable[[Any], None]) -> Any:
+        def run(found: Any) -> Any:
+            check(found)
+            return found
+
+        return model_validator(mode="after")(run)
+
+    definitions: dict[str, Any] = {}
+    for key, kind in fields.items():
+        field = key.rstrip("?")
+        if isinstance(kind, Note):
+            definitions[field] = (Any, Field(default=None, json_schema_extra={"note": kind.why}))
+        else:
+            definitions[field] = (type_of(field, kind), None if key.endswith("?") else ...)
+    validators = {f"check_{number}": validator(each) for number, each in enumerate(checks)}
+    return create_model(name, __base__=Model, __validators__=validators, **definitions)
+
+
+def _text(pattern: str = r"^[^\x00]*$", longest: int | None = None) -> Any:
+    return Annotated[str, StringConstraints(pattern=pattern, max_length=longest)]
+
+
+def _whole(minimum: int, maximum: int | None = None) -> Any:
+    return Annotated[int, Field(ge=minimum, le=maximum)]
+
+
+def _some(item: Any, minimum: int = 1, maximum: int | None = None) -> Any:
+    return Annotated[list[item], Field(min_length=minimum, max_length=maximum)]
+
+
+def _map(value: Any, key: Any = str) -> Any:
+    return dict[key, value]
+
+
+def _checked_by(check: Callable[[Any], Any], kind: Any = str) -> Any:
+    """Values that a function accepts; what it raises says what is wrong."""
+
+    def run(value: Any) -> Any:
+        try:
+            check(value)
+        except (ManifestError, binascii.Error, yaml.YAMLError) as error:
+            raise ValueError(" ".join(str(error).split())[:200]) from None
+        return value
+
+    return Annotated[kind, AfterValidator(run)]
+
+
+def _inside(value: str) -> None:
+    if value.startswith("/") or ".." in value.split("/"):
+        raise ValueError("it must be a relative path without '..'")
+
+
+def _field_path(value: str) -> None:
+    if not FIELD.fullmatch(value):
+        raise ValueError(
+            "it must be metadata.name, status.podIP, metadata.labels['…'] or "
+            "metadata.annotations['…']"
+        )
+
+
+def _serve_config(value: str) -> None:
+    config = yaml.safe_load(value)
+    applications = config.get("applications") if isinstance(config, dict) else None
+    if not isinstance(applications, list) or not all(isinstance(a, dict) for a in applications):
+        raise ValueError("it needs a list `applications`")
+
+
+def _base64(value: str) -> None:
+    base64.b64decode(value, validate=True)
+
+
+TEXT = _text()
+TEXTS = _map(TEXT)
+# DNS-1123, as the API server wants it: names become parts of file names here.
+NAME = _text(r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")
+LONG_NAME = _text(r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$", 200)
+KEY = _text(r"^\.{0,2}[-_a-zA-Z0-9][-._a-zA-Z0-9]*$", 200)
+VARIABLE = _text(r"^[-._a-zA-Z][-._a-zA-Z0-9]*$")
+ABSOLUTE = _text(r"^/[^\x00:]*[^\x00:/]")
+INDEXES = _text(r"^(\d{1,4}(-\d{1,4})?(,\d{1,4}(-\d{1,4})?)*)?$")
+MODE = _whole(0, 0o777)
 PORT = _whole(1, 65535)
-PORT_OR_NAME = Leaf((int, str), "a port number or a port's name", minimum=1, maximum=65535)
-COMMAND = ListOf(TEXT, minimum=1)
-NODE = Note("one machine, one node")
+COUNT = _whole(0, 200)  # each pod gets an address of the state's 253
+QUANTITY = _checked_by(parse_quantity, str | int | float)
+AMOUNTS = _map(QUANTITY)
+
 NETWORK = Note("every process shares this machine's network")
 ISOLATION = Note("a process runs as you, without a container")
 CLUSTER_ONLY = Note("a cluster's API server or operator does this")
+NODE = Note("one machine, one node")
 
 
-def _metadata(name: Leaf, *required: str) -> Fields:
-    return Fields(
-        {
-            "name": name, "labels": MapOf(TEXT), "annotations": MapOf(TEXT),
-            "namespace": Note("a state of this machine has one namespace"),
-            "creationTimestamp": Note("set by an API server"),
-        },
-        required,
-    )  # fmt: skip
+def _unique(names: Iterable[Any], what: str) -> None:
+    for name, count in Counter(names).items():
+        if name is not None and count > 1:
+            raise ValueError(f"{what} {name!r} is there {count} times")
 
 
-KEY_REF = Fields({"name": LONG_NAME, "key": DATA_KEY, "optional": BOOL}, ("name", "key"))
-ENV = Fields(
-    {
-        "name": VARIABLE,
-        "value": TEXT,
-        "valueFrom": Fields(
-            {
-                "fieldRef": Fields(
-                    {
-                        "fieldPath": Leaf(
-                            (str,), f"one of {', '.join(FIELD_PATHS)}, metadata.labels['…'] and "
-                            "metadata.annotations['…']",
-                            pattern="|".join(
-                                [*map(re.escape, FIELD_PATHS), METADATA_FIELD.pattern]),
-                        ),
-                        "apiVersion": TEXT,
-                    },
-                    ("fieldPath",)),
-                "resourceFieldRef": Fields(
-                    {
-                        "resource": _one_of(
-                            "limits.cpu", "limits.memory", "requests.cpu", "requests.memory"),
-                        "divisor": Quantity(),
-                    },
-                    ("resource",),
-                ),
-                "configMapKeyRef": KEY_REF,
-                "secretKeyRef": KEY_REF,
-            }
-        ),
+def _one_source(found: Any) -> None:
+    if len(found.model_fields_set - {"name"}) != 1:
+        raise ValueError("exactly one source is needed")
+
+
+# -- pods -----------------------------------------------------------------------------------------
+
+METADATA = {
+    "name?": LONG_NAME,
+    "labels?": TEXTS,
+    "annotations?": TEXTS,
+    "namespace": Note("a state of this machine has one namespace"),
+    "creationTimestamp": Note("set by an API server"),
+}
+VALUE_FROM = {
+    "fieldRef?": {"fieldPath": _checked_by(_field_path)},
+    "resourceFieldRef?": {"resource": Literal["limits.cpu", "limits.memory"]},
+    "configMapKeyRef?": {"name": LONG_NAME, "key": KEY},
+}
+ENV = {"name": VARIABLE, "value?": TEXT, "valueFrom?": _model("From", VALUE_FROM, [_one_source])}
+PROBE = {
+    "httpGet": {"path?": _text("^/"), "port": PORT | NAME},
+    "initialDelaySeconds?": _whole(0),
+    "periodSeconds?": _whole(1),
+    "timeoutSeconds?": _whole(1),
+    "failureThreshold?": _whole(1),
+}
+RAY_CONTAINER = {  # its command is `ray start`
+    "name": NAME,
+    # The overlay says outright that no image is pulled here.
+    "image": Literal["localhost/this-environment"],
+    "imagePullPolicy": Note("no image is pulled"),
+    "env?": [_model("Env", ENV, [_one_source])],
+    "resources?": {"limits?": AMOUNTS, "requests?": AMOUNTS},
+    "volumeMounts?": [
+        {"name": NAME, "mountPath": ABSOLUTE, "readOnly": Note("files keep their own modes")}
+    ],
+    "securityContext": ISOLATION,
+    "terminationMessagePolicy": ISOLATION,
+}
+INIT_CONTAINER = {
+    **RAY_CONTAINER,
+    "command": _some(TEXT),
+    "args?": [TEXT],
+    "workingDir?": ABSOLUTE,
+}
+PROBES = ("startupProbe", "readinessProbe", "livenessProbe")
+CONTAINER = {
+    **INIT_CONTAINER,
+    "ports?": [{"name?": NAME, "containerPort": PORT}],
+    **{f"{probe}?": PROBE for probe in PROBES},
+}
+VOLUME = {
+    "name": NAME,
+    "emptyDir?": {"medium?": Literal["", "Memory"], "sizeLimit?": QUANTITY},
+    "configMap?": {
+        "name": LONG_NAME,
+        "defaultMode?": MODE,
+        "items?": [{"key": KEY, "path": _checked_by(_inside)}],
     },
-    ("name",),
-)  # fmt: skip
-NAME_REF = Fields({"name": LONG_NAME, "optional": BOOL}, ("name",))
-HTTP_GET = {"path": TEXT, "port": PORT_OR_NAME, "scheme": _one_of("HTTP")}
-PROBE = Fields(
-    {
-        "httpGet": Fields(HTTP_GET, ("port",)),
-        "tcpSocket": Fields({"port": PORT_OR_NAME}, ("port",)),
-        "exec": Fields({"command": COMMAND}, ("command",)),
-        "initialDelaySeconds": INT, "periodSeconds": POSITIVE, "timeoutSeconds": POSITIVE,
-        "failureThreshold": POSITIVE, "successThreshold": POSITIVE,
+    "secret?": {"secretName": LONG_NAME, "defaultMode?": MODE, "optional?": bool},
+    "persistentVolumeClaim?": {"claimName": NAME},
+}
+
+
+def _check_ports(container: Any) -> None:
+    ports = container.ports or []
+    _unique((port.containerPort for port in ports), "containerPort")
+    _unique((port.name for port in ports), "port")
+    for kind in PROBES:
+        probe = getattr(container, kind)
+        port = probe.httpGet.port if probe else 0
+        if isinstance(port, str) and port not in [each.name for each in ports]:
+            raise ValueError(f"{kind}: there is no port named {port!r}")
+
+
+def _check_pod(pod: Any) -> None:
+    everything = [*(pod.initContainers or []), *pod.containers]
+    _unique((each.name for each in everything), "container")
+    _unique((each.name for each in pod.volumes or []), "volume")
+    volumes = {each.name for each in pod.volumes or []}
+    for container in everything:
+        mounts = [mount.mountPath.rstrip("/") for mount in container.volumeMounts or []]
+        _unique(mounts, f"container {container.name}: mountPath")
+        for mount in container.volumeMounts or []:
+            if mount.name not in volumes:
+                raise ValueError(f"container {container.name}: there is no volume {mount.name!r}")
+        folder = getattr(container, "workingDir", None)
+        if folder and not any(f"{folder}/".startswith(f"{mount}/") for mount in mounts):
+            raise ValueError(
+                f"container {container.name}: workingDir {folder} is in no mounted volume, "
+                "and no image is here"
+            )
+
+
+def _template(container: Any, **fields: Any) -> dict[str, Any]:
+    """The pod template of a kind of workload."""
+    spec = {
+        "containers": _some(container),
+        "initContainers?": [INIT_CONTAINER],
+        "volumes?": [_model("Volume", VOLUME, [_one_source])],
+        "terminationGracePeriodSeconds?": _whole(0),
+        **dict.fromkeys(("nodeSelector", "tolerations", "affinity", "priorityClassName"), NODE),
+        **dict.fromkeys(("hostNetwork", "dnsPolicy", "enableServiceLinks"), NETWORK),
+        **dict.fromkeys(("securityContext", "serviceAccountName", "imagePullSecrets"), ISOLATION),
+        "automountServiceAccountToken": ISOLATION,
+        "topologySpreadConstraints": NODE,
+        **fields,
     }
-)  # fmt: skip
-CONTAINER = Fields(
-    {
-        "name": NAME,
-        # The overlay says outright that no image is pulled here.
-        "image": _one_of("localhost/this-environment"),
-        "imagePullPolicy": Note("no image is pulled"),
-        "command": COMMAND, "args": ListOf(TEXT), "workingDir": ABSOLUTE,
-        "env": ListOf(ENV),
-        "envFrom": ListOf(
-            Fields({"configMapRef": NAME_REF, "secretRef": NAME_REF, "prefix": VARIABLE})),
-        "ports": ListOf(
-            Fields({"name": NAME, "containerPort": PORT, "protocol": _one_of("TCP")},
-                   ("containerPort",))),
-        "resources": Fields({"limits": MapOf(Quantity()), "requests": MapOf(Quantity())}),
-        "volumeMounts": ListOf(
-            Fields({"name": NAME, "mountPath": ABSOLUTE,
-                    "readOnly": Note("files keep their own modes"), "subPath": INSIDE},
-                   ("name", "mountPath"))),
-        "startupProbe": PROBE, "readinessProbe": PROBE, "livenessProbe": PROBE,
-        "securityContext": ISOLATION,
-        "terminationMessagePolicy": ISOLATION,
-    },
-    ("name", "image"),
-)  # fmt: skip
-ITEMS = ListOf(Fields({"key": DATA_KEY, "path": INSIDE, "mode": _whole(0, 0o777)}, ("key", "path")))
-MODE = _whole(0, 0o777)
-VOLUME = Fields(
-    {
-        "name": NAME,
-        "emptyDir": Fields({"medium": _one_of("", "Memory"), "sizeLimit": Quantity()}),
-        "configMap": Fields(
-            {"name": LONG_NAME, "defaultMode": MODE, "items": ITEMS, "optional": BOOL}, ("name",)),
-        "secret": Fields(
-            {"secretName": LONG_NAME, "defaultMode": MODE, "items": ITEMS, "optional": BOOL},
-            ("secretName",)),
-        "persistentVolumeClaim": Fields({"claimName": NAME, "readOnly": BOOL}, ("claimName",)),
-    },
-    ("name",),
-)  # fmt: skip
-POD_SPEC = Fields(
-    {
-        "containers": ListOf(CONTAINER, minimum=1), "initContainers": ListOf(CONTAINER),
-        "volumes": ListOf(VOLUME),
-        "restartPolicy": _one_of("Always", "OnFailure", "Never"),
-        "subdomain": NAME, "terminationGracePeriodSeconds": INT,
-        "nodeSelector": NODE, "tolerations": NODE, "affinity": NODE,
-        "topologySpreadConstraints": NODE, "priorityClassName": NODE,
-        "hostNetwork": NETWORK, "dnsPolicy": NETWORK, "enableServiceLinks": NETWORK,
-        "serviceAccountName": ISOLATION, "automountServiceAccountToken": ISOLATION,
-        "securityContext": ISOLATION, "imagePullSecrets": ISOLATION,
-    },
-    ("containers",),
-)  # fmt: skip
-POD_TEMPLATE = Fields({"metadata": _metadata(NAME), "spec": POD_SPEC}, ("spec",))
-SELECTOR = Fields({"matchLabels": MapOf(TEXT)}, ("matchLabels",))
-INDEXES = Leaf((str,), "indexes such as 0,2-4", pattern=r"\d{1,4}(-\d{1,4})?(,\d{1,4}(-\d{1,4})?)*")
+    return {"metadata?": METADATA, "spec": _model("PodSpec", spec, [_check_pod])}
 
-JOB = Fields(
-    {
-        "template": POD_TEMPLATE,
-        # Each index gets an address of the state's 253.
-        "completions": _whole(0, 200), "parallelism": INT,
-        "completionMode": _one_of("NonIndexed", "Indexed"),
-        "backoffLimit": INT, "activeDeadlineSeconds": POSITIVE,
-        "successPolicy": Fields({"rules": ListOf(
-            Fields({"succeededIndexes": INDEXES, "succeededCount": POSITIVE}), minimum=1)},
-            ("rules",)),
-        "ttlSecondsAfterFinished": Note("a finished Job stays until it is deleted"),
-    },
-    ("template",),
-)  # fmt: skip
-DEPLOYMENT = Fields(
-    {
-        "replicas": _whole(0, 200), "selector": SELECTOR, "template": POD_TEMPLATE,
-        "strategy": Note("a changed template replaces the pods at once"),
-        "progressDeadlineSeconds": Note("the runner keeps trying"),
-        "revisionHistoryLimit": Note("no history is kept"),
-    },
-    ("selector", "template"),
-)  # fmt: skip
-SERVICE = Fields(
-    {
-        "selector": MapOf(TEXT),
-        "ports": ListOf(Fields(
-            {"name": NAME, "port": PORT, "targetPort": PORT_OR_NAME, "protocol": _one_of("TCP"),
-             "appProtocol": NETWORK}, ("port",))),
-        "clusterIP": _one_of("None"),
-        "type": _one_of("ClusterIP"),
-        "publishNotReadyAddresses": BOOL,
-    },
-    ("selector",),
-)  # fmt: skip
+
+# -- workloads ------------------------------------------------------------------------------------
+
+MAIN = _model("Container", CONTAINER, [_check_ports])
+RULE = {"succeededIndexes?": INDEXES, "succeededCount?": _whole(1)}
+JOB = {
+    "template": _template(MAIN, **{"restartPolicy": Literal["Never"], "subdomain?": NAME}),
+    "completions?": COUNT,
+    "parallelism?": _whole(0),
+    "completionMode?": Literal["NonIndexed", "Indexed"],
+    "backoffLimit?": _whole(0),
+    "activeDeadlineSeconds?": _whole(1),
+    "successPolicy?": {"rules": _some(_model("Rule", RULE))},
+    "ttlSecondsAfterFinished": Note("a finished Job stays until it is deleted"),
+}
+
+
+def _check_job(job: Any) -> None:
+    indexed = job.completionMode == "Indexed"
+    if job.completions is None and (indexed or (job.parallelism or 1) > 1):
+        raise ValueError("completions is missing: a work queue is not played on this machine")
+    if job.successPolicy and not indexed:
+        raise ValueError("successPolicy needs completionMode Indexed")
+    for number, rule in enumerate(job.successPolicy.rules if job.successPolicy else ()):
+        where = f"successPolicy.rules[{number}]"
+        asked = indexes(rule.succeededIndexes or "")
+        if not rule.model_fields_set:
+            raise ValueError(f"{where} needs succeededIndexes or succeededCount")
+        if max(asked, default=0) >= job.completions:
+            raise ValueError(
+                f"{where}: there is no index {max(asked)} among {job.completions} completions"
+            )
+        if (rule.succeededCount or 1) > (most := len(asked) or job.completions):
+            raise ValueError(f"{where}: succeededCount: at most {most} can succeed")
+
+
+DEPLOYMENT = {
+    "replicas?": COUNT,
+    "selector": {"matchLabels": TEXTS},
+    "template": _template(MAIN, **{"restartPolicy?": Literal["Always"]}),
+    "strategy": Note("a changed template replaces the pods at once"),
+    "progressDeadlineSeconds": Note("the agent keeps trying"),
+    "revisionHistoryLimit": Note("no history is kept"),
+}
+
+
+def _check_deployment(deployment: Any) -> None:
+    metadata = deployment.template.metadata
+    labels = (metadata.labels if metadata else None) or {}
+    for key, value in deployment.selector.matchLabels.items():
+        if labels.get(key) != value:
+            raise ValueError(
+                f"selector.matchLabels.{key}: the template's label is {labels.get(key)!r}, "
+                f"not {value!r}"
+            )
+
+
 RAY_GROUP = {
-    "rayStartParams": MapOf(TEXT, keys=Leaf((str,), "an option of ray start",
-                                            pattern=r"[a-z][a-z0-9-]*")),
-    "template": POD_TEMPLATE,
-}  # fmt: skip
-RAYCLUSTER = Fields(
-    {
-        "rayVersion": TEXT,
-        "headGroupSpec": Fields({**RAY_GROUP, "serviceType": _one_of("ClusterIP")}, ("template",)),
-        "workerGroupSpecs": ListOf(Fields(
-            {**RAY_GROUP, "groupName": NAME, "replicas": _whole(0, 100),
-             "minReplicas": _whole(0, 100), "maxReplicas": INT}, ("groupName", "template"))),
-        "authOptions": Fields({"mode": _one_of("token")}, ("mode",)),
-        "enableInTreeAutoscaling": Leaf((bool,), allowed=(False,)),
-        "autoscalerOptions": CLUSTER_ONLY,
-    },
-    ("headGroupSpec",),
-)  # fmt: skip
-RAYSERVICE = Fields(
-    {
-        "serveConfigV2": TEXT,
-        "rayClusterConfig": RAYCLUSTER,
-        "upgradeStrategy": CLUSTER_ONLY,
-        "rayClusterDeletionDelaySeconds": CLUSTER_ONLY,
-        "excludeHeadPodFromServeSvc": CLUSTER_ONLY,
-    },
-    ("serveConfigV2", "rayClusterConfig"),
-)
-CLAIM = Fields(
-    {
-        "storageClassName": _one_of("local-path", "model-cache"),
-        "accessModes": ListOf(TEXT),
-        "resources": Fields({"requests": MapOf(Quantity())}),
-        "volumeMode": _one_of("Filesystem"),
-    },
-    ("storageClassName",),
-)
-DATA = MapOf(TEXT, keys=DATA_KEY)
+    "template": _template(_model("RayContainer", RAY_CONTAINER)),
+    "rayStartParams?": _map(TEXT, _text("^[a-z][a-z0-9-]*$")),
+}
+WORKERS = {"groupName": NAME, "replicas?": COUNT, "minReplicas?": COUNT, "maxReplicas?": _whole(0)}
+RAYCLUSTER = {
+    "rayVersion?": TEXT,
+    "headGroupSpec": {**RAY_GROUP, "serviceType?": Literal["ClusterIP"]},
+    "workerGroupSpecs?": _some(_model("WorkerGroup", {**RAY_GROUP, **WORKERS}), 0, 1),
+    "authOptions?": {"mode": Literal["token"]},
+    "enableInTreeAutoscaling?": Literal[False],
+    "autoscalerOptions": CLUSTER_ONLY,
+}
+RAYSERVICE = {
+    "serveConfigV2": _checked_by(_serve_config),
+    "rayClusterConfig": RAYCLUSTER,
+    "upgradeStrategy": CLUSTER_ONLY,
+    "rayClusterDeletionDelaySeconds": CLUSTER_ONLY,
+    "excludeHeadPodFromServeSvc": CLUSTER_ONLY,
+}
 
-KINDS: dict[str, tuple[str, dict[str, Any]]] = {
-    "ConfigMap": ("v1", {"data": DATA, "immutable": BOOL}),
-    "Secret": ("v1", {"data": DATA, "stringData": DATA, "type": TEXT}),
+# -- what they use --------------------------------------------------------------------------------
+
+SERVICE = {
+    "selector": TEXTS,
+    "ports?": [{"name?": NAME, "port": PORT, "targetPort?": PORT | NAME, "appProtocol": NETWORK}],
+    "clusterIP?": Literal["None"],
+    "type?": Literal["ClusterIP"],
+    "publishNotReadyAddresses?": bool,
+}
+
+
+def _check_service(service: Any) -> None:
+    if not service.ports and service.clusterIP != "None":
+        raise ValueError("ports is missing; only a headless Service needs none")
+    _unique((port.port for port in service.ports or []), "port")
+
+
+CLAIM = {
+    "storageClassName": Literal["local-path", "model-cache"],
+    "accessModes?": [TEXT],
+    "resources?": {"requests?": AMOUNTS},
+    "volumeMode?": Literal["Filesystem"],
+}
+DATA = _map(TEXT, KEY)
+ENCODED = _map(_checked_by(_base64), KEY)
+
+PLAYED: dict[str, tuple[str, dict[str, Any]]] = {
+    "ConfigMap": ("v1", {"data?": DATA, "immutable?": bool}),
+    "Deployment": ("apps/v1", {"spec": _model("Spec", DEPLOYMENT, [_check_deployment])}),
+    "Job": ("batch/v1", {"spec": _model("Spec", JOB, [_check_job])}),
     "PersistentVolumeClaim": ("v1", {"spec": CLAIM}),
-    "Service": ("v1", {"spec": SERVICE}),
-    "Job": ("batch/v1", {"spec": JOB}),
-    "Deployment": ("apps/v1", {"spec": DEPLOYMENT}),
     "RayCluster": ("ray.io/v1", {"spec": RAYCLUSTER}),
     "RayService": ("ray.io/v1", {"spec": RAYSERVICE}),
-    # Right on a cluster; here one user owns the machine, and nothing enforces them.
+    "Secret": ("v1", {"data?": ENCODED, "stringData?": DATA, "type?": TEXT}),
+    "Service": ("v1", {"spec": _model("Spec", SERVICE, [_check_service])}),
+}
+"""Kind to its API version, and its fields beside `apiVersion`, `kind` and `metadata`."""
+
+RBAC = "rbac.authorization.k8s.io/v1"
+# Right on a cluster; here one user owns the machine, and nothing enforces them.
+NOTED: dict[str, tuple[str, dict[str, Any]]] = {
     "Namespace": ("v1", {}),
     "ResourceQuota": ("v1", {"spec": CLUSTER_ONLY}),
     "LimitRange": ("v1", {"spec": CLUSTER_ONLY}),
     "ServiceAccount": ("v1", {"automountServiceAccountToken": CLUSTER_ONLY}),
-    "Role": ("rbac.authorization.k8s.io/v1", {"rules": CLUSTER_ONLY}),
-    "RoleBinding": (
-        "rbac.authorization.k8s.io/v1", {"roleRef": CLUSTER_ONLY, "subjects": CLUSTER_ONLY}),
+    "Role": (RBAC, {"rules": CLUSTER_ONLY}),
+    "RoleBinding": (RBAC, {"roleRef": CLUSTER_ONLY, "subjects": CLUSTER_ONLY}),
     "NetworkPolicy": ("networking.k8s.io/v1", {"spec": NETWORK}),
-}  # fmt: skip
-"""Kind to its API version and its fields (beside `apiVersion`, `kind`, `metadata`)."""
-
-DOTTED_NAMES = ("ConfigMap", "Secret", "Role", "RoleBinding", "ServiceAccount")
+}
 
 
-def without_nulls(node: Any) -> Any:
-    """The same data without fields that are null, which mean nothing in a manifest.
-
-    Args:
-        node: An object or a part of one.
-
-    Example:
-        >>> without_nulls({"volumes": None, "replicas": 1})
-        {'replicas': 1}
-    """
-    if isinstance(node, dict):
-        return {key: without_nulls(value) for key, value in node.items() if value is not None}
-    return [without_nulls(value) for value in node] if isinstance(node, list) else node
+def _kind(kind: str, version: str, fields: Mapping[str, Any]) -> Any:
+    name = NAME if kind in PLAYED and "spec" in fields else LONG_NAME
+    metadata = {**METADATA, "name": name}
+    del metadata["name?"]
+    api_version = Literal[version]  # type: ignore[valid-type]
+    whole = {"apiVersion": api_version, "kind": str, "metadata": metadata, **fields}
+    return _model(kind, whole)
 
 
-def check(item: Object) -> dict[str, str]:
-    """Refuse an object that this machine cannot play; say what has no effect here.
+KINDS = {kind: _kind(kind, *each) for kind, each in {**PLAYED, **NOTED}.items()}
+
+
+def checked(
+    component: str, objects: Sequence[Object]
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """The bodies to apply, with what operators add, when all of them can be played here.
 
     Args:
-        item: A rendered object with its origin.
+        component: The component's name.
+        objects: Its rendered objects.
 
     Returns:
-        Field path to the reason, for every field that is right on a cluster and
-        has no effect on this machine.
+        The bodies, and `Kind/name.field` to the reason for each field without effect here.
 
     Raises:
-        ManifestError: An unknown kind or field, or a value of the wrong type; the
-            line names the file, the object and the field.
+        ManifestError: One of them is wrong; the line names file, object and field.
 
     Example:
         >>> from workshop_lib.cluster.manifests import Object
-        >>> check(Object({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a"}}, "p.yaml"))
+        >>> pod = Object({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a"}}, "p.yaml")
+        >>> checked("demo", [pod])
         Traceback (most recent call last):
         ...
         workshop_lib.errors.ManifestError: p.yaml: Pod/a: kind Pod is not played on this machine; \
 it plays ConfigMap, Deployment, Job, PersistentVolumeClaim, RayCluster, RayService, Secret, Service
     """
-    body = item.body
-    if item.kind not in KINDS:
-        played = sorted(k for k, (_, fields) in KINDS.items() if not _only_notes(fields))
-        raise item.error(
-            f"kind {item.kind} is not played on this machine; it plays {', '.join(played)}"
-        )
-    version, fields = KINDS[item.kind]
-    if body.get("apiVersion") != version:
-        raise item.error(f"apiVersion: {body.get('apiVersion')!r} is not known; write {version}")
+    if not objects:
+        raise ManifestError(f"component {component!r} has no objects")
+    bodies: list[dict[str, Any]] = []
     notes: dict[str, str] = {}
-    metadata = _metadata(LONG_NAME if item.kind in DOTTED_NAMES else NAME, "name")
-    required = ("metadata", *(["spec"] if "spec" in fields else []))
-    whole = Fields({"apiVersion": TEXT, "kind": TEXT, "metadata": metadata, **fields}, required)
-    walk(whole, body, "", item, notes)
-    return notes
+    for item in objects:
+        if item.kind not in KINDS:
+            plays = ", ".join(PLAYED)
+            raise item.error(f"kind {item.kind} is not played on this machine; it plays {plays}")
+        body = _without_nulls(item.body)
+        try:
+            model = KINDS[item.kind].model_validate(body)
+        except ValidationError as error:
+            raise item.error(_in_words(error, item.kind)) from None
+        notes |= {f"{item.key}.{field}": why for field, why in _notes(model)}
+        bodies.append(body)
+        if item.kind in ("RayCluster", "RayService"):
+            bodies[:0] = derived_objects(body)
+    for key, count in Counter(map(key_of, bodies)).items():
+        if count > 1:
+            raise ManifestError(f"component {component!r}: {key} is there {count} times")
+    return bodies, notes
 
 
-def _only_notes(fields: dict[str, Any]) -> bool:
-    return all(isinstance(value, Note) for value in fields.values())
+def _without_nulls(node: Any) -> Any:
+    """The same data without fields that are null, which mean nothing in a manifest."""
+    if isinstance(node, dict):
+        return {key: _without_nulls(value) for key, value in node.items() if value is not None}
+    return [_without_nulls(value) for value in node] if isinstance(node, list) else node
+
+
+def _notes(model: BaseModel) -> Iterator[tuple[str, str]]:
+    """The path of each field that is given and has no effect here, and why."""
+    for name, field in type(model).model_fields.items():
+        if name not in model.model_fields_set:
+            continue
+        extra, value = field.json_schema_extra, getattr(model, name)
+        if isinstance(extra, dict):
+            yield name, str(extra["note"])
+        parts = {f"{name}[{n}]": e for n, e in enumerate(value)} if isinstance(value, list) else {}
+        for where, part in (parts or {name: value}).items():
+            if isinstance(part, BaseModel):
+                yield from ((f"{where}.{below}", why) for below, why in _notes(part))
+
+
+def _in_words(error: ValidationError, kind: str) -> str:
+    """One of a validation's errors in one line: field, what is wrong, what would be right."""
+    first = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
+    steps = [f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]]
+    where = re.sub(r"\.(constrained-|function-|int$|str$|float$).*", "", "".join(steps).lstrip("."))
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        known = {name for each in _models(Model) for name in each.model_fields}
+        close = difflib.get_close_matches(str(first["loc"][-1]), known, n=1, cutoff=0.8)
+        hint = f"did you mean {close[0]}?" if close else "remove it from the local overlay"
+        return f"{where} is not played on this machine; {hint}"
+    if first["type"] == "missing":
+        return f"{where} is missing"
+    if first["type"] == "value_error" and isinstance(first["input"], dict):
+        return f"{where}: {message}"
+    # A Secret's value is never shown, not even when it is of the wrong type.
+    secret = kind == "Secret" and where.startswith(("data", "stringData"))
+    shown = "the value" if secret else repr(first["input"])[:80]
+    return f"{where}: {shown}: {message[0].lower()}{message[1:]}"
+
+
+def _models(model: type[Model]) -> Iterator[type[Model]]:
+    for each in model.__subclasses__():
+        yield each
+        yield from _models(each)

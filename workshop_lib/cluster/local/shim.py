@@ -1,11 +1,11 @@
 """One container: runs a command and takes everything it started down with it.
 
-Run as `python shim.py MARK GRACE_S LOG_FILE -- COMMAND...`. In a container, the end
-of process 1 ends every other process there, because the kernel tears down the
-PID namespace. A plain process has no such thing, so the shim is the subreaper
-of its command, and stops what is left when the command ends, or when the shim
-is told to (SIGTERM). It ends with the command's exit code; 128 + n for signal n,
-as a kubelet reports it. MARK is for whoever looks for the shims of a workload.
+Run by the agent as `python shim.py MARK PARENT GRACE_S LOG_FILE -- COMMAND...`. In a
+container, the end of process 1 ends every other process there, because the kernel tears
+down the PID namespace. A plain process has no such thing, so the shim is the subreaper of
+its command, and stops what is left when the command ends, when the shim is told to end
+(SIGTERM), or when the agent dies. It ends with the command's exit code; 128 + n for signal
+n, as a kubelet reports it. MARK names the workload for whoever looks for its shims.
 
 It is a script of the standard library alone, because one runs for each container.
 """
@@ -25,10 +25,7 @@ import processes  # type: ignore[import-not-found]
 
 def main(arguments: list[str]) -> int:
     """Run the command and return its exit code."""
-    _mark, grace_s, log_file, separator, *command = arguments
-    if separator != "--" or not command:
-        print("usage: shim.py MARK GRACE_S LOG_FILE -- COMMAND...", file=sys.stderr)
-        return 2
+    _mark, parent, grace_s, log_file, _separator, *command = arguments
     child: subprocess.Popen[bytes] | None = None
     told_to_stop = False
 
@@ -50,6 +47,9 @@ def main(arguments: list[str]) -> int:
     signal.signal(signal.SIGALRM, kill)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal is not ours
     processes.become_subreaper()
+    processes.end_with_parent()
+    if os.getppid() != int(parent):  # it died before we could ask to be told
+        return 143
     log = Path(log_file).open("ab", buffering=0)  # noqa: SIM115  (lives as long as the shim)
     try:
         # An ignored signal stays ignored across exec, so the command gets it back.
@@ -69,7 +69,10 @@ def main(arguments: list[str]) -> int:
     child = None
     signal.setitimer(signal.ITIMER_REAL, 0)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    processes.stop_tree(os.getpid(), grace_s=min(3.0, float(grace_s)), reap=True)
+    below = os.getpid()
+    processes.stop(
+        lambda: processes.descendants(below), grace_s=min(3.0, float(grace_s)), reap=True
+    )
     return 128 - code if code < 0 else code
 
 

@@ -1,4 +1,7 @@
-"""What a workload's pods share: files, objects, events, placement on this machine."""
+"""What all pods of a state share: objects, addresses, placement, processes.
+
+It lives in the agent, in one asyncio loop, so plain dicts are enough.
+"""
 
 from __future__ import annotations
 
@@ -6,85 +9,154 @@ import asyncio
 import contextlib
 import os
 import secrets
-import uuid
-from collections.abc import Callable, Iterator, Mapping
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from workshop_lib.cluster.kube import requests_of
-from workshop_lib.cluster.local import machine, orphans, records
-from workshop_lib.cluster.local.conditions import now
-from workshop_lib.cluster.local.network import AddressBook, Endpoint, endpoints
-from workshop_lib.cluster.local.objects import all_objects, find_object
-from workshop_lib.cluster.local.paths import Busy, StatePaths, locked, read_json, write_json
+from workshop_lib.cluster.kube import key_of, requests_of
+from workshop_lib.cluster.local import processes
+from workshop_lib.cluster.local.machine import unschedulable
+from workshop_lib.cluster.local.network import Addresses, Endpoint, named_ports
+from workshop_lib.cluster.local.objects import all_objects
+from workshop_lib.cluster.local.paths import StatePaths, read_json
 from workshop_lib.cluster.local.podspec import ConfigError
-from workshop_lib.cluster.local.supervisor import Supervisor
-from workshop_lib.errors import ClusterError
 
-__all__ = ["DEFAULT_SETTINGS", "World"]
-
-DEFAULT_SETTINGS = {"restart_backoff_s": 10.0}
-"""A kubelet's and the Job controller's first wait after a failure; it doubles each time."""
+__all__ = ["Conditions", "Events", "World", "now", "suffix"]
 
 EVENT_LIMIT = 300
 
+# A clock of the file system ticks a few hundred times a second: what was changed so shortly
+# ago may be changed again without a sign of it.
+FRESH_S = 1.0
+
+
+def now() -> str:
+    """The time as Kubernetes writes it."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def suffix() -> str:
+    """Five letters and digits for a pod's name, from the alphabet that Kubernetes uses."""
+    return "".join(secrets.choice("bcdfghjklmnpqrstvwxz2456789") for _ in range(5))
+
+
+class Conditions:
+    """The conditions of one object; each keeps the time of its last change.
+
+    Example:
+        >>> conditions = Conditions()
+        >>> conditions.set("Ready", False, "Starting"), conditions.set("Ready", False, "Starting")
+        (True, False)
+    """
+
+    def __init__(self) -> None:
+        self._by_type: dict[str, dict[str, Any]] = {}
+
+    def set(self, kind: str, met: bool, reason: str = "", message: str = "", **more: str) -> bool:
+        """Set a condition, and say whether anything changed."""
+        old = self._by_type.get(kind, {})
+        new = {
+            "type": kind,
+            "status": "True" if met else "False",
+            **({"reason": reason} if reason else {}),
+            **({"message": message} if message else {}),
+            **more,
+        }
+        if new == {key: old[key] for key in old if key != "lastTransitionTime"}:
+            return False
+        same = old.get("status") == new["status"]
+        new["lastTransitionTime"] = old["lastTransitionTime"] if same else now()
+        self._by_type[kind] = new
+        return True
+
+    def is_true(self, kind: str) -> bool:
+        """Whether the condition is there and met."""
+        return bool(self._by_type.get(kind, {}).get("status") == "True")
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """The conditions, in the order in which they appeared."""
+        return [dict(condition) for condition in self._by_type.values()]
+
+
+class Events:
+    """What happened to one workload and its pods; `changed` says that its status is out of date."""
+
+    def __init__(self) -> None:
+        self.items: list[dict[str, Any]] = []
+        self.changed = True
+
+    def say(self, about: tuple[str, str], reason: str, message: str, kind: str = "Normal") -> None:
+        """Record an event about `(kind, name)`; the same one again only counts up."""
+        self.changed = True
+        who = {"kind": about[0], "name": about[1]}
+        for event in self.items[-20:]:
+            if (event["involvedObject"], event["reason"], event["message"]) == (
+                who, reason, message,
+            ):  # fmt: skip
+                event["count"] += 1
+                event["lastTimestamp"] = now()
+                return
+        moment = now()
+        self.items.append(
+            {
+                "type": kind, "reason": reason, "message": message, "count": 1,
+                "firstTimestamp": moment, "lastTimestamp": moment, "involvedObject": who,
+                "reportingComponent": "local-cluster",
+            }
+        )  # fmt: skip
+        del self.items[:-EVENT_LIMIT]
+
 
 class World:
-    """The surroundings of one workload's pods.
+    """The state's objects as the API server has them, and this machine as its node.
 
     Args:
         paths: The state's files.
-        key: `Kind/name` of the workload.
     """
 
-    def __init__(self, paths: StatePaths, key: str) -> None:
+    def __init__(self, paths: StatePaths) -> None:
         self.paths = paths
-        self.key = key
-        self.book = AddressBook(paths)
-        self.environment = dict(os.environ)
-        self.settings = {**DEFAULT_SETTINGS, **(read_json(paths.settings) or {})}
-        self.events: list[dict[str, Any]] = []
-        self.generation: int | None = None
-        self._supervisor = Supervisor(paths).identity() or (0, 0)
-        self._changed = asyncio.Event()
-        self._changed.set()
-
-    @property
-    def mark(self) -> str:
-        """What this workload's shims have on their command line."""
-        return orphans.mark(self.paths.runtime, self.key)
-
-    def kill_orphans(self) -> None:
-        """Kill what a killed shim left to this process."""
-        orphans.kill_orphans(os.getpid())
+        self.addresses = Addresses(paths.network, paths.offset)
+        self.objects: dict[str, dict[str, Any]] = {}
+        self.settings: dict[str, Any] = {}
+        self._placed: dict[str, Mapping[str, float]] = {}
+        self._children: dict[int, asyncio.Future[int]] = {}
+        self._read_at: tuple[int, int] | None = None
 
     # -- objects -------------------------------------------------------------------------------
 
-    def objects(self) -> list[dict[str, Any]]:
-        """Every applied object of this state."""
-        return all_objects(self.paths)
+    def refresh(self) -> None:
+        """Read what was applied, if it changed since the last look."""
+        changed = self.paths.objects.stat().st_mtime_ns
+        told = self.paths.settings.stat().st_mtime_ns
+        if (changed, told) == self._read_at and time.time() - changed / 1e9 > FRESH_S:
+            return
+        self.objects = {key_of(body): body for body in all_objects(self.paths)}
+        self.settings = read_json(self.paths.settings) or {}
+        self._read_at = (changed, told)
 
     def find(self, kind: str, name: str) -> dict[str, Any] | None:
         """One applied object, or None."""
-        return find_object(self.paths, kind, name)
+        return self.objects.get(f"{kind}/{name}")
 
-    def endpoints(self) -> dict[str, Endpoint]:
-        """What each service name means now."""
-        return endpoints(self.objects(), self.book)
-
-    # -- files -----------------------------------------------------------------------------------
-
-    def scratch(self, endpoint: Endpoint) -> str:
-        """Prefix of a pod's scratch folders: short, because Ray puts its sockets there."""
-        return str(self.paths.volumes / endpoint.ip.rsplit(".", 1)[1])
-
-    def environment_file(self, pod: str, container: str) -> Path:
-        """Where a container's environment is kept for `exec`; only its owner reads it."""
-        return self.paths.environments / f"{pod}.{container}.json"
-
-    def log_folder(self, pod: str, container: str) -> Path:
-        """Where a container's logs lie, one file for each time it ran."""
-        return self.paths.logs / self.key.replace("/", ".") / pod / container
+    def hosts(self) -> dict[str, tuple[Endpoint, dict[int, str]]]:
+        """The ranks of Indexed Jobs by their DNS names: address, and the declared ports' names."""
+        found = {}
+        for key, body in self.objects.items():
+            if body["kind"] != "Job" or "subdomain" not in body["spec"]["template"]["spec"]:
+                continue
+            spec = body["spec"]["template"]["spec"]
+            names = {port: name for name, port in named_ports(spec).items()}
+            for index in range(body["spec"].get("completions", 1)):
+                if endpoint := self.addresses.find(f"{key}/{index}"):
+                    host = f"{body['metadata']['name']}-{index}.{spec['subdomain']}"
+                    found[host] = (endpoint, names)
+        return found
 
     def claim(self, name: str) -> Path:
         """The folder behind a claim; the model cache is shared between checkouts.
@@ -95,129 +167,70 @@ class World:
         body = self.find("PersistentVolumeClaim", name)
         if body is None:
             raise ConfigError(f'persistentvolumeclaim "{name}" not found')
-        if body["spec"]["storageClassName"] == "model-cache":
-            from workshop_lib.data import models_dir
-
-            folder = models_dir()
-        else:
-            folder = self.paths.claims / name
+        cache = body["spec"]["storageClassName"] == "model-cache"
+        folder = Path(self.settings["models"]) if cache else self.paths.claims / name
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
-    # -- placement -------------------------------------------------------------------------------
-
-    @contextlib.contextmanager
-    def _placements(self) -> Iterator[dict[str, Any]]:
-        file = self.paths.runtime / "placements.json"
-        try:
-            with locked(file.with_suffix(".lock"), timeout_s=60):
-                placed = read_json(file) or {}
-                yield placed
-                with contextlib.suppress(OSError):  # a full disk is no reason to let pods down
-                    write_json(file, placed)
-        except Busy as error:
-            raise ClusterError(f"{error} holds {file} for 60 s") from None
+    # -- placement -----------------------------------------------------------------------------
 
     def place(self, pod: str, spec: Mapping[str, Any]) -> str | None:
-        """Reserve a pod's requests on this machine, or say why they do not fit.
-
-        Args:
-            pod: The pod's name.
-            spec: Its spec.
-        """
+        """Reserve a pod's requests on this machine, or say why they do not fit."""
         for volume in spec.get("volumes", []):
             claim = (volume.get("persistentVolumeClaim") or {}).get("claimName")
             if claim and self.find("PersistentVolumeClaim", claim) is None:
-                return (
-                    f'0/1 nodes are available: persistentvolumeclaim "{claim}" not found. not found'
-                )
+                missing = f'persistentvolumeclaim "{claim}" not found'
+                return f"0/1 nodes are available: {missing}. not found"
         wanted = requests_of(spec)
-        with self._placements() as placed:
-            others = [r for pods in placed.values() for name, r in pods.items() if name != pod]
-            problem = machine.unschedulable(wanted, others)
-            if problem is None:
-                placed.setdefault(self.key, {})[pod] = wanted
+        problem = unschedulable(wanted, (r for p, r in self._placed.items() if p != pod))
+        if problem is None:
+            self._placed[pod] = wanted
         return problem
 
     def unplace(self, pod: str) -> None:
         """Give back what a pod reserved."""
-        with self._placements() as placed:
-            placed.get(self.key, {}).pop(pod, None)
+        self._placed.pop(pod, None)
 
-    def forget_placements(self) -> None:
-        """Give back all that this workload reserved (a runner before us may have crashed)."""
-        with self._placements() as placed:
-            placed.pop(self.key, None)
+    # -- processes -----------------------------------------------------------------------------
 
-    # -- what happened ---------------------------------------------------------------------------
-
-    def new_uid(self) -> str:
-        """A random object id."""
-        return str(uuid.uuid4())
-
-    def suffix(self) -> str:
-        """Five letters and digits for a pod's name, from the alphabet Kubernetes uses."""
-        return "".join(secrets.choice("bcdfghjklmnpqrstvwxz2456789") for _ in range(5))
-
-    def changed(self) -> None:
-        """Say that the status file is out of date."""
-        self._changed.set()
-
-    async def wait_changed(self, *, at_most_s: float) -> None:
-        """Wait until the status file is out of date, but not for long."""
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._changed.wait(), at_most_s)
-
-    def event(
-        self, about: tuple[str, str], reason: str, message: str, kind: str = "Normal"
-    ) -> None:
-        """Record an event; the same one again only counts up.
-
-        Args:
-            about: Kind and name of the object.
-            reason: One word.
-            message: What a person reads.
-            kind: `Normal` or `Warning`.
-        """
-        self._changed.set()
-        for event in self.events[-20:]:
-            same = event["involvedObject"] == {"kind": about[0], "name": about[1]}
-            if same and event["reason"] == reason and event["message"] == message:
-                event["count"] += 1
-                event["lastTimestamp"] = now()
-                return
-        moment = now()
-        self.events.append(
-            {
-                "type": kind, "reason": reason, "message": message, "count": 1,
-                "firstTimestamp": moment, "lastTimestamp": moment,
-                "involvedObject": {"kind": about[0], "name": about[1]},
-                "reportingComponent": "local-cluster",
-            }
+    def spawn(
+        self,
+        key: str,
+        command: Sequence[str],
+        environment: Mapping[str, str],
+        folder: Path,
+        log: Path,
+        grace_s: float,
+    ) -> tuple[int, asyncio.Future[int]]:
+        """Start a shim with a command in it; its pid, and what becomes its exit code."""
+        process = subprocess.Popen(
+            # No site-packages and no PYTHON* variables for the shim: it starts faster.
+            [sys.executable, "-S", "-E", str(processes.SHIM), f"{self.paths.runtime}:{key}",
+             str(os.getpid()), str(grace_s), str(log), "--", *command],
+            env=dict(environment), cwd=folder, start_new_session=True,
+            stdin=subprocess.DEVNULL, close_fds=True,
         )  # fmt: skip
-        del self.events[:-EVENT_LIMIT]
+        process.returncode = 0  # `reap` collects it, and Popen must not
+        ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._children[process.pid] = ended
+        return process.pid, ended
 
-    def write_status(self, collect: Callable[[], dict[str, Any]], *, force: bool = False) -> None:
-        """Write the status file if anything changed.
+    def reap(self) -> None:
+        """Collect every child that ended (SIGCHLD), and kill what a killed shim left to us."""
+        killed = False
+        with contextlib.suppress(ChildProcessError):
+            while (found := os.waitpid(-1, os.WNOHANG)) != (0, 0):
+                code = os.waitstatus_to_exitcode(found[1])
+                ended = self._children.pop(found[0], None)
+                if ended is not None and not ended.done():
+                    ended.set_result(128 - code if code < 0 else code)
+                    killed |= code < 0
+        if killed:
+            self.kill_orphans()
 
-        A full disk is no reason to let the pods down: it is written when there is room.
-
-        Args:
-            collect: Returns `status` and `pods`.
-            force: Write it in any case.
-        """
-        if not (self._changed.is_set() or force):
-            return
-        self._changed.clear()
-        whole = {
-            **collect(),
-            "generation": self.generation,
-            "events": self.events,
-            "supervisor": self._supervisor,
-            "runner": os.getpid(),
-        }
-        try:
-            write_json(records.status_file(self.paths, self.key), whole)
-        except OSError as error:
-            self._changed.set()
-            print(f"the status was not written: {error}", flush=True)
+    def kill_orphans(self) -> None:
+        """Kill the children that this subreaper did not start, and all below them."""
+        me = os.getpid()
+        for pid in processes.descendants(me):
+            if processes.parent_of(pid) == me and pid not in self._children:
+                processes.send(processes.tree(pid), signal.SIGKILL)

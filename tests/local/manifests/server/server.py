@@ -1,4 +1,7 @@
-"""A server that says its name, and is well unless a file in SWITCHES says otherwise."""
+"""A server that says its name, and is well unless a file in SWITCHES says otherwise.
+
+The file is `not-PATH` for every pod, or `not-PATH-POD` for one of them.
+"""
 
 import os
 import sys
@@ -10,7 +13,8 @@ switches = Path(os.environ["SWITCHES"])
 
 class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
-        well = not (switches / f"not-{self.path.strip('/')}").exists()
+        switch = f"not-{self.path.strip('/')}"
+        well = not any((switches / s).exists() for s in (switch, f"{switch}-{os.environ['NAME']}"))
         self.send_response(200 if well else 503)
         self.end_headers()
         self.wfile.write(os.environ["NAME"].encode())
