@@ -213,6 +213,18 @@ def test_trls_console_with_its_bar_and_numbers_as_texts(tmp_path: Path) -> None:
     assert run.validation.iloc[0].tolist() == [20, 0.25, 12.0]
 
 
+def test_the_log_of_a_relative_of_trl(tmp_path: Path) -> None:
+    """ms-swift writes TRL's keys with its own for the step, to its console and as JSON lines."""
+    row = {"loss": 0.0, "reward": 0.25, "completions/clipped_ratio": 1.0, "grad_norm": NOTHING}
+    rows = [row | {"global_step/max_steps": f"{step}/100"} for step in (5, 10, 15)]
+    records = read_run(write(tmp_path / "logging.jsonl", *rows))
+    console = read_run(write(tmp_path / "train.log", *map(str, rows)))
+    for run in (records, console):
+        assert run.frame.step.tolist() == [5, 10, 15] and run.frame.cut_share.tolist() == [1.0] * 3
+        assert judge(run).reason.startswith("grad_norm: no number")
+    assert (console.source, console.planned) == ("TRL console", 100)
+
+
 @pytest.mark.parametrize("name", ["learning-1", "no-signal", "unstable"])
 def test_the_laptops_records_and_its_marked_log(name: str, tmp_path: Path) -> None:
     run = read_run(TRL / name)

@@ -33,6 +33,7 @@ from workshop_lib.training.runs.table import (
     VALIDATION_COLUMNS,
     collect,
     make_table,
+    step_of,
 )
 
 if TYPE_CHECKING:
@@ -240,8 +241,9 @@ def _holds_records(path: Path) -> bool:
     """Whether a file of another name begins with a record of a step."""
     try:
         with path.open(encoding="utf-8") as file:
-            return {"step", "reward"} <= set(dict(json.loads(file.readline(1_000_000))))
-    except (ValueError, TypeError):
+            first = dict(json.loads(file.readline(1_000_000)))
+            return "reward" in first and step_of(first) >= 0
+    except (ValueError, TypeError, KeyError):
         return False
 
 

@@ -110,7 +110,7 @@ _NUMBER = r"[-+]?(?:\d+\.?\d*(?:e[-+]?\d+)?|nan|inf)"
 _COLOUR = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 # TRL prints its log as a Python dictionary, with numbers or with texts of numbers.
 _PAIR = re.compile(rf"'([\w/. -]+)': '?({_NUMBER})'?(?=[,}}])", re.IGNORECASE)
-_BAR = re.compile(r"\b(\d+)/(\d+) \[")
+_BAR = re.compile(r"\b(\d+)/(\d+)(?: \[|'[,}])")  # a progress bar's, or a value's
 _HEADER = re.compile(r"={10,} (Step|Epoch) (\d+)/(\d+) ={10,}")
 _ROLLOUTS = re.compile(r"Logged data to \S*?train_data_step(\d+)\.jsonl")
 _VALUE = re.compile(rf"• ([A-Za-z][\w /-]*): ({_NUMBER})\s*(s|tokens)?\b", re.IGNORECASE)

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["COLUMNS", "RUN_COLUMNS", "TRL_NAMES", "VALIDATION_COLUMNS", "collect", "make_table"]
+__all__ = [
+    "COLUMNS",
+    "RUN_COLUMNS",
+    "TRL_NAMES",
+    "VALIDATION_COLUMNS",
+    "collect",
+    "make_table",
+    "step_of",
+]
 
 # What a record of the laptop's trainer holds, in the order in which a table shows it.
 COLUMNS = {
@@ -99,6 +107,7 @@ _VALIDATION_NAMES = {
 }
 _NAMES = dict(zip(RUN_COLUMNS, RUN_COLUMNS, strict=True)) | TRL_NAMES | _NEMO_NAMES
 _NOT_NUMBERS = ("group_means", "not_finite")
+_STEP_NAMES = ("step", "global_step", "global_step/max_steps")  # the last two of TRL's relatives
 
 Rows = list[dict[str, Any]]
 
@@ -117,9 +126,9 @@ def collect(samples: Iterable[Mapping[str, Any]]) -> tuple[Rows, Rows]:
     steps: Rows = []
     validations: Rows = []
     for sample in samples:
-        step = int(sample["step"])
+        step = step_of(sample)
         for name, value in sample.items():
-            if value is None or name == "step":
+            if value is None or name in _STEP_NAMES:
                 continue
             bare = name.removeprefix("train/").removeprefix("timing/train/")
             if name in _VALIDATION_NAMES:
@@ -133,6 +142,16 @@ def collect(samples: Iterable[Mapping[str, Any]]) -> tuple[Rows, Rows]:
     rows = [_finished(row) for row in steps if "step_s" in row or not timed]
     last = rows[-1]["step"] if rows else math.inf
     return rows, [row for row in validations if row["step"] <= last]
+
+
+def step_of(sample: Mapping[str, Any]) -> int:
+    """The step that a sample is of; 5 of `5/100`.
+
+    Raises:
+        KeyError: It names none.
+    """
+    name = next((name for name in _STEP_NAMES if name in sample), "step")
+    return int(str(sample[name]).partition("/")[0])
 
 
 def _row(rows: Rows, step: int) -> dict[str, Any]:
