@@ -20,6 +20,21 @@ if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import NDArray
 
+__all__ = [
+    "EngineRun",
+    "Job",
+    "PagedCache",
+    "Paging",
+    "Run",
+    "Schedule",
+    "ShardedLayer",
+    "all_reduce_bytes",
+    "sharded_layer",
+    "simulate_batching",
+    "simulate_engine",
+    "simulate_paging",
+]
+
 Policy = Literal["static", "continuous"]
 
 
