@@ -30,6 +30,18 @@ def env_of(pod):
     return {each["name"]: each.get("value") for each in pod["containers"][0]["env"]}
 
 
+def test_locked_memory_is_said_to_need_the_nodes_limit_where_the_capability_has_no_effect():
+    """Linux gives an added capability to root only."""
+    users = {}
+    for component in COMPONENTS:
+        pod = pod_of(f"{component}-efa")
+        own = pod["containers"][0]["securityContext"]
+        users[component] = own.get("runAsUser", pod["securityContext"]["runAsUser"])
+    assert users == {"grpo": 0, "ray-cluster": 1000}
+    said = (manifests.manifests_dir() / "components/efa/kustomization.yaml").read_text()
+    assert "no effect\n#   in `ray-cluster`" in said and "LimitMEMLOCK=infinity" in said
+
+
 @pytest.mark.parametrize("component", COMPONENTS)
 def test_it_adds_what_it_says_and_nothing_else(component):
     plain, efa = job_of(component), job_of(f"{component}-efa")
