@@ -10,27 +10,33 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 from workshop_lib.cluster import manifests
 from workshop_lib.cluster.catalogue import Instance, catalogue, service
-from workshop_lib.cluster.kube import parse_quantity, requests_of
+from workshop_lib.cluster.kube import (
+    CLAIM,
+    GPU,
+    INSTANCE_TYPE,
+    WORKLOAD_KINDS,
+    Json,
+    key_of,
+    parse_quantity,
+    pod_specs,
+    requests_of,
+)
 
 __all__ = ["Cost", "announce", "component_cost", "cost_of"]
 
-Json = Mapping[str, Any]
-
-INSTANCE_TYPE = "node.kubernetes.io/instance-type"
 HOURS_PER_MONTH = 730.0
 FSX_CLASS = "fsx-sc"
 PAID_PROFILES = ("eks",)
 """Profiles whose machines are rented by the hour."""
 
 
-@dataclass(frozen=True)
-class _Pod:
-    """A pod to be placed."""
+class _Pod(NamedTuple):
+    """A pod to be placed: its owner, requests, instance type; alone: one to a machine."""
 
     owner: str
     requests: Mapping[str, float]
@@ -59,15 +65,14 @@ class Cost:
     @property
     def machines_usd_per_hour(self) -> float:
         """Of the machines, on demand."""
-        return sum(
-            (catalogue()[name].usd_per_hour or 0.0) * count for name, count in self.machines.items()
-        )
+        prices = {name: catalogue()[name].usd_per_hour or 0.0 for name in self.machines}
+        return sum(prices[name] * count for name, count in self.machines.items())
 
     @property
     def storage_usd_per_hour(self) -> float:
         """Of the file systems, which cost whether they are used or not."""
-        gib = sum(self.claims.values())
-        return gib * float(service("fsx_scratch_2")["usd_per_gib_month"]) / HOURS_PER_MONTH
+        monthly = float(service("fsx_scratch_2")["usd_per_gib_month"])
+        return sum(self.claims.values()) * monthly / HOURS_PER_MONTH
 
     @property
     def usd_per_hour(self) -> float:
@@ -95,10 +100,9 @@ class Cost:
             parts.append(f"{gib:.0f} GiB of FSx ${self.storage_usd_per_hour:.2f}")
         priced = [found for name in self.machines if (found := catalogue()[name]).date]
         when = f" ({priced[0].region}, prices of {priced[0].date})" if priced else ""
-        more = (
-            f"; up to ${self.most.usd_per_hour:.2f} when it scales out" if self.most else ""
-        ) + "".join(f"; {each}" for each in self.unpriced)
-        return f"${self.usd_per_hour:.2f} an hour on demand: {', '.join(parts)}{when}{more}"
+        more = [f"up to ${self.most.usd_per_hour:.2f} when it scales out"] if self.most else []
+        notes = "".join(f"; {each}" for each in (*more, *self.unpriced))
+        return f"${self.usd_per_hour:.2f} an hour on demand: {', '.join(parts)}{when}{notes}"
 
 
 def cost_of(bodies: Iterable[Json]) -> Cost:
@@ -115,11 +119,8 @@ def cost_of(bodies: Iterable[Json]) -> Cost:
         {'g5.8xlarge': 1}
     """
     bodies = list(bodies)
-    now = _cost(bodies, largest=False)
-    most = _cost(bodies, largest=True)
-    return now if most.machines == now.machines else Cost(
-        now.machines, now.claims, now.assumed, now.unpriced, most
-    )  # fmt: skip
+    now, most = _cost(bodies, largest=False), _cost(bodies, largest=True)
+    return now if most.machines == now.machines else replace(now, most=most)
 
 
 def _cost(bodies: Sequence[Json], *, largest: bool) -> Cost:
@@ -127,13 +128,11 @@ def _cost(bodies: Sequence[Json], *, largest: bool) -> Cost:
         body["metadata"]["name"]: parse_quantity(body["spec"]["resources"]["requests"]["storage"])
         / 2**30
         for body in bodies
-        if body["kind"] == "PersistentVolumeClaim"
-        and body["spec"].get("storageClassName") == FSX_CLASS
+        if body["kind"] == CLAIM and body["spec"].get("storageClassName") == FSX_CLASS
     }
-    pods = [pod for body in bodies for pod in _pods(body, largest=largest)]
     groups: dict[str, list[_Pod]] = {}
     assumed, unpriced = set(), []
-    for pod in pods:
+    for pod in _pods(bodies, largest=largest):
         name = pod.wanted or _cheapest(pod)
         if name is None or name not in catalogue():
             unpriced.append(f"not priced: {name or 'a machine with GPUs'} for {pod.owner}")
@@ -147,31 +146,18 @@ def _cost(bodies: Sequence[Json], *, largest: bool) -> Cost:
     return Cost(machines, claims, frozenset(assumed), tuple(dict.fromkeys(unpriced)))
 
 
-def _pods(body: Json, *, largest: bool) -> list[_Pod]:
-    """The pods that an object makes."""
-    spec, name = body.get("spec") or {}, f"{body['kind']}/{body['metadata']['name']}"
-    if body["kind"] == "Job":
-        return [_pod(name, spec["template"]["spec"])] * int(spec.get("parallelism", 1))
-    if body["kind"] == "Deployment":
-        return [_pod(name, spec["template"]["spec"])] * int(spec.get("replicas", 1))
-    if body["kind"] not in ("RayCluster", "RayService"):
-        return []
-    cluster = spec.get("rayClusterConfig") or spec
-    found = [_pod(name, cluster["headGroupSpec"]["template"]["spec"])]
-    scales = bool(cluster.get("enableInTreeAutoscaling")) and largest
-    for group in cluster.get("workerGroupSpecs") or []:
-        count = group.get("maxReplicas" if scales else "replicas", 1)
-        found += [_pod(name, group["template"]["spec"])] * int(count)
+def _pods(bodies: Sequence[Json], *, largest: bool) -> list[_Pod]:
+    """The pods that objects make."""
+    found = []
+    for body in (each for each in bodies if each["kind"] in WORKLOAD_KINDS):
+        for count, spec in pod_specs(body, largest=largest):
+            rules = ((spec.get("affinity") or {}).get("podAntiAffinity") or {}).get(
+                "requiredDuringSchedulingIgnoredDuringExecution"
+            )
+            alone = any(rule.get("topologyKey") == "kubernetes.io/hostname" for rule in rules or [])
+            wanted = (spec.get("nodeSelector") or {}).get(INSTANCE_TYPE)
+            found += [_Pod(key_of(body), requests_of(spec), wanted, alone)] * count
     return found
-
-
-def _pod(owner: str, spec: Json) -> _Pod:
-    rules = ((spec.get("affinity") or {}).get("podAntiAffinity") or {}).get(
-        "requiredDuringSchedulingIgnoredDuringExecution"
-    ) or []
-    alone = any(rule.get("topologyKey") == "kubernetes.io/hostname" for rule in rules)
-    selector = spec.get("nodeSelector") or {}
-    return _Pod(owner, requests_of(spec), selector.get(INSTANCE_TYPE), alone)
 
 
 def _room(machine: Instance) -> dict[str, float]:
@@ -188,16 +174,17 @@ def _fits(pod: _Pod, room: Mapping[str, float]) -> bool:
 def _cheapest(pod: _Pod) -> str | None:
     """The cheapest CPU machine that a pod fits, or None."""
     fitting = [
-        each for each in catalogue().values()
+        (each.usd_per_hour, each.name)
+        for each in catalogue().values()
         if not each.gpus and each.usd_per_hour is not None and _fits(pod, _room(each))
-    ]  # fmt: skip
-    return min(fitting, key=lambda each: each.usd_per_hour or 0.0).name if fitting else None
+    ]
+    return min(fitting)[1] if fitting else None
 
 
 def _packed(pods: Sequence[_Pod], machine: Instance) -> int:
     """How many machines of a type the pods take: the first with room, largest pods first."""
     machines: list[tuple[dict[str, float], set[str]]] = []
-    for pod in sorted(pods, key=lambda pod: -pod.requests.get("nvidia.com/gpu", 0.0)):
+    for pod in sorted(pods, key=lambda pod: -pod.requests.get(GPU, 0.0)):
         for room, owners in machines:
             if _fits(pod, room) and not (pod.alone and pod.owner in owners):
                 break
@@ -225,12 +212,7 @@ def component_cost(component: str, *, profile: str = "eks", **parameters: Any) -
 
 
 def announce(profile: str, bodies: Iterable[Json]) -> str:
-    """The line about money that `apply` shows before it changes anything; empty without any.
-
-    Args:
-        profile: The cluster's profile.
-        bodies: What is about to be applied.
-    """
+    """The line about money that `apply` shows before it changes anything; empty without any."""
     if profile not in PAID_PROFILES:
         return ""
     cost = cost_of(bodies)

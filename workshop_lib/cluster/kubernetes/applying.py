@@ -48,11 +48,6 @@ def prepared(component: str, objects: Sequence[Object], namespace: str) -> list[
     Pods carry the labels too, so that `kubectl logs -l` and a NetworkPolicy find them. A
     Namespace among the objects is this one.
 
-    Args:
-        component: The component that brings them.
-        objects: The rendered objects.
-        namespace: Where they go.
-
     Raises:
         ManifestError: One is of a kind that the workshop does not apply, or names another
             namespace.
@@ -89,12 +84,7 @@ def action(before: Json | None, after: Json, body: Json) -> str:
     """What an apply did: `created`, `configured` or `unchanged`.
 
     Versions and times do not tell: controllers write to the same objects meanwhile. What
-    counts are the fields that we set, and the set of fields that are ours.
-
-    Args:
-        before: The object as it was; None when it was not there.
-        after: The object as the server returned it.
-        body: What was applied.
+    counts are the fields that we set (`body`), and the set of fields that are ours.
     """
     if before is None:
         return "created"
@@ -136,14 +126,7 @@ class _Step:
 
 @dataclass
 class Applier:
-    """Applies one component.
-
-    Args:
-        api: The server.
-        namespace: Where.
-        component: The component's name.
-        force: Take fields over that another manager has set.
-    """
+    """Applies one component; `force`: takes fields over that another manager has set."""
 
     api: Api
     namespace: str
@@ -152,13 +135,7 @@ class Applier:
     _steps: list[_Step] = field(default_factory=list)
 
     def apply(self, bodies: Sequence[dict[str, Any]]) -> dict[str, str]:
-        """Make the cluster match the objects.
-
-        Args:
-            bodies: What `prepared` returned.
-
-        Returns:
-            `Kind/name` to `created`, `configured` or `unchanged`.
+        """Make the cluster match what `prepared` returned; what was done, by `Kind/name`.
 
         Raises:
             WorkshopError: It was refused; the line says what was changed before, if anything.

@@ -22,6 +22,7 @@ from workshop_lib.cluster.manifests import Object
 from workshop_lib.cluster.prices import announce
 from workshop_lib.cluster.records import ExecResult, LogLine, Observation, Remains
 from workshop_lib.errors import ConnectError, NotFoundError, WorkshopError
+from workshop_lib.progress import Progress
 
 if TYPE_CHECKING:
     from workshop_lib.checklist import CheckList
@@ -143,7 +144,8 @@ class KubernetesCluster(Cluster):
         bodies = prepared(component, objects, self.namespace)
         if price := announce(self.profile, bodies):
             print(f"{component}: {price}")
-        actions = Applier(self._api, self.namespace, component, force).apply(bodies)
+        with Progress(label=f"applying {component}"):
+            actions = Applier(self._api, self.namespace, component, force).apply(bodies)
         return handle(self, component, bodies, actions=actions)
 
     def delete(
