@@ -320,7 +320,7 @@ def _parameters(folder: Path) -> dict[str, Parameter]:
     own = _entries(folder / "parameters.yaml")
     if more := own.pop("extends", None):
         known |= _parameters(folder.parent / str(more))
-    return {name: entry for name, entry in (known | own).items() if entry is not None}
+    return {name: entry for name, entry in (own | known | own).items() if entry is not None}
 
 
 @functools.cache
