@@ -51,7 +51,7 @@ def python(code, *arguments, wait=True, checkout=CHECKOUT, **options):
 def cli(*arguments, checkout=CHECKOUT):
     environment = {**os.environ, "PYTHONPATH": str(checkout)}
     return subprocess.run(
-        [sys.executable, "-m", "workshop_lib.cluster.local", *arguments],
+        [sys.executable, "-m", "workshop_lib.tools.cli", *arguments],
         env=environment, cwd=checkout, capture_output=True, text=True, check=False, timeout=300,
     )  # fmt: skip
 

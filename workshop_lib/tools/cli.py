@@ -62,10 +62,10 @@ COMMANDS = {
         "workshop_lib.production.room.command", "prepare, watch and end a room of learners on EKS"
     ),
     "status": Command(
-        "workshop_lib.cluster.local.__main__", "what the workshop runs on this machine", ("status",)
+        "workshop_lib.cluster.local.command", "what the workshop runs on this machine", ("status",)
     ),
     "clean": Command(
-        "workshop_lib.cluster.local.__main__", "stop what the workshop runs here", ("clean",)
+        "workshop_lib.cluster.local.command", "stop what the workshop runs here", ("clean",)
     ),
 }
 

@@ -1,4 +1,4 @@
-"""`python -m workshop_lib.cluster.local clean|status`: the local cluster from a terminal."""
+"""`workshop clean` and `workshop status`: the local cluster from a terminal."""
 
 from __future__ import annotations
 
@@ -83,7 +83,3 @@ def main(arguments: list[str] | None = None) -> int:
     except WorkshopError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())
