@@ -12,7 +12,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator
 from datetime import datetime, timedelta
-from itertools import repeat
+from itertools import chain, repeat
 from operator import itemgetter
 
 import urllib3
@@ -72,7 +72,8 @@ def read_logs(
         for pod in pods:
             for container in _begun(pod, previous=previous):
                 log = _Log(api, namespace, pod, container, tail)
-                yield from log.lines(previous=previous)
+                for batch in log.batches(previous=previous):
+                    yield from batch
                 if previous and log.deleted:
                     raise NotFoundError(
                         f"{pod['metadata']['name']}: its node has deleted the log of the previous "
@@ -88,7 +89,8 @@ def read_logs(
                 key = (pod["metadata"]["uid"], container)
                 if key not in logs:
                     logs[key] = _Log(api, namespace, pod, container, tail)
-                yield from logs[key].news(pod, ended=over)
+                for batch in logs[key].news(pod, ended=over):
+                    yield from batch
         tail = None  # of what was there at first; new pods are read from their beginning
         if over or (deadline is not None and time.monotonic() > deadline):
             return
@@ -137,12 +139,12 @@ class _Log:
         self._pod: str = metadata["name"]
         self._rank = None if index is None else int(index)
         self._restarts: int | None = None
-        self._recent: list[str] = []  # what was given of the last two seconds
+        self._recent: list[list[str]] = []  # what was given last: two seconds, or more
         self._last = ""  # the last line's time
         self._said: set[str] = set()  # the kubelet's own lines, which have no time
         self.deleted = False
 
-    def news(self, pod: Json, *, ended: bool) -> Iterator[LogLine]:
+    def news(self, pod: Json, *, ended: bool) -> Iterator[Iterator[LogLine]]:
         """What was written since the last time, over restarts; `ended`: no more will come."""
         status = container_statuses(pod)[self._container]
         restarts = status.get("restartCount", 0)
@@ -154,15 +156,15 @@ class _Log:
             )
             self._recent, self._last = [], ""
         if more:
-            yield from self.lines(previous=True)
+            yield from self.batches(previous=True)
             if self.deleted and more == 1:
                 self._warn("was restarted: its last lines", "its node had deleted that run's log")
             self._recent, self._last = [], ""  # a new run repeats nothing of the one before
         self._restarts = restarts
         ended = ended or "terminated" in (status.get("state") or {})
-        yield from self.lines(whole=ended)
+        yield from self.batches(whole=ended)
 
-    def lines(self, *, previous: bool = False, whole: bool = True) -> Iterator[LogLine]:
+    def batches(self, *, previous: bool = False, whole: bool = True) -> Iterator[Iterator[LogLine]]:
         """What is there and was not given yet.
 
         Args:
@@ -177,7 +179,8 @@ class _Log:
                     brought = True
                     texts = map(_text_of, map(str.partition, lines, repeat(" ")))
                     who = repeat(self._pod), repeat(self._rank), repeat(self._container)
-                    yield from map(LogLine, *who, texts)
+                    # In half the time of LogLine(...), which looks at each argument.
+                    yield map(tuple.__new__, repeat(LogLine), zip(*who, texts, strict=False))
                 return
             except (urllib3.exceptions.HTTPError, OSError) as error:
                 barren = 0 if brought else barren + 1
@@ -228,7 +231,8 @@ class _Log:
 
     def _new(self, batches: Iterator[list[str]]) -> Iterator[list[str]]:
         """Of an answer's lines those that were not given yet, each with a time before its text."""
-        seen, until, missing = Counter(self._recent), self._last[:SECOND], bool(self._recent)
+        seen = Counter(chain.from_iterable(self._recent))
+        until, missing = self._last[:SECOND], bool(self._recent)
         for lines in batches:
             lines = self._timed(lines)
             if seen:
@@ -272,7 +276,7 @@ class _Log:
         """Remember what may come again."""
         self._last = max(self._last, lines[-1].partition(" ")[0])
         floor = self._floor()
-        self._recent = [line for line in (*self._recent, *lines) if line >= floor]
+        self._recent = [each for each in self._recent if each[-1] >= floor] + [lines]
 
 
 def _split(data: bytes) -> list[str]:
