@@ -105,25 +105,19 @@ class KubernetesCluster(Cluster):
     # -- changing -------------------------------------------------------------------------------
 
     def apply(self, component: str, /, *, force: bool = False, **parameters: Any) -> Workload:
-        """Render a component's manifests and make the cluster match them.
+        """As every cluster's; first it says what the component costs an hour.
 
-        First it says what they cost an hour. The server checks every object (dry run, strict
-        fields) before the first is changed.
+        The server checks every object (dry run, strict fields) before the first is changed.
 
         Args:
             component: A folder's name under `manifests/overlays/<profile>`.
             force: Take over fields that another manager has set.
             **parameters: Values for what its `parameters.yaml` names; None leaves one as it is.
 
-        Returns:
-            Its handle; what was done is shown by it.
-
         Raises:
-            ManifestError: The manifest or a parameter is wrong.
             ConflictError: Somebody else has set the same fields, or the object is not ours.
             ForbiddenError: The line names the rule that is missing.
             OperatorError: The line names the operator that is missing.
-            ClusterError: Something would change that cannot while it exists.
 
         Example:
             >>> cluster.apply("vllm", replicas=2, instance_type="p5.48xlarge")   # doctest: +SKIP
@@ -134,13 +128,7 @@ class KubernetesCluster(Cluster):
     def apply_objects(
         self, component: str, objects: Sequence[Object], *, force: bool = False
     ) -> Workload:
-        """Like `apply`, for objects rendered by the caller.
-
-        Args:
-            component: The name under which they are known.
-            objects: The objects, in the order in which they are applied.
-            force: Take over fields that another manager has set.
-        """
+        """Like `apply`, for objects rendered by the caller."""
         bodies = prepared(component, objects, self.namespace)
         if price := announce(self.profile, bodies):
             print(f"{component}: {price}")
@@ -151,33 +139,22 @@ class KubernetesCluster(Cluster):
     def delete(
         self, component: str, *, claims: Sequence[str] = (), timeout_s: float = 300.0
     ) -> None:
-        """Delete what a component made, by the workshop's labels, and wait until it is gone.
-
-        A namespace itself stays, since data would go with it.
-
-        Args:
-            component: The component's name; one that is not there is no error.
-            claims: Names of its persistent volume claims whose data goes too.
-            timeout_s: The longest to wait.
+        """As every cluster's, by the workshop's labels; a namespace stays: data would go with it.
 
         Raises:
-            NotFoundError: It has no such claim.
-            WaitTimeoutError: Something is left; the line says what, and why.
+            WaitTimeoutError: Something is left after `timeout_s`; the line says what, and why.
         """
         deleting.delete(self._api, self.namespace, component, claims=claims, timeout_s=timeout_s)
 
     def clean(self, *, claims: Sequence[str] = (), timeout_s: float = 600.0) -> None:
         """Delete every component in this namespace, but for volume claims.
 
-        What an administrator applied for it (quota, rights, network policies) stays.
-
-        Args:
-            claims: Names of the persistent volume claims whose data goes too.
-            timeout_s: The longest to wait.
+        What an administrator applied for it (quota, rights, network policies) stays, and so do
+        claims that are not named.
 
         Raises:
             NotFoundError: There is no such claim.
-            WaitTimeoutError: Something is left; the line says what, and why.
+            WaitTimeoutError: Something is left after `timeout_s`; the line says what, and why.
         """
         kept = deleting.delete(self._api, self.namespace, None, claims=claims, timeout_s=timeout_s)
         if kept:
@@ -204,11 +181,7 @@ class KubernetesCluster(Cluster):
         return deleting.remains(self._api, self.namespace)
 
     def observe(self, kind: str, name: str) -> Observation:
-        """A workload as it is now: its object, pods and events.
-
-        Raises:
-            NotFoundError: There is no such object.
-        """
+        """A workload as it is now: its object, pods and events."""
         body, pods = self._api.workload(self.namespace, kind, name)
         if kind not in WORKLOAD_KINDS:
             return Observation(body)
@@ -225,13 +198,7 @@ class KubernetesCluster(Cluster):
         tail: int | None = None,
         timeout_s: float | None = None,
     ) -> Iterator[LogLine]:
-        """As every cluster's; of a kind `Pod`, too.
-
-        A stream that breaks is read on where it broke, without a lost or repeated line.
-
-        Raises:
-            NotFoundError: There is no such workload, or no previous run.
-        """
+        """As every cluster's, of a kind `Pod`, too; an answer that breaks off is read on."""
         return logs.read_logs(
             self._api, self.namespace, kind, name,
             follow=follow, previous=previous, tail=tail, timeout_s=timeout_s,
@@ -242,11 +209,7 @@ class KubernetesCluster(Cluster):
         return snapshot.take_snapshot(self._api, self.namespace)
 
     def secret(self, name: str, key: str) -> str:
-        """A Secret's value, for use and not for show.
-
-        Raises:
-            NotFoundError: There is no such Secret or key.
-        """
+        """A Secret's value, for use and not for show."""
         body = self._api.get(resource_of_kind("Secret"), self.namespace, name) or {}
         if (value := (body.get("data") or {}).get(key)) is None:
             raise NotFoundError(f"Secret/{name} with key {key!r} is not there; apply its component")
@@ -271,20 +234,9 @@ class KubernetesCluster(Cluster):
         container: str | None = None,
         timeout_s: float = 60.0,
     ) -> ExecResult:
-        """Run a command in a container, and wait for its end; it is sent once.
-
-        Raises:
-            NotFoundError: No such pod, or its container does not run.
-            ClusterError: The command does not exist, took too long, or its end is not known.
-        """
+        """As every cluster's; the command is sent once, whatever happens to the connection."""
         return reaching.execute(self._api, self.namespace, pod, command, container, timeout_s)
 
     def forward(self, target: str, port: int) -> AbstractContextManager[str]:
-        """A URL on this machine, loopback only, for a port of a Service or pod.
-
-        Each connection finds its pod anew: the URL survives a pod's restart.
-
-        Raises:
-            NotFoundError: No such target, port or ready pod.
-        """
+        """As every cluster's; each connection finds its pod anew, so it survives a restart."""
         return reaching.forwarded(self._api, self.namespace, target, port)

@@ -139,6 +139,7 @@ class _Log:
         self._pod: str = metadata["name"]
         self._rank = None if index is None else int(index)
         self._restarts: int | None = None
+        self._is_read = False  # to the end of a run that has ended
         self._recent: list[list[str]] = []  # what was given last: two seconds, or more
         self._last = ""  # the last line's time
         self._said: set[str] = set()  # the kubelet's own lines, which have no time
@@ -161,8 +162,11 @@ class _Log:
                 self._warn("was restarted: its last lines", "its node had deleted that run's log")
             self._recent, self._last = [], ""  # a new run repeats nothing of the one before
         self._restarts = restarts
-        ended = ended or "terminated" in (status.get("state") or {})
-        yield from self.batches(whole=ended)
+        if self._is_read and not more:
+            return
+        over = "terminated" in (status.get("state") or {})
+        yield from self.batches(whole=over or ended)
+        self._is_read = over
 
     def batches(self, *, previous: bool = False, whole: bool = True) -> Iterator[Iterator[LogLine]]:
         """What is there and was not given yet.
