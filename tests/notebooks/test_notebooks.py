@@ -48,7 +48,7 @@ def kv_prediction(records):
 
 def load(records):
     assert records["errors"] == 0
-    assert records["throughput_gain"] > 0  # a number; how large is for make bench to say
+    assert records["throughput_gain"] > 1  # a batch makes more tokens a second than one request
 
 
 def engine_was_seen(records):
