@@ -38,20 +38,6 @@ def applied(cluster, *bodies, component="demo", **options):
     return cluster.apply_objects(component, objects(*bodies), **options)
 
 
-def test_created_unchanged_configured(emulator, cluster):
-    work = applied(cluster, config_map(), job())
-    assert work.actions == {"ConfigMap/settings": "created", "Job/talk": "created"}
-    assert (work.kind, work.name, work.component) == ("Job", "talk", "demo")
-    versions = [emulator.get(*key)["metadata"]["resourceVersion"]
-                for key in (("ConfigMap", "settings"), ("Job", "talk"))]  # fmt: skip
-    again = applied(cluster, config_map(), job())
-    assert set(again.actions.values()) == {"unchanged"}
-    assert versions == [emulator.get(*key)["metadata"]["resourceVersion"]
-                        for key in (("ConfigMap", "settings"), ("Job", "talk"))]  # fmt: skip
-    changed = applied(cluster, config_map(a="2"), job())
-    assert changed.actions == {"ConfigMap/settings": "configured", "Job/talk": "unchanged"}
-
-
 def test_a_controller_that_writes_meanwhile_is_no_change_of_ours(emulator, cluster):
     applied(cluster, deployment())
     body = emulator.get("Deployment", "server")
@@ -100,16 +86,6 @@ def test_one_wrong_object_changes_nothing(emulator, cluster):
     assert len(emulator.sent("PATCH", "jobs/bad")) == 1, "a 500 that is an opinion is no hiccup"
 
 
-def test_an_invalid_value(emulator, cluster):
-    wrong = job()
-    wrong["spec"]["template"]["spec"]["restartPolicy"] = "Always"
-    line = refused(ManifestError, cluster, wrong)
-    assert line.startswith(
-        'Job/talk: spec.template.spec.restartPolicy: Required value: valid values: "OnFailure", '
-        '"Never"; correct the manifest or parameter'
-    )
-
-
 def test_several_refusals_are_counted(cluster):
     wrong = [job(name) for name in ("one", "two", "three")]
     for body in wrong:
@@ -150,14 +126,6 @@ def test_somebody_elses_object_is_left_alone(emulator, cluster):
     line = refused(ConflictError, cluster, config_map(), force=True)
     assert "is there already in namespace 'workshop', and it is not the workshop's" in line
     assert emulator.changes() == []
-
-
-def test_another_components_object(emulator, cluster):
-    applied(cluster, config_map(), component="first")
-    line = refused(ClusterError, cluster, config_map(), component="second")
-    assert line == (
-        "ConfigMap/settings belongs to component 'first' already; first cluster.delete('first')"
-    )
 
 
 def test_a_claim_is_shared_and_stays_with_the_first(emulator, cluster):
@@ -283,13 +251,6 @@ def test_trouble_that_passes_is_waited_for(emulator, cluster, status):
     assert len(emulator.sent("PATCH")) == 5
 
 
-def test_trouble_that_stays_is_told(emulator, cluster):
-    emulator.fail("PATCH", "configmaps", status=503, times=99)
-    line = refused(ClusterError, cluster, config_map())
-    assert "ConfigMap/settings: the server answered 503: scripted" in line
-    assert len(emulator.sent("PATCH")) == 6
-
-
 def test_the_server_says_how_long_to_wait(emulator, cluster, monkeypatch):
     from urllib3.util import retry
 
@@ -385,11 +346,6 @@ def test_a_lost_answer_does_not_change_the_token(emulator, cluster):
     emulator.store.put = noted
     assert applied(cluster, secret()).actions == {"Secret/auth": "created"}
     assert len(set(values)) == 1
-
-
-def test_a_missing_secret(cluster):
-    with pytest.raises(NotFoundError, match="Secret/none with key 'x' is not there"):
-        cluster.secret("none", "x")
 
 
 # -- the workshop's own manifests -----------------------------------------------------------------

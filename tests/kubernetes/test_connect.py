@@ -48,16 +48,6 @@ def test_the_environment_names_file_and_namespace(emulator, config, monkeypatch)
     assert cluster.namespace == "ada"
 
 
-def test_the_usual_file_and_the_default_namespace(emulator, tmp_path, monkeypatch, config):
-    (tmp_path / ".kube").mkdir()
-    context = kubeconfig(emulator.url)
-    del context["contexts"][0]["context"]["namespace"]
-    (tmp_path / ".kube" / "config").write_text(yaml.safe_dump(context))
-    cluster = connect("eks")
-    cluster.close()
-    assert cluster.namespace == "default"
-
-
 def test_no_file(config, monkeypatch, tmp_path):
     assert refused("eks") == (
         f"there is no kubeconfig at {tmp_path}/.kube/config; get one with: "
@@ -93,11 +83,6 @@ def test_a_certificate_that_is_no_base64(config, emulator):
     settings["clusters"][0]["cluster"]["certificate-authority-data"] = "abc"
     config.write_text(yaml.safe_dump(settings))
     assert "malformed" in refused("eks", kubeconfig=str(config))
-
-
-def test_a_context_that_is_not_there(config):
-    line = refused("eks", kubeconfig=str(config), context="production")
-    assert "has no context 'production'; it has: test; choose with: kubectl config" in line
 
 
 def test_a_file_that_may_not_be_read(config):

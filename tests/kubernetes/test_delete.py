@@ -21,24 +21,6 @@ def test_what_a_component_made_and_nothing_else(emulator, cluster):
         cluster.get("demo")
 
 
-def test_deleting_nothing_is_no_error(emulator, cluster):
-    cluster.delete("demo")
-    cluster.clean()
-    assert emulator.changes() == []
-
-
-def test_claims_go_only_by_name(emulator, cluster):
-    cluster.apply_objects("demo", objects(claim("shared"), claim("models"), job()))
-    cluster.delete("demo")
-    assert emulator.names("PersistentVolumeClaim") == ["models", "shared"]
-    assert cluster.components() == []
-    with pytest.raises(NotFoundError) as error:
-        cluster.delete("demo", claims=["data"])
-    assert str(error.value) == "component 'demo' has no claim 'data'; it has models, shared"
-    cluster.delete("demo", claims=["shared"])
-    assert emulator.names("PersistentVolumeClaim") == ["models"]
-
-
 def test_clean_keeps_data_and_says_so(emulator, cluster, capsys):
     cluster.apply_objects("one", objects(claim("models"), job()))
     cluster.apply_objects("two", objects(deployment()))

@@ -42,11 +42,6 @@ def test_what_was_written(emulator, cluster):
     assert str(next(iter(work.logs()))) == "[rank 0] one 0"
 
 
-def test_one_pod(emulator, cluster, running):
-    emulator.kubelet.log("talk-abcde").write("a", "b")
-    assert texts(cluster.logs("Pod", "talk-abcde")) == ["a", "b"]
-
-
 def test_nothing_yet_and_nothing_there(emulator, cluster, running):
     pod = emulator.add_pod(emulator.get("Job", "talk"), "talk-later",
                            state={"waiting": {"reason": "ContainerCreating"}})  # fmt: skip
@@ -235,12 +230,3 @@ def test_200_drops_lose_and_repeat_nothing(emulator, cluster, running, same_time
         writer.join()
     assert kubelet.drops == 200
     assert seen == written
-
-
-def test_a_truncated_read_is_completed(emulator, cluster, running):
-    log = emulator.kubelet.log("talk-abcde")
-    for number in range(2000):
-        log.write(f"line {number}", stamp=f"2026-11-21T04:52:{number // 100:02}.500000000Z")
-    emulator.kubelet.drop_after, emulator.kubelet.most_drops = 250, 20
-    assert texts(running.logs()) == [f"line {number}" for number in range(2000)]
-    assert emulator.kubelet.drops >= 7  # a stream gives 250 lines at most

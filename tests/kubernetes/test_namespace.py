@@ -5,10 +5,10 @@ import functools
 import ipaddress
 
 import pytest
-from manifest_checks import pod_security_problems, pod_specs, pod_templates
+from manifest_checks import pod_templates
 from objects import config_map, deployment, job, objects, service
 
-from workshop_lib.cluster import manifests
+from workshop_lib.cluster import kube, manifests
 from workshop_lib.cluster.base import Workload
 from workshop_lib.cluster.kube import parse_quantity
 from workshop_lib.cluster.kubernetes import KubernetesCluster
@@ -189,20 +189,15 @@ def test_without_one_of_its_rules_something_is_refused(emulator, cluster):
 
 def asked_for(body):
     """Resource to the amount that an object's pods and claims request together."""
-    total = {"pods": 0.0}
-    spec = body.get("spec") or {}
     if body["kind"] == "PersistentVolumeClaim":
-        return {"requests.storage": parse_quantity(spec["resources"]["requests"]["storage"])}
-    cluster = spec.get("rayClusterConfig") or spec
-    counts = [1, *(group["maxReplicas"] for group in cluster.get("workerGroupSpecs", []))]
-    if body["kind"] == "Job":
-        counts = [spec.get("parallelism", 1)]
-    for count, pod in zip(counts, pod_specs(body), strict=False):
-        total["pods"] += count
-        for container in pod["containers"]:
-            for resource, amount in container["resources"]["requests"].items():
-                key = f"requests.{resource}"
-                total[key] = total.get(key, 0) + count * parse_quantity(amount)
+        return {
+            "requests.storage": parse_quantity(body["spec"]["resources"]["requests"]["storage"])
+        }
+    total = {}
+    for count, pod in kube.pod_specs(body, largest=True):
+        for resource, amount in {"pods": 1.0, **kube.requests_of(pod)}.items():
+            key = resource if resource == "pods" else f"requests.{resource}"
+            total[key] = total.get(key, 0) + count * amount
     return total
 
 
@@ -218,18 +213,6 @@ def test_every_component_fits_the_quota_at_its_largest(profile):
                 total[key] = total.get(key, 0) + amount
         for key, amount in total.items():
             assert amount <= limits.get(key, float("inf")), f"{component} wants {amount} {key}"
-
-
-@pytest.mark.parametrize("profile", PROFILES)
-def test_pods_are_what_the_namespace_admits(profile):
-    labels = namespace(profile, "Namespace")["workshop"]["metadata"]["labels"]
-    level = labels["pod-security.kubernetes.io/enforce"]
-    assert level == {"eks": "baseline", "kind": "restricted"}[profile]
-    for component in components(profile):
-        for item in manifests.render(profile, component):
-            for spec in pod_specs(item.body):
-                problems = pod_security_problems(spec, level)
-                assert bool(problems) is component.endswith("-efa"), (item.key, problems)
 
 
 # -- network policies -----------------------------------------------------------------------------

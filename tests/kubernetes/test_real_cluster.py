@@ -9,9 +9,20 @@ from objects import job, objects
 from real_cluster import IMAGE, KUBECONFIG, REASON, real_namespace
 
 from workshop_lib.cluster import manifests
+from workshop_lib.cluster.kube import pod_specs
 from workshop_lib.cluster.kubernetes.applying import prepared
 from workshop_lib.cluster.kubernetes.resources import resource_of, resource_of_kind
 from workshop_lib.errors import WaitTimeoutError
+
+
+def set_labels(cluster, labels):
+    answer = cluster._api.request(
+        "PATCH", f"/api/v1/namespaces/{cluster.namespace}",
+        body={"metadata": {"name": cluster.namespace, "labels": labels}},
+        content_type="application/merge-patch+json",
+    )  # fmt: skip
+    assert answer.ok
+
 
 pytestmark = pytest.mark.skipif(not KUBECONFIG, reason=REASON)
 
@@ -39,13 +50,7 @@ def test_a_pod_that_the_namespace_does_not_admit():
     with real_namespace() as cluster:
         body = job(image=IMAGE)
         body["spec"]["template"]["spec"]["hostNetwork"] = True
-        level = {"metadata": {"name": cluster.namespace, "labels": {
-            "pod-security.kubernetes.io/enforce": "baseline"}}}  # fmt: skip
-        answer = cluster._api.request(
-            "PATCH", f"/api/v1/namespaces/{cluster.namespace}", body=level,
-            content_type="application/merge-patch+json",
-        )  # fmt: skip
-        assert answer.ok
+        set_labels(cluster, {"pod-security.kubernetes.io/enforce": "baseline"})
         work = cluster.apply_objects("demo", objects(body))
         with pytest.raises(WaitTimeoutError, match="violates PodSecurity"):
             work.wait_ready(timeout_s=15)
@@ -66,3 +71,32 @@ def test_an_operators_defaults_are_no_conflict():
         until(owned)
         again = cluster.apply("autoscale", max_replicas=3)
         assert again.actions["RayService/recommender"] == "configured"
+
+
+@pytest.mark.parametrize("profile", ["eks", "kind"])
+def test_every_pod_is_admitted_by_the_namespaces_pod_security(profile):
+    """As a dry run, with the level of the component `namespace`; only EFA asks for more."""
+    labels = next(item.body["metadata"]["labels"] for item in manifests.render(profile, "namespace")
+                  if item.kind == "Namespace")  # fmt: skip
+    refused, asked = set(), 0
+    with real_namespace(profile) as cluster:
+        set_labels(cluster, {k: v for k, v in labels.items() if k.startswith("pod-security")})
+        for component in manifests.components(profile):
+            for item in manifests.render(profile, component):
+                for _, spec in pod_specs(item.body):
+                    spec = {**spec, "serviceAccountName": "default"}
+                    body = {
+                        "apiVersion": "v1",
+                        "kind": "Pod",
+                        "metadata": {"name": "x"},
+                        "spec": spec,
+                    }
+                    pods = resource_of_kind("Pod")
+                    answer = cluster._api.create(pods, cluster.namespace, body, dry_run=True)
+                    asked += 1
+                    if "violates PodSecurity" in answer.message:
+                        refused.add(component)
+                    else:
+                        assert answer.ok or answer.status == 422, answer.message
+    assert asked > 10
+    assert refused == {each for each in manifests.components(profile) if each.endswith("-efa")}

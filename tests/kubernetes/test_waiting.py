@@ -1,6 +1,5 @@
 """Waiting: on conditions, through trouble that passes, with reasons at the end."""
 
-import asyncio
 import json
 import threading
 import time
@@ -122,30 +121,6 @@ def test_pods_that_may_not_be_made_are_explained_by_events(emulator, cluster):
     assert list(work.events()["reason"]) == ["FailedCreate"]
 
 
-def test_events_are_shown_meanwhile(emulator, cluster, capsys):
-    work = started(cluster, job())
-    pod = emulator.add_pod(emulator.get("Job", "talk"), "talk-abcde", phase="Pending",
-                           state={"waiting": {"reason": "ContainerCreating"}})  # fmt: skip
-    emulator.put(event(pod, "Pulling", 'Pulling image "x:1"'))
-    with pytest.raises(WaitTimeoutError):
-        work.wait_ready(timeout_s=0.5)
-    assert 'Pulling: Pulling image "x:1"' in capsys.readouterr().err
-
-
-def test_a_job_that_failed_quotes_its_last_words(emulator, cluster):
-    work = started(cluster, job())
-    emulator.add_pod(emulator.get("Job", "talk"), "talk-abcde")
-    emulator.kubelet.log("talk-abcde").write("starting", "ValueError: no such model")
-    emulator.end_pod("talk-abcde", code=1)
-    emulator.set_status("Job", "talk", conditions=[condition(
-        "Failed", reason="BackoffLimitExceeded", message="Job has reached the limit")])  # fmt: skip
-    with pytest.raises(ClusterError) as error:
-        work.wait_complete(timeout_s=300)
-    line = str(error.value)
-    assert "BackoffLimitExceeded" in line
-    assert "talk-abcde said: ValueError: no such model" in line
-
-
 def test_a_ray_cluster_is_waited_for_by_its_conditions(emulator, cluster):
     work = started(cluster, ray_cluster())
     head = condition("HeadPodReady")
@@ -178,15 +153,6 @@ def test_the_pods_of_a_ray_service(emulator, cluster):
     assert work.wait_ready(timeout_s=300).pods == ["llm-x7k2p-head"]
 
 
-def test_ranks_are_in_order(emulator, cluster):
-    work = started(cluster, job(completions=2, parallelism=2, completionMode="Indexed"))
-    body = emulator.get("Job", "talk")
-    emulator.add_pod(body, "talk-1-aaaaa", index=1)
-    emulator.add_pod(body, "talk-0-zzzzz", index=0)
-    emulator.add_pod({**body, "metadata": {**body["metadata"], "uid": "older"}}, "talk-0-older")
-    assert work.pods == ["talk-0-zzzzz", "talk-1-aaaaa"]
-
-
 def test_deleted_while_it_was_waited_for(emulator, cluster):
     work = started(cluster, job())
     resource = emulator.kind("Job")
@@ -196,17 +162,6 @@ def test_deleted_while_it_was_waited_for(emulator, cluster):
     thread.join()
     with pytest.raises(NotFoundError, match=r"Job/talk is not there; start it with cluster.apply"):
         work.observe()
-
-
-def test_inside_a_running_event_loop(emulator, cluster):
-    """As in a notebook's kernel."""
-
-    async def cell():
-        work = started(cluster, job())
-        emulator.set_status("Job", "talk", ready=1)
-        return work.wait_ready(timeout_s=300)
-
-    assert asyncio.run(cell()).name == "talk"
 
 
 def pending(emulator, **status):
