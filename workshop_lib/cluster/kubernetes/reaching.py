@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import json
 import re
+import socket
 import ssl
 import threading
 import time
@@ -335,6 +336,8 @@ class _Forward:
             target=lambda: asyncio.run(self._serve()), name=f"forward {target}:{port}", daemon=True
         )
         self._listens = threading.Event()
+        self._open: set[socket.socket] = set()
+        self._carrying: set[asyncio.Task[None]] = set()
         self.url = ""
 
     def try_out(self) -> None:
@@ -357,11 +360,26 @@ class _Forward:
 
     async def _serve(self) -> None:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
-        server = await asyncio.start_server(self._carry, "127.0.0.1", 0)
-        self.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        self._listens.set()
-        await self._stop.wait()
-        server.close()  # what is still carried is cancelled as the loop ends
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            listener.setblocking(False)
+            self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+            tasks = [asyncio.create_task(self._accept(listener))]
+            self._listens.set()
+            await self._stop.wait()
+        tasks += self._carrying
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        for local in self._open:
+            local.close()
+
+    async def _accept(self, listener: socket.socket) -> None:
+        while True:
+            local, _ = await self._loop.sock_accept(listener)
+            self._open.add(local)
+            task = asyncio.create_task(self._carry(local))
+            self._carrying.add(task)
+            task.add_done_callback(self._carrying.discard)
 
     def _where(self) -> tuple[str, dict[str, str]]:
         """The path and query of the pod's port, as it is now."""
@@ -369,16 +387,17 @@ class _Forward:
         path = resource_of_kind("Pod").path(self._namespace, pod) + "/portforward"
         return path, {"ports": str(port)}
 
-    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _carry(self, local: socket.socket) -> None:
         """One connection, from its beginning to its end."""
         try:
             if remote := await self._patiently_connected():
                 async with remote:
-                    sender = asyncio.create_task(_send_all(reader, remote))
-                    await _receive_all(writer, remote, sender)
+                    sender = asyncio.create_task(_send_all(local, remote))
+                    await _receive_all(local, remote, sender)
                     sender.cancel()
         finally:
-            writer.close()
+            self._open.discard(local)
+            local.close()
 
     async def _patiently_connected(self) -> AsyncConnection | None:
         """A WebSocket to a pod that is ready; None when none comes."""
@@ -395,17 +414,17 @@ class _Forward:
         return None
 
 
-async def _send_all(reader: asyncio.StreamReader, remote: AsyncConnection) -> None:
+async def _send_all(local: socket.socket, remote: AsyncConnection) -> None:
     """What comes from here goes to the pod, until no more will come."""
     from websockets.exceptions import ConnectionClosed
 
     with contextlib.suppress(OSError, ConnectionClosed):
-        while data := await reader.read(1 << 16):
+        while data := await asyncio.get_running_loop().sock_recv(local, 1 << 16):
             await remote.send(bytes([DATA]) + data)
 
 
 async def _receive_all(
-    writer: asyncio.StreamWriter, remote: AsyncConnection, sender: asyncio.Task[None]
+    local: socket.socket, remote: AsyncConnection, sender: asyncio.Task[None]
 ) -> None:
     """What comes from the pod goes here, until its end, or nobody listens any more."""
     from websockets.exceptions import ConnectionClosed
@@ -426,5 +445,4 @@ async def _receive_all(
             elif channel != DATA:  # such as: nobody listens on the pod's port
                 return
             else:
-                writer.write(data)
-                await writer.drain()
+                await asyncio.get_running_loop().sock_sendall(local, data)
