@@ -131,6 +131,11 @@ def replicas_followed(records):
     assert records["second_predicted_replicas"] == records["second_replicas_seen"] == [1, 2, 1]
 
 
+def router_held_requests_back(records):
+    limited, free = records["router_requests_per_s"]
+    assert 0 < limited < 64 < free  # 64 requests of 1.1 s are 58 a second; 256 are 233
+
+
 def service_survived(records):
     assert records["recovered"] is True
     assert records["fits_startup_budget"] == [True, False]
@@ -170,7 +175,12 @@ EXPECTATIONS = {
         settings_were_compared,
     ],
     "03_grpo_training_solutions": [ten_times_the_rate, levels_were_compared],
-    "04_production": [replicas_followed, service_survived, what_was_broken_was_found],
+    "04_production": [
+        replicas_followed,
+        router_held_requests_back,
+        service_survived,
+        what_was_broken_was_found,
+    ],
     "04_production_solutions": [production_answers],
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from workshop_lib.cluster.base import Cluster, dashboard, head_ports
+from workshop_lib.cluster.catalogue import instance
 from workshop_lib.cluster.checks import check_ray_cluster, expected_gpus
 from workshop_lib.cluster.cleaning import check_clean
 from workshop_lib.cluster.connect import connect
@@ -21,4 +22,5 @@ __all__ = [
     "expected_gpus",
     "explain_settings",
     "head_ports",
+    "instance",
 ]

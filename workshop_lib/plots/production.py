@@ -140,11 +140,15 @@ def plot_autoscaler(run: ScalingRun) -> Figure:
     return figure
 
 
-def plot_startup_timeline(timeline: pd.DataFrame) -> Figure:
+def plot_startup_timeline(
+    timeline: pd.DataFrame, *, done: str = "until the first answer", since: str = "apply"
+) -> Figure:
     """A cold start as bars, one step after the other.
 
     Args:
-        timeline: What `startup_timeline` returned.
+        timeline: What `startup_timeline` or `recorded_start` returned.
+        done: What the last step ends with.
+        since: From when the seconds count.
 
     Raises:
         WorkshopError: It has no step.
@@ -164,8 +168,8 @@ def plot_startup_timeline(timeline: pd.DataFrame) -> Figure:
         axes.barh(row, took_s, left=done_s - took_s, height=0.6, color=OKABE_ITO["sky"])
         write(axes, done_s + 0.01 * total_s, row, f"{took_s:.1f} s")
     row_labels(axes, list(timeline["step"]))
-    title = f"Cold start: {total_s:.0f} s until the first answer"
-    finish(axes, title, x="time since the manifests were applied, s", xlim=(0, 1.12 * total_s))
+    title = f"Cold start: {total_s:.0f} s {done}"
+    finish(axes, title, x=f"time since {since}, s", xlim=(0, 1.12 * total_s))
     return figure
 
 

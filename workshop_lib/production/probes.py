@@ -21,7 +21,14 @@ if TYPE_CHECKING:
 
     from workshop_lib.serving.memory import ModelShape
 
-__all__ = ["LOADING_S", "load_times", "probe_budget_s", "probe_budgets", "recorded_start_s"]
+__all__ = [
+    "LOADING_S",
+    "load_times",
+    "probe_budget_s",
+    "probe_budgets",
+    "recorded_start",
+    "recorded_start_s",
+]
 
 LOADING_S = 300
 """A model of tens of GiB takes minutes to load; a shorter startup probe kills it on the way."""
@@ -31,6 +38,18 @@ _THEN = {
     "readinessProbe": "it gets no more requests; nothing is killed",
     "livenessProbe": "it is killed and started again",
 }
+
+
+_START = {
+    "Python imports vLLM": "Resolved architecture",
+    "the engine's process starts": "Initializing a V1 LLM engine",
+    "the weights are made up": "Model loading took",
+    "torch.compile": "torch.compile took",
+    "memory is measured, the KV cache made": "Maximum concurrency for",
+    "CUDA graphs are captured": "Graph capturing finished",
+    "warm-up; the server answers": "Application startup complete",
+}
+"""The steps of a start of vLLM, and what its log says when each is done."""
 
 
 def probe_budget_s(probe: Mapping[str, Any]) -> int:
@@ -88,22 +107,50 @@ def probe_budgets(component: str, profile: str) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def recorded_start_s() -> float:
-    """How long vLLM took to start on an H200 beside reading weights, from the recorded log.
+def recorded_start() -> pd.DataFrame:
+    """The steps of a start of vLLM 0.25.1 on an H200, from the recorded log.
 
-    The weights of that start were made up on the spot (`load_format dummy`).
+    The weights of that start were made up on the spot (`load_format dummy`): a real start reads
+    them from a volume.
+
+    Returns:
+        Columns `step`, `done_after_s` (since the first line of the log) and `took_s`.
+
+    Example:
+        >>> bool(recorded_start()["took_s"].sum() == 73)
+        True
+    """
+    import pandas as pd
+
+    rest = _recorded_log()
+    began_s, done_s, rows = _last_stamp_s(rest.splitlines()[0]), 0.0, []
+    for step, mark in _START.items():
+        before, _, rest = rest.partition(mark)
+        started_s, done_s = done_s, _last_stamp_s(before) - began_s
+        rows.append([step, done_s, done_s - started_s])
+    return pd.DataFrame(rows, columns=["step", "done_after_s", "took_s"])
+
+
+def recorded_start_s() -> float:
+    """How long vLLM took to start on an H200 beside its weights, seconds (`recorded_start`).
 
     Example:
         >>> 60 < recorded_start_s() < 90
         True
     """
-    log = data_path("recorded/h200/vllm-0.25.1-tp1-util0.90.log").read_text(encoding="utf-8")
-    text = log.partition("Application startup complete")[0]
-    stamps = re.findall(r" (\d\d-\d\d \d\d:\d\d:\d\d) \[", text)
-    # The log has no year; any will do, for a difference.
-    first, last = (datetime.fromisoformat(f"2000-{s}") for s in (stamps[0], stamps[-1]))
-    weights = re.search(r"Model loading took [\d.]+ GiB and ([\d.]+) seconds", text)
-    return (last - first).total_seconds() - (float(weights[1]) if weights else 0.0)
+    weights = re.search(r"Model loading took [\d.]+ GiB and ([\d.]+) seconds", _recorded_log())
+    total_s = float(recorded_start()["done_after_s"].iloc[-1])
+    return total_s - (float(weights[1]) if weights else 0.0)
+
+
+def _recorded_log() -> str:
+    return data_path("recorded/h200/vllm-0.25.1-tp1-util0.90.log").read_text(encoding="utf-8")
+
+
+def _last_stamp_s(text: str) -> float:
+    """The last time in a text of vLLM's log, in seconds; the log has no year, any will do."""
+    stamp = re.findall(r" (\d\d-\d\d \d\d:\d\d:\d\d) \[", text)[-1]
+    return datetime.fromisoformat(f"2000-{stamp}").timestamp()
 
 
 def load_times(

@@ -15,7 +15,12 @@ from workshop_lib.production.autoscaling.settings import (
     explain_autoscaling,
     scaling_layers,
 )
-from workshop_lib.production.probes import load_times, probe_budgets, recorded_start_s
+from workshop_lib.production.probes import (
+    load_times,
+    probe_budgets,
+    recorded_start,
+    recorded_start_s,
+)
 
 __all__ = [
     "Recovery",
@@ -26,6 +31,7 @@ __all__ = [
     "explain_autoscaling",
     "load_times",
     "probe_budgets",
+    "recorded_start",
     "recorded_start_s",
     "run_load",
     "run_recovery",
