@@ -28,7 +28,7 @@ BUDGETS = {
     "cluster": 10_000,
     "serving": 5_400,
     "training": 6_700,
-    "production": 8_100,
+    "production": 8_150,
     "plots": 1_800,
     "widgets": 600,
     "tools": 1_000,

@@ -397,8 +397,10 @@ def test_folder_of_somebody_else_in_tmp_is_refused(cluster, tmp_path):
     cluster.paths.runtime.unlink()
 
 
-def test_agent_that_does_not_start_says_why(cluster, monkeypatch):
-    monkeypatch.setattr("workshop_lib.cluster.local.launch.checkout", lambda: "/nowhere")
+def test_agent_that_does_not_start_says_why(cluster, monkeypatch, tmp_path):
+    (tmp_path / "workshop_lib").mkdir()
+    (tmp_path / "workshop_lib/__init__.py").write_text("raise ImportError('workshop_lib breaks')")
+    monkeypatch.setattr("workshop_lib.cluster.local.launch.checkout", lambda: tmp_path)
     monkeypatch.chdir("/")
     with pytest.raises(ClusterError, match=r"the agent did not start: .*workshop_lib"):
         cluster.apply_objects("work", job("true"))

@@ -449,8 +449,8 @@ def plot_serve_paths(which: str = "one GPU") -> Figure:
     rows = pd.DataFrame([{"tp": 1, "replicas": 1} | json.loads(line) for line in lines])
     figure = new_figure(9, 3.6, "Recorded: H200, vLLM 0.29.0, a 7B shape, 128 tokens out")
     panels = figure.subplots(1, 2)
-    titles = ("Throughput, requests a second", False), ("Time to first token, ms", True)
-    for axes, (title, streamed) in zip(panels, titles, strict=True):
+    titles = ("Throughput", "requests a second", False), ("Time to first token", "ms", True)
+    for axes, (title, unit, streamed) in zip(panels, titles, strict=True):
         column, ends = "ttft_p50_ms" if streamed else "req_s", []
         for (name, (path, tp, replicas)), colour in zip(
             paths.items(), series_colours(len(paths)), strict=True
@@ -465,7 +465,7 @@ def plot_serve_paths(which: str = "one GPU") -> Figure:
         axes.set_xticks([1, 16, 64, 256], ["1", "16", "64", "256"])
         axes.minorticks_off()
         plain_log_ticks(axes.yaxis)
-        finish(axes, title, x="clients, each with one request in flight")
+        finish(axes, title, x="clients, each with one request in flight", y=unit)
         label_ends(axes, ends)
     return figure
 

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
     from workshop_lib.serving.simulators import Job
 
-# A step's time on a server that has answered nobody yet.
-STEP_MS = 30.0
 PROMPT = "Explain in plain words what a large language model does with a question."
 # Settings that must agree for latencies to be comparable.
 _SAME = ("loop", "max_tokens", "unique_prompts", "ignore_eos", "prompts")
@@ -86,8 +84,8 @@ def observe_engine(
         server: The server, or its address. Its `/metrics` must be vLLM's own.
         jobs: The requests: how many tokens each wants, and in which step it arrives.
         step_ms: Time of one step of the engine: turns a step of arrival into a moment. By
-            default the server's own mean time between tokens, so that requests overlap on a
-            slow machine as they do on a fast one; 30 ms from a server that has answered nobody.
+            default a step is one token of the first request, as it arrives, so that requests
+            overlap on a slow machine as they do on a fast one.
         prompt: What all of them ask, each with a mark before it, so that no request finds
             its beginning in the cache.
         sample_every_s: Time between two readings.
@@ -112,7 +110,6 @@ def observe_engine(
             raise WorkshopError(f"{name} must be a number above 0, got {value}")
     with ModelServer(server) if isinstance(server, str) else nullcontext(server) as server:
         blocks, block_size = _cache_size(server)
-        step_s = (_mean_step_ms(server) if step_ms is None else step_ms) / 1000
         model, mark = server.first_model(), f"{time.time_ns() % 10**9:09d}"
         bodies = [
             {
@@ -129,11 +126,12 @@ def observe_engine(
         url = f"{server.base_url}/v1/completions"
         client = StreamClient(url, api_key=server.api_key, timeout_s=timeout_s)
         start_s = time.perf_counter()
-        moments_s = [start_s + job.arrival * step_s for job in jobs]
         samples, stopped = [], asyncio.Event()
         with ThreadPoolExecutor(1, thread_name_prefix="observe") as pool:
             # A notebook's kernel has a loop of its own in this thread.
-            sending = pool.submit(asyncio.run, _send_all(client, moments_s, bodies, stopped))
+            arrivals = [job.arrival for job in jobs]
+            work = _send_all(client, arrivals, step_ms, bodies, stopped)
+            sending = pool.submit(asyncio.run, work)
             try:
                 while not sending.done():
                     samples.append(_sample(server, start_s, blocks))
@@ -151,17 +149,28 @@ def observe_engine(
 
 async def _send_all(
     client: StreamClient,
-    moments_s: Sequence[float],
+    arrivals: Sequence[int],
+    step_ms: float | None,
     bodies: Sequence[dict[str, Any]],
     stopped: asyncio.Event,
 ) -> list[StreamTimes]:
-    """Send each request at its moment and wait for all, or until it is stopped."""
+    """Send each request at its step and wait for all, or until it is stopped."""
+    start_s = time.perf_counter()
+    first: list[StreamTimes] = []
 
-    async def ask(due_s: float, body: dict[str, Any]) -> StreamTimes:
-        await asyncio.sleep(max(0.0, due_s - time.perf_counter()))
-        return await client.send(body, due_s)
+    async def arrive(step: int) -> None:
+        if step_ms is not None:
+            due_s = start_s + step * step_ms / 1000
+            await asyncio.sleep(max(0.0, due_s - time.perf_counter()))
+            return
+        while step and not (first and (len(first[0].text_s) >= step or first[0].end_s)):
+            await asyncio.sleep(0.002)
 
-    tasks = [asyncio.create_task(ask(*each)) for each in zip(moments_s, bodies, strict=True)]
+    async def ask(step: int, body: dict[str, Any]) -> StreamTimes:
+        await arrive(step)
+        return await client.send(body, time.perf_counter(), on_start=first.append)
+
+    tasks = [asyncio.create_task(ask(*each)) for each in zip(arrivals, bodies, strict=True)]
     try:
         while not stopped.is_set() and not all(task.done() for task in tasks):
             await asyncio.wait(tasks, timeout=0.1)
@@ -182,15 +191,6 @@ def _cache_size(server: ModelServer) -> tuple[int, int]:
         raise ServerError(
             f"{server.base_url}/metrics does not say how many blocks its cache has: {labels}"
         ) from exc
-
-
-def _mean_step_ms(server: ModelServer) -> float:
-    """The mean time between two tokens since the server started: a step makes one of each."""
-    try:
-        mean_s = server.metrics().histogram("inter_token_latency_seconds").mean
-    except ServerError:
-        mean_s = None  # nothing answered yet, or a server that does not count it
-    return mean_s * 1000 if mean_s else STEP_MS
 
 
 def _sample(server: ModelServer, start_s: float, blocks: int) -> dict[str, float]:

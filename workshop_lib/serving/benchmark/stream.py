@@ -12,6 +12,7 @@ import asyncio
 import json
 import ssl
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, cast
 from urllib.parse import urlsplit
@@ -90,12 +91,22 @@ class StreamClient:
         )
         self._idle: list[_Connection] = []
 
-    async def send(self, body: dict[str, Any], due_s: float | None = None) -> StreamTimes:
-        """Send one request and follow its stream to the end. Failures are in the result."""
+    async def send(
+        self,
+        body: dict[str, Any],
+        due_s: float | None = None,
+        on_start: Callable[[StreamTimes], object] | None = None,
+    ) -> StreamTimes:
+        """Send one request and follow its stream to the end. Failures are in the result.
+
+        `on_start` gets the result before it is complete: it grows as the answer does.
+        """
         payload = json.dumps(body).encode()
         request = f"{self._head}{len(payload)}\r\n\r\n".encode() + payload
         start_s = time.perf_counter()
         times = StreamTimes(start_s=start_s, due_s=start_s if due_s is None else due_s)
+        if on_start is not None:
+            on_start(times)
         try:
             async with asyncio.timeout(self._timeout_s):
                 await self._exchange(request, times)
