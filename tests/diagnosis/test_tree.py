@@ -16,6 +16,8 @@ from small import (
     waiting,
 )
 
+from workshop_lib.production.diagnosis import diagnose
+
 HEAD = {"ray.io/cluster": "rc", "ray.io/node-type": "head"}
 WORKER = {"ray.io/cluster": "rc", "ray.io/node-type": "worker"}
 INDEX = "batch.kubernetes.io/job-completion-index"
@@ -240,6 +242,28 @@ def test_events_of_deleted_objects_are_no_findings():
     assert look(old, thing("Job", "train", uid="new", age=20)).verdict == "starting"
     now = look(old, thing("Job", "train", uid="old"))
     assert now.rules == ["quota-exceeded"] and now[0].objects[0] == "ResourceQuota/q"
+
+
+def test_what_was_said_before_an_object_became_ready_is_over():
+    """Ray Serve lost a replica and has it again; KubeRay's warning stays among the events."""
+    service = {
+        "metadata": {"name": "app", "creationTimestamp": "2026-11-29T15:33:00Z"},
+        "spec": {},
+        "status": {
+            "conditions": [
+                {"type": "Ready", "status": "True", "lastTransitionTime": "2026-11-29T15:34:01Z"}
+            ]
+        },
+    }
+    warning = {
+        "type": "Warning", "reason": "ServeNotReady", "message": "application app is UNHEALTHY",
+        "involvedObject": {"kind": "RayService", "name": "app"},
+        "firstTimestamp": "2026-11-29T15:33:57Z", "lastTimestamp": "2026-11-29T15:33:57Z",
+    }  # fmt: skip
+    said = {"taken_at": "2026-11-29T15:34:10Z", "rayservices": [service], "events": [warning]}
+    assert not list(diagnose(said))
+    warning["lastTimestamp"] = "2026-11-29T15:34:05Z"  # and here it is ill again
+    assert [finding.rule for finding in diagnose(said)] == ["operator-warning"]
 
 
 def test_a_refusal_that_was_got_over_is_over():

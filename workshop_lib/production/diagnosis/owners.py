@@ -204,7 +204,10 @@ def _ray_object(view: View, report: Report, body: Json) -> Iterator[Cause]:
     telling = [e for e in view.events(name) if e.warning or _FAILS.search(e.message)]
     events = [e for e in telling if not _REFUSED.match(e.reason)]
     invalid = [e for e in events if e.reason.startswith("Invalid")]
-    recent = [e for e in events if view.age_s(e.time) < RECENT_S]
+    # What was said before the object became ready is over: a killed replica that came back.
+    ready = conditions(body).get("Ready", {})
+    ready_s = seconds(ready.get("lastTransitionTime")) if ready.get("status") == "True" else 0.0
+    recent = [e for e in events if view.age_s(e.time) < RECENT_S and e.time > ready_s]
     orphan = not (status or view.events(name) or pods & set(view.pod_of))
     if body["spec"].get("suspend"):
         match, quotes = fact("ray-suspended", name=name), ['"suspend": true']
@@ -223,7 +226,6 @@ def _ray_object(view: View, report: Report, body: Json) -> Iterator[Cause]:
     for which in ("active", "pending"):
         apps = (status.get(f"{which}ServiceStatus") or {}).get("applicationStatuses") or {}
         yield from _applications(report, apps, "serveDeploymentStatuses", [name], pods)
-    ready = conditions(body).get("Ready", {})
     age_s = view.age_s(seconds(ready.get("lastTransitionTime")))
     if ready.get("status") == "False" and name.startswith("RayService"):
         if "Timeout" not in str(ready.get("reason")) and age_s < SERVE_STARTS_S:
