@@ -101,8 +101,10 @@ def a_short_training(records):
 def hacking_was_seen(records):
     assert records["verdicts"] == {"honest": "learning", "reward-hacking": "hacking"}
     assert records["hacked"] == {"reward": 0.996, "right": 0.242}
-    # Of the answers sampled before any training: the stock verifier pays for echoes as well.
-    assert records["paid"]["stock"] > records["paid"]["honest"]
+    # One of the three rewards, the stock verifier, pays for an echo. It pays for all that the
+    # honest one pays for; among eight sampled answers there need be no echo.
+    assert records["paid_for_the_question"] == 1
+    assert records["paid"]["stock"] >= records["paid"]["honest"]
     assert records["laptop_verdicts"]["hacked"] == "hacking" != records["laptop_verdicts"]["cured"]
 
 
