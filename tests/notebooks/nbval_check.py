@@ -10,8 +10,8 @@ import papermill
 import psutil
 import yaml
 
-from workshop_lib.tools.execute import CHECKOUT, kernel_environment
 from workshop_lib.results import read_records
+from workshop_lib.tools.execute import CHECKOUT, kernel_environment
 
 HERE = Path(__file__).parent
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from workshop_lib.tools.execute import CHECKOUT, find_notebooks
-from workshop_lib.errors import NotFoundError
 from workshop_lib.cluster.local import processes
 from workshop_lib.cluster.local.cluster import LocalCluster
+from workshop_lib.errors import NotFoundError
+from workshop_lib.tools.execute import CHECKOUT, find_notebooks
 
 STATE = "run"
 NOTEBOOKS = [path.stem for path in find_notebooks(CHECKOUT / "notebooks")]

@@ -10,6 +10,7 @@ import yaml
 from nbval.plugin import get_sanitize_patterns
 from nbval_check import HERE, check_notebook
 
+from workshop_lib.results import read_records
 from workshop_lib.tools.execute import CHECKOUT, find_notebooks, read_notebook, stop_everything
 
 MAX_LINES = 25
@@ -105,6 +106,8 @@ def hacking_was_seen(records):
     # honest one pays for; among eight sampled answers there need be no echo.
     assert records["paid_for_the_question"] == 1
     assert records["paid"]["stock"] >= records["paid"]["honest"]
+    committed = read_records(CHECKOUT / "notebooks/03_grpo_training.ipynb")["paid"]
+    assert committed["stock"] > committed["honest"]  # among the lesson's own 64 answers there are
     assert records["laptop_verdicts"]["hacked"] == "hacking" != records["laptop_verdicts"]["cured"]
 
 
