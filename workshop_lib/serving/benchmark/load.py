@@ -27,7 +27,7 @@ from workshop_lib.errors import ServerError, WorkshopError
 from workshop_lib.serving.benchmark.result import BenchmarkResult, LevelRecord, RequestRecord
 from workshop_lib.serving.benchmark.stream import StreamClient, StreamTimes
 from workshop_lib.serving.client import ModelServer, Prompt
-from workshop_lib.serving.metrics import ServerMetrics
+from workshop_lib.serving.metrics import Histogram, ServerMetrics
 
 OnProgress = Callable[[int, int, str], None]
 Requests = int | Mapping[Any, int] | None
@@ -41,11 +41,13 @@ SATURATION_GAIN = 0.1
 # broken server would be asked thousands of times a second.
 PAUSE_S = 0.1
 # The server's histograms and the latencies that they are compared with.
-_SERVER_HISTOGRAMS = {
+_SERVER_LATENCIES = {
     "ttft": "time_to_first_token_seconds",
     "itl": "inter_token_latency_seconds",
     "e2e": "e2e_request_latency_seconds",
 }
+# An observation a step of the engine.
+_STEP_TOKENS = "iteration_tokens_total"
 
 
 @dataclass(slots=True)
@@ -610,18 +612,34 @@ def _body_maker(
 
 
 def _level_record(level: Level) -> LevelRecord:
-    means: dict[str, float] = {}
-    known = [metrics for metrics in level.metrics if metrics is not None]
-    for name, metric in _SERVER_HISTOGRAMS.items() if len(known) == 2 else ():
-        try:
-            change = known[1].histogram(metric) - known[0].histogram(metric)
-        except ServerError:
-            continue  # not every server has every histogram
-        if change.mean is not None:
-            means[name] = change.mean * 1000
     start_s = min(times.start_s for times in level.finished)
     end_s = max(times.end_s for times in level.finished)
-    return LevelRecord(load=level.load, duration_s=end_s - start_s, server_ms=means)
+    changes = _server_changes(level.metrics)
+    means = {name: change.mean for name, change in changes.items()}
+    steps = changes["steps"].count if "steps" in changes else 0
+    tokens = sum(times.completion_tokens or 0 for times in level.finished)
+    return LevelRecord(
+        load=level.load,
+        duration_s=end_s - start_s,
+        server_ms={
+            name: mean * 1000 for name in _SERVER_LATENCIES if (mean := means.get(name)) is not None
+        },
+        tokens_per_step=tokens / steps if steps else None,
+    )
+
+
+def _server_changes(metrics: list[ServerMetrics | None]) -> dict[str, Histogram]:
+    """What the server's histograms gained between two readings; without those that it lacks."""
+    known = [reading for reading in metrics if reading is not None]
+    changes: dict[str, Histogram] = {}
+    if len(known) != 2:
+        return changes
+    for name, metric in (*_SERVER_LATENCIES.items(), ("steps", _STEP_TOKENS)):
+        try:
+            changes[name] = known[1].histogram(metric) - known[0].histogram(metric)
+        except ServerError:
+            continue  # not every server has every histogram
+    return changes
 
 
 def _request_record(level: Level, times: StreamTimes) -> RequestRecord:

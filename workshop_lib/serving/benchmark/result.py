@@ -70,11 +70,14 @@ class LevelRecord:
         duration_s: From the first request sent to the last answer finished.
         server_ms: Means over the same requests from the server's own histograms
             (`ttft`, `itl`, `e2e`), empty where the server has no metrics.
+        tokens_per_step: Tokens of answers that one step of the engine makes, on average: about 1
+            for one request alone. None where the server does not count its steps.
     """
 
     load: float
     duration_s: float
     server_ms: dict[str, float]
+    tokens_per_step: float | None = None
 
 
 @dataclass(frozen=True)
@@ -129,9 +132,10 @@ class BenchmarkResult:
 
         `requests`, `errors` and `timeouts` count requests, `errors` those that failed otherwise
         than by a timeout; throughput counts successful ones. `in_flight` is the mean number of
-        unanswered requests, `sent_late_ms` how much after its moment an open loop sent a request
-        at most: the client's own lag. `<latency>_p50_ms`, `_p90_ms`, `_p99_ms` and `_mean_ms`
-        are over successful requests (`itl`: over all gaps; its mean over all tokens),
+        unanswered requests, `tokens_per_step` how many of the answers' tokens a step of the engine
+        made, `sent_late_ms` how much after its moment an open loop sent a request at most: the
+        client's own lag. `<latency>_p50_ms`, `_p90_ms`, `_p99_ms` and `_mean_ms` are over
+        successful requests (`itl`: over all gaps; its mean over all tokens),
         `server_<latency>_mean_ms` is the server's own.
 
         Raises:
@@ -279,6 +283,7 @@ class BenchmarkResult:
             "duration_s": level.duration_s,
             "requests_per_s": len(good) / seconds,
             "output_tokens_per_s": sum(r.completion_tokens or 0 for r in good) / seconds,
+            "tokens_per_step": level.tokens_per_step,
             # Little's law: the mean number in flight is the time spent there over all time.
             "in_flight": sum(r.e2e_ms or 0.0 for r in good) / 1000 / seconds,
             "sent_late_ms": max(((r.start_s - r.scheduled_s) * 1000 for r in records), default=0),
