@@ -36,9 +36,9 @@ def advise(
         raise WorkshopError(
             f"requests and gpus_per_node must be at least 1, got {requests} and {gpus_per_node}"
         )
-    sizes = [tp for tp in shape.tp_sizes(gpus_per_node) if gpus_per_node % tp == 0]
-    splits = [(tp, 1) for tp in sizes]
-    splits += [(sizes[-1], pp) for pp in (2, 3, 4) if sizes[-1] == gpus_per_node]
+    splits = [(tp, 1) for tp in shape.tp_sizes(gpus_per_node) if gpus_per_node % tp == 0]
+    if splits[-1][0] == gpus_per_node:
+        splits += [(gpus_per_node, pp) for pp in (2, 3, 4)]
     share, length = gpu_memory_utilization, max_model_len
     plans = []
     for tp, pp in splits:
@@ -101,18 +101,18 @@ def suggest_changes(shape: ModelShape, device: str | Device, **settings: Any) ->
     budget = gpu_budget(shape, device, **settings)
     if budget.fits:
         return []
-    changes: list[tuple[str, str, Any]] = []
-    changes += [("TP", "tp", tp) for tp in shape.tp_sizes(8) if tp > budget.tp]
-    changes += [("gpu_memory_utilization", "gpu_memory_utilization", x) for x in (0.95, 0.9, 0.8)]
-    if settings.get("kv_dtype", "auto") == "auto":
-        changes.append(("kv_cache_dtype", "kv_dtype", "fp8"))
-    halves = [budget.kv.max_model_len >> n for n in range(1, 20)]
-    changes += [("max_model_len", "max_model_len", length) for length in halves if length >= 256]
-    found: dict[str, str] = {}
-    for label, setting, value in changes:
-        if setting in found:
-            continue
-        changed = gpu_budget(shape, device, **settings | {setting: value})
-        if changed.fits:
-            found[setting] = f"{label}={value}: {changed.kv.tokens:,} tokens"
-    return list(found.values())
+    lengths = (budget.kv.max_model_len >> halvings for halvings in range(1, 20))
+    changes: dict[str, tuple[str, list[Any]]] = {
+        "tp": ("TP", [tp for tp in shape.tp_sizes(8) if tp > budget.tp]),
+        "gpu_memory_utilization": ("gpu_memory_utilization", [0.95, 0.9, 0.8]),
+        "kv_dtype": ("kv_cache_dtype", ["fp8"] if "kv_dtype" not in settings else []),
+        "max_model_len": ("max_model_len", [length for length in lengths if length >= 256]),
+    }
+    found = []
+    for setting, (label, values) in changes.items():
+        for value in values:
+            changed = gpu_budget(shape, device, **settings | {setting: value})
+            if changed.fits:
+                found.append(f"{label}={value}: {changed.kv.tokens:,} tokens")
+                break
+    return found

@@ -8,29 +8,25 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+import psutil
+
 from workshop_lib.errors import WorkshopError
 from workshop_lib.serving.memory.advise import suggest_changes
 from workshop_lib.serving.memory.model import GIB, ModelShape
 from workshop_lib.serving.memory.vllm import DEVICES, Budget, cpu_budget, gpu_budget
 
-# Options that are settings of the budgets under their own names.
-_SETTINGS = (
-    ("--tp", int, "tensor-parallel size (default 1)"),
-    ("--pp", int, "pipeline-parallel size (default 1)"),
-    ("--gpu-memory-utilization", float, "share of the GPU (default 0.92, as in vLLM)"),
-    ("--max-model-len", int, "longest request in tokens (default: the model's longest)"),
-    ("--block-size", int, "tokens in a block (16; on a CPU 128)"),
-    ("--max-num-batched-tokens", int, "tokens of one step"),
-    ("--max-num-seqs", int, "requests of one step"),
-    ("--vllm", str, "vLLM's version (default 0.25.1; 0.29 and later count CUDA graphs)"),
-)
-_GPU_ONLY = {
-    "pp",
-    "gpu_memory_utilization",
-    "max_num_batched_tokens",
-    "max_num_seqs",
-    "enforce_eager",
-    "vllm",
+# Settings of the budgets, under their own names; the first ones are a CPU's too.
+_SETTINGS: dict[str, tuple[Any, str]] = {
+    "tp": (int, "tensor-parallel size (default 1)"),
+    "max_model_len": (int, "longest request in tokens (default: the model's longest)"),
+    "block_size": (int, "tokens in a block (16; on a CPU 128)"),
+    "kv_dtype": (str, "KV cache's format: auto (the weights'), fp8"),
+    "pp": (int, "pipeline-parallel size (default 1)"),
+    "gpu_memory_utilization": (float, "share of the GPU (default 0.92, as in vLLM)"),
+    "max_num_batched_tokens": (int, "tokens of one step"),
+    "max_num_seqs": (int, "requests of one step"),
+    "vllm": (str, "vLLM's version (default 0.25.1; 0.29 and later count CUDA graphs)"),
+    "enforce_eager": (bool, "without CUDA graphs"),
 }
 
 
@@ -47,23 +43,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         >>> main(["--config", "config.json", "--gpu", "h200", "--json"])  # doctest: +SKIP
     """
     options = _parser().parse_args(argv)
-    names = [flag.strip("-").replace("-", "_") for flag, _, _ in _SETTINGS]
-    given: dict[str, Any] = {name: getattr(options, name) for name in names}
-    given |= {"kv_dtype": options.kv_cache_dtype, "enforce_eager": options.enforce_eager or None}
-    settings = {name: value for name, value in given.items() if value is not None}
+    given = {name: value for name, value in vars(options).items() if name in _SETTINGS}
+    given = {name: value for name, value in given.items() if value is not None}
+    changes: list[str] = []
     try:
         shape = ModelShape.from_config(options.config).with_dtype(options.dtype)
         # vLLM's default is the longest request that the model knows.
-        settings.setdefault("max_model_len", shape.max_positions)
-        if options.gpu is None:
-            if unused := sorted(_GPU_ONLY & settings.keys()):
-                raise WorkshopError(f"on a CPU there is no {' and no '.join(unused)}; leave it out")
-            memory_gib = _machine_gib() if options.memory_gib is None else options.memory_gib
-            budget = cpu_budget(shape, kv_gib=options.cpu_kv_gib, memory_gib=memory_gib, **settings)
-            changes: list[str] = []
+        given.setdefault("max_model_len", shape.max_positions)
+        if options.gpu is not None:
+            budget = gpu_budget(shape, options.gpu, **given)
+            changes = suggest_changes(shape, options.gpu, **given)
         else:
-            budget = gpu_budget(shape, options.gpu, **settings)
-            changes = suggest_changes(shape, options.gpu, **settings)
+            if unused := given.keys() - set(list(_SETTINGS)[:4]):
+                names = " and no ".join(sorted(unused))
+                raise WorkshopError(f"on a CPU there is no {names}; leave it out")
+            memory_gib = options.memory_gib
+            if memory_gib is None:
+                memory_gib = psutil.virtual_memory().total / GIB
+            budget = cpu_budget(shape, kv_gib=options.cpu_kv_gib, memory_gib=memory_gib, **given)
     except WorkshopError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 2
@@ -85,20 +82,16 @@ def _parser() -> argparse.ArgumentParser:
     known = ", ".join(DEVICES)
     where.add_argument("--gpu", help=f"GPU: {known}, or name:GiB with the memory that CUDA sees")
     where.add_argument("--cpu-kv-gib", type=int, help="on a CPU: VLLM_CPU_KVCACHE_SPACE, whole GiB")
-    for flag, kind, text in _SETTINGS:
-        add(flag, type=kind, help=text)
+    for name, (kind, text) in _SETTINGS.items():
+        flag = "--kv-cache-dtype" if name == "kv_dtype" else f"--{name.replace('_', '-')}"
+        if kind is bool:
+            add(flag, action="store_true", default=None, help=text)
+        else:
+            add(flag, type=kind, dest=name, help=text)
     add("--dtype", default="auto", help="weights' format: auto (as in vLLM), float32, bfloat16")
-    add("--kv-cache-dtype", help="KV cache's format: auto (the weights'), fp8")
     add("--memory-gib", type=float, help="on a CPU: the machine's memory, GiB")
-    add("--enforce-eager", action="store_true", help="without CUDA graphs")
     add("--json", action="store_true", help="print JSON")
     return parser
-
-
-def _machine_gib() -> float:
-    import psutil
-
-    return float(psutil.virtual_memory().total) / GIB
 
 
 def _text(budget: Budget) -> str:

@@ -10,11 +10,11 @@ import functools
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, Self
 
 import yaml
+from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 from workshop_lib.data import data_path
 from workshop_lib.errors import ModelError
@@ -25,25 +25,32 @@ DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "fp8": 1}
 _SAME_DTYPE = {"float": "float32", "half": "float16", "fp8_e4m3": "fp8", "fp8_e5m2": "fp8"}
 # vLLM pads the vocabulary before it splits the embedding (vocab_parallel_embedding.py).
 _VOCAB_PADDING = 64
-# No size in any model's config.json is larger; a larger one is a mistake.
-_LARGEST = 10**9
 
 
-def _dtype_name(dtype: str) -> str:
+def dtype_name(dtype: str) -> str:
+    """A number format that vLLM knows, such as `bfloat16`, under its usual name."""
     name = dtype.removeprefix("torch.")
-    return _SAME_DTYPE.get(name, name)
-
-
-def dtype_bytes(dtype: str) -> int:
-    """Bytes of one number in a format that vLLM knows, such as `bfloat16`."""
-    if (name := _dtype_name(dtype)) not in DTYPE_BYTES:
+    if (name := _SAME_DTYPE.get(name, name)) not in DTYPE_BYTES:
         known = ", ".join(DTYPE_BYTES)
         raise ModelError(f"the number format {dtype!r} is not known; use one of {known}")
-    return DTYPE_BYTES[name]
+    return name
 
 
-@dataclass(frozen=True, slots=True)
-class Traits:
+# No size in any model's config.json is larger; a larger one is a mistake.
+Size = Annotated[int, Field(strict=True, ge=1, le=10**9)]
+Dtype = Annotated[str, AfterValidator(dtype_name)]
+
+
+class _Facts(BaseModel):
+    model_config = ConfigDict(frozen=True, populate_by_name=True)
+
+
+def _key(*keys: str, **settings: Any) -> Any:
+    """A field that config.json calls otherwise."""
+    return Field(validation_alias=AliasChoices(*keys), **settings)
+
+
+class Traits(_Facts):
     """What an architecture has that its `config.json` does not state (data/architectures.yaml)."""
 
     qkv_bias: bool = False
@@ -56,7 +63,7 @@ class Traits:
     expert_bias: bool = False
     rotary_tables: int = 1
     full_every: int = 0
-    defaults: Mapping[str, Any] = field(default_factory=dict)
+    defaults: dict[str, Any] = {}
 
 
 @functools.cache
@@ -66,66 +73,116 @@ def architectures() -> dict[str, Traits]:
     return {name: Traits(**traits) for name, traits in entries.items()}
 
 
-@dataclass(frozen=True, slots=True)
-class Experts:
+class Experts(_Facts):
     """A mixture of experts: `active` of `count` experts of inner size `size` serve a token.
 
-    `shared_size` is the inner size of the experts that serve every token, together;
-    `dense_layers` layers at the start keep a plain MLP.
+    `shared` experts serve every token; `dense_layers` layers at the start keep a plain MLP.
     """
 
-    count: int
-    active: int
-    size: int
-    shared_size: int = 0
-    dense_layers: int = 0
+    count: Size = _key("num_local_experts", "num_experts", "n_routed_experts")
+    active: Size = _key("num_experts_per_tok", "experts_per_token")
+    size: Size = _key("moe_intermediate_size", "intermediate_size")
+    shared: int = _key("n_shared_experts", default=0)
+    dense_layers: int = _key("first_k_dense_replace", default=0)
+    # What is not modelled: experts in some layers only.
+    every: Literal[1] = _key("decoder_sparse_step", "moe_layer_freq", default=1)
+    plain_layers: tuple[()] = _key("mlp_only_layers", default=())
 
 
-@dataclass(frozen=True, slots=True)
-class Latent:
+class Latent(_Facts):
     """Multi-head latent attention: one compressed vector a token instead of keys and values."""
 
-    kv_rank: int
-    rope_dim: int
-    nope_dim: int
-    value_dim: int
-    query_rank: int = 0  # 0: queries are not compressed
+    kv_rank: Size = _key("kv_lora_rank")
+    rope_dim: Size = _key("qk_rope_head_dim")
+    nope_dim: Size = _key("qk_nope_head_dim")
+    value_dim: Size = _key("v_head_dim")
+    query_rank: int = _key("q_lora_rank", default=0)  # 0: queries are not compressed
 
 
-@dataclass(frozen=True, slots=True)
-class Quantization:
-    """A format for the weights of linear layers; scales are `overhead_bits` of each weight.
+class Quantization(_Facts):
+    """A format for the weights of linear layers, `group_size` of which share a scale.
 
     Embeddings, the output layer, norms and an expert router stay in the model's own format;
     with `experts_only` so do attention and dense layers. `padding` is what the kernels round
     an expert's inner and outer size up to.
+
+    Source: `fp8.py`, `awq_marlin.py`, `gptq_marlin.py`, `mxfp4.py` and `compressed_tensors` in
+    vllm/model_executor/layers/quantization.
     """
 
-    method: str
-    bits: int
-    overhead_bits: float = 0.0
+    method: Literal["fp8", "mxfp4", "awq", "gptq", "compressed-tensors"] = _key("quant_method")
+    bits: Literal[4, 8] = _key("bits", "w_bit", "num_bits")
+    group_size: int = Field(default=128, ge=-1)  # -1: a whole column
+    scale_bits: int = 16
     experts_only: bool = False
     padding: tuple[int, int] = (1, 1)
+
+    @classmethod
+    def of(cls, settings: Any) -> Quantization | None:
+        """The format that a config.json's `quantization_config` states."""
+        if not settings:
+            return None
+        facts = {key: value for key, value in settings.items() if value is not None}
+        match facts.get("quant_method"):
+            case "fp8":
+                block = facts.get("weight_block_size")
+                facts |= {"bits": 8, "group_size": math.prod(block) if block else -1}
+                facts["scale_bits"] = 32
+            case "mxfp4":  # a shared exponent of 8 bits for 32 weights
+                facts |= {"bits": 4, "group_size": 32, "scale_bits": 8, "experts_only": True}
+                facts["padding"] = (128, 256)
+            case "awq":  # with a packed zero point for each group
+                facts["scale_bits"] = 16 + facts.get("bits", facts.get("w_bit", 4))
+            case "compressed-tensors":
+                groups = (facts.get("config_groups") or {}).values()
+                weights = [group["weights"] for group in groups if group.get("weights")]
+                formats = {(w.get("num_bits"), w.get("group_size") or -1) for w in weights}
+                if len(formats) != 1:
+                    raise ModelError(
+                        f"compressed-tensors with {len(formats)} weight formats is not modelled; "
+                        "one for all layers is"
+                    )
+                facts["bits"], facts["group_size"] = formats.pop()
+        return cls.model_validate(facts)
 
     @property
     def bytes_per_weight(self) -> float:
         """Bytes of one weight with its share of the scales."""
-        return (self.bits + self.overhead_bits) / 8
+        scale = self.scale_bits / self.group_size if self.group_size > 0 else 0.0
+        return (self.bits + scale) / 8
 
 
-@dataclass(frozen=True, slots=True)
-class Vision:
-    """The image encoder in front of a multimodal model."""
+class Vision(_Facts):
+    """The image encoder in front of a multimodal model: SigLIP and Gemma 3's projector.
 
-    parameters: int
-    hidden_size: int
-    intermediate_size: int
-    patches: int  # of an image
-    tokens: int  # that an image becomes
+    Source: siglip.py and gemma3_mm.py in vllm/model_executor/models.
+    """
+
+    hidden_size: Size
+    intermediate_size: Size
+    layers: Size = _key("num_hidden_layers")
+    image_size: Size
+    patch_size: Size
+    tokens: Size  # that an image becomes
+    text_size: Size  # hidden size of the text model
+
+    @property
+    def patches(self) -> int:
+        """Patches of an image."""
+        return int((self.image_size // self.patch_size) ** 2)
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of the encoder and the projector."""
+        hidden, inner = self.hidden_size, self.intermediate_size
+        # Each layer: four projections and two of the MLP with biases, two norms with biases.
+        layer = 4 * hidden * (hidden + 1) + inner * (hidden + 1) + hidden * (inner + 1)
+        count = self.layers * (layer + 4 * hidden)
+        count += hidden * (3 * self.patch_size**2 + 1 + self.patches + 2)  # and the last norm
+        return int(count + hidden * (self.text_size + 1))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelShape:
+class ModelShape(_Facts):
     """The numbers of a decoder-only transformer that decide its memory.
 
     `kv_heads` equals `heads` in multi-head attention and is smaller in grouped-query attention.
@@ -140,20 +197,19 @@ class ModelShape:
 
     name: str
     architecture: str
-    layers: int
-    hidden_size: int
-    intermediate_size: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    vocab_size: int
-    max_positions: int
-    tied_embeddings: bool
-    qkv_bias: bool = False
-    output_bias: bool = False
+    layers: Size = _key("num_hidden_layers")
+    hidden_size: Size
+    intermediate_size: Size
+    heads: Size = _key("num_attention_heads")
+    kv_heads: Size = _key("num_key_value_heads", default_factory=lambda known: known["heads"])
+    head_dim: Size = Field(default_factory=lambda known: known["hidden_size"] // known["heads"])
+    vocab_size: Size
+    max_positions: Size
+    tied_embeddings: bool = _key("tie_word_embeddings", default=False)
+    attention_bias: bool = False
     mlp_bias: bool = False
     rotary_positions: int = 0  # of all tables of the rotary embedding together
-    dtype: str = "bfloat16"
+    dtype: Dtype = _key("dtype", "torch_dtype", default="bfloat16")
     windows: tuple[int, ...] = ()
     experts: Experts | None = None
     latent: Latent | None = None
@@ -165,39 +221,30 @@ class ModelShape:
         """Read a Hugging Face `config.json`: the file, its folder, or the parsed object."""
         whole, found_name = _load(source)
         name = name or str(whole.get("_name_or_path") or "") or found_name
-        architecture = _architecture(whole, name)
-        traits = architectures()[architecture]
-        stated = {**whole, **(whole.get("text_config") or {})}
-        config = {**traits.defaults, **stated}
-        read = _Reader(config, name)
-        heads, hidden = read.integer("num_attention_heads"), read.integer("hidden_size")
-        if "num_key_value_heads" not in stated and heads % config.get("num_key_value_heads", 1):
-            del config["num_key_value_heads"]  # a default that the heads cannot share
-        layers, bias = read.integer("num_hidden_layers"), bool(config.get("attention_bias"))
-        windows = layer_windows(config, traits, layers)
-        shape = cls(
-            name=name,
-            architecture=architecture,
-            layers=layers,
-            hidden_size=hidden,
-            intermediate_size=read.integer("intermediate_size"),
-            heads=heads,
-            kv_heads=read.integer("num_key_value_heads", heads),
-            head_dim=read.integer("head_dim", hidden // heads),
-            vocab_size=read.integer("vocab_size"),
-            max_positions=read.positions(),
-            rotary_positions=read.rotary_positions(traits.rotary_tables),
-            tied_embeddings=bool(config.get("tie_word_embeddings", traits.tied)),
-            qkv_bias=traits.qkv_bias or bias,
-            output_bias=bias,
-            mlp_bias=bool(config.get("mlp_bias", False)),
-            dtype=read.dtype(),
-            windows=windows if any(windows) else (),
-            experts=read.experts() if traits.moe else None,
-            latent=read.latent() if traits.latent else None,
-            quantization=read_quantization(config, name),
-            vision=read.vision() if "text_config" in whole else None,
-        )
+        traits = _traits_of(whole, name)
+        architecture = whole["architectures"][0]
+        stated = {**traits.defaults, **whole, **(whole.get("text_config") or {})}
+        config = {key: value for key, value in stated.items() if value is not None}
+        try:
+            positions, rotary = _positions(config, traits.rotary_tables)
+            facts = {"tie_word_embeddings": traits.tied} | config
+            facts |= {"name": name, "architecture": architecture, "max_positions": positions}
+            facts |= {"rotary_positions": rotary, "windows": _windows(config, traits)}
+            facts["experts"] = Experts.model_validate(config) if traits.moe else None
+            facts["latent"] = Latent.model_validate(config) if traits.latent else None
+            facts["quantization"] = Quantization.of(config.get("quantization_config"))
+            if "text_config" in whole:
+                sizes = {"tokens": whole.get("mm_tokens_per_image", 256)}
+                sizes["text_size"] = config.get("hidden_size")
+                facts["vision"] = Vision.model_validate((whole.get("vision_config") or {}) | sizes)
+            shape = cls.model_validate(facts)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where, got = ".".join(map(str, first["loc"])), first["input"]
+            said = first["msg"] if first["type"] == "missing" else f"{first['msg']}, got {got!r}"
+            raise ModelError(f"{name}: config.json, {error.title}: {where}: {said}") from error
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ModelError(f"{name}: config.json is not as expected: {error!r}") from error
         if shape.heads % shape.kv_heads:
             raise ModelError(
                 f"{name}: num_attention_heads {shape.heads} is no multiple of "
@@ -219,23 +266,31 @@ class ModelShape:
             >>> ModelShape.named("llama-3.1-70b").layers
             80
         """
-        folder = data_path("models")
-        known = sorted(file.stem for file in folder.glob("*.json"))
+        known = {file.stem: file for file in sorted(data_path("models").glob("*.json"))}
         if name not in known:
             raise ModelError(f"no model {name!r} in data/models; there are: {', '.join(known)}")
-        return cls.from_config(folder / f"{name}.json")
+        return cls.from_config(known[name])
 
-    def with_dtype(self, dtype: str) -> ModelShape:
+    def with_dtype(self, dtype: str) -> Self:
         """The same shape with weights in another format; `auto` is vLLM's choice for the model."""
         if dtype == "auto":  # _resolve_auto_dtype in vllm/config/model.py
             dtype = "bfloat16" if self.dtype == "float32" else self.dtype
-        dtype_bytes(dtype)
-        return replace(self, dtype=_dtype_name(dtype))
+        return self.model_copy(update={"dtype": dtype_name(dtype)})
 
     @property
     def traits(self) -> Traits:
         """What the architecture has beside what the configuration states."""
         return architectures()[self.architecture]
+
+    @property
+    def number_bytes(self) -> int:
+        """Bytes of one number of the weights."""
+        return DTYPE_BYTES[self.dtype]
+
+    @property
+    def padded_vocab(self) -> int:
+        """Rows of the embedding in vLLM, which rounds up before it splits."""
+        return _round_up(self.vocab_size, _VOCAB_PADDING)
 
     @property
     def parameters(self) -> int:
@@ -281,31 +336,26 @@ class ModelShape:
 
     def tp_sizes(self, largest: int = 16) -> list[int]:
         """Tensor-parallel sizes up to `largest` that this model can run with."""
-        return [tp for tp in range(1, largest + 1) if self._tp_works(tp)]
-
-    def check_tp(self, tp: int) -> None:
-        """Refuse a tensor-parallel size that vLLM would refuse."""
-        if not self._tp_works(tp):
-            possible = ", ".join(map(str, self.tp_sizes()))
-            raise ModelError(
-                f"{self.name}: tensor parallelism over {tp} GPUs does not divide its {self.heads} "
-                f"heads and {self.kv_heads} KV heads evenly; possible sizes: {possible}"
-            )
-
-    def _tp_works(self, tp: int) -> bool:
         sizes = [self.heads, self.padded_vocab]
         if self.experts is None or self.experts.dense_layers:
             sizes.append(self.intermediate_size)
         if self.experts is not None:
             sizes.append(self.experts.size)
-        if tp < 1 or any(size % tp for size in sizes):
-            return False
-        return self.kv_heads % tp == 0 if tp <= self.kv_heads else tp % self.kv_heads == 0
+        return [
+            tp
+            for tp in range(1, largest + 1)
+            if not any(size % tp for size in sizes)
+            and not max(tp, self.kv_heads) % min(tp, self.kv_heads)
+        ]
 
-    @property
-    def padded_vocab(self) -> int:
-        """Rows of the embedding in vLLM, which rounds up before it splits."""
-        return _round_up(self.vocab_size, _VOCAB_PADDING)
+    def check_tp(self, tp: int) -> None:
+        """Refuse a tensor-parallel size that vLLM would refuse."""
+        if tp not in self.tp_sizes(max(tp, 1)):
+            possible = ", ".join(map(str, self.tp_sizes()))
+            raise ModelError(
+                f"{self.name}: tensor parallelism over {tp} GPUs does not divide its {self.heads} "
+                f"heads and {self.kv_heads} KV heads evenly; possible sizes: {possible}"
+            )
 
 
 def stage_layers(shape: ModelShape, pp: int, stage: int) -> range:
@@ -324,29 +374,21 @@ def stage_layers(shape: ModelShape, pp: int, stage: int) -> range:
     return range(sum(sizes[:stage]), sum(sizes[: stage + 1]))
 
 
-def linear_sizes(shape: ModelShape) -> list[tuple[int, int]]:
-    """Inputs and outputs of the linear layers of a layer without experts, as LoRA adapts them."""
-    hidden, inner = shape.hidden_size, shape.intermediate_size
-    queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    attention = [(hidden, queries), (hidden, keys), (hidden, keys), (queries, hidden)]
-    return [*attention, (hidden, inner), (hidden, inner), (inner, hidden)]
-
-
 def _stage_bytes(shape: ModelShape, tp: int, pp: int, stage: int) -> int:
-    size = dtype_bytes(shape.dtype)
+    size = shape.number_bytes
     first, last = stage == 0, stage == pp - 1
     tables = 1 if shape.tied_embeddings and (first or last) else first + last
     numbers = tables * shape.padded_vocab // tp * shape.hidden_size
     numbers += shape.hidden_size if last else 0
     if shape.vision and first:
         numbers += shape.vision.parameters // tp
-    form = shape.quantization or Quantization("none", 8 * size)
+    form = shape.quantization
+    padding, packed = (form.padding, form.bytes_per_weight) if form else ((1, 1), size)
     total = 0.0
     for layer in stage_layers(shape, pp, stage):
-        plain, routed = _linear(shape, layer, tp, form.padding)
+        plain, routed = _linear(shape, layer, tp, padding)
         numbers += _beside(shape, layer, tp)
-        total += plain * (size if form.experts_only else form.bytes_per_weight)
-        total += routed * form.bytes_per_weight
+        total += plain * (size if form and form.experts_only else packed) + routed * packed
     # The tables of the rotary embedding; latent attention keeps its own in float32.
     rotary = shape.latent.rope_dim * 4 if shape.latent else shape.head_dim * size
     return int(total) + numbers * size + rotary * shape.rotary_positions
@@ -360,7 +402,7 @@ def _linear(
     if experts is None or layer < experts.dense_layers:
         return _attention(shape, tp) + 3 * hidden * (shape.intermediate_size // tp), 0
     routed = _round_up(experts.size // tp, padding[0]) * _round_up(hidden, padding[1])
-    plain = _attention(shape, tp) + 3 * hidden * (experts.shared_size // tp)
+    plain = _attention(shape, tp) + 3 * hidden * (experts.shared * experts.size // tp)
     return plain, 3 * experts.count * routed
 
 
@@ -387,7 +429,8 @@ def _beside(shape: ModelShape, layer: int, tp: int) -> int:
     queries = shape.heads // tp * shape.head_dim
     keys_values = 2 * max(1, shape.kv_heads // tp) * shape.head_dim
     count = traits.norms * hidden + 2 * shape.head_dim * traits.qk_norm
-    count += (queries + keys_values) * shape.qkv_bias + hidden * shape.output_bias
+    count += (queries + keys_values) * (traits.qkv_bias or shape.attention_bias)
+    count += hidden * shape.attention_bias
     count += (2 * shape.intermediate_size // tp + hidden) * shape.mlp_bias
     if shape.latent:
         count += shape.latent.kv_rank + shape.latent.query_rank
@@ -402,77 +445,46 @@ def _round_up(value: int, step: int) -> int:
     return -(-value // step) * step
 
 
-def layer_windows(config: Mapping[str, Any], traits: Traits, layers: int) -> tuple[int, ...]:
-    """For each layer the tokens that it looks back at; 0 for all of them.
+def _windows(config: Mapping[str, Any], traits: Traits) -> tuple[int, ...]:
+    """For each layer the tokens that it looks back at, 0 for all; empty when no layer has one.
 
     Source: `layer_types` in transformers' configuration classes; Mistral gives every layer the
     window.
     """
-    window = config.get("sliding_window")
-    if window is not None and (not isinstance(window, int) or window < 0):
-        raise ModelError(f"sliding_window {window!r} is no number of tokens; check config.json")
+    window, layers = config.get("sliding_window"), config["num_hidden_layers"]
     # Qwen2 and Qwen3 name a window and switch it off by use_sliding_window.
     if not window or not config.get("use_sliding_window", True):
-        return (0,) * layers
+        return ()
     kinds = config.get("layer_types")
-    if isinstance(kinds, list) and len(kinds) == layers:
-        return tuple(window if kind == "sliding_attention" else 0 for kind in kinds)
-    if every := int(config.get("sliding_window_pattern") or traits.full_every):
-        return tuple(0 if (layer + 1) % every == 0 else window for layer in range(layers))
-    first = int(config.get("max_window_layers") or 0) if config.get("use_sliding_window") else 0
-    return tuple(window if layer >= first else 0 for layer in range(layers))
+    if kinds and len(kinds) == layers:
+        found = [window if kind == "sliding_attention" else 0 for kind in kinds]
+    elif every := config.get("sliding_window_pattern") or traits.full_every:
+        found = [0 if (layer + 1) % every == 0 else window for layer in range(layers)]
+    else:
+        first = config.get("max_window_layers", 0) if config.get("use_sliding_window") else 0
+        found = [window if layer >= first else 0 for layer in range(layers)]
+    return tuple(found) if any(found) else ()
 
 
-def read_quantization(config: Mapping[str, Any], name: str) -> Quantization | None:
-    """The format of the weights, or None when they are not quantized.
+def _positions(config: Mapping[str, Any], tables: int) -> tuple[int, int]:
+    """The longest request that vLLM accepts, and the rows of all rotary tables together.
 
-    Source: `fp8.py`, `awq_marlin.py`, `gptq_marlin.py`, `mxfp4.py` and `compressed_tensors` in
-    vllm/model_executor/layers/quantization.
+    Source: `_get_and_verify_max_len` in vllm/config/model.py. YaRN's configs state the length
+    before or after stretching; vLLM 0.25 multiplies the original one. Gemma 3 stretches one of
+    its tables, though not the longest request.
     """
-    settings = config.get("quantization_config")
-    if not settings:
-        return None
-    if not isinstance(settings, Mapping):
-        raise ModelError(f"{name}: quantization_config is no object; check its config.json")
-    method = str(settings.get("quant_method", "unknown"))
-    if method == "fp8":
-        block = settings.get("weight_block_size")
-        sizes = [_group_size(size, method, name) for size in block] if block else []
-        return Quantization(method, 8, 32 / math.prod(sizes) if sizes else 0.0)
-    if method == "mxfp4":  # a shared exponent of 8 bits for 32 weights
-        return Quantization(method, 4, 8 / 32, experts_only=True, padding=(128, 256))
-    if method in ("awq", "gptq"):
-        bits = _bits(settings.get("bits", settings.get("w_bit")), method, name)
-        # A 16-bit scale and a packed zero point for each group.
-        group = _group_size(settings.get("group_size") or 128, method, name)
-        zero_point = bits if method == "awq" else 0
-        return Quantization(method, bits, (16 + zero_point) / group if group else 0.0)
-    if method == "compressed-tensors":
-        groups = [group.get("weights") for group in (settings.get("config_groups") or {}).values()]
-        formats = {(g.get("num_bits"), g.get("group_size") or -1) for g in groups if g}
-        if len(formats) != 1:
-            raise ModelError(
-                f"{name}: compressed-tensors with {len(formats)} weight formats is not modelled; "
-                "one for all layers is"
-            )
-        found, size = formats.pop()
-        group = _group_size(size, method, name)
-        return Quantization(method, _bits(found, method, name), 16 / group if group else 0.0)
-    known = "fp8, mxfp4, awq, gptq, compressed-tensors"
-    raise ModelError(f"{name}: quantized weights ({method}) are not modelled; known: {known}")
-
-
-def _group_size(value: Any, method: str, name: str) -> int:
-    """Weights that share a scale; 0 when a whole column does (written as -1)."""
-    if not isinstance(value, int) or value == 0:
-        raise ModelError(f"{name}: {method} in groups of {value!r} is not modelled; check it")
-    return max(0, value)
-
-
-def _bits(value: Any, method: str, name: str) -> int:
-    if value not in (4, 8):
-        raise ModelError(f"{name}: {method} with {value} bits is not modelled; 4 and 8 are")
-    return int(value)
+    positions = config.get("max_position_embeddings", 2048)
+    scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    kind = scaling.get("rope_type") or scaling.get("type") or "default"
+    factor = scaling.get("factor") or 1.0
+    if "gemma3" in config.get("model_type", ""):
+        stretched = int(positions * factor) if kind == "linear" else positions
+        return positions, (tables - 1) * positions + stretched
+    if "yarn" in kind:
+        positions = max(positions, int(scaling.get("original_max_position_embeddings", 0) * factor))
+    elif kind not in ("default", "su", "longrope", "llama3"):
+        positions = max(positions, int(positions * factor))
+    return positions, tables * positions
 
 
 def _load(source: str | Path | Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
@@ -494,106 +506,11 @@ def _load(source: str | Path | Mapping[str, Any]) -> tuple[Mapping[str, Any], st
     return config, name or str(path)
 
 
-def _architecture(config: Mapping[str, Any], name: str) -> str:
+def _traits_of(config: Mapping[str, Any], name: str) -> Traits:
     listed = config.get("architectures")
     if not isinstance(listed, list) or not listed:
         raise ModelError(f"{name}: config.json has no 'architectures'; is it a model's file?")
     if (architecture := str(listed[0])) not in architectures():
         known = ", ".join(architectures())
         raise ModelError(f"{name}: the architecture {architecture} is not modelled; known: {known}")
-    return architecture
-
-
-@dataclass(frozen=True, slots=True)
-class _Reader:
-    """Reads a parsed configuration and names what is missing."""
-
-    config: Mapping[str, Any]
-    name: str
-
-    def integer(self, key: str, default: int | None = None) -> int:
-        value = self.config.get(key)
-        value = default if value is None else value
-        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _LARGEST:
-            raise ModelError(
-                f"{self.name}: config.json needs a positive integer {key!r} up to {_LARGEST:,}, "
-                f"got {value!r}"
-            )
-        return value
-
-    def dtype(self) -> str:
-        # "dtype" since transformers 5, "torch_dtype" before.
-        dtype = str(self.config.get("dtype") or self.config.get("torch_dtype") or "bfloat16")
-        dtype_bytes(dtype)
-        return _dtype_name(dtype)
-
-    def positions(self) -> int:
-        """The longest request that vLLM accepts: positions, stretched where the config says so.
-
-        Source: `_get_and_verify_max_len` in vllm/config/model.py. YaRN's configs state the
-        length before or after; vLLM 0.25 multiplies the original one.
-        """
-        positions = self.integer("max_position_embeddings", 2048)
-        scaling = self.config.get("rope_scaling") or self.config.get("rope_parameters") or {}
-        if not isinstance(scaling, dict) or "gemma3" in str(self.config.get("model_type", "")):
-            return positions
-        kind = scaling.get("rope_type") or scaling.get("type") or "default"
-        factor = scaling.get("factor") or 1.0
-        if kind in ("default", "su", "longrope", "llama3") or not isinstance(factor, (int, float)):
-            return positions
-        if "yarn" in kind:
-            original = scaling.get("original_max_position_embeddings")
-            return max(positions, int(original * factor) if isinstance(original, int) else 0)
-        return max(positions, int(positions * factor))
-
-    def rotary_positions(self, tables: int) -> int:
-        """Gemma 3 stretches one of its tables, though not the longest request."""
-        positions = self.positions()
-        scaling = self.config.get("rope_scaling") or {}
-        if tables > 1 and scaling.get("rope_type") == "linear":
-            return (tables - 1) * positions + int(positions * scaling["factor"])
-        return tables * positions
-
-    def experts(self) -> Experts:
-        config = self.config
-        step = config.get("decoder_sparse_step", config.get("moe_layer_freq", 1))
-        if step != 1 or config.get("mlp_only_layers"):
-            raise ModelError(f"{self.name}: experts in some layers only are not modelled")
-        names = ("num_local_experts", "num_experts", "n_routed_experts")
-        count = next((key for key in names if config.get(key)), None)
-        if count is None:
-            raise ModelError(f"{self.name}: config.json does not state its experts ({names})")
-        active = "num_experts_per_tok" if "num_experts_per_tok" in config else "experts_per_token"
-        size = self.integer("moe_intermediate_size", config.get("intermediate_size"))
-        return Experts(
-            count=self.integer(count),
-            active=self.integer(active),
-            size=size,
-            shared_size=int(config.get("n_shared_experts") or 0) * size,
-            dense_layers=int(config.get("first_k_dense_replace") or 0),
-        )
-
-    def latent(self) -> Latent:
-        return Latent(
-            kv_rank=self.integer("kv_lora_rank"),
-            rope_dim=self.integer("qk_rope_head_dim"),
-            nope_dim=self.integer("qk_nope_head_dim"),
-            value_dim=self.integer("v_head_dim"),
-            query_rank=int(self.config.get("q_lora_rank") or 0),
-        )
-
-    def vision(self) -> Vision:
-        """SigLIP and Gemma 3's projector (siglip.py and gemma3_mm.py in vLLM)."""
-        config = self.config.get("vision_config")
-        if not isinstance(config, Mapping):
-            raise ModelError(f"{self.name}: config.json has a text_config and no vision_config")
-        read = _Reader(config, f"{self.name}, vision_config")
-        hidden, inner = read.integer("hidden_size"), read.integer("intermediate_size")
-        patch = read.integer("patch_size")
-        patches = (read.integer("image_size") // patch) ** 2
-        # Each layer: four projections and two of the MLP with biases, two norms with biases.
-        layer = 4 * hidden * (hidden + 1) + inner * (hidden + 1) + hidden * (inner + 1)
-        count = read.integer("num_hidden_layers") * (layer + 4 * hidden)
-        count += hidden * (3 * patch**2 + 1 + patches + 2)  # patches, positions, the last norm
-        count += hidden * (self.integer("hidden_size") + 1)  # the projector
-        return Vision(count, hidden, inner, patches, self.integer("mm_tokens_per_image", 256))
+    return architectures()[architecture]

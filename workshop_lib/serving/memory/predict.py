@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,9 +26,9 @@ def known_shape(model: str) -> ModelShape | None:
         if (folder / "config.json").is_file():
             return ModelShape.from_config(folder / "config.json", name=model)
     for file in sorted(data_path("models").glob("*.json")):
-        repository = json.loads(file.read_text(encoding="utf-8")).get("_name_or_path")
-        if repository and repository in (model, model.replace("-Instruct", "")):
-            return ModelShape.named(file.stem)
+        shape = ModelShape.from_config(file)
+        if shape.name in (model, model.replace("-Instruct", "")):
+            return shape
     return None
 
 
@@ -106,14 +105,13 @@ def _server(
     profile: str, component: str, parameters: Mapping[str, Any] | None
 ) -> tuple[Object, dict[str, Any], dict[str, str], dict[str, str]]:
     """A component's Deployment, its container, and that one's environment and flags."""
-    objects = manifests.render(profile, component, parameters)
-    item = next((item for item in objects if item.kind == "Deployment"), None)
-    if item is None:
-        raise ManifestError(f"{component}: there is no Deployment to predict the memory of")
-    container = item.body["spec"]["template"]["spec"]["containers"][0]
-    variables = {e["name"]: e["value"] for e in container.get("env", []) if "value" in e}
-    flags = dict(arg.partition("=")[::2] for arg in container.get("args", []))
-    return item, container, variables, flags
+    for item in manifests.render(profile, component, parameters):
+        if item.kind == "Deployment":
+            container = item.body["spec"]["template"]["spec"]["containers"][0]
+            variables = {e["name"]: e["value"] for e in container.get("env", []) if "value" in e}
+            flags = dict(arg.partition("=")[::2] for arg in container.get("args", []))
+            return item, container, variables, flags
+    raise ManifestError(f"{component}: there is no Deployment to predict the memory of")
 
 
 def _gpu(item: Object) -> str:

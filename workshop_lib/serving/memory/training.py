@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from workshop_lib.errors import WorkshopError
-from workshop_lib.serving.memory.model import GIB, ModelShape, linear_sizes
-from workshop_lib.serving.memory.vllm import Budget, Device, find_device, gpu_budget
+from workshop_lib.serving.memory.model import GIB, ModelShape
+from workshop_lib.serving.memory.vllm import Budget, Device, gpu_budget
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,18 +32,10 @@ ASLEEP_GIB = 1.2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingBudget:
-    """What each phase of a GRPO step takes on its GPU.
+    """What each phase of a GRPO step takes on its GPU, part by part, GiB.
 
-    Attributes:
-        device: GPU type.
-        model: The policy.
-        gpus: GPUs that share the trainer's state.
-        lora_rank: Rank of the adapters; None when all parameters are trained.
-        where: `colocated` or `dedicated`.
-        capacity_gib: What the GPU has.
-        update: Parts while the trainer updates, GiB.
-        generate: Parts while vLLM generates, GiB.
-        rollout: vLLM's own budget.
+    `gpus` share the trainer's state; `where` is `colocated` or `dedicated`; `lora_rank` is None
+    when all parameters are trained; `rollout` is vLLM's own budget.
     """
 
     device: str
@@ -94,23 +86,10 @@ def lora_parameters(shape: ModelShape, rank: int) -> int:
         raise WorkshopError(f"the LoRA rank must be at least 1, got {rank}")
     if shape.experts or shape.latent:
         raise WorkshopError(f"{shape.name}: LoRA on experts or latent attention is not modelled")
-    return shape.layers * sum(rank * (inputs + outputs) for inputs, outputs in linear_sizes(shape))
-
-
-def training_activation_gib(shape: ModelShape, *, tokens: int, checkpointing: bool = True) -> float:
-    """Estimate of what the backward pass needs of a micro-batch of `tokens` tokens, GiB.
-
-    With checkpointing each layer keeps its input, and one layer at a time all it computes: 34
-    bytes a token and hidden value, without attention scores. The logits come in 16 bits, in
-    float32 and as a gradient.
-
-    Source: Korthikanti et al., "Reducing Activation Recomputation in Large Transformer Models",
-    2022, sections 4.1 and 5.
-    """
-    if tokens < 1:
-        raise WorkshopError(f"tokens must be at least 1, got {tokens}")
-    layers = shape.layers * 2 + 34 if checkpointing else shape.layers * 34
-    return tokens * (layers * shape.hidden_size + shape.vocab_size * 10) / GIB
+    hidden, inner = shape.hidden_size, shape.intermediate_size
+    queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    projections = 2 * (hidden + queries) + 2 * (hidden + keys) + 3 * (hidden + inner)
+    return shape.layers * rank * projections
 
 
 def training_budget(
@@ -158,34 +137,32 @@ def training_budget(
         >>> training_budget(shape, "h100").fits, training_budget(shape, "h100", gpus=8).fits
         (False, True)
     """
-    if gpus < 1:
-        raise WorkshopError(f"gpus must be at least 1, got {gpus}")
-    if where not in ("colocated", "dedicated") or reference not in ("gpu", "cpu", "none"):
-        raise WorkshopError(
-            f"where={where!r}, reference={reference!r}: use colocated or dedicated, and gpu, "
-            "cpu or none"
-        )
-    gpu = find_device(device) if isinstance(device, str) else device
+    if gpus < 1 or tokens < 1:
+        raise WorkshopError(f"gpus and tokens must be at least 1, got {gpus} and {tokens}")
     rollout = gpu_budget(
         shape,
-        gpu,
+        device,
         gpu_memory_utilization=gpu_memory_utilization,
         max_model_len=max_model_len,
         tp=tp,
     )
-    trained = lora_parameters(shape, lora_rank) if lora_rank is not None else shape.parameters
-    held = shape.parameters + (trained if lora_rank is not None else 0)
-    copies = shape.parameters if reference == "gpu" and lora_rank is None else 0
-    state = {
-        "weights": held * WEIGHT_BYTES / gpus / GIB,
-        "gradients": trained * GRADIENT_BYTES / gpus / GIB,
-        "optimizer": trained * OPTIMIZER_BYTES / gpus / GIB,
-        "reference": copies * WEIGHT_BYTES / gpus / GIB,
+    adapters = lora_parameters(shape, lora_rank) if lora_rank is not None else 0
+    trained = adapters or shape.parameters
+    copies = shape.parameters if reference == "gpu" and not adapters else 0
+    held = {
+        "weights": (shape.parameters + adapters) * WEIGHT_BYTES,
+        "gradients": trained * GRADIENT_BYTES,
+        "optimizer": trained * OPTIMIZER_BYTES,
+        "reference": copies * WEIGHT_BYTES,
     }
-    update = state | {
-        "activations": training_activation_gib(shape, tokens=tokens, checkpointing=checkpointing),
-        "runtime": TRAINER_RUNTIME_GIB,
-    }
+    state = {part: size / gpus / GIB for part, size in held.items()}
+    # With checkpointing each layer keeps its input, and one layer at a time all it computes: 34
+    # bytes a token and hidden value, without attention scores. The logits come in 16 bits, in
+    # float32 and as a gradient. Source: Korthikanti et al., "Reducing Activation Recomputation
+    # in Large Transformer Models", 2022, sections 4.1 and 5.
+    layers = shape.layers * 2 + 34 if checkpointing else shape.layers * 34
+    activations = tokens * (layers * shape.hidden_size + shape.vocab_size * 10) / GIB
+    update = state | {"activations": activations, "runtime": TRAINER_RUNTIME_GIB}
     cache_gib = max(0.0, rollout.kv_gib)
     rest = rollout.capacity_gib - rollout.free_gib - rollout.weights_gib - cache_gib
     generate = {
@@ -199,12 +176,12 @@ def training_budget(
         if not offload:
             generate |= {f"trainer's {part}": gib for part, gib in state.items() if gib}
     return TrainingBudget(
-        device=gpu.name,
+        device=rollout.device,
         model=shape.name,
         gpus=gpus,
         lora_rank=lora_rank,
         where=where,
-        capacity_gib=gpu.cuda_gib,
+        capacity_gib=rollout.capacity_gib,
         update=update,
         generate=generate,
         rollout=rollout,
@@ -246,32 +223,28 @@ def claimed_budget(shape: ModelShape, *, lora_rank: int = 16) -> pd.DataFrame:
     """
     import pandas as pd
 
-    def budget(rank: int | None, *, offload: bool) -> TrainingBudget:
+    def budget(rank: int | None, *, offload: bool = False) -> TrainingBudget:
         return training_budget(
             shape, "a100-40", lora_rank=rank, gpu_memory_utilization=0.85, offload=offload
         )
 
-    def at_once(rank: int | None) -> dict[str, float]:
-        both = budget(rank, offload=False)
-        parts = both.update | both.generate
-        # The trainer's state is listed once, under its own names; vLLM is awake.
-        return {
-            part: gib
-            for part, gib in parts.items()
-            if part != "vLLM asleep" and not part.startswith("trainer's")
-        }
+    def in_gb(parts: dict[str, float]) -> dict[str, float]:
+        found = dict.fromkeys(CLAIMED_BUDGET_GB, 0.0)
+        for part, gib in parts.items():
+            found[part if part in found else "runtime and the rest"] += gib * GIB / 1e9
+        return {name: found[name] for name in found if name in parts or "rest" in name}
 
-    def in_gb(parts: dict[str, float]) -> list[float | None]:
-        known = {part: gib * GIB / 1e9 for part, gib in parts.items()}
-        rest = sum(gb for part, gb in known.items() if part not in CLAIMED_BUDGET_GB)
-        known["runtime and the rest"] = rest
-        return [known.get(part) for part in CLAIMED_BUDGET_GB]
+    def at_once(rank: int | None) -> dict[str, float]:
+        """The trainer's state is listed once, under its own names, and vLLM is awake."""
+        parts = budget(rank).update | budget(rank).generate
+        twice = [part for part in parts if part == "vLLM asleep" or part.startswith("trainer's")]
+        return in_gb({part: gib for part, gib in parts.items() if part not in twice})
 
     turns = budget(lora_rank, offload=True)
-    columns = {
-        "claimed": list(CLAIMED_BUDGET_GB.values()),
-        "full": in_gb(at_once(None)),
-        "lora": in_gb(at_once(lora_rank)),
+    columns: dict[str, dict[str, Any]] = {
+        "claimed": CLAIMED_BUDGET_GB,
+        "full": at_once(None),
+        "lora": at_once(lora_rank),
         "lora_update": in_gb(turns.update),
         "lora_generate": in_gb(turns.generate),
     }
@@ -301,12 +274,12 @@ def claimed_cures(shape: ModelShape, *, lora_rank: int = 16) -> pd.DataFrame:
     """
     import pandas as pd
 
-    small: dict[str, Any] = {"device": "a100-40", "offload": False}
+    small = {"device": "a100-40", "offload": False, "gpu_memory_utilization": 0.65}
     cures: dict[str, dict[str, Any]] = {
         "none (share 0.85)": small | {"gpu_memory_utilization": 0.85},
-        "share 0.65": small | {"gpu_memory_utilization": 0.65},
-        "TP=2, two GPUs": small | {"gpu_memory_utilization": 0.65, "gpus": 2, "tp": 2},
-        "H100-80GB": small | {"device": "h100", "gpu_memory_utilization": 0.65},
+        "share 0.65": small,
+        "TP=2, two GPUs": small | {"gpus": 2, "tp": 2},
+        "H100-80GB": small | {"device": "h100"},
         "taking turns (offload)": small | {"gpu_memory_utilization": 0.85, "offload": True},
     }
     rows = []

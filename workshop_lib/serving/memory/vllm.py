@@ -11,14 +11,15 @@ import math
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from workshop_lib.errors import WorkshopError
 from workshop_lib.serving.memory.model import (
+    DTYPE_BYTES,
     GIB,
     ModelShape,
-    dtype_bytes,
+    dtype_name,
     stage_layers,
 )
 
@@ -28,13 +29,11 @@ if TYPE_CHECKING:
 # The two ways of counting that were measured: 0.29 runs every model with the newer runner, counts
 # CUDA graphs within the share, and takes what PyTorch's allocator keeps as used.
 OLDER, NEWER = "0.25.1", "0.29.0"
-MIB = 2**20
 # Tokens in a block: vLLM's default on GPUs, and the one that its CPU platform sets when
 # --block-size is not given (CpuPlatform.check_and_update_config in vllm/platforms/cpu.py).
 GPU_BLOCK_SIZE, CPU_BLOCK_SIZE = 16, 128
-# Memory outside PyTorch while vLLM profiles (CUDA modules, cuBLAS, NCCL): on one H200, with TP=2,
-# and with PP=2, where NCCL had loaded the modules before the first reading.
-RUNTIME_GIB, RUNTIME_TP_GIB, RUNTIME_PP_GIB = 230 / 1024, 553 / 1024, 67 / 1024
+# CUDA modules, NCCL and cuBLAS with its workspace while vLLM profiles: on one H200, with TP=2.
+RUNTIME_GIB, RUNTIME_TP_GIB = 262 / 1024, 585 / 1024
 # A CUDA context, which exists before vLLM counts: its start line says 78.66 of 79.19 GiB free
 # on an H100 and 21.84 of 22.03 on an L4 (public logs).
 CONTEXT_SHARE = 0.008
@@ -45,11 +44,6 @@ GRAPHS_MIB, GRAPHS_LAYER_MIB, GRAPHS_EXPERTS_MIB = 350, 16, 9
 CPU_RUNTIME_GIB = 1.9
 # What the allocator kept beside that with 0.29.0 on one GPU, models without experts: 0.2 to 0.9.
 KEPT_GIB = 0.5
-# cuBLAS' workspace on Hopper, which PyTorch allocates.
-CUBLAS_BYTES = 32 * MIB
-# Programs of the older sampler's top-k/top-p kernel, each with a row of logits: one for each
-# multiprocessor of a Hopper GPU.
-TOP_K_PROGRAMS = 132
 # Context tokens that latent attention decompresses at once, at most.
 LATENT_TOKENS = 64 * 1024
 
@@ -90,17 +84,15 @@ DEVICES = {
 def find_device(name: str) -> Device:
     """The device of that name: a key of `DEVICES`, what `nvidia-smi` calls it, or `name:GiB`."""
     label, _, size = name.partition(":")
+    if re.fullmatch(r"\d+(\.\d+)?", size) and float(size):
+        return Device(label, float(size))
     words = re.split(r"[-\s]+", label.lower().removeprefix("nvidia ").strip())
     kept = [w.removesuffix("gb") for w in words if not re.fullmatch(r"sxm\d*|pcie|hbm\w+|ac", w)]
     key = "-".join(kept).replace("h100-80", "h100")
-    if size:
-        if not re.fullmatch(r"\d+(\.\d+)?", size) or not float(size):
-            raise WorkshopError(f"the memory of the GPU {name!r} is no number of GiB")
-        return Device(label, float(size))
-    if key not in DEVICES:
+    if size or key not in DEVICES:
         raise WorkshopError(
             f"the memory of the GPU {name!r} is not known; give it in GiB, as "
-            f"torch.cuda.mem_get_info()[1] says it, for example {name}:44.4, or use one of "
+            f"torch.cuda.mem_get_info()[1] says it, for example {label}:44.4, or use one of "
             f"{', '.join(DEVICES)}"
         )
     return DEVICES[key]
@@ -114,7 +106,7 @@ def kv_bytes_per_token(shape: ModelShape, *, tp: int = 1, kv_dtype: str = "auto"
 
     Source: `AttentionSpec.page_size_bytes` in vllm/v1/kv_cache_interface.py.
     """
-    size = dtype_bytes(shape.dtype if kv_dtype == "auto" else kv_dtype)
+    size = DTYPE_BYTES[shape.dtype if kv_dtype == "auto" else dtype_name(kv_dtype)]
     shape.check_tp(tp)
     if shape.latent:
         return shape.layers * (shape.latent.kv_rank + shape.latent.rope_dim) * size
@@ -134,34 +126,12 @@ def layer_groups(windows: Sequence[int]) -> tuple[int, tuple[int, ...]]:
     return size, tuple(w for w, count in kinds.items() for _ in range(-(-count // size)))
 
 
-def blocks_per_request(
-    tokens: int, windows: Sequence[int], *, block_size: int, batched_tokens: int
-) -> int:
-    """Blocks that a request takes at most, over all groups of layers (`layer_groups`).
-
-    Source: `max_memory_usage_bytes` of the specs in vllm/v1/kv_cache_interface.py.
-    """
-    count = 0
-    for window in windows:
-        # A window's blocks are given back between two steps only.
-        held = min(window - 1 + batched_tokens, tokens) if window else tokens
-        # One more, because a window need not start where a block starts.
-        count += -(-held // block_size) + (1 if window else 0)
-    return count
-
-
 @dataclass(frozen=True, slots=True)
 class KVCapacity:
     """What a KV cache holds, in the numbers of the engine's start line.
 
-    Attributes:
-        tokens: "KV cache size", tokens.
-        blocks: Blocks of `block_size` tokens.
-        block_size: Tokens in a block.
-        max_model_len: Longest request, tokens.
-        concurrency: Requests of `max_model_len` tokens that fit at once.
-        fits: Whether vLLM starts: one block stays unused, the rest must hold one request.
-        groups: Groups of layers with block tables of their own.
+    `fits` says whether vLLM starts: one block stays unused, the rest must hold one request.
+    `groups` counts the groups of layers with block tables of their own.
     """
 
     tokens: int
@@ -205,15 +175,16 @@ def kv_cache_capacity(
     Source: `get_max_concurrency_for_kv_cache_config`, `get_kv_cache_capacity` and
     `check_enough_kv_cache_memory` in vllm/v1/core/kv_cache_utils.py (0.32.0).
     """
-    _positive(max_model_len=max_model_len, block_size=block_size)
     here = layers if layers is not None else range(shape.layers)
     group_size, windows = layer_groups([shape.windows[i] if shape.windows else 0 for i in here])
     layer_bytes = kv_bytes_per_token(shape, tp=tp, kv_dtype=kv_dtype) // shape.layers
-    block_bytes = block_size * group_size * layer_bytes
-    blocks = max(0, kv_bytes) // block_bytes
-    needed = blocks_per_request(
-        max_model_len, windows, block_size=block_size, batched_tokens=batched_tokens
-    )
+    blocks = max(0, kv_bytes) // (block_size * group_size * layer_bytes)
+    needed = 0
+    for window in windows:
+        # A window's blocks are given back between two steps only; it takes one more, because it
+        # need not start where a block starts (`max_memory_usage_bytes` in kv_cache_interface.py).
+        held = min(window - 1 + batched_tokens, max_model_len) if window else max_model_len
+        needed += -(-held // block_size) + (1 if window else 0)
     return KVCapacity(
         tokens=int(blocks / needed * max_model_len),
         blocks=blocks,
@@ -294,7 +265,7 @@ def activations_gib(
     in fused_moe/experts/triton_moe.py, for latent attention
     `determine_chunked_prefill_workspace_size` in layers/attention/mla_attention.py.
     """
-    size, latent, experts = dtype_bytes(shape.dtype), shape.latent, shape.experts
+    size, latent, experts = shape.number_bytes, shape.latent, shape.experts
     hidden = tokens * shape.hidden_size
     workspace = 0
     if experts is None:  # gate and up, their product, the residual and two more hidden states
@@ -305,11 +276,11 @@ def activations_gib(
         inner = experts.size // tp
         workspace = max(2 * inner, shape.hidden_size) + max(inner, shape.hidden_size)
         workspace *= tokens * experts.active
-        numbers = 4 * hidden + 3 * tokens * (experts.shared_size // tp) + workspace
-    eight_bits = shape.quantization is not None and shape.quantization.bits == 8
-    peaks = [numbers * size + (hidden if eight_bits else 0)]
-    if last_stage:
-        peaks.append(_sampler_bytes(shape, sequences, version) + (hidden + workspace) * size)
+        numbers = 4 * hidden + 3 * tokens * (experts.shared * experts.size // tp) + workspace
+    peaks = [numbers * size]
+    if last_stage:  # logits as the model gives them and in float32; the older sampler's noise too
+        logit = size + (12 if _first_runner(shape, version) else 4)
+        peaks.append(sequences * shape.vocab_size * logit + (hidden + workspace) * size)
     if latent:
         heads = shape.heads // tp
         pages = sequences * GPU_BLOCK_SIZE
@@ -324,19 +295,7 @@ def activations_gib(
         width = 2 * (vision.hidden_size + vision.intermediate_size)
         peaks[0] += images * vision.tokens * shape.hidden_size * size
         peaks.append(images * vision.patches * width * size)
-    return (max(peaks) + CUBLAS_BYTES) / GIB
-
-
-def _sampler_bytes(shape: ModelShape, sequences: int, version: str) -> int:
-    """Logits as the model gives them and in float32, and the sampler's partial results."""
-    size = dtype_bytes(shape.dtype)
-    states = sequences * shape.hidden_size * size
-    if _first_runner(shape, version):
-        # Probabilities and their noise too, and a second set of states: random ones.
-        logits = sequences * shape.vocab_size * (size + 12)
-        return logits + TOP_K_PROGRAMS * shape.vocab_size * 4 + 2 * states
-    logits = sequences * shape.vocab_size * (size + 4)
-    return logits + sequences * -(-shape.vocab_size // 1024) * 12 + states
+    return max(peaks) / GIB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -370,15 +329,22 @@ class Budget:
     estimated: tuple[str, ...]
     measured: str
 
+    def parts(self) -> dict[str, float]:
+        """The parts in GiB, in the order in which they are drawn; they add up to the capacity."""
+        parts = {
+            "weights": self.weights_gib,
+            "activations": self.activations_gib,
+            "runtime": self.runtime_gib,
+            "buffers": self.buffers_gib,
+            "KV cache": max(0.0, self.kv_gib),
+            "CUDA graphs": self.cuda_graphs_gib,
+        }
+        return parts | {"free": self.capacity_gib - sum(parts.values())}
+
     @property
     def free_gib(self) -> float:
         """What is left on the device; negative when it is too small."""
-        used = self.weights_gib + self.activations_gib + self.runtime_gib
-        return self.capacity_gib - used - self.buffers_gib - self.cuda_graphs_gib - self._cache_gib
-
-    @property
-    def _cache_gib(self) -> float:
-        return max(0.0, self.kv_gib)
+        return self.parts()["free"]
 
     @property
     def fits(self) -> bool:
@@ -405,18 +371,18 @@ class Budget:
                 f"{where}: weights and activations take {needed:.1f} GiB of the device's "
                 f"{self.capacity_gib:.1f} and leave no memory for the KV cache; {cure}"
             )
-        if self.kv.fits and (self.device != "CPU" or self.free_gib >= 0):
-            return ""
-        if self.kv.fits:
+        if not self.kv.fits:
+            longest = max(0, self.kv.blocks - 1) * self.kv.block_size // self.kv.groups
+            return (
+                f"{where}: the KV cache holds {self.kv.tokens:,} tokens, too few for one request "
+                f"of {self.kv.max_model_len:,}; set max_model_len to at most {longest:,}"
+            )
+        if self.device == "CPU" and self.free_gib < 0:
             return (
                 f"{where}: {-self.free_gib:.1f} GiB more than the machine has; lower "
                 "VLLM_CPU_KVCACHE_SPACE or close other programs"
             )
-        longest = max(0, self.kv.blocks - 1) * self.kv.block_size // self.kv.groups
-        return (
-            f"{where}: the KV cache holds {self.kv.tokens:,} tokens, too few for one request of "
-            f"{self.kv.max_model_len:,}; set max_model_len to at most {longest:,}"
-        )
+        return ""
 
     @property
     def warning(self) -> str:
@@ -429,36 +395,15 @@ class Budget:
             "runs out of memory while it captures graphs"
         )
 
-    def parts(self) -> dict[str, float]:
-        """The parts in GiB, in the order in which they are drawn; they add up to the capacity."""
-        return {
-            "weights": self.weights_gib,
-            "activations": self.activations_gib,
-            "runtime": self.runtime_gib,
-            "buffers": self.buffers_gib,
-            "KV cache": self._cache_gib,
-            "CUDA graphs": self.cuda_graphs_gib,
-            "free": self.free_gib,
-        }
-
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain values for JSON; `kv_cache_tokens` is an integer."""
-        return {
-            "model": self.model,
-            "device": self.device,
-            "tp": self.tp,
-            "pp": self.pp,
-            "gpu_memory_utilization": self.gpu_memory_utilization,
+        own = ("model", "device", "tp", "pp", "gpu_memory_utilization", "fits", "reason", "warning")
+        return {name: getattr(self, name) for name in (*own, "measured", "capacity_gib")} | {
             "max_model_len": self.kv.max_model_len,
             "kv_cache_tokens": self.kv.tokens,
             "max_concurrency": round(self.kv.concurrency, 2),
             "kv_blocks": self.kv.blocks,
             "block_size": self.kv.block_size,
-            "fits": self.fits,
-            "reason": self.reason,
-            "warning": self.warning,
-            "measured": self.measured,
-            "capacity_gib": round(self.capacity_gib, 3),
             "gib": {name: round(gib, 3) for name, gib in self.parts().items()},
             "estimated": list(self.estimated),
         }
@@ -518,19 +463,21 @@ def gpu_budget(
             f"gpu_memory_utilization {gpu_memory_utilization} is out of range; use 0.1 to 1.0"
         )
     gpu = find_device(device) if isinstance(device, str) else device
-    tokens, sequences = _step_limits(gpu, max_num_batched_tokens, max_num_seqs, max_model_len)
-    _positive(pp=pp)
+    _positive(pp=pp, max_model_len=max_model_len)
     shape.check_length(max_model_len)
     if block_size < 1 or block_size % GPU_BLOCK_SIZE:
         raise WorkshopError(
             f"block_size must be a multiple of {GPU_BLOCK_SIZE} on a GPU, got {block_size}"
         )
+    tokens, sequences = _step_limits(gpu, max_num_batched_tokens, max_num_seqs, max_model_len)
     if shape.quantization and shape.quantization.experts_only and gpu.name.startswith("H"):
-        shape = replace(shape, quantization=replace(shape.quantization, padding=(64, 1)))
-    runtime = RUNTIME_TP_GIB if tp > 1 else RUNTIME_PP_GIB if pp > 1 else RUNTIME_GIB
+        form = shape.quantization.model_copy(update={"padding": (64, 1)})
+        shape = shape.model_copy(update={"quantization": form})
     version = _counted_as(vllm)
+    runtime = RUNTIME_TP_GIB if tp > 1 else RUNTIME_GIB
     if version == NEWER and tp * pp == 1 and shape.experts is None:
         runtime += KEPT_GIB
+    layer_mib = GRAPHS_EXPERTS_MIB if shape.experts else GRAPHS_LAYER_MIB
     stages = []
     for stage in range(pp):
         layers = stage_layers(shape, pp, stage)
@@ -545,7 +492,6 @@ def gpu_budget(
             compiled=stage == 0 and not enforce_eager,
             version=version,
         )
-        layer_mib = GRAPHS_EXPERTS_MIB if shape.experts else GRAPHS_LAYER_MIB
         graphs = 0.0 if enforce_eager else (GRAPHS_MIB + layer_mib * len(layers)) / 1024
         kv_gib = gpu_memory_utilization * gpu.cuda_gib - weights - activations - runtime
         if version == NEWER or _first_runner(shape, version):
@@ -599,16 +545,14 @@ def cpu_budget(
     On a CPU the KV cache is given, not what is left over: `kv_gib` is `VLLM_CPU_KVCACHE_SPACE`,
     for each of the `tp` processes.
     """
-    _positive(VLLM_CPU_KVCACHE_SPACE=kv_gib, memory_gib=memory_gib)
-    shape.check_length(max_model_len)
-    capacity = kv_cache_capacity(
-        kv_gib * GIB,
-        shape,
+    _positive(
+        VLLM_CPU_KVCACHE_SPACE=kv_gib,
+        memory_gib=memory_gib,
         max_model_len=max_model_len,
         block_size=block_size,
-        tp=tp,
-        kv_dtype=kv_dtype,
     )
+    shape.check_length(max_model_len)
+    sizes: dict[str, Any] = {"max_model_len": max_model_len, "block_size": block_size}
     return Budget(
         device="CPU",
         model=shape.name,
@@ -617,7 +561,7 @@ def cpu_budget(
         weights_gib=tp * shape.weights_bytes(tp) / GIB,
         runtime_gib=CPU_RUNTIME_GIB,
         kv_gib=tp * kv_gib,
-        kv=capacity,
+        kv=kv_cache_capacity(kv_gib * GIB, shape, tp=tp, kv_dtype=kv_dtype, **sizes),
         estimated=("runtime",),
         measured="vLLM 0.32.0 (CPU build)",
     )
@@ -634,14 +578,12 @@ def _step_limits(
     gpu: Device, tokens: int | None, sequences: int | None, max_model_len: int
 ) -> tuple[int, int]:
     """Tokens and requests of one step, as vLLM settles them."""
-    given = {"max_num_batched_tokens": tokens, "max_num_seqs": sequences}
-    known = {name: value for name, value in given.items() if value is not None}
-    _positive(max_model_len=max_model_len, **known)
     most_tokens, most_sequences = gpu.step_limits
     if tokens is None:
         tokens = min(most_tokens, (sequences or most_sequences) * max_model_len)
     if sequences is None:
-        return tokens, min(most_sequences, tokens)
+        sequences = min(most_sequences, tokens)
+    _positive(max_num_batched_tokens=tokens, max_num_seqs=sequences)
     if tokens < sequences:
         raise WorkshopError(
             f"max_num_batched_tokens {tokens:,} is less than max_num_seqs {sequences:,}, which "
