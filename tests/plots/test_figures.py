@@ -1,32 +1,14 @@
-"""Every figure is drawn, and nothing in it is cut off, unlabelled or too small."""
+"""Every figure shows its numbers, and nothing in it is cut off, unlabelled or too small."""
 
-from __future__ import annotations
-
-import subprocess
-import sys
-from collections.abc import Callable
-from typing import Any
+from dataclasses import replace
 
 import pandas as pd
 import pytest
 from figures import check_readable
 
+from workshop_lib import plots
 from workshop_lib.data import data_path
 from workshop_lib.errors import WorkshopError
-from workshop_lib.plots import (
-    load_recorded_levels,
-    new_figure,
-    plot_batching,
-    plot_deployments,
-    plot_engine,
-    plot_kv_prediction,
-    plot_load_sweep,
-    plot_memory_budgets,
-    plot_paging,
-    plot_recorded,
-    plot_serve_paths,
-    plot_token_timeline,
-)
 from workshop_lib.serving import TextDelta
 from workshop_lib.serving.benchmark import EngineObservation
 from workshop_lib.serving.benchmark.result import BenchmarkResult, LevelRecord, RequestRecord
@@ -36,176 +18,248 @@ from workshop_lib.serving.memory import (
     cpu_budget,
     gpu_budget,
     kv_cache_capacity,
+    training_budget,
 )
 from workshop_lib.serving.simulators import Job, simulate_engine
+from workshop_lib.training import training_models, trl_advantages
+from workshop_lib.training.runs import read_run
 from workshop_lib.widgets.explorers import explored_paging, explored_schedules
 
-
-def sweep(*, errors: int = 0) -> BenchmarkResult:
-    records = []
-    for level in (1, 4, 8):
-        for number in range(3 * level):
-            bad = number < errors
-            records.append(
-                RequestRecord(
-                    load=level,
-                    scheduled_s=0.0,
-                    start_s=0.0,
-                    ttft_ms=None if bad else 60.0 * level + number,
-                    itl_ms=() if bad else tuple(25.0 + level + (7 * n) % 5 for n in range(20)),
-                    e2e_ms=None if bad else 600.0 + level,
-                    prompt_tokens=40,
-                    completion_tokens=None if bad else 21,
-                    finish_reason="length",
-                    error=("closed", "timeout")[number % 2] if bad else "",
-                    detail="",
-                )
-            )
-    levels = [
-        LevelRecord(load=n, duration_s=0.6 * 3, server_ms={"ttft": 60.0 * n}) for n in (1, 4, 8)
-    ]
-    return BenchmarkResult("http://a", "m", "now", {}, levels, records)
+SMALL, LARGE = ModelShape.named("mistral-7b"), ModelShape.named("llama-3.1-70b")
+WAYS = ("colocated", "dedicated")
+PATHS = ["nemo-rl/honest", "nemo-rl/reward-hacking", "nemo-rl/honest/console.log", "trl/learning-1"]
+RUNS = {path: read_run(data_path(f"recorded/{path}")) for path in PATHS}
+REWARDS = [1.0, 0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 0.0]
+GROUP = pd.DataFrame(
+    {
+        "prompt": "Question: What is 3 + 4?\nAnswer:",
+        "completion": [f" {number}\n\nand so on" for number in range(8)],
+        "reward": REWARDS,
+        "advantage": trl_advantages(REWARDS),
+    }
+)
 
 
-def budgets() -> Any:
-    small, large = ModelShape.named("mistral-7b"), ModelShape.named("llama-3.1-70b")
-    figure = plot_memory_budgets(
-        [
-            gpu_budget(small, "l4"),
-            gpu_budget(small, "h100", gpu_memory_utilization=0.6),
-            gpu_budget(large, "h100", tp=1),
-            gpu_budget(large, "h100", tp=4),
-        ]
-    )
-    return figure
-
-
-def laptop_budget() -> Any:
-    shape = ModelShape.named("smollm2-135m").with_dtype("float32")
-    return plot_memory_budgets([cpu_budget(shape, kv_gib=1, memory_gib=24)], ["this machine"])
-
-
-def prediction() -> Any:
-    shape = ModelShape.named("smollm2-135m").with_dtype("float32")
-    capacity = kv_cache_capacity(2**30, shape, max_model_len=1024, block_size=128)
-    return plot_kv_prediction(capacity, EngineKV("CPU", 23_168, 1024, 22.63))
-
-
-def open_loop() -> Any:
+def sweep(loads=(1, 4, 8), *, errors=0, loop="closed"):
     records = [
         RequestRecord(
-            load=rate, scheduled_s=n / rate, start_s=n / rate, ttft_ms=50.0 * rate + n,
-            itl_ms=(20.0, 30.0), e2e_ms=200.0 * rate, prompt_tokens=9, completion_tokens=3,
-            finish_reason="length", error="", detail="",
+            load=load, scheduled_s=0.0, start_s=0.0, prompt_tokens=40, finish_reason="length",
+            ttft_ms=None if number < errors else 60.0 * load + number,
+            itl_ms=() if number < errors else tuple(25.0 + load + 7 * n % 5 for n in range(20)),
+            e2e_ms=None if number < errors else 600.0 + load,
+            completion_tokens=None if number < errors else 21,
+            error=("closed", "timeout")[number % 2] if number < errors else "", detail="",
         )
-        for rate in (2.5, 7.9) for n in range(20)
+        for load in loads for number in range(int(3 * load))
     ]  # fmt: skip
-    levels = [LevelRecord(load=rate, duration_s=20 / rate, server_ms={}) for rate in (2.5, 7.9)]
-    result = BenchmarkResult("http://a", "m", "now", {"loop": "open"}, levels, records)
-    return plot_load_sweep(result.levels)
+    levels = [LevelRecord(load=n, duration_s=1.8, server_ms={"ttft": 60.0 * n}) for n in loads]
+    return BenchmarkResult("http://a", "m", "now", {"loop": loop}, levels, records)
 
 
-def engine() -> Any:
+def engine():
     jobs = [Job("long", 0, 130), Job("A", 8, 12), Job("B", 12, 24), Job("C", 16, 8)]
     predicted = simulate_engine(jobs, prompt_tokens=24, blocks=181, block_size=128)
-    rows = [
-        {"request": job.name, "tokens": job.tokens, "prompt_tokens": 24,
-         "sent_s": 0.03 * job.arrival, "first_s": 0.03 * job.arrival + 0.1,
-         "end_s": 0.03 * (job.arrival + job.tokens) + 0.1}
-        for job in jobs
-    ]  # fmt: skip
+    requests = pd.DataFrame({"request": [job.name for job in jobs]})
+    requests["sent_s"] = [0.03 * job.arrival for job in jobs]
+    requests["first_s"] = requests["sent_s"] + 0.1
+    requests["end_s"] = requests["first_s"] + [0.03 * job.tokens for job in jobs]
     steps = predicted.gauges.iloc[::3]
-    samples = steps.assign(time_s=steps.step * 0.03).drop(columns="step")
-    seen = EngineObservation(pd.DataFrame(rows), samples, 181, 128)
-    return plot_engine(predicted, seen)
+    samples = steps.assign(time_s=steps["step"] * 0.03).drop(columns="step")
+    return plots.plot_engine(predicted, EngineObservation(requests, samples, 181, 128))
 
 
-def deployments() -> Any:
-    results = {"vLLM alone": sweep(), "Ray Serve": sweep()}
-    return plot_deployments(results, {"vLLM alone": [1.0, 1.2, 2.0], "Ray Serve": [6.0, 7.0, 9.0]})
+def startup():
+    stages = {"PodScheduled": "00:00:02Z", "Ready": "00:00:14Z"}
+    conditions = [
+        {"type": kind, "status": "True", "lastTransitionTime": f"2026-11-21T{time}"}
+        for kind, time in stages.items()
+    ]
+    metadata = {"name": "ray-cluster-0", "creationTimestamp": "2026-11-21T00:00:00Z"}
+    pod = {"metadata": metadata, "status": {"conditions": conditions}}
+    return plots.plot_startup({"Indexed Job": [pod, pod], "RayCluster": [pod | {"status": {}}]})
 
 
-FIGURES: dict[str, Callable[[], Any]] = {
-    "budgets": budgets,
-    "laptop budget": laptop_budget,
+def allocation():
+    names = {"one task": ["a"], "PACK 2": ["a", "a"], "SPREAD 2": ["a", "b"], "STRICT_PACK 6": []}
+    requests = [{"request": n, "nodes": on, "created": bool(on)} for n, on in names.items()]
+    return plots.plot_allocation({"gpus": {"a": 4, "b": 4}, "requests": requests})
+
+
+def ray_cluster():
+    node = {"role": "worker", "node": "b", "cpus": 2, "gpus": 4, "memory_gib": 1.5}
+    nodes = pd.DataFrame([node | {"role": "head", "node": "a"}, node, node | {"node": "c"}])
+    ports = {"gcs-server": 6379, "dashboard": 8265, "client": 10001, "serve": 8000}
+    return plots.plot_ray_cluster(nodes, ports)
+
+
+def groups():
+    rows = {"3 + 4": REWARDS, "2 + 2": [1.0] * 8, "9 + 8": [0.0] * 8}
+    frames = [
+        pd.DataFrame({"group": n, "problem": problem, "answer": "7", "reward": rewards})
+        for n, (problem, rewards) in enumerate(rows.items())
+    ]
+    return plots.plot_groups(pd.concat(frames), 0)
+
+
+def settings():
+    rows = [
+        {"run": run, "value": f"0.{run}", "step": step, **dict.fromkeys(column, 0.4 / step + run)}
+        for column in [("reward", "zero_std_share", "entropy", "kl", "grad_norm", "mean_length")]
+        for run in (0, 1) for step in (1, 2, 3)
+    ]  # fmt: skip
+    frame = pd.DataFrame(rows).assign(clip_share=0.0)
+    return plots.plot_settings(frame, key="policy.generation.temperature")
+
+
+def accuracy():
+    row = {"problems": 64, "right": 13, "accuracy": 0.2, "low": 0.1, "high": 0.37}
+    return plots.plot_accuracy(pd.DataFrame([row, row], index=["before", "after"]))
+
+
+def serving():
+    columns = ("time_s", "running", "waiting", "level", "latency_p50_s", "latency_p95_s")
+    return plots.plot_serving(pd.DataFrame({name: [0.0, 0.5, 1.0] for name in columns}))
+
+
+def step_memory(where=WAYS, **times):
+    budgets = [training_budget(SMALL, "h100", gpus=8, where=each) for each in where]
+    times = {"generate_s": 20.0, "update_s": 15.0, "switch_s": 4.0, **times}
+    return plots.plot_step_memory(*budgets, **times)
+
+
+def prediction(engine_tokens=23_168):
+    shape = ModelShape.named("smollm2-135m").with_dtype("float32")
+    capacity = kv_cache_capacity(2**30, shape, max_model_len=1024, block_size=128)
+    return plots.plot_kv_prediction(capacity, EngineKV("CPU", engine_tokens, 1024, 22.63))
+
+
+TRIPS = {"vLLM alone": [1.0, 1.2, 2.0], "Ray Serve": [6.0, 7.0, 9.0]}
+STEPS = pd.DataFrame({"step": list("abc"), "done_after_s": [1.0, 9.0, 31.0], "took_s": [1, 8, 22]})
+FIGURES = {
+    "budget": lambda: plots.plot_memory_budget(gpu_budget(SMALL, "l4")),
+    "too small": lambda: plots.plot_memory_budget(gpu_budget(LARGE, "h100")),
+    "laptop": lambda: plots.plot_memory_budget(cpu_budget(SMALL, kv_gib=1, memory_gib=24)),
     "prediction": prediction,
-    "sweep": lambda: plot_load_sweep(sweep().levels),
-    "sweep with failures": lambda: plot_load_sweep(sweep(errors=2).levels, title="Laptop"),
-    "timeline": lambda: plot_token_timeline([TextDelta("a", 90.0 + 25 * n) for n in range(30)]),
-    "open loop": open_loop,
+    "sweep": lambda: plots.plot_load_sweep(sweep().levels),
+    "failures": lambda: plots.plot_load_sweep(sweep(errors=2).levels),
+    "open loop": lambda: plots.plot_load_sweep(sweep((2.5, 7.9), loop="open").levels),
+    "tokens": lambda: plots.plot_token_timeline([TextDelta("a", 90.0 + 25 * n) for n in range(30)]),
+    "one piece": lambda: plots.plot_token_timeline([TextDelta("a", 90.0)]),
     "engine": engine,
-    "deployments": deployments,
-    "paging": lambda: plot_paging(explored_paging(16, 12, 1024), columns=32),
-    "batching": lambda: plot_batching(explored_schedules(3, 7, 14)),
-    "one piece": lambda: plot_token_timeline([TextDelta("a", 90.0)]),
-    "recorded TP": plot_recorded,
-    "paths": plot_serve_paths,
-    "paths on two GPUs": lambda: plot_serve_paths("two GPUs"),
-    "recorded graphs": lambda: plot_recorded(
-        data_path("recorded/h200/vllm-0.25.1-eager-vs-graphs.jsonl")
-    ),
-}
+    "deployments": lambda: plots.plot_deployments(dict.fromkeys(TRIPS, sweep()), TRIPS),
+    "paging": lambda: plots.plot_paging(explored_paging(16, 12, 1024)),
+    "batching": lambda: plots.plot_batching(explored_schedules(3, 7, 14)),
+    "one GPU": plots.plot_serve_paths,
+    "two GPUs": lambda: plots.plot_serve_paths("two GPUs"),
+    "ray": ray_cluster,
+    "allocation": allocation,
+    "startup": startup,
+    "groups": groups,
+    "advantages": lambda: plots.plot_advantages(GROUP),
+    "training": lambda: plots.plot_training(RUNS["trl/learning-1"].frame, steps=60),
+    "runs": lambda: plots.plot_runs({path: RUNS[path] for path in PATHS[:2]}),
+    "settings": settings,
+    "models": lambda: plots.plot_training_models(training_models(SMALL)),
+    "accuracy": accuracy,
+    "step memory": step_memory,
+    "cold start": lambda: plots.plot_startup_timeline(STEPS),
+    "serving": serving,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", FIGURES)
-def test_figure_is_whole_labelled_and_readable(name: str) -> None:
+def test_figure_is_whole_labelled_and_readable(name):
     check_readable(FIGURES[name]())
 
 
-def test_bars_show_what_the_budget_says() -> None:
-    shape = ModelShape.named("mistral-7b")
-    budget = gpu_budget(shape, "h100")
-    figure = plot_memory_budgets([budget])
-    widths = [patch.get_width() for patch in figure.axes[0].patches]
+@pytest.mark.parametrize(
+    ("path", "steps"),
+    [*((path, 60) for path in PATHS), (PATHS[0], 1), (PATHS[3], 2), (PATHS[3], 0)],
+)
+def test_a_run_is_readable_at_any_length(path, steps):
+    check_readable(plots.plot_run(replace(RUNS[path], frame=RUNS[path].frame[:steps])))
+
+
+def test_bars_show_what_the_budget_says():
+    budget = gpu_budget(SMALL, "h100")
+    axes = plots.plot_memory_budget(budget).axes[0]
+    widths = [patch.get_width() for patch in axes.patches]
     assert widths == pytest.approx([gib for gib in budget.parts().values() if gib > 0])
-    words = " ".join(text.get_text() for text in figure.axes[0].texts)
-    assert f"{budget.kv.tokens:,}" in words
+    assert f"{budget.kv.tokens:,}" in " ".join(text.get_text() for text in axes.texts)
 
 
-def test_prediction_names_the_difference() -> None:
-    capacity = kv_cache_capacity(2**30, ModelShape.named("smollm2-135m"), max_model_len=1024)
-    same = plot_kv_prediction(capacity, EngineKV("CPU", capacity.tokens))
-    assert "exactly equal" in same.axes[0].get_title(loc="left")
-    off = plot_kv_prediction(capacity, EngineKV("CPU", capacity.tokens - 466))
-    assert "+466 tokens (+1%)" in off.axes[0].get_title(loc="left")
+def test_prediction_names_the_difference():
+    assert "exactly equal" in prediction(23_296).axes[0].get_title(loc="left")
+    assert "+466 tokens (+2%)" in prediction(22_830).axes[0].get_title(loc="left")
 
 
-def test_failures_are_named_in_the_sweep() -> None:
-    figure = plot_load_sweep(sweep(errors=2).levels)
-    words = [t.get_text() for t in figure.axes[0].texts if "failed" in t.get_text()]
-    assert words == ["1 failed\n1 timed out"] * 3
+def test_recorded_levels_by_tag():
+    file = data_path("recorded/h200/vllm-0.25.1-eager-vs-graphs.jsonl")
+    recorded = plots.load_recorded_levels(file)
+    assert list(recorded) == ["eager", "graphs"]
+    assert set(recorded["graphs"].columns) <= set(sweep().levels.columns)
+    assert recorded["graphs"]["output_tokens_per_s"].max() == 5085.1
 
 
-def test_recorded_levels_have_the_sweeps_columns() -> None:
-    recorded = load_recorded_levels()
-    assert list(recorded) == ["TP=1", "TP=2"]
-    for frame in recorded.values():
-        assert set(frame.columns) <= set(sweep().levels.columns)
-        assert frame.concurrency.tolist() == [1, 4, 16, 64, 256]
-    assert recorded["TP=2"].output_tokens_per_s[4] == 10761.0
+def test_a_panel_for_what_a_run_tells():
+    def titles(path):
+        return [axes.get_title(loc="left") for axes in plots.plot_run(RUNS[path]).axes]
+
+    whole = titles("nemo-rl/honest")
+    assert len(whole) == 7 and whole[0] == "Reward" and whole[-1] == "Time of a step, by stage"
+    assert titles("nemo-rl/honest/console.log") == [whole[0], whole[4], whole[6]]
+    assert titles("trl/learning-1") == ["Reward, worst to best group", *whole[2:]]
 
 
-def test_nothing_to_draw_is_refused(tmp_path: Any) -> None:
-    with pytest.raises(WorkshopError, match="no finished level"):
-        plot_load_sweep(pd.DataFrame())
-    with pytest.raises(WorkshopError, match="no text"):
-        plot_token_timeline([])
-    with pytest.raises(WorkshopError, match="0 budgets"):
-        plot_memory_budgets([])
-    with pytest.raises(WorkshopError, match="one for each"):
-        plot_memory_budgets([gpu_budget(ModelShape.named("mistral-7b"), "h100")], ["a", "b"])
-    with pytest.raises(WorkshopError, match="cannot be read"):
-        plot_recorded(tmp_path / "none.jsonl")
-    (tmp_path / "bad.jsonl").write_text("{}\n")
-    with pytest.raises(WorkshopError, match="not a recording"):
-        plot_recorded(tmp_path / "bad.jsonl")
+def test_runs_side_by_side_have_one_scale():
+    figure = FIGURES["runs"]()
+    for column, path in enumerate(PATHS[:2]):
+        reward, kl, length = figure.axes[column::2]
+        shown = [line.get_ydata().tolist() for line in (*reward.lines, *length.lines)]
+        columns = ("reward", "right_share", "mean_length")
+        assert shown == [RUNS[path].frame[name].tolist() for name in columns]
+        assert kl.get_ylim() == figure.axes[2].get_ylim()
+        assert kl.get_ylim()[1] >= RUNS[path].frame.kl.max()  # nothing of either outside it
+        assert {text.get_text() for text in reward.texts} == {"rewarded", "right"}
 
 
-def test_no_global_state_of_matplotlib_is_used() -> None:
-    code = (
-        "import sys; from workshop_lib.plots import plot_recorded; plot_recorded()._repr_png_(); "
-        "print('matplotlib.pyplot' in sys.modules)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "False"
-    assert new_figure().get_figwidth() == 8
+def test_advantages_by_hand_lie_on_the_trainers():
+    def bars_and_dots(group):
+        axes = plots.plot_advantages(group).axes[0]
+        dots = next(line for line in axes.lines if line.get_marker() == "o").get_xdata()
+        return [bar.get_width() for bar in axes.patches], list(dots)
+
+    bars, dots = bars_and_dots(GROUP)
+    assert bars == pytest.approx(dots, abs=1e-3)
+    bars, dots = bars_and_dots(GROUP.assign(advantage=-GROUP["advantage"]))
+    assert bars != pytest.approx(dots, abs=1e-3)  # a trainer that computes otherwise is seen
+    assert set(bars_and_dots(GROUP.assign(reward=1.0, advantage=0.0))[0]) == {0.0}
+
+
+def test_memory_over_time_of_both_ways():
+    together, apart = (training_budget(SMALL, "h100", gpus=8, where=way) for way in WAYS)
+    every, training, generation = step_memory().axes
+    # Two steps of 39 s; taking turns, nothing waits, and all time is covered.
+    assert sum(bar.get_width() for bar in every.patches) == pytest.approx(78)
+    heights = [bar.get_height() for bar in every.patches[:4]]
+    assert heights[1] == pytest.approx(sum(together.generate.values()))
+    assert heights[3] == pytest.approx(sum(together.update.values()))
+    assert len({round(bar.get_height(), 6) for bar in generation.patches}) == 1
+    busy = max(bar.get_height() for bar in training.patches)
+    assert busy == pytest.approx(sum(apart.update.values()))
+
+
+@pytest.mark.parametrize(
+    ("draw", "words"),
+    [
+        (lambda: plots.plot_load_sweep(pd.DataFrame()), "no finished level"),
+        (lambda: plots.plot_token_timeline([]), "no text"),
+        (lambda: plots.plot_serve_paths("three GPUs"), "no recording 'three GPUs'"),
+        (lambda: plots.plot_startup_timeline(STEPS[:0]), "nothing to draw"),
+        (lambda: step_memory(("dedicated", "dedicated")), "one colocated and one dedicated"),
+        (lambda: step_memory(generate_s=0), "must be positive"),
+    ],
+)
+def test_nothing_to_draw_is_refused(draw, words):
+    with pytest.raises(WorkshopError, match=words):
+        draw()

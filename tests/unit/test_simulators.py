@@ -104,7 +104,6 @@ def test_rules_of_scheduling_hold_for_any_load() -> None:
         (lambda: simulate_batching([], slots=1), "at least one slot and one job"),
         (lambda: simulate_batching([Job("a", -1, 1)], slots=1), "arrival at least 0"),
         (lambda: simulate_batching([Job("a", 0, 1)], slots=1, policy="x"), "'x' is not known"),  # type: ignore[arg-type]
-        (lambda: plot_batching([]), "at least one schedule"),
     ],
 )
 def test_bad_input_is_one_line(call: object, words: str) -> None:

@@ -1,9 +1,4 @@
-"""The figures of the notebooks, a module a lesson.
-
-Each function draws one matplotlib figure from plain data and returns it, so a notebook and
-a test get the same picture. Lines are labelled where they end, not in a legend, wherever
-there is room.
-"""
+"""The figures of the notebooks, a module a lesson: each draws plain data and returns one figure."""
 
 from __future__ import annotations
 
@@ -22,13 +17,12 @@ from workshop_lib.plots.serving import (
     plot_engine,
     plot_kv_prediction,
     plot_load_sweep,
-    plot_memory_budgets,
+    plot_memory_budget,
     plot_paging,
-    plot_recorded,
     plot_serve_paths,
     plot_token_timeline,
 )
-from workshop_lib.plots.style import OKABE_ITO, PALE, new_figure
+from workshop_lib.plots.style import OKABE_ITO
 from workshop_lib.plots.training import (
     plot_accuracy,
     plot_advantages,
@@ -43,9 +37,7 @@ from workshop_lib.plots.training import (
 
 __all__ = [
     "OKABE_ITO",
-    "PALE",
     "load_recorded_levels",
-    "new_figure",
     "plot_accuracy",
     "plot_advantages",
     "plot_allocation",
@@ -56,10 +48,9 @@ __all__ = [
     "plot_groups",
     "plot_kv_prediction",
     "plot_load_sweep",
-    "plot_memory_budgets",
+    "plot_memory_budget",
     "plot_paging",
     "plot_ray_cluster",
-    "plot_recorded",
     "plot_recovery",
     "plot_run",
     "plot_runs",

@@ -4,24 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyBboxPatch
 
 from workshop_lib.cluster.kube import conditions
 from workshop_lib.plots.style import (
     GREY,
-    OKABE_ITO,
+    ORANGE,
     PALE,
+    SKY,
     VERMILLION,
     finish,
     new_figure,
     row_labels,
     write,
 )
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 Json = Mapping[str, Any]
 
@@ -45,7 +46,8 @@ def plot_ray_cluster(nodes: pd.DataFrame, ports: Mapping[str, int]) -> Figure:
     Example:
         >>> plot_ray_cluster(dashboard.nodes(), {"gcs-server": 6379})   # doctest: +SKIP
     """
-    axes = new_figure(8.0, 3.9).subplots()
+    figure = new_figure(8.0, 3.9)
+    axes = figure.subplots()
     axes.axis("off")
     axes.set(xlim=(0, 16), ylim=(0, 8))
     head = nodes[nodes["role"] == "head"].iloc[0]
@@ -75,14 +77,11 @@ def plot_ray_cluster(nodes: pd.DataFrame, ports: Mapping[str, int]) -> Figure:
         _text(axes, 13.75, y + 0.3, _resources(worker))
         _arrow(axes, (11.6, y + height / 2), (9.8, y + height / 2), "joins,\nheartbeats")
     _arrow(axes, (2.7, 4.0), (4.3, 4.0), "HTTP\n+ token")
-    return axes.figure  # type: ignore[return-value]
+    return figure
 
 
 def startup_stages(pod: Json) -> list[tuple[str, float, float]]:
-    """A pod's way to readiness: `(stage, from, to)` in seconds since it was created.
-
-    Stages that are not over are left out. Kubernetes' timestamps are whole seconds.
-    """
+    """A pod's stages that are over: `(stage, from, to)` in seconds since it was created."""
     created = _time(pod["metadata"]["creationTimestamp"])
     stages: list[tuple[str, float, float]] = []
     for stage, kind in (("waiting for a place", "PodScheduled"), ("starting", "Ready")):
@@ -103,7 +102,7 @@ def plot_startup(groups: Mapping[str, Sequence[Json]]) -> Figure:
     Example:
         >>> plot_startup({"Indexed Job": workload.observe().pods})   # doctest: +SKIP
     """
-    colours = {"waiting for a place": OKABE_ITO["orange"], "starting": OKABE_ITO["sky"]}
+    colours = {"waiting for a place": ORANGE, "starting": SKY}
     rows = [(title, pod) for title, pods in groups.items() for pod in pods]
     figure = new_figure(8.0, 1.1 + 0.42 * len(rows))
     axes = figure.subplots()
@@ -134,7 +133,8 @@ def plot_allocation(result: Json) -> Figure:
     """
     gpus: Mapping[str, int] = result["gpus"]
     nodes, requests = sorted(gpus), result["requests"]
-    axes = new_figure(8.0, 0.9 + 0.62 * len(requests)).subplots()
+    figure = new_figure(8.0, 0.9 + 0.62 * len(requests))
+    axes = figure.subplots()
     axes.axis("off")
     widest = max(gpus.values())
     step = widest + 0.9
@@ -146,7 +146,7 @@ def plot_allocation(result: Json) -> Figure:
             used = request["nodes"].count(node)
             for slot in range(gpus[node]):
                 x, taken = column * step + slot, slot < used
-                _box(axes, x + 0.06, row - 0.32, 0.88, 0.64, OKABE_ITO["sky"] if taken else PALE)
+                _box(axes, x + 0.06, row - 0.32, 0.88, 0.64, SKY if taken else PALE)
                 word, colour = ("taken", "black") if taken else ("free", "#777777")
                 _text(axes, x + 0.5, row, word, color=colour)
         if not request["created"]:
@@ -154,7 +154,7 @@ def plot_allocation(result: Json) -> Figure:
             _text(axes, len(nodes) * step - 0.6, row, reason, ha="left", color=VERMILLION)
     axes.set(xlim=(-step * 1.05, len(nodes) * step + 1.9), ylim=(len(requests) - 0.4, -1.1))
     axes.set_title("Which GPU slots each request takes", loc="left", fontsize=11)
-    return axes.figure  # type: ignore[return-value]
+    return figure
 
 
 def _text(axes: Axes, x: float, y: float, text: str, **style: Any) -> None:
@@ -162,8 +162,6 @@ def _text(axes: Axes, x: float, y: float, text: str, **style: Any) -> None:
 
 
 def _box(axes: Axes, x: float, y: float, width: float, height: float, colour: str) -> None:
-    from matplotlib.patches import FancyBboxPatch
-
     shape: dict[str, Any] = {"boxstyle": "round,pad=0,rounding_size=0.12", "edgecolor": GREY}
     axes.add_patch(FancyBboxPatch((x, y), width, height, facecolor=colour, **shape))
 

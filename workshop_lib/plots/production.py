@@ -5,13 +5,19 @@ from __future__ import annotations
 from textwrap import fill
 from typing import TYPE_CHECKING
 
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
 from workshop_lib.errors import WorkshopError
 from workshop_lib.plots.style import (
     BLUE,
     GREEN,
     GREY,
-    OKABE_ITO,
+    ORANGE,
     PALE,
+    PURPLE,
+    SKY,
     VERMILLION,
     finish,
     label_ends,
@@ -22,10 +28,6 @@ from workshop_lib.plots.style import (
 )
 
 if TYPE_CHECKING:
-    import pandas as pd
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
     from workshop_lib.production.autoscaling import Recovery, ScalingRun
 
 _SINCE = "time since the load began, s"
@@ -50,15 +52,15 @@ def plot_scaling(run: ScalingRun, *, title: str = "") -> Figure:
     figure = new_figure(8.4, 6.0, title)
     panels = load, replicas, latency = figure.subplots(3, 1, sharex=True, height_ratios=(1, 1, 1.4))
     samples = run.samples
-    lines = {"users": GREY, "in_flight": BLUE, "queued_requests": OKABE_ITO["orange"]}
-    names = {"users": "users", "in_flight": "in flight", "queued_requests": "queued"}
+    queued = samples["queued_requests"].dropna()
     load.fill_between(samples["time_s"], samples["users"], step="post", color=PALE)
     stepped(load, samples["time_s"], samples["in_flight"], BLUE, linewidth=1.2)
-    queued = samples.dropna(subset=["queued_requests"])
-    load.plot(queued["time_s"], queued["queued_requests"], color=lines["queued_requests"])
+    load.plot(samples["time_s"][queued.index], queued, color=ORANGE)
     finish(load, "Load", y="requests", whole="y", ylim=(0, 1.2 * max(1, samples["users"].max())))
-    ends = {name: samples[name].dropna().tail(1).tolist() for name in lines}
-    label_ends(load, [(e[0], names[n], lines[n]) for n, e in ends.items() if e], step=_LOW)
+    ends = [(samples["users"].iloc[-1], "users", GREY)]
+    ends += [(samples["in_flight"].iloc[-1], "in flight", BLUE)]
+    ends += [(last, "queued", ORANGE) for last in queued.tail(1)]
+    label_ends(load, ends, step=_LOW)
     _draw_replicas(replicas, samples, "Replicas")
     _draw_latency(latency, run)
     for start_s in run.phases["start_s"].tolist()[1:]:
@@ -111,32 +113,29 @@ def plot_autoscaler(run: ScalingRun) -> Figure:
     Example:
         >>> plot_autoscaler(run)  # doctest: +SKIP
     """
-    seen = run.samples.dropna(subset=["counted_requests"])
+    samples, seen = run.samples, run.samples.dropna(subset=["counted_requests"])
     if seen.empty or run.target is None:
         raise WorkshopError(
             "Ray's metrics had none of the autoscaler's numbers during this run; "
             "is RAY_metrics_report_interval_ms set on the head?"
         )
     figure = new_figure(8.4, 4.4)
-    counted, wanted = figure.subplots(2, 1, sharex=True)
-    samples, ratio = run.samples, seen["counted_requests"] / run.target
-    stepped(counted, samples["time_s"], samples["users"], GREY, linewidth=1.2)
-    counted.plot(seen["time_s"], seen["counted_requests"], color=BLUE)
-    top = 1.15 * max(samples["users"].max(), seen["counted_requests"].max())
+    above, below = figure.subplots(2, 1, sharex=True)
+    count, users, target = seen["counted_requests"], samples["users"], samples["target"]
+    stepped(above, samples["time_s"], users, GREY, linewidth=1.2)
+    above.plot(seen["time_s"], count, color=BLUE)
     title = "What the autoscaler counts: an average, so it follows"
-    finish(counted, title, y="requests", ylim=(0, top))
-    ends = [(samples["users"].iloc[-1], "users", GREY)]
-    ends.append((seen["counted_requests"].iloc[-1], "counted", BLUE))
-    label_ends(counted, ends, step=0.1)
-    wanted.plot(seen["time_s"], ratio, color=BLUE)
-    stepped(wanted, samples["time_s"], samples["target"], VERMILLION)
+    finish(above, title, y="requests", ylim=(0, 1.15 * max(users.max(), count.max())))
+    ends = [(users.iloc[-1], "users", GREY), (count.iloc[-1], "counted", BLUE)]
+    label_ends(above, ends, step=0.1)
+    ratio = count / run.target
+    below.plot(seen["time_s"], ratio, color=BLUE)
+    stepped(below, samples["time_s"], target, VERMILLION)
     title = f"Counted, divided by the target of {run.target:g}; Serve rounds up, after the delay"
-    top = 1.2 * max(1.0, samples["target"].max(), ratio.max())
-    wanted.set(ylim=(0, top), xlim=(0, _end_s(run)))
-    finish(wanted, title, x=_SINCE, y="replicas", whole="y")
+    limits = {"ylim": (0, 1.2 * max(1.0, target.max(), ratio.max())), "xlim": (0, _end_s(run))}
+    finish(below, title, x=_SINCE, y="replicas", whole="y", **limits)
     ends = [(ratio.iloc[-1], "counted / target", BLUE)]
-    ends.append((samples["target"].iloc[-1], "Serve's target", VERMILLION))
-    label_ends(wanted, ends, step=0.1)
+    label_ends(below, [*ends, (target.iloc[-1], "Serve's target", VERMILLION)], step=0.1)
     return figure
 
 
@@ -154,7 +153,6 @@ def plot_startup_timeline(
         WorkshopError: It has no step.
 
     Example:
-        >>> import pandas as pd
         >>> steps = pd.DataFrame({"step": ["up"], "done_after_s": [2.0], "took_s": [2.0]})
         >>> figure = plot_startup_timeline(steps)
     """
@@ -165,7 +163,7 @@ def plot_startup_timeline(
     total_s = float(timeline["done_after_s"].iloc[-1])
     for row, step in enumerate(timeline.to_dict("records")):
         done_s, took_s = step["done_after_s"], step["took_s"]
-        axes.barh(row, took_s, left=done_s - took_s, height=0.6, color=OKABE_ITO["sky"])
+        axes.barh(row, took_s, left=done_s - took_s, height=0.6, color=SKY)
         write(axes, done_s + 0.01 * total_s, row, f"{took_s:.1f} s")
     row_labels(axes, list(timeline["step"]))
     title = f"Cold start: {total_s:.0f} s {done}"
@@ -173,12 +171,11 @@ def plot_startup_timeline(
     return figure
 
 
-def plot_serving(history: pd.DataFrame, *, title: str = "") -> Figure:
+def plot_serving(history: pd.DataFrame) -> Figure:
     """Requests running and waiting, how full the server is, and its latency, over time.
 
     Args:
         history: What `watch_serving` returned.
-        title: What the figure is of.
 
     Example:
         >>> plot_serving(watch_serving(cluster.get("vllm"), seconds=20))   # doctest: +SKIP
@@ -194,13 +191,13 @@ def plot_serving(history: pd.DataFrame, *, title: str = "") -> Figure:
     stepped(requests, times, history["waiting"], VERMILLION, ls="--", label="waiting")
     stepped(level, times, history["level"], GREEN, fill=True)
     for name, style, label in (("p50", "-", "half are faster"), ("p95", ":", "95% are faster")):
-        line = {"ls": style, "marker": ".", "ms": 4, "color": OKABE_ITO["purple"], "label": label}
+        line = {"ls": style, "marker": ".", "ms": 4, "color": PURPLE, "label": label}
         latency.plot(times, history[f"latency_{name}_s"], **line)
     for axes in (requests, latency):
         axes.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     for axes, least in zip(panels, (1.0, 1.0, 0.0), strict=True):
         finish(axes, ylim=(0, 1.1 * max(least, float(axes.dataLim.y1)) or None), xlim=(0, None))
-    finish(requests, title, y="requests", whole="y")
+    finish(requests, y="requests", whole="y")
     finish(level, y=fill(source.level_label, 16), whole="" if source.level_is_share else "y")
     finish(latency, x="time, s", y=fill(f"{source.latency_label}, s", 18))
     return figure
@@ -229,7 +226,7 @@ def _draw_latency(axes: Axes, run: ScalingRun) -> None:
     """Each attempt as a point where it ended; the median of each second as a line."""
     requests = run.requests.assign(end_s=run.requests["start_s"] + run.requests["latency_ms"] / 1e3)
     good, bad = requests[requests["error"] == ""], requests[requests["error"] != ""]
-    axes.plot(good["end_s"], good["latency_ms"], ".", color=OKABE_ITO["sky"], markersize=4)
+    axes.plot(good["end_s"], good["latency_ms"], ".", color=SKY, markersize=4)
     p50 = good["latency_ms"].groupby(good["end_s"].astype(int)).median()
     axes.plot(p50.index + 0.5, p50, color=BLUE, linewidth=1.8)
     top = float(good["latency_ms"].max()) * 1.15

@@ -8,6 +8,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
 from workshop_lib.data import data_path
 from workshop_lib.errors import WorkshopError
 from workshop_lib.plots.style import (
@@ -15,7 +19,11 @@ from workshop_lib.plots.style import (
     GREEN,
     GREY,
     OKABE_ITO,
+    ORANGE,
     PALE,
+    PURPLE,
+    SERIES,
+    SKY,
     VERMILLION,
     finish,
     label_ends,
@@ -23,17 +31,11 @@ from workshop_lib.plots.style import (
     plain_log_ticks,
     request_colours,
     row_labels,
-    series_colours,
     stepped,
-    text_on,
     write,
 )
 
 if TYPE_CHECKING:
-    import pandas as pd
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
     from workshop_lib.serving import TextDelta
     from workshop_lib.serving.benchmark import BenchmarkResult, EngineObservation
     from workshop_lib.serving.memory import Budget, EngineKV, KVCapacity
@@ -41,9 +43,9 @@ if TYPE_CHECKING:
 
 _PARTS = {
     "weights": BLUE,
-    "activations": OKABE_ITO["orange"],
-    "runtime": OKABE_ITO["purple"],
-    "buffers": OKABE_ITO["sky"],
+    "activations": ORANGE,
+    "runtime": PURPLE,
+    "buffers": SKY,
     "KV cache": GREEN,
     "CUDA graphs": OKABE_ITO["yellow"],
     "free": PALE,
@@ -52,49 +54,30 @@ _EMPTY: dict[str, Any] = {"color": "white", "edgecolor": GREY, "hatch": "////"}
 
 # How the tables of `BenchmarkResult` name the load, and what figures call it.
 _LOADS = {"concurrency": "requests in flight", "rate_per_s": "requests a second, offered"}
+_LATENCIES = {"ttft": "Time to first token", "itl": "Between tokens"}
 
 
-def plot_memory_budgets(budgets: Sequence[Budget], labels: Sequence[str] | None = None) -> Figure:
-    """One stacked bar a device: what takes its memory, against what it has.
-
-    Estimated parts are hatched.
-
-    Args:
-        budgets: One or more budgets.
-        labels: Their names; by default model and device.
-
-    Raises:
-        WorkshopError: No budget, or not one label for each.
-
-    Example:
-        >>> from workshop_lib.serving.memory import ModelShape, gpu_budget
-        >>> shape = ModelShape.named("mistral-7b")
-        >>> figure = plot_memory_budgets([gpu_budget(shape, "h100")])
-    """
-    names = list(labels or [_budget_name(budget) for budget in budgets])
-    if not budgets or len(names) != len(budgets):
-        raise WorkshopError(f"{len(budgets)} budgets and {len(names)} labels; give one for each")
-    figure = new_figure(8, 1.9 + 0.75 * len(budgets))
+def plot_memory_budget(budget: Budget) -> Figure:
+    """A stacked bar: what takes a device's memory, against what it has; estimates are hatched."""
+    figure = new_figure(8, 2.65)
     axes = figure.subplots()
-    widest = max(max(b.capacity_gib, b.capacity_gib - b.free_gib) for b in budgets)
-    for row, budget in enumerate(budgets):
-        left = 0.0
-        for part, gib in budget.parts().items():
-            if gib <= 0:
-                continue
-            estimate = part in budget.estimated
-            style: dict[str, Any] = {"hatch": "////", "edgecolor": "white"} if estimate else {}
-            bar = axes.barh(row, gib, left=left, height=0.6, color=_PARTS[part], **style)
-            if part not in axes.get_legend_handles_labels()[1]:
-                bar.set_label(part)
-            if gib > 0.07 * widest:
-                _inside(axes, left + gib / 2, row, f"{gib:.1f}", _PARTS[part])
-            left += gib
-        axes.plot([budget.capacity_gib] * 2, [row - 0.38, row + 0.38], color="black", linewidth=2)
-        words = f"{budget.kv.tokens:,}\ntokens" if budget.fits else "does\nnot fit"
-        end, colour = max(left, budget.capacity_gib), "black" if budget.fits else VERMILLION
-        write(axes, end + 0.015 * widest, row, words, colour, fontsize=10)
-    row_labels(axes, names)
+    widest, left = max(budget.capacity_gib, budget.capacity_gib - budget.free_gib), 0.0
+    for part, gib in budget.parts().items():
+        if gib <= 0:
+            continue
+        hatch, edge = ("////", "white") if part in budget.estimated else (None, None)
+        style: dict[str, Any] = {"color": _PARTS[part], "hatch": hatch, "edgecolor": edge}
+        axes.barh(0, gib, left=left, height=0.6, label=part, **style)
+        if gib > 0.07 * widest:
+            _inside(axes, left + gib / 2, 0, f"{gib:.1f}", _PARTS[part])
+        left += gib
+    axes.plot([budget.capacity_gib] * 2, [-0.38, 0.38], color="black", linewidth=2)
+    words = f"{budget.kv.tokens:,}\ntokens" if budget.fits else "does\nnot fit"
+    end, colour = max(left, budget.capacity_gib), "black" if budget.fits else VERMILLION
+    write(axes, end + 0.015 * widest, 0, words, colour, fontsize=10)
+    share = budget.gpu_memory_utilization
+    use = f", util. {share}" if share is not None else ""
+    row_labels(axes, [f"{budget.model.split('/')[-1]}\n{budget.device}, TP={budget.tp}{use}"])
     figure.legend(loc="outside upper left", ncols=4, frameon=False)
     note = "memory, GiB (hatched: estimate; black line: what the device has)"
     finish(axes, x=note, xlim=(0, widest * 1.22))
@@ -129,24 +112,12 @@ def plot_kv_prediction(predicted: KVCapacity, engine: EngineKV) -> Figure:
     return figure
 
 
-def plot_paging(paging: Paging, *, columns: int = 16) -> Figure:
-    """The blocks with their requests, and the slots that both ways of keeping them hold.
+def plot_paging(paging: Paging) -> Figure:
+    """The blocks with their requests, and the slots that blocks and single pieces hold.
 
     A block is filled from the left as far as it holds tokens.
-
-    Args:
-        paging: What `simulate_paging` found.
-        columns: Blocks in a row.
-
-    Raises:
-        WorkshopError: Fewer than one column.
-
-    Example:
-        >>> from workshop_lib.serving.simulators import simulate_paging
-        >>> figure = plot_paging(simulate_paging({"a": 20, "b": 5}, blocks=64))
     """
-    if columns < 1:
-        raise WorkshopError(f"columns must be at least 1, got {columns}")
+    columns = 32 if paging.blocks > 128 else 16 if paging.blocks > 32 else 8
     rows = -(-paging.blocks // columns)
     figure = new_figure(9, 1.6 + 0.42 * rows)
     left, right = figure.subplots(1, 2, width_ratios=[3, 2])
@@ -159,8 +130,8 @@ def plot_paging(paging: Paging, *, columns: int = 16) -> Figure:
             share, colour = filled / paging.block_size, colours[request]
             left.barh(y, 0.92, left=x, height=0.84, **_EMPTY)
             left.barh(y, 0.92 * share, left=x, height=0.84, color=colour)
-            if paging.blocks <= 8 * columns:  # a name on a half-empty block lies half on white
-                _inside(left, x + 0.46, y, request, colour if share > 0.75 else "white")
+            # A name on a half-empty block lies half on white.
+            _inside(left, x + 0.46, y, request, colour if share > 0.75 else "white")
     row_labels(left, [f"{row * columns + 1}" for row in range(rows)])
     left.set_xticks([])
     note = "hatched: slots held without a token; white: free blocks"
@@ -172,24 +143,9 @@ def plot_paging(paging: Paging, *, columns: int = 16) -> Figure:
 
 
 def plot_batching(schedules: Sequence[Schedule]) -> Figure:
-    """What each slot does in each step, one panel a schedule on the same axis.
-
-    A triangle at the top shows when each request arrives.
-
-    Args:
-        schedules: One or more, for example static and continuous batching of the same jobs.
-
-    Raises:
-        WorkshopError: No schedule.
-
-    Example:
-        >>> from workshop_lib.serving.simulators import Job, simulate_batching
-        >>> figure = plot_batching([simulate_batching([Job("a", 0, 3)], slots=1)])
-    """
-    if not schedules:
-        raise WorkshopError("plot_batching needs at least one schedule")
-    figure = new_figure(9, 0.6 + sum(0.9 + 0.38 * schedule.slots for schedule in schedules))
+    """What each slot does in each step, a panel a schedule; a triangle is a request's arrival."""
     heights = [schedule.slots for schedule in schedules]
+    figure = new_figure(9, 0.6 + sum(0.9 + 0.38 * slots for slots in heights))
     grid = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)
     for axes, schedule in zip(grid[:, 0], schedules, strict=True):
         colours = request_colours([run.job.name for run in schedule.runs])
@@ -228,8 +184,6 @@ def plot_engine(predicted: EngineRun, observed: EngineObservation) -> Figure:
     Example:
         >>> plot_engine(simulate_engine(jobs, ...), observe_engine(url, jobs))  # doctest: +SKIP
     """
-    import pandas as pd
-
     names = [run.job.name for run in predicted.schedule.runs]
     if names != (served := observed.requests["request"].tolist()):
         raise WorkshopError(
@@ -238,11 +192,9 @@ def plot_engine(predicted: EngineRun, observed: EngineObservation) -> Figure:
     figure = new_figure(9, 3.4 + 0.24 * len(names))
     heights = [1 + 0.28 * len(names), 1.4, 1.4]
     grid = figure.subplots(3, 2, sharex="col", sharey="row", height_ratios=heights)
-    seen = observed.requests[["sent_s", "first_s", "end_s"]].itertuples(index=False)
-    _draw_spans(
-        grid[0, 0], names, [(r.job.arrival, r.start, r.end) for r in predicted.schedule.runs]
-    )
-    _draw_spans(grid[0, 1], names, seen)
+    simulated = [(run.job.arrival, run.start, run.end) for run in predicted.schedule.runs]
+    _draw_spans(grid[0, 0], names, simulated)
+    _draw_spans(grid[0, 1], names, observed.requests[["sent_s", "first_s", "end_s"]].to_numpy())
     # The last step ends where the gauges fall to nothing, as the last sample shows.
     steps = predicted.gauges
     last = steps.iloc[-1:].assign(step=steps["step"].iloc[-1] + 1, running=0, waiting=0, blocks=0)
@@ -251,11 +203,11 @@ def plot_engine(predicted: EngineRun, observed: EngineObservation) -> Figure:
         requests, blocks = grid[1:, column]
         stepped(requests, table[times], table["running"], BLUE, fill=True)
         stepped(requests, table[times], table["waiting"], VERMILLION, ls="--")
-        _note(requests, 0.02, "running", BLUE)
-        _note(requests, 0.3, "waiting (dashed)", VERMILLION)
         stepped(blocks, table[times], table["blocks"], GREEN, fill=True)
         peak = f"at most {table['blocks'].max():.0f}, of {observed.block_size} tokens each"
-        _note(blocks, 0.02, peak, "#4D4D4D")
+        notes = (requests, 0.02, "running", BLUE), (requests, 0.3, "waiting (dashed)", VERMILLION)
+        for axes, x, text, colour in (*notes, (blocks, 0.02, peak, "#4D4D4D")):
+            write(axes, x, 0.97, text, colour, xycoords=axes.transAxes, va="top")
     for row, name, unit in ((1, "running", "requests"), (2, "blocks", "blocks in use")):
         most = float(max(table[name].max() for table in gauges))
         room = (-0.05 * most, 1.45 * most + 0.5)  # for the words above
@@ -301,108 +253,69 @@ def plot_token_timeline(deltas: Sequence[TextDelta]) -> Figure:
     return figure
 
 
-def plot_load_sweep(levels: pd.DataFrame | dict[str, pd.DataFrame], *, title: str = "") -> Figure:
+def plot_load_sweep(levels: pd.DataFrame) -> Figure:
     """Throughput, time to first token and inter-token latency against the load.
 
     Args:
-        levels: `BenchmarkResult.levels`, or several by name to compare. Percentiles
-            that a table lacks are left out.
-        title: Drawn above.
+        levels: `BenchmarkResult.levels`.
 
     Raises:
-        WorkshopError: No level to draw, or a closed and an open loop together.
+        WorkshopError: No level to draw.
 
     Example:
-        >>> figure = plot_load_sweep(load_recorded_levels()["TP=1"])
+        >>> plot_load_sweep(sweep.levels)  # doctest: +SKIP
     """
-    series = levels if isinstance(levels, dict) else {"": levels}
-    if not series or any(frame.empty for frame in series.values()):
+    if levels.empty:
         raise WorkshopError("the sweep has no finished level to draw")
-    column = _load_column(series.values())
-    colours = dict(zip(series, series_colours(len(series)), strict=True))
-    figure = new_figure(9, 3.6, title)
-    throughput, *latencies = figure.subplots(1, 3)
-    for name, frame in series.items():
-        throughput.plot(frame[column], frame.output_tokens_per_s, "o-", color=colours[name])
-        if "errors" in frame:
-            _name_failures(throughput, frame[column], frame)
+    load = next(name for name in _LOADS if name in levels)
+    figure = new_figure(9, 3.6)
+    throughput, *latencies = panels = figure.subplots(1, 3)
+    throughput.plot(levels[load], levels["output_tokens_per_s"], "o-", color=BLUE)
+    for level in levels.to_dict("records"):  # what failed beside each level, timeouts apart
+        counts = {"failed": level["errors"], "timed out": level["timeouts"]}
+        words = "\n".join(f"{count} {word}" for word, count in counts.items() if count)
+        if words:
+            throughput.margins(x=0.15, y=0.1)  # room for words beside the outermost points
+            place = level[load], level["output_tokens_per_s"]
+            ground = {"facecolor": "white", "edgecolor": "none", "pad": 1}
+            write(throughput, *place, words, VERMILLION, (0, 14), ha="center", bbox=ground)
     throughput.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     finish(throughput, "Throughput", y="output tokens a second", ylim=(0, None))
-    _load_axis(throughput, column, series.values())
-    ends = [
-        (float(f.output_tokens_per_s.iloc[-1]), name, colours[name]) for name, f in series.items()
-    ]
-    label_ends(throughput, ends)
-    for axes, latency, panel in zip(
-        latencies, ("ttft", "itl"), ("Time to first token", "Between tokens"), strict=True
-    ):
-        ends = []
-        for name, frame in series.items():
-            for percent, style in {50: "-", 90: "--", 99: ":"}.items():
-                values = frame.get(f"{latency}_p{percent}_ms")
-                if values is None or values.isna().all():
-                    continue
-                axes.plot(frame[column], values, f"o{style}", color=colours[name], markersize=4)
-                last = float(values.dropna().iloc[-1])
-                ends.append((last, f"{name} p{percent}".strip(), colours[name]))
-        drawn = [y for line in axes.lines for y in line.get_ydata() if y == y]
-        wide = bool(drawn) and 0 < 20 * min(drawn) < max(drawn)
-        axes.set_yscale("log" if wide else "linear")
-        axes.set_ylim(None if wide else 0, None)
-        finish(axes, panel, y="ms")
-        _load_axis(axes, column, series.values())
-        label_ends(axes, ends)
+    for axes in panels:
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(levels[load], [f"{level:g}" for level in levels[load]])
+        axes.minorticks_off()
+        axes.set_xlabel(_LOADS[load])
+    for axes, (latency, title) in zip(latencies, _LATENCIES.items(), strict=True):
+        known = levels[[f"{latency}_p{percent}_ms" for percent in (50, 90, 99)]].astype(float)
+        for column, style in zip(known, ("-", "--", ":"), strict=True):
+            axes.plot(levels[load], known[column], f"o{style}", color=BLUE, markersize=4)
+        if known.max().max() > 20 * known.min().min() > 0:
+            axes.set_yscale("log")
+            plain_log_ticks(axes.yaxis)
+        else:
+            axes.set_ylim(0, None)
+        finish(axes, title, y="ms")
+        last = known.ffill().iloc[-1].dropna()
+        label_ends(axes, [(y, str(name).split("_")[1], BLUE) for name, y in last.items()])
     return figure
 
 
-def load_recorded_levels(path: str | Path | None = None) -> dict[str, pd.DataFrame]:
-    """Recorded load levels by configuration, with the columns of `BenchmarkResult.levels`.
+def load_recorded_levels(path: str | Path) -> dict[str, pd.DataFrame]:
+    """Recorded load levels by their tag, with the columns of `BenchmarkResult.levels`.
 
     Args:
-        path: One JSON object a line; by default tensor parallelism over one and two
-            GPUs (data/recorded/h200). Beside it lies the run with and without CUDA graphs.
-
-    Raises:
-        WorkshopError: The file cannot be read or holds something else.
+        path: One JSON object a line.
 
     Example:
-        >>> sorted(load_recorded_levels())
-        ['TP=1', 'TP=2']
+        >>> file = data_path("recorded/h200/vllm-0.25.1-eager-vs-graphs.jsonl")
+        >>> sorted(load_recorded_levels(file))
+        ['eager', 'graphs']
     """
-    import pandas as pd
-
     columns = {"conc": "concurrency", "n": "requests", "req_s": "requests_per_s"}
     columns["out_tok_s"] = "output_tokens_per_s"
-    path = path or data_path("recorded/h200/vllm-0.25.1-mistral7b-dummy.jsonl")
-    names = {"tp1": "TP=1", "tp2": "TP=2", "graphs": "graphs", "eager": "eager"}
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-        frame = pd.DataFrame([json.loads(line) for line in lines if line.strip()])
-        groups = frame.rename(columns=columns).groupby("tag", sort=False)
-    except OSError as error:
-        raise WorkshopError(f"the recording {path} cannot be read: {error.strerror}") from error
-    except (ValueError, KeyError) as error:
-        raise WorkshopError(f"{path} is not a recording of load levels: {error}") from error
-    return {
-        names.get(str(tag), str(tag)): rows.drop(columns="tag").reset_index(drop=True)
-        for tag, rows in groups
-    }
-
-
-def plot_recorded(path: str | Path | None = None) -> Figure:
-    """The recorded H200 measurements, by default TP=1 against TP=2.
-
-    Args:
-        path: As for `load_recorded_levels`.
-
-    Raises:
-        WorkshopError: The file cannot be read.
-
-    Example:
-        >>> figure = plot_recorded()
-    """
-    title = "Recorded: H200, vLLM 0.25.1, a 7B shape, 512 tokens in, 128 out"
-    return plot_load_sweep(load_recorded_levels(path), title=title)
+    frame = pd.read_json(path, lines=True).rename(columns=columns)
+    return {str(tag): rows.drop(columns="tag") for tag, rows in frame.groupby("tag")}
 
 
 # The file below recorded/h200, and of each path that is drawn: its name there, TP and replicas.
@@ -440,28 +353,23 @@ def plot_serve_paths(which: str = "one GPU") -> Figure:
     Example:
         >>> figure = plot_serve_paths("two GPUs")
     """
-    import pandas as pd
-
     if which not in _PATHS:
         raise WorkshopError(f"no recording {which!r}; there are {', '.join(_PATHS)}")
     file, paths = _PATHS[which]
     lines = data_path(f"recorded/h200/{file}").read_text(encoding="utf-8").splitlines()
     rows = pd.DataFrame([{"tp": 1, "replicas": 1} | json.loads(line) for line in lines])
     figure = new_figure(9, 3.6, "Recorded: H200, vLLM 0.29.0, a 7B shape, 128 tokens out")
-    panels = figure.subplots(1, 2)
-    titles = ("Throughput", "requests a second", False), ("Time to first token", "ms", True)
-    for axes, (title, unit, streamed) in zip(panels, titles, strict=True):
+    panels = ("Throughput", "requests a second", False), ("Time to first token", "ms", True)
+    for axes, (title, unit, streamed) in zip(figure.subplots(1, 2), panels, strict=True):
         column, ends = "ttft_p50_ms" if streamed else "req_s", []
-        for (name, (path, tp, replicas)), colour in zip(
-            paths.items(), series_colours(len(paths)), strict=True
-        ):
+        for (name, (path, tp, replicas)), colour in zip(paths.items(), SERIES, strict=False):
             mine = rows[(rows["path"] == path) & (rows["stream"] == streamed)]
             mine = mine[(mine["tp"] == tp) & (mine["replicas"] == replicas)]
             if len(mine):
                 line = mine.groupby("conc")[column].median()
                 axes.plot(line.index, line, "o-", color=colour, markersize=4)
                 ends.append((float(line.iloc[-1]), name, colour))
-        axes.set(xscale="log", yscale="log", xticks=[1, 16, 64, 256])
+        axes.set(xscale="log", yscale="log")
         axes.set_xticks([1, 16, 64, 256], ["1", "16", "64", "256"])
         axes.minorticks_off()
         plain_log_ticks(axes.yaxis)
@@ -482,7 +390,7 @@ def plot_deployments(
         trips_ms: `round_trips_ms` of each, by the same names.
 
     Raises:
-        WorkshopError: No benchmark, other names, or no level in common.
+        WorkshopError: No benchmark, or other names.
 
     Example:
         >>> plot_deployments({"vLLM": sweep}, {"vLLM": trips})  # doctest: +SKIP
@@ -490,15 +398,12 @@ def plot_deployments(
     if not results or set(results) != set(trips_ms):
         raise WorkshopError(f"round trips of {list(trips_ms)} do not fit {list(results)}")
     tables = {name: result.percentiles() for name, result in results.items()}
-    load = _load_column(tables.values())
+    load = next(name for name in _LOADS if all(name in table for table in tables.values()))
     levels = sorted(set.intersection(*(set(table[load]) for table in tables.values())))
-    if not levels:
-        raise WorkshopError(f"{' and '.join(results)} have no load level in common")
-    colours = dict(zip(results, series_colours(len(results)), strict=True))
     figure = new_figure(9, 3.4)
     trips, *panels = figure.subplots(1, 3)
-    for row, (name, times) in enumerate(trips_ms.items()):
-        middle, colour = statistics.median(times), colours[name]
+    for row, ((name, times), colour) in enumerate(zip(trips_ms.items(), SERIES, strict=False)):
+        middle = statistics.median(times)
         trips.plot(times, [row] * len(times), "o", color=colour, alpha=0.25, markersize=5)
         trips.plot([middle, middle], [row - 0.18, row + 0.18], color=colour, linewidth=2)
         # In the axes' own coordinates sideways: a median near the edge is not cut off.
@@ -510,18 +415,14 @@ def plot_deployments(
     title, x = "The round trip alone (no engine)", "round trip, ms (line: median)"
     finish(trips, title, x=x, ylim=(len(trips_ms) - 0.6, -0.7))
     trips.spines["left"].set_visible(False)
-    titles = {"ttft": "Time to first token", "itl": "Between tokens"}
-    for axes, (latency, title) in zip(panels, titles.items(), strict=True):
-        for number, (name, table) in enumerate(tables.items()):
-            rows = table[(table["latency"] == latency) & (table["percentile"] == 50)]
+    for axes, (latency, title) in zip(panels, _LATENCIES.items(), strict=True):
+        for number, (name, colour) in enumerate(zip(trips_ms, SERIES, strict=False)):
+            rows = tables[name].query(f"latency == {latency!r} and percentile == 50")
             rows = rows[rows[load].isin(levels)].sort_values(load)
-            middle_ms = rows["ms"].astype(float)
-            low, high = (
-                rows[each].astype(float).fillna(middle_ms) for each in ("low_ms", "high_ms")
-            )
+            low, high = (rows[name].fillna(rows["ms"]) for name in ("low_ms", "high_ms"))
             places = [at + 0.14 * (number - (len(tables) - 1) / 2) for at in range(len(rows))]
-            bars = [middle_ms - low, high - middle_ms]
-            axes.errorbar(places, middle_ms, yerr=bars, fmt="o", color=colours[name], capsize=3)
+            bars = [rows["ms"] - low, high - rows["ms"]]
+            axes.errorbar(places, rows["ms"], yerr=bars, fmt="o", color=colour, capsize=3)
         axes.set_xticks(range(len(levels)), [f"{level:g}" for level in levels])
         axes.margins(y=0.12)  # no point lies on the edge
         axes.set(xlim=(-0.5, len(levels) - 0.5), ylim=(0, None))
@@ -532,18 +433,8 @@ def plot_deployments(
 def _inside(axes: Axes, x: float, y: float, text: str, colour: str) -> None:
     """Text on a bar of this colour; on white it brings its own ground over the hatching."""
     box = {"facecolor": "white", "pad": 0.6, "linewidth": 0} if colour == "white" else None
-    write(axes, x, y, text, text_on(colour), ha="center", bbox=box)
-
-
-def _note(axes: Axes, x: float, text: str, colour: str) -> None:
-    """Words in the upper part of a panel, at a share of its width."""
-    write(axes, x, 0.97, text, colour, xycoords=axes.transAxes, va="top")
-
-
-def _budget_name(budget: Budget) -> str:
-    share = budget.gpu_memory_utilization
-    use = f", util. {share}" if share is not None else ""
-    return f"{budget.model.split('/')[-1]}\n{budget.device}, TP={budget.tp}{use}"
+    readable = "white" if colour in (BLUE, GREEN, VERMILLION) else "black"
+    write(axes, x, y, text, readable, ha="center", bbox=box)
 
 
 def _draw_slots(axes: Axes, paging: Paging, colours: Mapping[str, str]) -> None:
@@ -577,35 +468,3 @@ def _draw_spans(axes: Axes, names: Sequence[str], spans: Iterable[Sequence[float
         axes.barh(row, end - came, left=came, height=0.7, color=colours[name], alpha=0.3)
         axes.barh(row, end - began, left=began, height=0.7, color=colours[name])
     row_labels(axes, names)
-
-
-def _name_failures(axes: Axes, load: pd.Series, frame: pd.DataFrame) -> None:
-    """Write what failed beside each level, timeouts apart."""
-    timeouts = frame["timeouts"] if "timeouts" in frame else 0 * frame.errors
-    rows = zip(load, frame.output_tokens_per_s, frame.errors, timeouts, strict=True)
-    for level, tokens, errors, late in rows:
-        words = [f"{errors} failed"] * bool(errors) + [f"{late} timed out"] * bool(late)
-        if words:
-            axes.margins(x=0.15, y=0.1)  # room for the words beside the outermost points
-            style = {"ha": "center", "bbox": {"facecolor": "white", "edgecolor": "none", "pad": 1}}
-            write(axes, level, tokens, "\n".join(words), VERMILLION, (0, 14), **style)
-
-
-def _load_column(frames: Iterable[pd.DataFrame]) -> str:
-    """The one way in which these tables name their load."""
-    names = {name for frame in frames for name in _LOADS if name in frame}
-    if len(names) != 1:
-        raise WorkshopError(
-            "levels of a closed and of an open loop do not share an axis; draw them apart"
-        )
-    return names.pop()
-
-
-def _load_axis(axes: Axes, column: str, frames: Iterable[pd.DataFrame]) -> None:
-    levels = sorted({float(level) for frame in frames for level in frame[column]})
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(levels, [f"{level:g}" for level in levels])
-    axes.minorticks_off()
-    if axes.get_yscale() == "log":
-        plain_log_ticks(axes.yaxis)
-    axes.set_xlabel(_LOADS[column])

@@ -1,21 +1,17 @@
-"""How every figure of the workshop looks: size, colours, labels.
-
-No global state of matplotlib is touched. Colours are the Okabe-Ito palette, which
-colour-blind readers can tell apart ("Color Universal Design", 2008).
-"""
+"""How every figure of the workshop looks: size, colours, labels; without pyplot's global state."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.axis import Axis
-    from matplotlib.figure import Figure
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
+# Colour-blind readers can tell these apart ("Color Universal Design", Okabe and Ito, 2008).
 OKABE_ITO = {
     "black": "#000000",
     "orange": "#E69F00",
@@ -27,75 +23,40 @@ OKABE_ITO = {
     "purple": "#CC79A7",
 }
 BLUE, VERMILLION, GREEN = (OKABE_ITO[name] for name in ("blue", "vermillion", "green"))
-GREY = "#8C8C8C"
-PALE = "#E6E6E6"
+ORANGE, PURPLE, SKY = (OKABE_ITO[name] for name in ("orange", "purple", "sky"))
+GREY, PALE = "#8C8C8C", "#E6E6E6"
+SERIES = [BLUE, VERMILLION, GREEN, PURPLE]
+"""Colours of lines and of parts, in this order."""
 
-_SERIES = [OKABE_ITO[name] for name in ("blue", "vermillion", "green", "purple")]
-_ORDER = ("blue", "orange", "green", "purple", "sky", "vermillion", "yellow")
-_MANY = [OKABE_ITO[name] for name in _ORDER]
+_REQUESTS = [BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILLION, OKABE_ITO["yellow"]]
 
 
-@cache
-def _figure_class() -> type[Figure]:
-    """A figure that notebooks show by itself, without pyplot's global state."""
-    from matplotlib.figure import Figure
+class WorkshopFigure(Figure):
+    """A figure that notebooks show by itself."""
 
-    class WorkshopFigure(Figure):
-        def _repr_png_(self) -> bytes:
-            buffer = io.BytesIO()
-            self.savefig(buffer, format="png", dpi=100)
-            return buffer.getvalue()
-
-    return WorkshopFigure
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        self.savefig(buffer, format="png", dpi=100)
+        return buffer.getvalue()
 
 
 def new_figure(width_in: float = 8.0, height_in: float = 4.0, title: str = "") -> Figure:
-    """An empty figure at a notebook's width.
-
-    Args:
-        width_in: Width, inches.
-        height_in: Height, inches.
-        title: Drawn above, on the left.
-
-    Example:
-        >>> axes = new_figure(8, 3).subplots()
-    """
-    figure = _figure_class()(figsize=(width_in, height_in), layout="constrained")
+    """An empty figure at a notebook's width, its title above, on the left."""
+    figure = WorkshopFigure(figsize=(width_in, height_in), layout="constrained")
     if title:
         figure.suptitle(title, x=0.01, ha="left")
     return figure
 
 
-def series_colours(count: int) -> list[str]:
-    """Colours for that many lines; they repeat after four."""
-    return [_SERIES[i % len(_SERIES)] for i in range(count)]
-
-
 def request_colours(names: Sequence[str]) -> dict[str, str]:
     """A colour for each request; they repeat after seven."""
-    return {name: _MANY[i % len(_MANY)] for i, name in enumerate(names)}
-
-
-def text_on(colour: str) -> str:
-    """The colour of text that is readable on this colour."""
-    return "white" if colour in (BLUE, GREEN, VERMILLION) else "black"
+    return {name: _REQUESTS[i % len(_REQUESTS)] for i, name in enumerate(names)}
 
 
 def finish(
     axes: Axes, title: str = "", *, x: str = "", y: str = "", whole: str = "", **limits: Any
 ) -> None:
-    """Set what each panel has: title and labels, no upper and right side, text sizes.
-
-    Args:
-        axes: The panel, drawn.
-        title: Above it, on the left.
-        x: Label of the horizontal axis, with its unit.
-        y: Label of the vertical axis, with its unit.
-        whole: The axes that count whole things: "x", "y" or "xy".
-        limits: `xlim`, `ylim` and what else `Axes.set` takes.
-    """
-    from matplotlib.ticker import MaxNLocator
-
+    """Set a drawn panel's title, labels with units and limits; `whole` axes count whole things."""
     if title:
         axes.set_title(title, loc="left", fontsize=11)
     labels = {"xlabel": x, "ylabel": y}
@@ -123,13 +84,8 @@ def write(
     **style: Any,
 ) -> None:
     """Write text at a point, moved by `shift` points; it may lie outside the panel."""
-    common: dict[str, Any] = {
-        "va": "center",
-        "fontsize": 9,
-        "annotation_clip": False,
-        "color": colour,
-    }
-    axes.annotate(text, (x, y), xytext=shift, textcoords="offset points", **common | style)
+    style = {"va": "center", "fontsize": 9, "xytext": shift, "annotation_clip": False, **style}
+    axes.annotate(text, (x, y), textcoords="offset points", color=colour, **style)
 
 
 def stepped(axes: Axes, x: Any, y: Any, colour: str, *, fill: bool = False, **style: Any) -> None:
@@ -142,12 +98,9 @@ def stepped(axes: Axes, x: Any, y: Any, colour: str, *, fill: bool = False, **st
 def label_ends(
     axes: Axes, labels: Sequence[tuple[float, str, str]], *, step: float = 0.075
 ) -> None:
-    """Write the names of lines at their right ends, moved apart where they would overlap.
+    """Write names (last y, text, colour) at the right ends of lines, moved apart by `step`.
 
-    Args:
-        axes: The axes, with their limits and scale already set.
-        labels: For each line the last y value, the name, and the colour.
-        step: Height of a line of text as a share of the axes; more where these are low.
+    `step` is the height of a line of text as a share of the axes, whose limits and scale are set.
     """
     transform = axes.transScale + axes.transLimits
     ends = sorted((float(transform.transform((1.0, y))[1]), text, c) for y, text, c in labels)
@@ -164,8 +117,6 @@ def label_ends(
 
 def plain_log_ticks(axis: Axis) -> None:
     """Ticks of a logarithmic axis at 1, 2, 5, 10, 20, ..., written out."""
-    from matplotlib.ticker import LogLocator, NullLocator
-
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(lambda value, _: f"{value:,g}")

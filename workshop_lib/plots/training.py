@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from workshop_lib.errors import WorkshopError
 from workshop_lib.plots.style import (
     BLUE,
+    GREEN,
     GREY,
-    OKABE_ITO,
+    ORANGE,
     PALE,
+    PURPLE,
+    SERIES,
+    SKY,
     VERMILLION,
     finish,
     label_ends,
     new_figure,
     row_labels,
-    series_colours,
     write,
 )
 from workshop_lib.training import nemo_rl_advantages
 
 if TYPE_CHECKING:
-    import pandas as pd
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
     from workshop_lib.serving.memory import TrainingBudget
     from workshop_lib.training.runs import Run
 
@@ -43,10 +45,10 @@ _PANELS = {
 
 # What a step's time is made of, in the order of a step, from the ground up.
 _STAGES = {
-    "prepare_s": ("engines", OKABE_ITO["purple"]),
+    "prepare_s": ("engines", PURPLE),
     "generation_s": ("sampling", BLUE),
-    "reward_s": ("scoring", OKABE_ITO["sky"]),
-    "logprob_s": ("log-probs", OKABE_ITO["green"]),
+    "reward_s": ("scoring", SKY),
+    "logprob_s": ("log-probs", GREEN),
     "update_s": ("update", VERMILLION),
 }
 
@@ -70,7 +72,6 @@ def plot_groups(frame: pd.DataFrame, group: int) -> Figure:
         group: The group to compute for.
 
     Example:
-        >>> import pandas as pd
         >>> rows = [(0, "1 + 1", "2", " 2", 1.0), (0, "1 + 1", "2", " 3", 0.0)] * 2
         >>> names = ["group", "problem", "answer", "completion", "reward"]
         >>> figure = plot_groups(pd.DataFrame(rows, columns=names), 0)
@@ -124,7 +125,6 @@ def plot_advantages(group: pd.DataFrame) -> Figure:
             `advantage`, and `prompt`.
 
     Example:
-        >>> import pandas as pd
         >>> rows = {"completion": [" 7", " 8"], "reward": [1.0, 0.0], "advantage": [0.707, -0.707]}
         >>> figure = plot_advantages(pd.DataFrame(rows).assign(prompt="What is 3 + 4?"))
     """
@@ -146,30 +146,25 @@ def plot_advantages(group: pd.DataFrame) -> Figure:
     return figure
 
 
-def plot_training(frame: pd.DataFrame, *, steps: int | None = None, title: str = "") -> Figure:
+def plot_training(frame: pd.DataFrame, *, steps: int | None = None) -> Figure:
     """Reward, length, gradient and time of each step, also while it runs.
 
     Args:
         frame: A run's table, also of a run that has not finished a step yet.
         steps: Steps that the run will have, so that the axes stand still while it runs.
-        title: Drawn above.
 
     Example:
         >>> from workshop_lib.training.runs import read_metrics
         >>> figure = plot_training(read_metrics("build/no-run-yet"), steps=12)
     """
-    figure = new_figure(9, 5, title)
-    (reward, length), (gradient, seconds) = figure.subplots(2, 2)
-    _draw_reward(reward, frame)
-    for axes, column in ((length, "mean_length"), (gradient, "grad_norm")):
-        _draw_column(axes, frame, column)
-    _draw_stages(seconds, frame)
-    for axes in (reward, length, gradient, seconds):
-        _step_axis(axes, frame, steps)
+    figure = new_figure(9, 5)
+    columns = "reward", "mean_length", "grad_norm", "step_s"
+    for axes, column in zip(figure.subplots(2, 2).flat, columns, strict=True):
+        _draw_panel(axes, frame, column, steps)
     return figure
 
 
-def plot_run(run: Run, *, title: str = "") -> Figure:
+def plot_run(run: Run) -> Figure:
     """A panel for each thing that a run's source tells; none for what it does not.
 
     Reward with its spread (the grey band: from the worst to the best group where the
@@ -178,33 +173,24 @@ def plot_run(run: Run, *, title: str = "") -> Figure:
 
     Args:
         run: `read_run`'s result, also of a run that has not finished a step.
-        title: Drawn above.
 
     Example:
         >>> from workshop_lib.data import data_path
         >>> from workshop_lib.training.runs import read_run
-        >>> figure = plot_run(read_run(data_path("recorded/nemo-rl/honest")))
-        >>> len(figure.axes)
+        >>> len(plot_run(read_run(data_path("recorded/nemo-rl/honest"))).axes)
         7
     """
-    frame = run.frame
-    panels: list[Callable[[Axes], None]] = [partial(_draw_reward, frame=frame, run=run)]
-    for name in ("kl", "grad_norm", "entropy", "mean_length", "zero_std_share"):
-        if frame[name].notna().any():
-            panels.append(partial(_draw_column, frame=frame, column=name))
-    if frame["step_s"].notna().any():
-        panels.append(partial(_draw_stages, frame=frame))
+    wanted = ["kl", "grad_norm", "entropy", "mean_length", "zero_std_share", "step_s"]
+    panels = ["reward", *(name for name in wanted if run.frame[name].notna().any())]
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
-    figure = new_figure(10, 2.5 * rows + (0.3 if title else 0), title)
+    figure = new_figure(10, 2.5 * rows)
     grid = figure.add_gridspec(rows, columns)
-    for index, panel in enumerate(panels):
+    for index, name in enumerate(panels):
         row, column = divmod(index, columns)
         # The last panel, time by stage, takes the rest of its row: it has labels beside it.
-        last = index == len(panels) - 1
-        axes = figure.add_subplot(grid[row, column:] if last else grid[row, column])
-        panel(axes)
-        _step_axis(axes, frame, run.planned)
+        place = grid[row, column:] if name == panels[-1] else grid[row, column]
+        _draw_panel(figure.add_subplot(place), run.frame, name, run.planned, run.validation)
     return figure
 
 
@@ -224,9 +210,9 @@ def plot_runs(runs: Mapping[str, Run]) -> Figure:
         >>> figure = plot_runs(runs)
     """
     figure = new_figure(9, 6.2)
-    heights = [1.5, 1, 1]
-    shared: dict[str, Any] = {"sharex": "col", "sharey": "row", "squeeze": False}
-    grid = figure.subplots(3, len(runs), height_ratios=heights, **shared)
+    grid = figure.subplots(
+        3, len(runs), height_ratios=[1.5, 1, 1], sharex="col", sharey="row", squeeze=False
+    )
     columns = {"reward": BLUE, "right_share": VERMILLION}, {"kl": BLUE}, {"mean_length": BLUE}
     for panels, (name, run) in zip(grid.T, runs.items(), strict=True):
         for axes, lines in zip(panels, columns, strict=True):
@@ -242,10 +228,9 @@ def plot_runs(runs: Mapping[str, Run]) -> Figure:
     for axes, label in zip(grid[:, 0], labels, strict=True):
         axes.set_ylabel(label)
     for axes, run in zip(grid[0], runs.values(), strict=True):
-        last = run.frame[list(columns[0])].ffill().tail(1).dropna(axis="columns")
+        last = run.frame[list(columns[0])].ffill().iloc[-1].dropna()
         words = {"reward": "rewarded", "right_share": "right"}
-        known = {name: float(last[name].iloc[0]) for name in words if name in last}
-        label_ends(axes, [(y, words[name], columns[0][name]) for name, y in known.items()])
+        label_ends(axes, [(y, words[str(name)], columns[0][str(name)]) for name, y in last.items()])
     return figure
 
 
@@ -257,7 +242,6 @@ def plot_settings(frame: pd.DataFrame, *, key: str) -> Figure:
         key: The setting, for the title.
 
     Example:
-        >>> import pandas as pd
         >>> from workshop_lib.training.runs import COLUMNS
         >>> row = dict.fromkeys(COLUMNS, 0.5) | {"run": 0, "value": "0.2", "step": 1}
         >>> figure = plot_settings(pd.DataFrame([row]), key="policy.generation.temperature")
@@ -267,14 +251,13 @@ def plot_settings(frame: pd.DataFrame, *, key: str) -> Figure:
     # The last panel has the one of its two that says something.
     last = "clip_share" if (frame["clip_share"] > 0).any() else "mean_length"
     columns = ["reward", "zero_std_share", "entropy", "kl", "grad_norm", last]
-    runs = [steps for _, steps in frame.groupby("run", sort=True)]
+    looks = list(zip(SERIES, "os^D", strict=True)) * 9
     for axes, column in zip(grid.flat, columns, strict=True):
-        for steps, colour, marker in zip(runs, series_colours(len(runs)), "os^D" * 9, strict=False):
-            style: dict[str, Any] = {"marker": marker, "markersize": 4, "color": colour}
-            axes.plot(steps["step"], steps[column], label=str(steps["value"].iloc[0]), **style)
+        for (_, steps), (colour, marker) in zip(frame.groupby("run"), looks, strict=False):
+            line = axes.plot(steps["step"], steps[column], f"{marker}-", color=colour, markersize=4)
+            line[0].set_label(str(steps["value"].iloc[0]))
         title, unit = _PANELS[column]
-        highest = frame[column].max()
-        top = 1.05 if column in ("reward", "zero_std_share") else 1.12 * highest or 1.0
+        top = 1.05 if column in ("reward", "zero_std_share") else 1.12 * frame[column].max() or 1.0
         finish(axes, title, y=unit, whole="x", ylim=(-0.03 * top, top))
     for axes in grid[-1]:
         axes.set_xlabel("step")
@@ -297,21 +280,19 @@ def plot_training_models(table: pd.DataFrame) -> Figure:
     """
     figure = new_figure(8, 2.7)
     axes = figure.subplots()
-    algorithms, models = (list(dict.fromkeys(table[name])) for name in ("algorithm", "model"))
-    colours = dict(zip(models, series_colours(len(models)), strict=True))
-    for row, algorithm in enumerate(algorithms):
-        left = 0.0
-        for _, model in table[table["algorithm"] == algorithm].iterrows():
-            name, gib = model["model"], float(model["gib"])
-            label = f"_{name}" if row else name
-            axes.barh(row, gib, left=left, color=colours[name], height=0.6, label=label)
-            left += gib
-        write(axes, left, row, f"  {left:.0f} GiB", fontsize=10)
+    algorithms, models = (list(table[name].unique()) for name in ("algorithm", "model"))
+    ends = dict.fromkeys(algorithms, 0.0)
+    for model, colour in zip(models, SERIES, strict=False):
+        for algorithm, gib in table.loc[table["model"] == model, ["algorithm", "gib"]].to_numpy():
+            row, left = algorithms.index(algorithm), ends[algorithm]
+            axes.barh(row, gib, left=left, color=colour, height=0.6, label="_"[: row > 0] + model)
+            ends[algorithm] += gib
+    for row, end in enumerate(ends.values()):
+        write(axes, end, row, f"  {end:.0f} GiB", fontsize=10)
     row_labels(axes, algorithms)
     figure.legend(loc="outside upper left", ncols=len(models), frameon=False, fontsize=9)
-    widest = float(table.groupby("algorithm")["gib"].sum().max())
     note = "GPU memory for weights, gradients and optimizer, GiB"
-    finish(axes, x=note, xlim=(0, widest * 1.15))
+    finish(axes, x=note, xlim=(0, max(ends.values()) * 1.15))
     return figure
 
 
@@ -322,18 +303,16 @@ def plot_accuracy(table: pd.DataFrame) -> Figure:
         table: `accuracy_table`'s table.
 
     Example:
-        >>> import pandas as pd
         >>> row = {"problems": 30, "right": 6, "accuracy": 0.2, "low": 0.095, "high": 0.373}
         >>> figure = plot_accuracy(pd.DataFrame([row], index=["before"]))
     """
     figure = new_figure(8, 1.3 + 0.55 * len(table))
     axes = figure.subplots()
-    for row, (_, result) in enumerate(table.iterrows()):
-        share, low, high = (float(result[name]) for name in ("accuracy", "low", "high"))
-        axes.plot([low, high], [row, row], color=BLUE, linewidth=6, alpha=0.35)
-        axes.plot(share, row, "o", color=BLUE, markersize=8)
-        words = f"{result['right']:.0f} of {result['problems']:.0f}"
-        write(axes, 1.03, row, words)
+    for row, result in enumerate(table.to_dict("records")):
+        interval = result["low"], result["high"]
+        axes.plot(interval, [row, row], color=BLUE, linewidth=6, alpha=0.35)
+        axes.plot(result["accuracy"], row, "o", color=BLUE, markersize=8)
+        write(axes, 1.03, row, f"{result['right']:.0f} of {result['problems']:.0f}")
     row_labels(axes, [str(name) for name in table.index])
     note = "share of held-out problems solved, with its 95% interval"
     finish(axes, x=note, xlim=(-0.02, 1.02))
@@ -385,13 +364,9 @@ def plot_step_memory(
     switch = ("switch", switch_s / 2, min(making, learning))
     own_making, own_learning = sum(dedicated.generate.values()), sum(dedicated.update.values())
     resting = own_learning - dedicated.update.get("activations", 0.0)
+    generate, update = ("generate", generate_s, making), ("update", update_s, learning)
     rows = {
-        "Colocated: every GPU": [
-            switch,
-            ("generate", generate_s, making),
-            switch,
-            ("update", update_s, learning),
-        ],
+        "Colocated: every GPU": [switch, generate, switch, update],
         "Dedicated: a training GPU": [
             ("wait", generate_s, resting),
             ("update", update_s, own_learning),
@@ -405,36 +380,28 @@ def plot_step_memory(
     grid = figure.subplots(3, 1, sharex=True, sharey=True)
     capacity, end_s = colocated.capacity_gib, 2 * (generate_s + update_s + switch_s)
     for axes, (title, phases) in zip(grid, rows.items(), strict=True):
-        _draw_phases(axes, phases, end_s)
+        _draw_phases(axes, [phase for phase in phases if phase[1]], end_s)
         axes.axhline(capacity, color="black", linewidth=1.5)
         finish(axes, title, y="GiB")
     words = f"{colocated.device} has {capacity:.0f} GiB"
-    place: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "bottom"}
-    write(grid[0], 1, capacity, words, shift=(0, 3), **place)
+    place = ("axes fraction", "data")
+    write(grid[0], 1, capacity, words, shift=(0, 3), xycoords=place, ha="right", va="bottom")
     tallest = max(capacity, colocated.peak_gib, dedicated.peak_gib)
     finish(grid[-1], x="seconds", ylim=(0, 1.22 * tallest), xlim=(0, end_s))
     return figure
 
 
-def _draw_phases(axes: Axes, phases: Sequence[tuple[str, float, float]], end_s: float) -> None:
-    """The phases over and over, named the first time."""
-    colours = {"generate": BLUE, "switch": OKABE_ITO["orange"], "update": VERMILLION, "wait": GREY}
+def _draw_phases(axes: Axes, phases: list[tuple[str, float, float]], end_s: float) -> None:
+    """The phases (name, seconds, GiB) over and over, named the first time."""
+    colours = {"generate": BLUE, "switch": ORANGE, "update": VERMILLION, "wait": GREY}
     at, named = 0.0, {"switch"}
     while at < end_s:
         for name, seconds, gib in phases:
-            if not seconds:
-                continue
-            alpha = 0.35 if name == "wait" else 0.9
-            style: dict[str, Any] = {"align": "edge", "edgecolor": "white", "alpha": alpha}
-            axes.bar(at, gib, width=seconds, color=colours[name], **style)
+            bar = axes.bar(at, gib, width=seconds, align="edge", color=colours[name])
+            bar[0].set(edgecolor="white", alpha=0.35 if name == "wait" else 0.9)
             if name == "switch":
-                place: dict[str, Any] = {
-                    "rotation": 90,
-                    "fontsize": 8,
-                    "ha": "center",
-                    "va": "bottom",
-                }
-                write(axes, at + seconds / 2, 1, name, **place)
+                middle = at + seconds / 2
+                write(axes, middle, 1, name, rotation=90, ha="center", va="bottom")
             elif name not in named:
                 named.add(name)
                 words, down = ("waits", -14) if name == "wait" else (f"{name}, {gib:.0f} GiB", 2)
@@ -442,7 +409,27 @@ def _draw_phases(axes: Axes, phases: Sequence[tuple[str, float, float]], end_s: 
             at += seconds
 
 
-def _draw_reward(axes: Axes, frame: pd.DataFrame, run: Run | None = None) -> None:
+def _draw_panel(
+    axes: Axes,
+    frame: pd.DataFrame,
+    column: str,
+    steps: int | None,
+    validation: pd.DataFrame | None = None,
+) -> None:
+    """One column of a run's table, over its steps."""
+    if column == "reward":
+        _draw_reward(axes, frame, validation)
+    elif column == "step_s":
+        _draw_stages(axes, frame)
+    else:
+        title, unit = _PANELS[column]
+        axes.plot(frame["step"], frame[column], color=BLUE)
+        top = 1.0 if column == "zero_std_share" else float(frame[column].max() if len(frame) else 0)
+        finish(axes, title, y=unit, ylim=(0, 1.08 * top if top > 0 else 1.0))
+    _step_axis(axes, frame, steps)
+
+
+def _draw_reward(axes: Axes, frame: pd.DataFrame, validation: pd.DataFrame | None) -> None:
     """The mean reward; the band of groups, validations and what was right where known."""
     title, groups = "Reward", frame["group_means"].dropna()
     seen = [0.0, *frame["reward"].dropna()]
@@ -451,22 +438,15 @@ def _draw_reward(axes: Axes, frame: pd.DataFrame, run: Run | None = None) -> Non
         axes.fill_between(frame["step"], low, high, color=PALE, linewidth=0)
         title, seen = "Reward, worst to best group", [*seen, *low, *high]
     axes.plot(frame["step"], frame["reward"], color=BLUE)
-    if run is not None and len(run.validation):
-        points, colour = run.validation, OKABE_ITO["orange"]
-        axes.plot(points["step"], points["accuracy"], "o", color=colour, label="validation")
+    if validation is not None and len(validation):
+        points = axes.plot(validation["step"], validation["accuracy"], "o", color=ORANGE)
+        points[0].set_label("validation")
     if "right_share" in frame and frame["right_share"].notna().any():
         axes.plot(frame["step"], frame["right_share"], color=VERMILLION, label="right")
     if axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False, fontsize=9, loc="lower right")
     limits = min(-0.02, *seen), max(1.05, 1.05 * max(seen))
     finish(axes, title, y="mean reward", ylim=limits)
-
-
-def _draw_column(axes: Axes, frame: pd.DataFrame, column: str) -> None:
-    title, unit = _PANELS[column]
-    axes.plot(frame["step"], frame[column], color=BLUE)
-    top = 1.0 if column == "zero_std_share" else float(frame[column].max() if len(frame) else 0)
-    finish(axes, title, y=unit, ylim=(0, 1.08 * top if top > 0 else 1.0))
 
 
 def _draw_stages(axes: Axes, frame: pd.DataFrame) -> None:
@@ -478,15 +458,15 @@ def _draw_stages(axes: Axes, frame: pd.DataFrame) -> None:
     # What takes less than a hundredth of a step has no colour of its own.
     stages = [name for name in _STAGES if name in frame and frame[name].median() >= 0.01 * total_s]
     parts = [frame[name].fillna(0) for name in stages]
-    rest = (frame["step_s"] - sum(parts)).clip(lower=0)
+    parts.append((frame["step_s"] - sum(parts)).clip(lower=0))
     # The laptop's trainer has no timer for its update.
-    names = [_STAGES[n][0] for n in stages] + ["other" if "update_s" in stages else "update, other"]
-    colours = [_STAGES[n][1] for n in stages] + [GREY]
-    axes.stackplot(frame["step"], *parts, rest, colors=colours, linewidth=0)
+    rest = ("other" if "update_s" in stages else "update, other", GREY)
+    names, colours = zip(*[_STAGES[name] for name in stages], rest, strict=True)
+    axes.stackplot(frame["step"], *parts, colors=colours, linewidth=0)
     # One slow step (a validation, a pause of the machine) shall not flatten the others.
     axes.set_ylim(0, 1.1 * min(float(frame["step_s"].max()), 2.5 * total_s))
     base_s, labels = 0.0, []
-    for name, part, colour in zip(names, [*parts, rest], colours, strict=True):
+    for name, part, colour in zip(names, parts, colours, strict=True):
         seconds = float(part.median())
         labels.append((base_s + seconds / 2, f"{name} {seconds:.2g} s", colour))
         base_s += seconds

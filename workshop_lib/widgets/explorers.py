@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import ipywidgets
 
 from workshop_lib.errors import WorkshopError
-from workshop_lib.plots import OKABE_ITO, plot_batching, plot_memory_budgets, plot_paging
+from workshop_lib.plots import OKABE_ITO, plot_batching, plot_memory_budget, plot_paging
 from workshop_lib.serving.memory import DEVICES, Budget, ModelShape, find_device, gpu_budget
 from workshop_lib.serving.simulators import (
     Job,
@@ -233,7 +233,7 @@ def _look_at_memory(**values: Any) -> tuple[Figure, str, bool]:
         f"KV cache: {budget.kv_gib:.1f} GiB{each}, {kv.tokens:,} tokens: "
         f"{kv.concurrency:,.1f} requests of {kv.max_model_len:,} tokens at once"
     )
-    return plot_memory_budgets([budget]), says if budget.fits else budget.reason, budget.fits
+    return plot_memory_budget(budget), says if budget.fits else budget.reason, budget.fits
 
 
 def _look_at_paging(**values: Any) -> tuple[Figure, str, bool]:
@@ -244,8 +244,7 @@ def _look_at_paging(**values: Any) -> tuple[Figure, str, bool]:
         f"{100 * row['wasted'] / (row['held'] or 1):.0f}% of their slots empty"
         for row in paging.summary()
     ]
-    columns = 32 if paging.blocks > 128 else 16 if paging.blocks > 32 else 8
-    return plot_paging(paging, columns=columns), "; ".join(ways), not paging.waiting
+    return plot_paging(paging), "; ".join(ways), not paging.waiting
 
 
 def _look_at_batching(**values: Any) -> tuple[Figure, str, bool]:
