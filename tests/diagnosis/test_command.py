@@ -10,7 +10,7 @@ from small import container, crashed, pod, snapshot
 from workshop_lib.data import data_dir
 from workshop_lib.errors import WorkshopError
 from workshop_lib.production.diagnosis import diagnose, load_snapshot, save_snapshot
-from workshop_lib.production.diagnosis.command import main
+from workshop_lib.production.diagnosis.diagnose import main
 
 RECORDED = data_dir() / "recorded/kubernetes"
 
@@ -56,7 +56,7 @@ def test_a_diagnosis_shows_itself():
     page = found._repr_html_()
     assert "CUDA out of memory. Tried to allocate" in page and "verdict: <b>problems" in page
     assert str(found).splitlines()[1].startswith("1. cuda-oom: ")
-    assert found[0] in found and found[:1] == (found[0],)
+    assert found[0] in found and found[:1] == [found[0]]
 
 
 def test_fields_that_a_server_left_out_or_nulled_are_no_error():

@@ -52,7 +52,7 @@ COMMANDS = {
         "what this machine or a cluster lacks for the lessons, each with its fix",
     ),
     "diagnose": Command(
-        "workshop_lib.production.diagnosis.command", "what is wrong in a saved cluster.snapshot()"
+        "workshop_lib.production.diagnosis.diagnose", "what is wrong in a saved cluster.snapshot()"
     ),
     "recipe": Command("workshop_lib.training.recipe.command", "check NeMo RL recipes"),
     "metrics": Command("workshop_lib.training.runs.command", "a GRPO run's metrics and verdict"),

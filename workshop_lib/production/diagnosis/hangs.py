@@ -1,8 +1,7 @@
-"""A training that runs and makes no step any more.
+"""A training that runs and makes no step any more: nothing written for ten times the median step.
 
-A step takes about as long as the one before. When nothing was written for ten times the median
-step, the training hangs: a rank waits in a collective operation for another one that is gone or
-stuck. The rank whose log ended first is where to look.
+A rank then waits in a collective operation for another one that is gone or stuck. The rank whose
+log ended first is where to look.
 """
 
 from __future__ import annotations
@@ -13,11 +12,11 @@ import statistics
 from collections.abc import Iterator
 
 from workshop_lib.production.diagnosis.cause import Cause, Level, Stage, cause_of
-from workshop_lib.production.diagnosis.logs import lines_of, shown
+from workshop_lib.production.diagnosis.logs import lines_of, lines_with, shown
 from workshop_lib.production.diagnosis.patterns import fact
 from workshop_lib.production.diagnosis.view import Container, Pod, View, seconds
 
-__all__ = ["hang_causes", "last_written", "step_seconds"]
+__all__ = ["hang_causes"]
 
 TIMES_MEDIAN, AT_LEAST_S, RECENT, LEAST_STEPS = 10, 60.0, 60, 5
 """What hangs, how many lines about steps are read, and how many steps tell how long one takes."""
@@ -31,14 +30,10 @@ _CLOCK = re.compile(r"(?:^|[\s\[T])(\d\d):(\d\d):(\d\d)\b")
 _SPEAKS = re.compile(r"NCCL|WorkNCCL|ProcessGroup|\braylet\b|\bray\b", re.I)
 
 
-def step_seconds(text: str) -> list[float]:
-    r"""How long a training's steps took: as its log says, by its progress bar, or by its clock.
-
-    Example:
-        >>> step_seconds("Step 1/9\n Total step time: 3.90s\nStep 2/9\n Total step time: 4.1s")
-        [3.9, 4.1]
-    """
-    lines = [line for line in text.splitlines() if "tep" in line or "it]" in line or "/it" in line]
+def _step_seconds(view: View, pod: Pod, container: Container) -> list[float]:
+    """How long a training's steps took: as its log says, by its progress bar, or by its clock."""
+    places = lines_with(container.log, "tep", "it]", "/it")
+    lines = [lines_of(container.log)[place] for place in places]
     text = "\n".join(lines[-RECENT:])
     if said := _TOOK.findall(text):
         return [float(each) for each in said]
@@ -50,15 +45,9 @@ def step_seconds(text: str) -> list[float]:
         if step and clock:
             stamps.setdefault(int(step[1]), _of_day(clock))
     times = [stamps[number] for number in sorted(stamps)]
-    return [(after - before) % 86400 for before, after in itertools.pairwise(times)]
-
-
-def _at_most(view: View, pod: Pod, container: Container) -> list[float]:
-    """Steps that are numbered and not timed: they shared the time from the start to the last line.
-
-    Nothing for a training that has made its last step ("40/40"), and for fewer than five steps.
-    """
-    lines = [line for line in lines_of(container.log) if "tep" in line]
+    if len(times) > 2:
+        return [(after - before) % 86400 for before, after in itertools.pairwise(times)]
+    # Numbered and not timed: they shared the time from the start to the last line.
     steps = [found for line in lines if (found := _STEP.search(line))]
     numbers = {found[1] for found in steps}
     if len(numbers) < LEAST_STEPS or not container.started or steps[-1][1] == steps[-1][2]:
@@ -86,10 +75,9 @@ def hang_causes(view: View) -> Iterator[Cause]:
     seen: set[str] = set()
     for pod in view.pods:
         for each in pod.containers:
-            if not each.running or pod.top in seen:
+            if not each.running or pod.top in seen or not each.log:
                 continue
-            steps = step_seconds(each.log)
-            steps = steps if len(steps) > 1 else _at_most(view, pod, each)
+            steps = _step_seconds(view, pod, each)
             written = last_written(view, pod, each) if steps else 0.0
             median = statistics.median(steps) if written else 0.0
             if median and view.now - written > max(TIMES_MEDIAN * median, AT_LEAST_S):
@@ -98,24 +86,16 @@ def hang_causes(view: View) -> Iterator[Cause]:
 
 
 def _hang(view: View, pod: Pod, median: float, silent: float) -> Cause:
-    mates = [pod, *(view.pod_of[name] for name in sorted(view.companions(pod)))]
+    mates = [view.pod_of[name] for name in sorted(view.companions(pod))]
     running = [(p, c) for p in mates for c in p.containers if c.running and c.log]
     ends = [(last_written(view, *each), *each) for each in running if last_written(view, *each)]
     time, first, container = min(ends, key=lambda each: each[0])
     lines = lines_of(container.log)
     spoke = [line for line in lines if _SPEAKS.search(line)]
-    which = f"of {len(ends)} logs, that of" if len(ends) > 1 else "the log of"
-    match = fact(
-        "training-hangs",
-        **{
-            "what": pod.top,
-            "silent": f"{silent:.0f} s",
-            "median": f"{median:.1f} s",
-            "which": which,
-        },
-        **{"first": f"{first.name}{first.role}", "ago": f"{view.now - time:.0f} s"},
-        **{"pod": first.name, "container": container.name},
-    )
-    quotes = map(shown, [*spoke[-1:], *lines[-1:]])
+    words = {"what": pod.top, "silent": f"{silent:.0f} s", "median": f"{median:.1f} s"}
+    words["which"] = f"of {len(ends)} logs, that of" if len(ends) > 1 else "the log of"
+    words |= {"first": f"{first.name}{first.role}", "ago": f"{view.now - time:.0f} s"}
+    match = fact("training-hangs", **words, pod=first.name, container=container.name)
     objects = [first.ref, *(each.ref for each in mates)]
+    quotes = map(shown, [*spoke[-1:], *lines[-1:]])
     return cause_of(match, objects, quotes, Stage.HEALTH, Level.FAILED, key=pod.top)

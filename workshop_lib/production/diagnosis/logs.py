@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import functools
 import re
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import accumulate
 
 from workshop_lib.production.diagnosis.patterns import Match, Table, patterns
 
-__all__ = ["Reading", "last_line", "lines_of", "read", "shown", "still_waits"]
+__all__ = ["Reading", "last_line", "lines_of", "lines_with", "read", "shown", "still_waits"]
 
 LAST_LINES, TAIL, LONGEST, DETAIL, RUNNING, READY = 400, 8, 500, 5, 40, 6
 """How many lines count: of a log, as its last words, characters of one, of an error's message; and
@@ -33,7 +35,8 @@ _PREFIX = re.compile(
 )
 _LEVEL = re.compile(
     r"\b(?:ERROR|CRITICAL|FATAL)\b|(?:^|[\s)\]:])(?:[Ee]rror|[Ff]atal|FATAL|panic): |NCCL WARN|"
-    r"<warn>| [ECF] \d+ \d+\]|^[EF]\d{4} |level=(?:error|fatal)|Check failed|\bXid\b"
+    r"<warn>| [ECF] \d+ \d+\]|^[EF]\d{4} |level=(?:error|fatal)|\"(?:error|fatal|panic)\"|"
+    r"Check failed|\bXid\b"
 )
 _MILD = re.compile(r"\b(?:INFO|DEBUG|WARNING)\b| [IWD] \d+ \d+\]")
 _RAISED = re.compile(
@@ -41,7 +44,7 @@ _RAISED = re.compile(
     r"(?:\([\w.]+\))?(?::|$)|^(?:[a-z_]\w*\.)+[A-Z]\w+: |^(?:fatal error|panic): "
 )
 _HINTS = (
-    *("rror", "xcept", "exc.", "Exit", "imeout", "nterrupt", "ailure", "Fault", "NotFound"),
+    *("rror", "xcept", "Exit", "imeout", "nterrupt", "ailure", "Fault", "NotFound"),
     *("ERROR", "CRITICAL", "FATAL", "fatal", "panic", "WARN", "<warn>", "Xid", "Check failed"),
     *(" E ", " C ", " F "),
 )
@@ -103,8 +106,30 @@ def shown(line: str) -> str:
 @functools.lru_cache(maxsize=2048)
 def lines_of(text: str) -> tuple[str, ...]:
     """The last lines of a log, without colours and empty lines."""
-    lines = re.split(r"[\r\n]+", _ANSI.sub("", text))[-LAST_LINES:]
-    return tuple(line for line in lines if line.strip())
+    plain = _ANSI.sub("", text) if "\x1b" in text else text
+    lines = plain.replace("\r", "\n").split("\n")
+    return tuple(line for line in lines if line and not line.isspace())[-LAST_LINES:]
+
+
+@functools.lru_cache(maxsize=2048)
+def _index(text: str) -> tuple[str, list[int]]:
+    """The last lines of a log as one text, and where each of them ends."""
+    lines = lines_of(text)
+    return "\n".join(lines), list(accumulate(len(line) + 1 for line in lines))
+
+
+def lines_with(text: str, *words: str) -> list[int]:
+    """The places in `lines_of` of the lines that have one of these words."""
+    (whole, ends), places = _index(text), set()
+    for (
+        word
+    ) in words:  # one search of the whole a word: a search of each line takes five times as long
+        at = whole.find(word)
+        while at >= 0:
+            place = bisect_right(ends, at)
+            places.add(place)
+            at = whole.find(word, ends[place])
+    return sorted(places)
 
 
 def last_line(text: str) -> str:
@@ -121,10 +146,9 @@ def _plain(raw: str) -> tuple[str, str]:
 @functools.lru_cache(maxsize=2048)
 def _errors(text: str) -> tuple[_Line, ...]:
     lines, found, ignored = lines_of(text), [], False
-    for place, raw in enumerate(lines):
-        tail = place >= len(lines) - TAIL
-        if not (tail or [hint for hint in _HINTS if hint in raw]):
-            continue
+    last = range(max(0, len(lines) - TAIL), len(lines))
+    for place in sorted({*lines_with(text, *_HINTS), *last}):
+        raw, tail = lines[place], place in last
         plain, process = _plain(raw)
         raised = _RAISED.search(plain) is not None
         if plain.startswith("Exception ignored in") or (raised and ignored):
@@ -152,7 +176,7 @@ def _details(lines: tuple[str, ...], place: int) -> Iterator[str]:
 def read(text: str, facts: str = "") -> Reading:
     """Which line of a log says why its program ended, and which pattern knows it."""
     errors = _errors(text)
-    matches = [(error, patterns("log").match(error.whole, facts)) for error in errors]
+    matches = [(error, _known(error, facts)) for error in errors]
     raised = [e for e, m in matches if e.raised and not (m and m.pattern.kind == "consequence")]
     last = [raised[-1].quote] if raised else []
     firm = [(e, m) for e, m in matches if e.raised or e.logged or not raised]
@@ -176,6 +200,13 @@ def read(text: str, facts: str = "") -> Reading:
     return _reading([*logged[:1], last_line(text)]) if logged else Reading()
 
 
+def _known(error: _Line, facts: str) -> Match | None:
+    """The pattern that knows an error; what follows below it does not make it a consequence."""
+    match = patterns("log").match(error.whole, facts)
+    own = match is None or match.pattern.kind != "consequence"
+    return match if own else patterns("log").match(error.raw, facts)
+
+
 def _reading(quotes: Iterable[str], match: Match | None = None) -> Reading:
     unique = tuple(dict.fromkeys(quotes))
     return Reading(match, unique[0], unique[:3])
@@ -185,17 +216,17 @@ def _anywhere(
     text: str, facts: str, table: Table, last: int = LAST_LINES
 ) -> Iterator[tuple[int, str, Match]]:
     lines = lines_of(text)
-    for place, raw in enumerate(lines[-last:], max(0, len(lines) - last)):
-        if match := table.match(raw, facts):
+    likely = table.likely("\n".join(lines[-last:]))
+    for place, raw in enumerate(lines[-last:] if likely else (), max(0, len(lines) - last)):
+        if match := table.match(raw, facts, likely):
             yield place, raw, match
 
 
 def still_waits(text: str, facts: str = "", *, ready: bool = False) -> Reading:
     """What a program that runs says of why it does not go on; nothing when it went on since."""
     lines = lines_of(text)
-    last_lines = READY if ready else RUNNING
-    found = list(_anywhere(text, facts, patterns("log", waits=True), last_lines))
-    for place, raw, match in reversed(found):
+    table, last_lines = patterns("log", waits=True), READY if ready else RUNNING
+    for place, raw, match in reversed(list(_anywhere(text, facts, table, last_lines))):
         if match.pattern.kind == "peer" and any(map(_GOT_OVER.search, lines[place + 1 :])):
             continue
         whole = read(text, facts) if match.pattern.kind == "consequence" else Reading()

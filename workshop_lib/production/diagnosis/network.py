@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from workshop_lib.production.diagnosis.cause import Cause, Report, Stage, cause_of
+from workshop_lib.production.diagnosis.logs import lines_of, lines_with
 from workshop_lib.production.diagnosis.patterns import Match, fact
 from workshop_lib.production.diagnosis.view import Container, Json, Pod, View, fits, ref
 
@@ -46,6 +47,7 @@ _LISTENS = re.compile(
     r"(\d{2,5})(?![\d.])",
     re.IGNORECASE,
 )
+_SAYS_SO = ("unning on", "isten", "erving ", "erver", "ound to")
 _ASKED = re.compile(r"(?:--(?:\w+-)?port|http\.server|-p)[= ](\d{2,5})")
 _ADDRESS = re.compile(r"\d+(?:\.\d+){3}")
 
@@ -54,8 +56,6 @@ def dialled(line: str) -> tuple[str, int]:
     """The host and port that a line dials; an empty name and 0 for what it does not say.
 
     Example:
-        >>> dialled("dial tcp: lookup vllm on 10.0.0.10:53: no such host")
-        ('vllm', 0)
         >>> dialled("waiting for the head at ray-0.ray:6379")
         ('ray-0.ray', 6379)
     """
@@ -64,6 +64,16 @@ def dialled(line: str) -> tuple[str, int]:
             groups = found.groupdict()
             return groups["host"].rstrip("."), int(groups.get("port") or 0)
     return "", 0
+
+
+def listens_on(pod: Pod, container: Container) -> list[int]:
+    """The ports that a server's log, else its command line, says it listens on."""
+    if pod.node == "this-machine":
+        return []  # on a laptop every pod's ports have been given other numbers
+    log = container.log or container.previous
+    lines = [lines_of(log)[place] for place in lines_with(log, *_SAYS_SO)]
+    told = [number for line in lines for number in _LISTENS.findall(line)]
+    return [int(number) for number in told or _ASKED.findall(container.words)]
 
 
 @dataclass
@@ -83,14 +93,14 @@ def the_way(view: View, pod: Pod, host: str, port: int, *, name_fails: bool = Fa
     service, targets, wrong = _named(view, pod, host)
     if wrong is not None:
         return wrong
-    shown = f"{host}:{port}" if port else host
+    shown, is_address = f"{host}:{port}" if port else host, _ADDRESS.fullmatch(host)
     if name_fails and (names := closed(view, pod, None, 53)):
         return _policy(names, "the cluster's DNS (port 53, UDP and TCP)")
     if service is None and not targets:
-        names = closed(view, pod, None, port) if port and not _ADDRESS.fullmatch(host) else []
+        names = closed(view, pod, None, port) if port and not is_address else []
         if names and not name_fails:
             return _policy(names, shown)
-        return _stale(view, pod, host) if _ADDRESS.fullmatch(host) else Way()
+        return _stale(view, pod, host) if is_address else Way()
     way = Way(waits_for={target.ref for target in targets})
     if service is not None:
         way.waits_for |= {ref(service), *_makers(view, service)}
@@ -98,15 +108,12 @@ def the_way(view: View, pod: Pod, host: str, port: int, *, name_fails: bool = Fa
         if port and ports and port not in ports and service["spec"].get("clusterIP") != "None":
             words = {"service": ref(service).partition("/")[2], "ports": ", ".join(map(str, ports))}
             return Way(fact("service-port", pod=pod.name, port=port, **words), [ref(service)])
-    ready = [target for target in targets if target.ready]
-    if ready and (names := closed(view, pod, ready[0], port)):
-        return _policy(names, shown)
-    if ready:
-        way.checked = f"{ready[0].ref} is ready" + (
-            f", {ref(service)} selects it" if service else ""
-        )
-        if view.read("NetworkPolicy"):
-            way.checked += ", and no NetworkPolicy of the snapshot keeps them apart"
+    if ready := [target for target in targets if target.ready]:
+        if names := closed(view, pod, ready[0], port):
+            return _policy(names, shown)
+        selects = f", {ref(service)} selects it" if service else ""
+        kept = ", and no NetworkPolicy of the snapshot keeps them apart"
+        way.checked = f"{ready[0].ref} is ready{selects}{kept * view.read('NetworkPolicy')}"
     return way
 
 
@@ -116,14 +123,20 @@ def _named(view: View, pod: Pod, host: str) -> tuple[Json | None, list[Pod], Way
         services = [s for s in view.items("Service") if s["spec"].get("clusterIP") == host]
         pods = [p for p in view.pods if p.status.get("podIP") == host and not p.over]
         return (services[0], view.selected(services[0]), None) if services else (None, pods, None)
-    name = re.sub(r"\.svc(?:\..*)?$", "", host)
-    first, *rest = name.split(".")
+    first, *rest = re.sub(r"\.svc(?:\..*)?$", "", host).split(".")
     if rest and rest[-1] == pod.body["metadata"].get("namespace"):
         rest.pop()
-    if not rest:
-        return _single(view, pod, first, host)
+    service = view.find("Service", rest[0] if rest else first)
+    if not rest:  # a Service, or a pod by its own name
+        stems = {each.name.rpartition("-")[0] for each in view.pods_of(pod.top) if each.rank == "0"}
+        if f"Pod/{first}" in view.pod_of:
+            return None, [view.pod_of[f"Pod/{first}"]], None
+        if re.fullmatch(r".+-\w{5}", first) and first.rpartition("-")[0] in stems:
+            return None, [], _stale(view, pod, host)
+        if service is None:
+            return None, [], _no_service(view, pod, first, host)
+        return service, view.selected(service), None
     named = [p for p in view.pods if p.spec.get("hostname") == first and not p.over]
-    service = view.find("Service", rest[0])
     if not named and service is None:
         return view.find("Service", first), [], None  # outside, or in another namespace
     if service is None:
@@ -140,21 +153,6 @@ def _named(view: View, pod: Pod, host: str) -> tuple[Json | None, list[Pod], Way
     return service, named or selected, None
 
 
-def _single(
-    view: View, pod: Pod, name: str, host: str
-) -> tuple[Json | None, list[Pod], Way | None]:
-    """What a name without a dot means: a Service, or a pod by its own name."""
-    stems = {each.name.rpartition("-")[0] for each in view.pods_of(pod.top) if each.rank == "0"}
-    service = view.find("Service", name)
-    if f"Pod/{name}" in view.pod_of:
-        return None, [view.pod_of[f"Pod/{name}"]], None
-    if re.fullmatch(r".+-\w{5}", name) and name.rpartition("-")[0] in stems:
-        return None, [], _stale(view, pod, host)
-    if service is None:
-        return None, [], _no_service(view, pod, name, host)
-    return service, view.selected(service), None
-
-
 def _no_service(view: View, pod: Pod, name: str, host: str) -> Way | None:
     if not view.read("Service"):
         return None
@@ -166,11 +164,9 @@ def _no_service(view: View, pod: Pod, name: str, host: str) -> Way | None:
 def _stale(view: View, pod: Pod, host: str) -> Way:
     """A rank 0 that is not there any more, where a rank dials one by its own name or address."""
     heads = [each for each in view.pods_of(pod.top) if each.rank == "0"]
-    if pod.rank in (None, "0") or not heads:
+    address = heads[-1].status.get("podIP") if heads else None
+    if pod.rank in (None, "0") or not heads or (_ADDRESS.fullmatch(host) and not address):
         return Way()
-    address = heads[-1].status.get("podIP")
-    if _ADDRESS.fullmatch(host) and not address:
-        return Way()  # its address is not known
     head = heads[-1].name + (f" at {address}" if address else "")
     return Way(fact("stale-head-address", pod=pod.name, host=host, head=head), [pod.top])
 
@@ -184,38 +180,34 @@ def closed(view: View, source: Pod | None, target: Pod | None, port: int) -> lis
     """The NetworkPolicies that keep one pod from dialling another, as `NetworkPolicy/name`."""
     sides = (("Egress", source, target, "to"), ("Ingress", target, source, "from"))
     for way, own, other, peers in sides:
-        chosen = [p for p in view.items("NetworkPolicy") if own and _selects(p["spec"], way, own)]
+        chosen = [p for p in view.items("NetworkPolicy") if own and _binds(p["spec"], way, own)]
         rules = [rule for policy in chosen for rule in policy["spec"].get(way.lower()) or []]
         if chosen and not any(_admits(rule, peers, other, target, port) for rule in rules):
             return [ref(policy) for policy in chosen]
     return []
 
 
-def _selects(spec: Json, way: str, own: Pod) -> bool:
+def _binds(spec: Json, way: str, own: Pod) -> bool:
     ways = spec.get("policyTypes") or ["Ingress", *(["Egress"] if "egress" in spec else [])]
     return way in ways and fits(spec.get("podSelector") or {}, own.labels)
 
 
 def _admits(rule: Json, peers: str, other: Pod | None, target: Pod | None, port: int) -> bool:
+    """Whether a rule lets a port and a peer pass; who is outside may be meant by any address."""
     names = {k: v for c in (target.containers if target else []) for k, v in c.ports.items()}
-    ranges = [(names.get(str(p.get("port")), p.get("port")), p) for p in rule.get("ports") or []]
-    fitting = [
+    ports = [(names.get(str(p.get("port")), p.get("port")), p) for p in rule.get("ports") or []]
+    open_ = any(
         first is None or str(first) == str(port) or int(first) <= port <= int(p.get("endPort") or 0)
-        for first, p in ranges
+        for first, p in ports
         if first is None or str(first).isdigit()
-    ]
-    if port and ranges and not any(fitting):
-        return False
-    named = rule.get(peers)
-    if not named or other is None:  # who is outside may be meant by a namespace or address
-        return not named or any("namespaceSelector" in p or "ipBlock" in p for p in named)
-    return any(
-        fits(peer["podSelector"], other.labels) if "podSelector" in peer else "ipBlock" not in peer
-        for peer in named
     )
-
-
-# -- Services -------------------------------------------------------------------------------------
+    if port and ports and not open_:
+        return False
+    named = rule.get(peers) or []
+    if not named or other is None:
+        return not named or any("namespaceSelector" in p or "ipBlock" in p for p in named)
+    pods = [peer for peer in named if "ipBlock" not in peer]
+    return any(fits(peer.get("podSelector") or {}, other.labels) for peer in pods)
 
 
 def service_causes(view: View, report: Report) -> Iterator[Cause]:
@@ -252,15 +244,15 @@ def _makers(view: View, service: Json) -> set[str]:
 
 def _nobody(view: View, service: Json) -> Iterator[Cause]:
     makers, name = sorted(_makers(view, service)), service["metadata"]["name"]
-    zero = [m for m in makers if ((view.get(m) or {}).get("spec") or {}).get("replicas") == 0]
-    if zero and zero[0].startswith("Deployment"):
+    specs = {m: (view.get(m) or {}).get("spec") or {} for m in makers if m.startswith("Deploy")}
+    zero = [maker for maker, spec in specs.items() if spec.get("replicas") == 0]
+    if zero:
         match = fact("scaled-to-zero", service=name, maker=zero[0].lower())
         yield cause_of(match, [ref(service), zero[0]], ['"replicas": 0'], Stage.DEPENDANTS)
     elif not makers:
         way = _selects_nobody(view, service)
         quotes = [f'"{k}": "{v}"' for k, v in service["spec"]["selector"].items()]
-        if way.wrong:
-            yield cause_of(way.wrong, way.objects, quotes, Stage.DEPENDANTS)
+        yield cause_of(way.wrong, way.objects, quotes, Stage.DEPENDANTS)  # type: ignore[arg-type]
 
 
 def _selects_nobody(view: View, service: Json) -> Way:
@@ -270,19 +262,11 @@ def _selects_nobody(view: View, service: Json) -> Way:
         return sum(2 if pod.labels.get(k) == v else k in pod.labels for k, v in selector.items())
 
     near = max(view.pods, key=likeness, default=None)
-    have = [f"{k}={near.labels[k]}" for k in selector if near and k in near.labels] if near else []
+    have = [f"{k}={near.labels[k]}" for k in selector if k in near.labels] if near else []
     nearest = f" {near.ref} has {', '.join(have)}." if near and have else ""
     asked = ", ".join(f"{k}={v}" for k, v in selector.items())
     match = fact("service-selector", service=name, selector=asked, nearest=nearest)
     return Way(match, [ref(service), *([near.ref] if near and have else [])])
-
-
-def listens_on(pod: Pod, container: Container) -> list[int]:
-    """The ports that a server's log, else its command line, says it listens on."""
-    if pod.node == "this-machine":
-        return []  # on a laptop every pod's ports have been given other numbers
-    told = _LISTENS.findall(container.log or container.previous)
-    return [int(number) for number in told or _ASKED.findall(container.words)]
 
 
 def _wrong_port(view: View, service: Json, ready: list[Pod]) -> Iterator[Cause]:
@@ -296,9 +280,8 @@ def _wrong_port(view: View, service: Json, ready: list[Pod]) -> Iterator[Cause]:
         headless = service["spec"].get("clusterIP") == "None"
         if target in declared if named else headless or int(target) in known or not known - {0}:
             continue
-        have = sorted(map(str, filter(None, declared if named else known)))
-        words = {"service": service["metadata"]["name"], "target": target}
-        words |= {"have": ", ".join(have) or "none"}
+        have = ", ".join(sorted(map(str, filter(None, declared if named else known)))) or "none"
+        words = {"service": service["metadata"]["name"], "target": target, "have": have}
         match = fact("service-target-port", what=" of that name" if named else "", **words)
         key = "targetPort" if "targetPort" in port else "port"
         objects = [ref(service), *(pod.ref for pod in ready)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,32 +15,36 @@ __all__ = ["Match", "Pattern", "Table", "all_patterns", "apply_claim", "fact", "
 
 
 class _Words(dict[str, str]):
-    """Words for a template: what nobody caught is empty."""
-
     def __missing__(self, key: str) -> str:
         return ""
 
 
-@dataclass(frozen=True)
+def _applies(each: Mapping[str, str], facts: str) -> bool:
+    when, unless = each.get("when"), each.get("unless")
+    return not (when and not re.search(when, facts)) and not (unless and re.search(unless, facts))
+
+
+@dataclass(frozen=True, eq=False)
 class Pattern:
     """One wording; the fields are explained at the top of patterns.yaml."""
 
     rule: str
     where: str
-    regex: re.Pattern[str]
     cause: str
     fix: tuple[Mapping[str, str], ...]
     taught_in: str
-    kind: str
-    waits: bool
-    when: str
-    unless: str
-    tell: tuple[str, ...]
-    about: str
+    match: str = r"(?!)"
+    kind: str = "own"
+    waits: bool = False
+    when: str = ""
+    unless: str = ""
+    tell: tuple[str, ...] = ()
+    about: str = ""
 
-    def holds(self, facts: str) -> bool:
-        """Whether it applies to a pod of which these facts are known."""
-        return _applies({"when": self.when, "unless": self.unless}, facts)
+    @functools.cached_property
+    def regex(self) -> re.Pattern[str]:
+        """What it matches, in any case of letters."""
+        return re.compile(self.match, re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -88,77 +92,54 @@ class Match:
         return re.sub(r"\s+", " ", template.format_map(_Words(self.groups))).strip()
 
 
-def _applies(each: Mapping[str, str], facts: str) -> bool:
-    when, unless = each.get("when"), each.get("unless")
-    return not (when and not re.search(when, facts)) and not (unless and re.search(unless, facts))
-
-
-def words_of(regex: str) -> frozenset[str]:
-    """Words of which every match has one, in lower case; none when there is no telling.
+def _words_of(parsed: Any) -> frozenset[str]:
+    """Words of which every match of a parsed expression has one; none when there is no telling.
 
     To look for a word takes a hundredth of the time of a regular expression, and nearly no line of
     a log has one.
-
-    Example:
-        >>> sorted(words_of("No space left|disk .{0,9}full"))
-        ['disk ', 'no space left']
     """
-    return _words_of(re._parser.parse(regex, re.IGNORECASE))  # type: ignore[attr-defined]
-
-
-def _words_of(parsed: Any) -> frozenset[str]:
-    found: list[frozenset[str]] = []
-    run = ""
+    run, found = "", list[frozenset[str]]()
     for operation, argument in parsed:
-        name = str(operation)
-        if name == "LITERAL":
+        if (name := str(operation)) == "LITERAL":
             run += chr(argument).lower()
             continue
-        found, run = [*found, frozenset([run])], ""
-        if name == "SUBPATTERN":
-            found.append(_words_of(argument[3]))
+        found.append(frozenset([run]))
+        run = ""
+        if name == "SUBPATTERN" or (name == "MAX_REPEAT" and argument[0]):
+            found.append(_words_of(argument[-1]))
         elif name == "BRANCH":
             parts = [_words_of(each) for each in argument[1]]
             found.append(frozenset().union(*parts) if all(parts) else frozenset())
-        elif name == "MAX_REPEAT" and argument[0]:
-            found.append(_words_of(argument[2]))
-    found.append(frozenset([run]))
-    telling = [words for words in found if words and min(map(len, words)) > 2]
+    telling = [w for w in [*found, frozenset([run])] if w and min(map(len, w)) > 2]
     return max(telling, key=lambda words: min(map(len, words)), default=frozenset())
 
 
 class Table:
     """The patterns of one place, in order."""
 
-    def __init__(self, rows: Sequence[Pattern]) -> None:
-        self.patterns = tuple(rows)
-        words = [words_of(each.regex.pattern) for each in rows]
-        self._words = [(word, place) for place, some in enumerate(words) for word in some or [""]]
+    def __init__(self, rows: list[Pattern]) -> None:
+        parse = re._parser.parse  # type: ignore[attr-defined]
+        self._words = {each: _words_of(parse(each.match, re.IGNORECASE)) or [""] for each in rows}
+        self._flat = [(word, each) for each, words in self._words.items() for word in words]
 
-    def match(self, text: str, facts: str = "") -> Match | None:
-        """The first pattern that a text matches."""
-        for pattern, found in _found(self, text):
-            if pattern.holds(facts):
-                return Match(pattern, found, facts)
-        return None
-
-    def all(self, text: str) -> tuple[tuple[Pattern, Mapping[str, str]], ...]:
-        """Every pattern that a text matches, with what it caught."""
+    @functools.lru_cache(maxsize=8192)  # noqa: B019 - there are a dozen tables, for good
+    def likely(self, text: str) -> tuple[Pattern, ...]:
+        """The patterns of which a text has a word, in order."""
         lower = text.lower()
-        likely = sorted({place for word, place in self._words if word in lower})
-        found = (
-            (self.patterns[place], self.patterns[place].regex.search(text)) for place in likely
-        )
-        return tuple(
-            (each, {k: (v or "").strip() for k, v in hit.groupdict().items()})
-            for each, hit in found
-            if hit
-        )
+        return tuple(dict.fromkeys(each for word, each in self._flat if word in lower))
 
-
-@functools.lru_cache(maxsize=8192)
-def _found(table: Table, text: str) -> tuple[tuple[Pattern, Mapping[str, str]], ...]:
-    return table.all(text)
+    def match(
+        self, text: str, facts: str = "", likely: Iterable[Pattern] | None = None
+    ) -> Match | None:
+        """The first pattern that a text matches, and that applies to a pod of these facts."""
+        lower = text.lower()
+        for pattern in self.likely(text) if likely is None else likely:
+            if not any(word in lower for word in self._words[pattern]):
+                continue
+            if (hit := pattern.regex.search(text)) and _applies(vars(pattern), facts):
+                groups = {k: (v or "").strip() for k, v in hit.groupdict().items()}
+                return Match(pattern, groups, facts)
+        return None
 
 
 @functools.cache
@@ -178,7 +159,12 @@ def apply_claim(name: str) -> str:
 @functools.cache
 def all_patterns() -> tuple[Pattern, ...]:
     """Every pattern and fact, in the order of the file."""
-    return tuple(_pattern(row) for row in _file()["patterns"])
+    lessons, found = _file()["lessons"], []
+    for row in _file()["patterns"]:
+        fixes = row["fix"] if isinstance(row["fix"], list) else [row["fix"]]
+        fix = tuple(each if isinstance(each, dict) else {"say": each} for each in fixes)
+        found.append(Pattern(**{**row, "fix": fix, "taught_in": lessons[row["taught_in"]]}))
+    return tuple(found)
 
 
 @functools.cache
@@ -197,18 +183,3 @@ def _facts() -> dict[str, Pattern]:
 def fact(rule: str, **words: object) -> Match:
     """What the tree itself found out, in the words of patterns.yaml."""
     return Match(_facts()[rule], {}).add(**words)
-
-
-def _pattern(row: Mapping[str, Any]) -> Pattern:
-    fixes = row["fix"] if isinstance(row["fix"], list) else [row["fix"]]
-    fix = tuple(each if isinstance(each, dict) else {"say": each} for each in fixes)
-    words = {key: row.get(key, "") for key in ("when", "unless", "about", "rule", "where", "cause")}
-    return Pattern(
-        regex=re.compile(row.get("match", r"(?!)"), re.IGNORECASE),
-        fix=fix,
-        taught_in=_file()["lessons"][row["taught_in"]],
-        kind=row.get("kind", "own"),
-        waits=bool(row.get("waits")),
-        tell=tuple(row.get("tell", ())),
-        **words,
-    )

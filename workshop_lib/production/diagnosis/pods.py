@@ -8,15 +8,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from workshop_lib.cluster.kube import is_true
-from workshop_lib.production.diagnosis import logs
+from workshop_lib.cluster.kube import conditions, is_true
+from workshop_lib.production.diagnosis import containers, logs
 from workshop_lib.production.diagnosis.cause import Cause, Level, Report, Stage, cause_of
-from workshop_lib.production.diagnosis.crashes import from_log, host_of, who_is
-from workshop_lib.production.diagnosis.health import former_head, runs, why_ended
 from workshop_lib.production.diagnosis.network import the_way
 from workshop_lib.production.diagnosis.patterns import apply_claim, fact, patterns
 from workshop_lib.production.diagnosis.scheduling import unscheduled
-from workshop_lib.production.diagnosis.view import Container, Pod, View, conditions
+from workshop_lib.production.diagnosis.view import Container, Pod, View, is_on
 
 __all__ = ["pod_causes"]
 
@@ -44,29 +42,23 @@ def pod_causes(view: View, report: Report, pod: Pod) -> Iterator[Cause]:
         if view.age_s(pod.deleted) <= grace + 60:
             report.starts([pod.ref], f"{pod.ref}: is being deleted")
         elif not pod.over:
-            match, held = (
-                fact("pod-terminating", pod=pod.name),
-                pod.body["metadata"].get("finalizers"),
-            )
-            quotes, nodes = [f"finalizers: {held}" if held else "Terminating"], {f"Node/{pod.node}"}
-            yield cause_of(match, [pod.ref], quotes, Stage.NODE, Level.FAILED, waits_for=nodes)
-        return
-    if pod.phase == "Succeeded":
+            match, held = fact("pod-terminating", pod=pod.name), pod.body["metadata"]
+            held = f"finalizers: {held['finalizers']}" if held.get("finalizers") else "Terminating"
+            node = {f"Node/{pod.node}"}
+            yield cause_of(match, [pod.ref], [held], Stage.NODE, Level.FAILED, waits_for=node)
+    elif pod.phase == "Succeeded":
         for each in pod.containers:
-            yield from former_head(view, pod, each)
-        return
-    for step in (_disrupted, _lost_node, unscheduled, _unprepared, _containers):
-        found = list(step(view, report, pod))
-        if found:
-            yield from found
-            return
+            yield from containers.former_head(view, pod, each)
+    else:
+        steps = (_disrupted, _lost_node, unscheduled, _unprepared, _containers)
+        yield from next((found for step in steps if (found := list(step(view, report, pod)))), [])
 
 
 def _replaced(view: View, pod: Pod) -> bool:
     """Whether its controller has what it wants without it: a retry worked, another pod serves."""
     for owner in pod.owners:
         body = view.get(owner)
-        if body and conditions(body).get("Complete", {}).get("status") == "True":
+        if body and is_on(conditions(body), "Complete"):
             return True
         mates = [p for p in view.pods_of(owner) if p is not pod and p.rank == pod.rank]
         if any((p.ready or p.phase == "Succeeded") and p.made >= pod.made for p in mates):
@@ -80,8 +72,7 @@ def _disrupted(view: View, _: Report, pod: Pod) -> Iterator[Cause]:
     reason, message = str(pod.status.get("reason") or ""), str(pod.status.get("message") or "")
     said = (message or str(target.get("message") or "")).strip()
     text = f"{reason} {said} {target.get('reason') or ''}".strip()
-    match = patterns("disruption").match(text) if pod.over and text else None
-    if match:
+    if match := patterns("disruption").match(text) if pod.over and text else None:
         match = match.add(pod=pod.name, node=pod.node or "?", message=said or text)
         key, quote = f"{pod.top}/{match.rule}", f"{reason}: {said}".strip(": ")
         past = _replaced(view, pod)
@@ -90,8 +81,7 @@ def _disrupted(view: View, _: Report, pod: Pod) -> Iterator[Cause]:
 
 def _lost_node(view: View, _: Report, pod: Pod) -> Iterator[Cause]:
     """A pod whose node is not ready; its own event says so where nodes may not be listed."""
-    told = view.events(pod.ref, "NodeNotReady")
-    main = [each for each in pod.containers if not each.init]
+    told, main = view.events(pod.ref, "NodeNotReady"), [c for c in pod.containers if not c.init]
     well = bool(main) and all(each.ready for each in main)
     lost = (told and well) or pod.status.get("reason") == "NodeLost"
     node = view.find("Node", pod.node)
@@ -103,16 +93,13 @@ def _lost_node(view: View, _: Report, pod: Pod) -> Iterator[Cause]:
     yield cause_of(match, [f"Node/{pod.node}", pod.ref], [f"NodeNotReady: {said}"], Stage.NODE)
 
 
-# -- volumes and sandbox --------------------------------------------------------------------------
-
-
 def _unprepared(view: View, report: Report, pod: Pod) -> Iterator[Cause]:
     """A pod that has a node and does not get as far as its containers."""
     early = (None, "ContainerCreating", "PodInitializing")
-    busy = [
-        c for c in pod.containers if c.ended or c.running or c.waiting.get("reason") not in early
-    ]
-    if pod.over or busy or not pod.node:
+    begun = any(
+        c.ended or c.running or c.waiting.get("reason") not in early for c in pod.containers
+    )
+    if pod.over or begun or not pod.node:
         return
     age_s = view.age_s(pod.began)
     events = [e for e in view.events(pod.ref, *PREPARES) if "failed to sync" not in e.message]
@@ -141,15 +128,13 @@ def _unprepared(view: View, report: Report, pod: Pod) -> Iterator[Cause]:
 def _volume_words(pod: Pod, message: str) -> dict[str, str]:
     """What a volume of the pod is made of, for a message that names the volume only."""
     found = re.search(r'volume "([^"]+)"', message)
+    words = {"volume": found[1]} if found else {}
     for volume in pod.volumes:
-        if found and volume.get("name") == found[1]:
+        if words and volume.get("name") == words["volume"]:
             sources = [volume, *((volume.get("projected") or {}).get("sources") or [])]
-            parts = [
-                each[kind] for each in sources for kind in ("configMap", "secret") if kind in each
-            ]
-            names = [str(part.get("name") or part.get("secretName")) for part in parts]
-            return {"volume": found[1], "name": ", ".join(names)}
-    return {"volume": found[1]} if found else {}
+            parts = [s[kind] for s in sources for kind in ("configMap", "secret") if kind in s]
+            words["name"] = ", ".join(str(p.get("name") or p.get("secretName")) for p in parts)
+    return words
 
 
 def _missing_map(view: View, pod: Pod) -> str:
@@ -161,9 +146,6 @@ def _missing_map(view: View, pod: Pod) -> str:
         if name and not source.get("optional") and view.find("ConfigMap", name) is None:
             return f'configmap "{name}" not found'
     return ""
-
-
-# -- image and start ------------------------------------------------------------------------------
 
 
 def _containers(view: View, report: Report, pod: Pod) -> Iterator[Cause]:
@@ -184,18 +166,18 @@ def _container(view: View, report: Report, pod: Pod, each: Container) -> Iterato
         yield _image(view, pod, each, reason)
     elif (reason in START_REASONS or ended in START_REASONS) and not each.running:
         if "failed to sync" not in str(each.waiting.get("message")):
-            yield not_started(view, pod, each, reason)
+            yield _not_started(view, pod, each, reason)
     elif each.running and each.init and not each.sidecar:
         yield from _init(view, report, pod, each)
     elif each.running:
-        yield from runs(view, report, pod, each)
+        yield from containers.runs(view, report, pod, each)
     elif each.ended and (each.ended.get("exitCode") or ended in ("OOMKilled", "Error")):
         if view.events(pod.ref, "FailedPostStartHook"):
-            yield not_started(view, pod, each, "PostStartHookError")
+            yield _not_started(view, pod, each, "PostStartHookError")
         else:
-            yield why_ended(view, pod, each)
+            yield containers.why_ended(view, pod, each)
     elif each.ended and not each.init and pod.spec.get("restartPolicy", "Always") == "Always":
-        match = fact("container-completes", who=who_is(pod, each))
+        match = fact("container-completes", who=containers.who_is(pod, each))
         quotes = [logs.last_line(each.last_run) or "Completed"]
         yield cause_of(match, [pod.ref], quotes, Stage.START, key=f"{pod.top}/{each.name}")
     elif not each.ended and not pod.over and not each.init and view.age_s(pod.began) <= CREATING_S:
@@ -217,26 +199,23 @@ def _image(view: View, pod: Pod, each: Container, reason: str) -> Cause:
     secrets = re.findall(r"\(([^)]+)\)", retrieved[-1].message) if retrieved else []
     missing = f" The pod's pull secret {secrets[0]} does not exist, or is empty." if secrets else ""
     words = {"image": image, "host": host, "arch": arch or "arm64 or amd64", "pod": pod.name}
-    key = host if match.rule.startswith("image-registry") else image
-    match = match.add(missing=missing, **words)
+    key, match = host if "registry" in match.rule else image, match.add(missing=missing, **words)
     return cause_of(match, [pod.ref], [said or reason], Stage.IMAGE, key=key)
 
 
-def not_started(view: View, pod: Pod, each: Container, reason: str) -> Cause:
+def _not_started(view: View, pod: Pod, each: Container, reason: str) -> Cause:
     """Why a container could not be made or started, from the runtime's words."""
     hooks = view.events(pod.ref, "FailedPostStartHook")
-    says = (
-        [each.ended, each.waiting] if reason == "CrashLoopBackOff" else [each.waiting, each.ended]
-    )
-    message = next((str(state["message"]) for state in says if state.get("message")), "")
+    first, second = each.waiting, each.ended
+    states = (second, first) if reason == "CrashLoopBackOff" else (first, second)
+    message = next((str(state["message"]) for state in states if state.get("message")), "")
     events = hooks or ([] if message else view.events(pod.ref, "Failed"))
     message = events[-1].message if events else message
     match = patterns("start").match(f"{reason}: {message}", view.facts(pod))
     match = fact("post-start-hook") if hooks else match
     level = Level.KNOWN if match else Level.FAILED
-    match = (match or fact("container-start", message=message[-300:] or reason)).add(
-        who=f"the {who_is(pod, each)}", program=message[-160:]
-    )
+    match = match or fact("container-start", message=message[-300:] or reason)
+    match = match.add(who=f"the {containers.who_is(pod, each)}", program=message[-160:])
     match = match.add(apply_claim=apply_claim(match.groups.get("name", "")))
     key = match.about or f"{pod.top}/{each.name}"
     return cause_of(match, [pod.ref], [message or reason], Stage.START, level, key=key)
@@ -245,10 +224,10 @@ def not_started(view: View, pod: Pod, each: Container, reason: str) -> Cause:
 def _init(view: View, report: Report, pod: Pod, each: Container) -> Iterator[Cause]:
     """An init container that runs: it may wait for what does not come."""
     age_s, reading = view.age_s(each.started), logs.still_waits(each.log, view.facts(pod))
-    named = the_way(view, pod, *host_of(pod, each, reading)).wrong is not None
+    named = the_way(view, pod, *containers.host_of(pod, each, reading)).wrong is not None
     patient = age_s < WAITS_S or not (reading.line or each.name.startswith("wait"))
     if patient and age_s < INIT_S and not named:
         report.starts([pod.ref], f"{pod.ref}: init container {each.name} runs ({age_s:.0f} s)")
         return
     reading = reading if reading.line else logs.Reading(waits=True)
-    yield from_log(view, pod, each, reading, Stage.START)
+    yield containers.from_log(view, pod, each, reading, Stage.START)

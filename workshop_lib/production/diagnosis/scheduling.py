@@ -12,14 +12,15 @@ from workshop_lib.production.diagnosis.view import Json, Pod, View
 
 __all__ = ["unscheduled"]
 
+SOON_S, NODE_COMES_S = 30.0, 600.0
+"""How long the scheduler takes to say something, and a machine with GPUs to come."""
+
 _REASON = re.compile(r"(\d+) (.+?)(?=, \d+ [A-Zn(]|$)")
 _HEAD = re.compile(r"nodes are available: (.*?)(?:\. *(?:preemption:|no new claims|not found|$)|$)")
 _LACKS = re.compile(r"Insufficient (\S+)")
 _TAINT = re.compile(r"\{([^:}]+):? ?([^}]*)\}")
 _CONTROL_PLANE = re.compile(r"node-role\.kubernetes\.io/(?:control-plane|master)")
-
-SOON_S, NODE_COMES_S = 30.0, 600.0
-"""How long the scheduler takes to say something, and a machine with GPUs to come."""
+_ADDS_NODES = ("TriggeredScaleUp", "Nominated", "NotTriggerScaleUp")
 
 
 def unscheduled(view: View, report: Report, pod: Pod) -> Iterator[Cause]:
@@ -37,14 +38,13 @@ def unscheduled(view: View, report: Report, pod: Pod) -> Iterator[Cause]:
     elif view.age_s(pod.made) <= SOON_S:
         report.starts([pod.ref], f"{pod.ref}: the scheduler has not come to it yet")
     else:
-        keys = ("resourceClaimName", "resourceClaimTemplateName", "name")
-        claims = [
-            next(c[k] for k in keys if c.get(k)) for c in pod.spec.get("resourceClaims") or []
-        ]
+        keys, asked = ("resourceClaimName", "resourceClaimTemplateName", "name"), []
+        for claim in pod.spec.get("resourceClaims") or []:
+            asked.append(next(claim[key] for key in keys if claim.get(key)))
         scheduler = pod.spec.get("schedulerName") or "default-scheduler"
-        if claims:
-            match = fact("resource-claim", pod=pod.name, claims=", ".join(claims))
-            yield _cause(pod, match, claims[0])
+        if asked:
+            match = fact("resource-claim", pod=pod.name, claims=", ".join(asked))
+            yield _cause(pod, match, asked[0])
         elif scheduler != "default-scheduler":
             yield _cause(pod, fact("scheduler-missing", pod=pod.name, name=scheduler), scheduler)
 
@@ -66,16 +66,16 @@ def _explain(view: View, report: Report, pod: Pod, message: str) -> Iterator[Cau
         yield _cause(pod, unbound, message, level=Level.FOLLOWS, waits_for=names)
         return
     found, told = _of_nodes(view, pod, message), _who_adds_nodes(view, pod)
-    failed = next((m for text in told if (m := patterns("node-group").match(text))), None)
-    told_s = view.events(pod.ref, "TriggeredScaleUp", "Nominated", "NotTriggerScaleUp")
-    promised = bool(told_s) and told_s[-1].reason != "NotTriggerScaleUp"
-    if failed and re.search(r"asks for|no node|waits for a node", found.cause):
+    known = [(text, m) for text in told if (m := patterns("node-group").match(text))]
+    events = view.events(pod.ref, *_ADDS_NODES)
+    promised = bool(events) and events[-1].reason != "NotTriggerScaleUp"
+    if known and re.search(r"asks for|no node|waits for a node", found.cause):
+        said, failed = known[0]
         asks = re.match(r"[^;:.]*asks for [^,;.]+", found.cause)
-        said = next(text for text in told if patterns("node-group").match(text))
         cause = _cause(pod, failed, said, *found.evidence, key=failed.rule)
         cause.cause = f"{asks[0]}. {cause.cause}" if asks else cause.cause
         yield cause
-    elif promised and view.age_s(told_s[-1].time) <= NODE_COMES_S:
+    elif promised and view.age_s(events[-1].time) <= NODE_COMES_S:
         report.starts([pod.ref], f"{pod.ref}: waits for a node that is being added: {told[-1]}")
     else:
         found.evidence += [text for text in told[-2:] if text not in found.evidence]
@@ -87,35 +87,31 @@ def _explain(view: View, report: Report, pod: Pod, message: str) -> Iterator[Cau
 
 def _who_adds_nodes(view: View, pod: Pod) -> list[str]:
     """What Karpenter and the cluster autoscaler say: of the node for the pod, then of the pod."""
-    events = view.events(pod.ref, "TriggeredScaleUp", "Nominated", "NotTriggerScaleUp")[-1:]
-    karpenter = view.events(pod.ref, "FailedScheduling")
-    events += [e for e in karpenter if re.search("nodepool|nodeclaim|instance type", e.message)][
-        -1:
-    ]
-    said = [event.message for event in events]
-    claimed = re.findall(r"nodeclaim/([\w.-]+)", " ".join(said))
+    own = [e.message for e in view.events(pod.ref, *_ADDS_NODES)[-1:]]
+    refused = [e.message for e in view.events(pod.ref, "FailedScheduling")]
+    own += [each for each in refused if re.search("nodepool|nodeclaim|instance type", each)][-1:]
+    claimed = re.findall(r"nodeclaim/([\w.-]+)", " ".join(own))
     subjects = [f"NodeClaim/{name}" for name in claimed] or view.subjects("NodeClaim")
     subjects += view.subjects("NodePool", "EC2NodeClass", "NodeGroup")
     told = [e for subject in subjects for e in view.events(subject, warnings=True)]
-    return [f"{e.reason}: {e.message}" for e in sorted(told, key=lambda e: -e.time)] + said
+    return [f"{e.reason}: {e.message}" for e in sorted(told, key=lambda e: -e.time)] + own
 
 
 def _of_nodes(view: View, pod: Pod, message: str) -> Cause:
     """What the scheduler's reasons mean, together with the nodes where they were read."""
     if re.search(r"no nodes available|0/0 nodes are available", message, re.IGNORECASE):
         return _cause(pod, fact("no-nodes", pod=pod.name), message)
-    head = _HEAD.search(message)
+    head, nodes = _HEAD.search(message), view.items("Node")
     reasons = [text.strip(" .") for _, text in _REASON.findall(head[1].strip(" ."))] if head else []
-    nodes = view.items("Node")
-    wanted = {
-        key: much for key, much in requests_of({"containers": [], **pod.spec}).items() if much
-    }
+    every = requests_of({"containers": [], **pod.spec})
+    wanted = {key: much for key, much in every.items() if much}
     lacks = [found[1].rstrip(".,") for each in reasons if (found := _LACKS.search(each))]
     lacks.sort(key=lambda name: "/" not in name)  # devices first
     for resource in lacks:
         most = max((_offers(node, resource) for node in nodes), default=0.0)
         if nodes and (not most or wanted.get(resource, 0.0) > most):
-            return _short(pod, resource, wanted.get(resource, 0.0), message, most=most)
+            return _short(pod, resource, wanted.get(resource, 0.0), message, most)
+    # Where a node could hold the pod and does not take it, what keeps the pod away is the cause.
     able = [n for n in nodes if all(_offers(n, each) >= much for each, much in wanted.items())]
     barred = any(_taints(pod, node) or not _selected(pod, node) for node in able)
     others = [r for r in reasons if not _LACKS.search(r) and not _CONTROL_PLANE.search(r)]
@@ -123,7 +119,9 @@ def _of_nodes(view: View, pod: Pod, message: str) -> Cause:
         if match := patterns("scheduler").match(reason):
             return _known(pod, match, reason, message, able or nodes)
     if lacks:
-        return _short(pod, lacks[0], wanted.get(lacks[0], 0.0), message, seen=bool(nodes))
+        cause = _short(pod, lacks[0], wanted.get(lacks[0], 0.0), message, None if nodes else -1.0)
+        cause.cause += f" Other nodes: {'; '.join(others)}." if others else ""
+        return cause
     for reason in [*reasons, message]:
         if match := patterns("scheduler").match(reason):
             return _known(pod, match, reason, message, nodes)
@@ -131,41 +129,34 @@ def _of_nodes(view: View, pod: Pod, message: str) -> Cause:
     return _cause(pod, match, message, level=Level.FAILED)
 
 
-def _short(
-    pod: Pod, resource: str, amount: float, message: str, most: float = -1.0, seen: bool = True
-) -> Cause:
-    """A resource that is short: no node has any, none has so much, others hold it, or unknown."""
+def _short(pod: Pod, resource: str, amount: float, message: str, most: float | None) -> Cause:
+    """A resource that is short: the most that a node offers; None: enough, -1: not known."""
     stem = "gpu" if "gpu" in resource else resource.rpartition("/")[2]
-    words = {
-        "pod": pod.name,
-        "ask": _amount(resource, amount) if amount else resource,
-        "resource": resource,
-    }
-    words |= {"most": _amount(resource, max(most, 0.0)), "stem": stem}
-    if not most and "/" in resource:
+    asks = _amount(resource, amount) if amount else resource
+    words = {"pod": pod.name, "ask": asks, "resource": resource, "stem": stem}
+    if most == 0 and "/" in resource:
         rule = "gpu-not-offered" if stem == "gpu" else "device-not-offered"
         return _cause(pod, fact(rule, **words), message, key=resource)
-    name = "too-large" if most >= 0 else "insufficient" if seen else "insufficient-not-known"
-    cause = _cause(pod, fact(name, **words), message, key=resource + pod.top * (most >= 0))
-    cause.rule = f"{stem}-too-large" if most >= 0 else f"insufficient-{stem}"
+    large = most is not None and most >= 0
+    words["most"] = _amount(resource, most or 0.0)
+    rule = "too-large" if large else "insufficient" if most is None else "insufficient-not-known"
+    cause = _cause(pod, fact(rule, **words), message, key=resource + pod.top * large)
+    cause.rule = f"{stem}-too-large" if large else f"insufficient-{stem}"
     return cause
 
 
 def _offers(node: Json, resource: str) -> float:
-    status = node["status"]
-    return parse_quantity(
-        (status.get("allocatable") or status.get("capacity") or {}).get(resource, 0)
-    )
+    offered = node["status"].get("allocatable") or node["status"].get("capacity") or {}
+    return parse_quantity(offered.get(resource, 0))
 
 
 def _taints(pod: Pod, node: Json) -> list[Json]:
     """A node's taints that keep a pod away."""
 
     def tolerates(each: Json, taint: Json) -> bool:
-        same = each.get("key") in (None, "", taint.get("key"))
-        effect = each.get("effect") in (None, "", taint.get("effect"))
         equal = (each.get("value") or "") == (taint.get("value") or "")
-        return same and effect and (each.get("operator") == "Exists" or equal)
+        fits = all(each.get(k) in (None, "", taint.get(k)) for k in ("key", "effect"))
+        return fits and (each.get("operator") == "Exists" or equal)
 
     hard = [t for t in node["spec"].get("taints") or [] if t.get("effect") != "PreferNoSchedule"]
     tolerations = pod.spec.get("tolerations") or []
@@ -191,18 +182,17 @@ def _known(pod: Pod, match: Match, reason: str, message: str, nodes: list[Json])
     have = {k: {(n["metadata"].get("labels") or {}).get(k) for n in nodes} for k in selector}
     others = {k: sorted(filter(None, v)) for k, v in have.items() if selector[k] not in v}
     spread = [str(s.get("topologyKey")) for s in pod.spec.get("topologySpreadConstraints") or []]
+    unnamed = "a taint that the scheduler's message does not name"
     match = match.add(
-        taint=f"the taint {key}{f'={value}' if value else ''}"
-        if key
-        else "a taint that the scheduler's message does not name",
+        taint=f"the taint {key}={value}".rstrip("=") if key else unnamed,
         taint_key=key or "<key>",
         selector=", ".join(f"{k}={v}" for k, v in selector.items()) or affinity,
         node_labels="".join(f" Nodes have {k}={', '.join(v)}." for k, v in others.items() if v),
         spread=", ".join(spread),
     )
-    names = {f"Node/{node['metadata']['name']}" for node in nodes}
-    waits_for = names if match.rule == "node-not-ready" else set()
-    cause = _cause(pod, match, message, key=f"{pod.top}/{key}", waits_for=waits_for)
+    lost = match.rule == "node-not-ready"
+    names = {f"Node/{node['metadata']['name']}" for node in nodes} if lost else set()
+    cause = _cause(pod, match, message, key=f"{pod.top}/{key}", waits_for=names)
     cause.cause = f"{pod.name} waits for a node. {cause.cause}"
     return cause
 

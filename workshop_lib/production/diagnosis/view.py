@@ -18,18 +18,8 @@ from workshop_lib.cluster.kube import INDEX, Json, conditions
 from workshop_lib.cluster.kube import key_of as ref
 from workshop_lib.errors import WorkshopError
 
-__all__ = [
-    "Container",
-    "Event",
-    "Json",
-    "Pod",
-    "View",
-    "conditions",
-    "fits",
-    "made",
-    "ref",
-    "seconds",
-]
+__all__ = ["Container", "Event", "Json", "Pod", "View"]
+__all__ += ["conditions", "fits", "is_on", "made", "ref", "seconds"]
 
 KINDS = {
     **{"pods": "Pod", "jobs": "Job", "deployments": "Deployment", "replicasets": "ReplicaSet"},
@@ -49,15 +39,10 @@ _STAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d")
 
 @functools.lru_cache(maxsize=65536)
 def seconds(stamp: str | None) -> float:
-    """A Kubernetes timestamp as seconds since 1970; 0 for none.
-
-    Example:
-        >>> seconds("1970-01-01T00:01:00Z")
-        60.0
-    """
+    """A Kubernetes timestamp as seconds since 1970; 0 for none."""
     if not stamp or not _STAMP.match(str(stamp)):
         return 0.0
-    return datetime.strptime(str(stamp)[:19], "%Y-%m-%dT%H:%M:%S").replace(tzinfo=UTC).timestamp()
+    return datetime.fromisoformat(str(stamp)[:19]).replace(tzinfo=UTC).timestamp()
 
 
 def made(body: Json) -> float:
@@ -65,10 +50,13 @@ def made(body: Json) -> float:
     return seconds(body["metadata"].get("creationTimestamp"))
 
 
-def fits(selector: Json | None, labels: Mapping[str, str]) -> bool:
-    """Whether a label selector fits; an empty one fits everything, none fits nothing."""
-    if selector is None:
-        return False
+def is_on(found: Mapping[str, Json], *kinds: str) -> bool:
+    """Whether one of these conditions holds."""
+    return any(found.get(kind, {}).get("status") == "True" for kind in kinds)
+
+
+def fits(selector: Json, labels: Mapping[str, str]) -> bool:
+    """Whether a label selector fits; an empty one fits everything."""
     for each in selector.get("matchExpressions") or []:
         value, values = labels.get(each["key"]), each.get("values") or []
         verdicts = {"In": value in values, "NotIn": value not in values}
@@ -128,8 +116,8 @@ class Container:
         """A probe, what it asks, and at which port; 0 when it asks none."""
         probe: Json = self.spec.get(f"{kind.lower()}Probe") or {}
         action: Json = probe.get("httpGet") or probe.get("tcpSocket") or probe.get("grpc") or {}
-        port = self.ports.get(str(action.get("port")), action.get("port"))
-        return probe, action, int(port) if str(port or "").isdigit() else 0  # type: ignore[arg-type]
+        port = str(self.ports.get(str(action.get("port")), action.get("port")))
+        return probe, action, int(port) if port.isdigit() else 0
 
 
 class Pod:
@@ -149,7 +137,7 @@ class Pod:
         self.conditions = conditions(body)
         refused = self.conditions.get("PodScheduled", {}).get("status") == "False"
         self.node: str = "" if refused else self.spec.get("nodeName") or ""
-        self.ready = self.conditions.get("Ready", {}).get("status") == "True"
+        self.ready = is_on(self.conditions, "Ready")
         self.top = owners[-1] if owners else self.ref
         index = (metadata.get("annotations") or {}).get(INDEX) or self.labels.get(INDEX)
         self.rank = None if index is None else str(index)
@@ -157,9 +145,9 @@ class Pod:
         self.kind = self.labels.get("ray.io/node-type", "")
         self.made = made(body)
         self.began = seconds(self.status.get("startTime")) or self.made
-        volumes: list[Json] = self.spec.get("volumes") or []
-        sources = [each.get("persistentVolumeClaim") or {} for each in volumes]
-        self.volumes, self.claims = volumes, [s["claimName"] for s in sources if "claimName" in s]
+        self.volumes: list[Json] = self.spec.get("volumes") or []
+        sources = [each.get("persistentVolumeClaim") or {} for each in self.volumes]
+        self.claims = [each["claimName"] for each in sources if "claimName" in each]
 
     @property
     def role(self) -> str:
@@ -182,7 +170,12 @@ class View:
         self._lists = {kind: _objects(snapshot, key, kind) for key, kind in KINDS.items()}
         self._read = {kind for key, kind in KINDS.items() if key in snapshot}
         self._by_ref = {ref(b): b for items in self._lists.values() for b in items}
-        self._facts: dict[str, str] = {}
+        self.facts = functools.cache(lambda pod: "\n".join(self._facts(pod)))
+        self._together = functools.cache(
+            lambda top, cluster: frozenset(
+                p.ref for p in self.pods_of(top) + self.pods_of(f"RayCluster/{cluster or '?'}")
+            )
+        )
         self.pods = [self._pod(body) for body in self._lists["Pod"]]
         self.pod_of = {pod.ref: pod for pod in self.pods}
         self._owned: dict[str, list[Pod]] = defaultdict(list)
@@ -194,8 +187,6 @@ class View:
         for event in sorted(filter(None, map(self._event, events)), key=lambda each: each.time):
             self._events[event.subject].append(event)
         self.now = seconds(snapshot.get("taken_at")) or self._latest(events)
-
-    # -- objects --------------------------------------------------------------------------------
 
     def items(self, *kinds: str) -> list[Json]:
         """The objects of these kinds."""
@@ -217,12 +208,9 @@ class View:
         """The pods below a controller, given as `Kind/name`."""
         return self._owned.get(owner, [])
 
-    def companions(self, pod: Pod) -> set[str]:
-        """The pods that work together with one: of its Ray cluster or Job."""
-        mates = self.pods_of(pod.top) + (
-            self.pods_of(f"RayCluster/{pod.cluster}") if pod.cluster else []
-        )
-        return {each.ref for each in mates} - {pod.ref}
+    def companions(self, pod: Pod) -> frozenset[str]:
+        """The pods that work together with one, itself too: of its Ray cluster, Job or set."""
+        return self._together(pod.top, pod.cluster)
 
     def selected(self, service: Json) -> list[Pod]:
         """The pods behind a Service: not those that ended or are being deleted."""
@@ -256,8 +244,6 @@ class View:
             body = (body.get(step) or []) if isinstance(body, Mapping) else body
         return [each for each in body if isinstance(each, Mapping)]
 
-    # -- events and facts -----------------------------------------------------------------------
-
     def events(self, about: str, *reasons: str, warnings: bool = False) -> list[Event]:
         """The events about an object that exists, oldest first."""
         found = self._events.get(about, [])
@@ -272,13 +258,8 @@ class View:
         """Seconds from a time to the snapshot; 0 when it is not known."""
         return max(0.0, self.now - then) if then else 0.0
 
-    def facts(self, pod: Pod) -> str:
+    def _facts(self, pod: Pod) -> Iterator[str]:
         """A pod's environment, requests and node, a line each; then its command, settings, logs."""
-        if pod.ref not in self._facts:
-            self._facts[pod.ref] = "\n".join(self._facts_of(pod))
-        return self._facts[pod.ref]
-
-    def _facts_of(self, pod: Pod) -> Iterator[str]:
         for each in pod.containers:
             yield from (f"ENV {name}={value}" for name, value in each.env.items())
             yield from (f"RES {name}={value}" for name, value in each.requests.items())
@@ -289,14 +270,12 @@ class View:
         maps = [body for name in names if (body := self.find("ConfigMap", name))]
         text = "\n".join(str(v) for body in maps for v in (body.get("data") or {}).values())
         text += "\n".join(f"{each.words}\n{each.last_run}" for each in pod.containers)
-        keys = ("val_period", "save_period")
-        both = all(key in text for key in keys)
-        periods = [re.search(rf"\b{key}['\"]?[:=] *(\d+)", text) for key in keys if both]
-        if both and periods[0] and periods[1] and periods[0][1] != periods[1][1]:
-            yield f"PERIODS differ: {periods[0][0]}, {periods[1][0]}"
+        if "val_period" in text and "save_period" in text:
+            keys = ("val_period", "save_period")
+            found = [re.search(rf"\b{key}['\"]?[:=] *(\d+)", text) for key in keys]
+            if found[0] and found[1] and found[0][1] != found[1][1]:
+                yield f"PERIODS differ: {found[0][0]}, {found[1][0]}"
         yield text
-
-    # -- making ---------------------------------------------------------------------------------
 
     def _pod(self, body: Json) -> Pod:
         found = []
@@ -317,22 +296,14 @@ class View:
     def _event(self, body: Json) -> Event | None:
         about = body.get("involvedObject") or body.get("regarding") or {}
         kind, name, uid = about.get("kind"), about.get("name"), about.get("uid")
-        there = self.find(kind, name)
         if kind != "Node" and kind in self._read and uid:
-            known = there["metadata"].get("uid") if there else None
-            if there is None or (known and known != uid):
+            there = self.find(kind, name)
+            if there is None or there["metadata"].get("uid", uid) != uid:
                 return None  # its object was deleted, or another one has its name now
-        series = body.get("series") or {}
-        message, count = body.get("message") or body.get("note"), series.get("count")
-        return Event(
-            subject=f"{kind}/{name}",
-            reason=str(body.get("reason") or ""),
-            message=str(message or ""),
-            time=_time(body),
-            warning=body.get("type") != "Normal",
-            count=int(count or body.get("count") or 1),
-            field=str(about.get("fieldPath") or ""),
-        )
+        series, message = body.get("series") or {}, body.get("message") or body.get("note")
+        what = (f"{kind}/{name}", str(body.get("reason") or ""), str(message or ""), _time(body))
+        count = int(series.get("count") or body.get("count") or 1)
+        return Event(*what, body.get("type") != "Normal", count, str(about.get("fieldPath") or ""))
 
     def _latest(self, events: list[Json]) -> float:
         """When the snapshot was taken, by the latest time in it."""
