@@ -1,102 +1,71 @@
-"""record and read_records: what JSON holds goes in and comes out, the rest is refused."""
+"""What a notebook shows and keeps: records, predictions, tables of words, lists of checks."""
 
+import doctest
+import importlib
 import json
 import math
+import re
+from types import SimpleNamespace
 
 import numpy
+import pandas as pd
 import pytest
 
 from workshop_lib.errors import WorkshopError
-from workshop_lib.results import (
-    RECORD_MIME,
-    predict,
-    predictions,
-    read_records,
-    record,
-    shared_predictions,
-)
-
-
-class Kernel:
-    """IPython in a notebook, as far as `record` looks at it."""
-
-    kernel = True
+from workshop_lib.results import predict, predictions, read_records, record, shared_predictions
+from workshop_lib.tables import text_table
 
 
 @pytest.fixture
-def displayed(monkeypatch):
-    """What `record` displays, as in a notebook's cell."""
+def notebook(monkeypatch, tmp_path):
+    """Reads back what was recorded, from a notebook that holds what was displayed."""
     import IPython
     import IPython.display
 
-    outputs = []
-    monkeypatch.setattr(IPython, "get_ipython", Kernel)
+    outputs = [{"output_type": "stream", "text": "a log line"}]
+    monkeypatch.setattr(IPython, "get_ipython", lambda: SimpleNamespace(kernel=True))
     monkeypatch.setattr(
         IPython.display, "display", lambda data, raw: outputs.append({"data": data})
     )
-    return outputs
+
+    def read():
+        cells = [{"cell_type": "markdown"}, {"outputs": outputs}]
+        (tmp_path / "a.ipynb").write_text(json.dumps({"cells": cells}))
+        return read_records(tmp_path / "a.ipynb")
+
+    read.outputs = outputs
+    return read
 
 
-@pytest.mark.parametrize(
-    "value",
-    [23296, 153.2, "Complete", True, None, [1, 2.5, "x"], {"1": {"p50": 3.0}}, numpy.float64(0.5)],
-)
-def test_a_value_comes_back(displayed, value):
-    record("a_value", value)
-    back = read_records({"cells": [{"outputs": displayed}]})
-    assert back == {"a_value": value}
-    json.dumps(displayed)  # the notebook can be written
+def test_values_come_back(notebook):
+    values = [23296, 153.2, "Complete", True, None, [1, 2.5, "x"], {"1": {"p50": 3.0}}]
+    for number, value in enumerate(values):
+        record(f"value_{number}", value)
+    record("numpys_float", numpy.float64(0.5))
+    record("value_0", 7)  # again: it is replaced
+    back = {f"value_{n}": value for n, value in enumerate(values)} | {"value_0": 7}
+    assert notebook() == back | {"numpys_float": 0.5}
 
 
-def test_text_is_readable_and_short(displayed):
-    record("p95_ttft_ms", 153.2)
-    record("answer", "two\nlines " + "x" * 300)
-    assert displayed[0]["data"]["text/plain"] == "p95_ttft_ms = 153.2"
-    assert displayed[1]["data"]["text/plain"].startswith("answer = two lines xxx")
-    assert len(displayed[1]["data"]["text/plain"]) < 220
-    assert len(displayed[1]["data"][RECORD_MIME]["value"]) == 310
-
-
-def test_a_list_is_kept_as_it_was_when_recorded(displayed):
-    value = [1]
-    record("a_list", value)
+def test_a_value_is_shown_short_and_kept_as_it_was(notebook):
+    value = ["two\nlines " + "x" * 300]
+    record("answer", value)
     value.append(2)
-    assert displayed[0]["data"][RECORD_MIME]["value"] == [1]
+    shown = notebook.outputs[-1]["data"]["text/plain"]
+    assert shown.startswith('answer = ["two') and len(shown) < 220
+    assert notebook() == {"answer": value[:1]}
 
 
 @pytest.mark.parametrize(
-    ("value", "expected"),
-    [
-        (math.nan, "JSON has no nan"),
-        ([1.0, math.inf], "JSON has no inf"),
-        (numpy.int64(3), "cannot hold a numpy.int64"),
-        (numpy.arange(3), "x.tolist()"),
-        ({1: 2}, "keys must be text, and 1 is not"),
-        ({"a": {3}}, "cannot hold a builtins.set"),
-    ],
+    "value", [math.nan, [1.0, math.inf], numpy.int64(3), numpy.arange(3), {"a": {3}}, object()]
 )
-def test_what_json_cannot_hold_is_refused_in_one_line(displayed, value, expected):
-    with pytest.raises(WorkshopError) as caught:
-        record("odd_value", value)
-    assert expected in str(caught.value)
-    assert "odd_value" in str(caught.value)
-    assert "\n" not in str(caught.value)
-    assert displayed == []
-
-
-@pytest.mark.parametrize("name", ["", "P95", "a b", "9_lives", 3])
-def test_a_name_that_is_none_is_refused(displayed, name):
+def test_what_json_cannot_hold_is_refused_in_one_line(notebook, value):
+    for keep in (record, predict):
+        with pytest.raises(WorkshopError, match=r"^\w+\('odd_value', …\): JSON cannot.*$"):
+            keep("odd_value", value)
     with pytest.raises(WorkshopError, match="lower-case"):
-        record(name, 1)
-    assert displayed == []
-
-
-def test_recording_again_replaces(displayed):
-    record("a", 1)
-    record("b", 2)
-    record("a", 3)
-    cells = [{"cell_type": "markdown"}, {"outputs": displayed[:2]}, {"outputs": displayed[2:]}]
-    assert read_records({"cells": cells}) == {"a": 3, "b": 2}
+        record("Odd value", 1)
+    assert notebook() == {}
 
 
 def test_a_script_only_prints(capsys):
@@ -104,22 +73,13 @@ def test_a_script_only_prints(capsys):
     assert capsys.readouterr().out == "nodes = 2\n"
 
 
-def test_a_file_is_read(tmp_path):
-    path = tmp_path / "a.ipynb"
-    output = {"output_type": "display_data", "data": {RECORD_MIME: {"name": "a", "value": [1]}}}
-    path.write_text(json.dumps({"cells": [{"outputs": [output, {"output_type": "stream"}]}]}))
-    assert read_records(path) == {"a": [1]}
+def test_what_is_no_notebook_is_refused(tmp_path):
+    (tmp_path / "a.ipynb").write_text('{"cells": ')
+    with pytest.raises(WorkshopError, match=r"a\.ipynb cannot be read as a notebook"):
+        read_records(tmp_path / "a.ipynb")
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"cells": 1}'])
-def test_what_is_no_notebook_is_refused(tmp_path, content):
-    path = tmp_path / "a.ipynb"
-    path.write_text(content)
-    with pytest.raises(WorkshopError, match="notebook"):
-        read_records(path)
-
-
-def test_predictions_stand_beside_what_the_run_said(displayed):
+def test_predictions_stand_beside_what_the_run_said(notebook):
     predict("nodes_that_joined", 3)
     predict("left_open")
     predict("not_yet_run", "rank 0")
@@ -130,7 +90,21 @@ def test_predictions_stand_beside_what_the_run_said(displayed):
     assert table.loc["left_open"].tolist() == ["not entered", "5"]
     assert table.loc["not_yet_run"].tolist() == ["rank 0", "not run yet"]
     assert shared_predictions() == "nodes_that_joined: 3 -> 2"
-    assert displayed[0]["data"]["text/plain"] == ""  # not shown, and kept all the same
-    assert read_records({"cells": [{"outputs": displayed}]})["nodes_that_joined"] == 2
-    with pytest.raises(WorkshopError, match="predict"):
-        predict("nodes_that_joined", object())
+    assert notebook.outputs[1]["data"]["text/plain"] == ""  # not shown, and kept all the same
+    assert notebook() == {"nodes_that_joined": 2, "left_open": 5}
+
+
+def test_a_table_of_words_is_whole_and_stays_the_same():
+    why = "each pod gets a rank, in <JOB_COMPLETION_INDEX> " * 3
+    frame = pd.DataFrame({"setting": ["completionMode", "limits"], "why": [why, "x"]})
+    html = text_table(frame).to_html()
+    assert why.strip().replace("<", "&lt;").replace(">", "&gt;") in html  # not cut, not markup
+    rules = dict(re.findall(r"\.col(\d) {(.*?)}", html, re.DOTALL))
+    assert "nowrap" in rules["0"] and "nowrap" not in rules["1"]
+    assert "text-align: left" in html and "row_heading" not in html
+    assert text_table(frame.copy()).to_html() == html != text_table(frame[:1]).to_html()
+
+
+@pytest.mark.parametrize("name", ["checklist", "data", "errors", "progress", "results", "tables"])
+def test_examples(name):
+    assert doctest.testmod(importlib.import_module(f"workshop_lib.{name}")).failed == 0

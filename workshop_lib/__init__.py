@@ -1,15 +1,8 @@
-"""Scalable inference and RLHF with Ray and vLLM: the workshop's library.
-
-The notebooks import what they need from its modules; importing the package
-itself loads nothing heavy (`ray`, `vllm` and `torch` are imported inside the
-functions that use them).
-"""
+"""Scalable inference and RLHF with Ray and vLLM: the workshop's library, a room a lesson."""
 
 from __future__ import annotations
 
 from workshop_lib.cluster.connect import connect
 from workshop_lib.errors import WorkshopError
 
-__all__ = ["WorkshopError", "__version__", "connect"]
-
-__version__ = "0.1.0"
+__all__ = ["WorkshopError", "connect"]

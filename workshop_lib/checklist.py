@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import html
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
 
-from workshop_lib.errors import WorkshopError
-
-__all__ = ["Check", "CheckList", "Outcome"]
-
-Outcome: TypeAlias = Literal["pass", "fail", "not applicable", "cannot tell"]
+__all__ = ["Check", "CheckList"]
 
 # A mark and a word: a table is read by people who do not see colours, too.
-_MARKS: dict[Outcome, str] = {"pass": "✓", "fail": "✗", "not applicable": "-", "cannot tell": "?"}
+_MARKS = {"pass": "✓", "fail": "✗", "not applicable": "-", "cannot tell": "?"}
 
 
 @dataclass(frozen=True)
@@ -39,23 +34,19 @@ class Check:
     applies: bool = True
 
     @property
-    def outcome(self) -> Outcome:
-        """What came of it, in a word or two."""
+    def outcome(self) -> str:
+        """What came of it: pass, fail, not applicable or cannot tell."""
         if not self.applies:
             return "not applicable"
-        if self.passed is None:
-            return "cannot tell"
-        return "pass" if self.passed else "fail"
+        return {True: "pass", False: "fail", None: "cannot tell"}[self.passed]
 
 
 class CheckList(list[Check]):
     """Several checks, shown as a table.
 
     Example:
-        >>> checks = CheckList([Check("two nodes", True, "2 alive")])
-        >>> checks.passed
+        >>> CheckList([Check("two nodes", True, "2 alive")]).passed
         True
-        >>> checks.require()
     """
 
     @property
@@ -68,16 +59,6 @@ class CheckList(list[Check]):
         """The checks that failed or could not be told."""
         return [check for check in self if check.outcome in ("fail", "cannot tell")]
 
-    def require(self) -> None:
-        """Raise when a check failed or could not be told.
-
-        Raises:
-            WorkshopError: The first such check, with its evidence and fix.
-        """
-        for check in self.open:
-            answer = "no" if check.outcome == "fail" else "cannot tell"
-            raise WorkshopError(f"{check.name}: {answer} ({check.evidence}); {check.fix}")
-
     def __str__(self) -> str:
         return "\n".join(
             f"{_MARKS[check.outcome]} {check.name}: {check.evidence}"
@@ -86,11 +67,10 @@ class CheckList(list[Check]):
         )
 
     def _repr_html_(self) -> str:
+        cell = "<td style='text-align:left'>"
         rows = "".join(
-            "<tr>"
-            f"<td title='{check.outcome}'>{_MARKS[check.outcome]}</td>"
-            f"<td style='text-align:left'>{html.escape(check.name)}</td>"
-            f"<td style='text-align:left'>{html.escape(check.evidence)}"
+            f"<tr><td title='{check.outcome}'>{_MARKS[check.outcome]}</td>"
+            f"{cell}{html.escape(check.name)}</td>{cell}{html.escape(check.evidence)}"
             f"{'<br><b>' + html.escape(check.fix) + '</b>' if check in self.open else ''}</td></tr>"
             for check in self
         )

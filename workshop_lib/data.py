@@ -1,4 +1,4 @@
-"""Where the workshop's own data lies, whatever folder a notebook runs in."""
+"""Where the workshop's own data and the user's models lie, whatever folder a notebook runs in."""
 
 from __future__ import annotations
 
@@ -7,16 +7,11 @@ from pathlib import Path
 
 from workshop_lib.errors import WorkshopError
 
-__all__ = ["data_dir", "data_path", "machine_needs"]
+__all__ = ["data_dir", "data_path", "machine_needs", "models_dir"]
 
 
 def data_dir() -> Path:
-    """The folder `data` of this checkout.
-
-    Example:
-        >>> (data_dir() / "prompts.txt").exists()
-        True
-    """
+    """The folder `data` of this checkout."""
     return Path(__file__).resolve().parents[1] / "data"
 
 
@@ -40,22 +35,14 @@ def data_path(name: str) -> Path:
 
 
 def machine_needs() -> dict[str, str]:
-    """What a machine needs for the local stack, by name: `data/machine.env`.
-
-    Example:
-        >>> machine_needs()["CORES"]
-        '2'
-    """
+    """What a machine needs for the local stack, by name: `data/machine.env`."""
     lines = data_path("machine.env").read_text().splitlines()
     pairs = (line.partition("#")[0].strip().partition("=") for line in lines)
     return {name: value for name, _, value in pairs if name}
 
 
 def models_dir() -> Path:
-    """Where models are kept, for every checkout of this user.
-
-    `$WORKSHOP_MODELS_DIR`, else `ray-vllm-grpo-workshop/models` in the user's cache.
-    """
+    """Where models are kept: `$WORKSHOP_MODELS_DIR`, else a folder of the user's cache."""
     if chosen := os.environ.get("WORKSHOP_MODELS_DIR"):
         return Path(chosen).expanduser().absolute()
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()

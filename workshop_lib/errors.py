@@ -1,42 +1,9 @@
-"""The workshop's exceptions.
+"""The workshop's exceptions: each is one line that says what failed, on what, and what to do.
 
-```
-WorkshopError            every error that the workshop explains; shown as one line
-├── ManifestError        a manifest or parameter is wrong, or asks for what this cluster cannot play
-├── ClusterError         the cluster refused or failed an operation
-│   ├── NotFoundError    the named object is not there
-│   ├── WaitTimeoutError what was waited for did not happen in time
-│   ├── ConnectError     no configuration, no credentials that count, or no answer
-│   ├── ForbiddenError   the credentials count, but do not allow this
-│   ├── ConflictError    somebody else has set what was to be set
-│   └── OperatorError    the cluster lacks the operator that knows this kind
-├── ModelError           a model cannot be found, fetched or converted
-├── ServerError          a model server did not answer, or answered with an error
-└── EnvironmentError_    this machine or environment cannot run the workshop
-```
-
-An error is one line that a learner can act on: what failed, on what, the last
-state seen, how long it took, the next command. In a notebook the line is all
-that is shown (`_render_traceback_` is IPython's hook for that); in a script the
-traceback is there as usual.
+In a notebook the line is all that is shown; in a script the traceback is there as usual.
 """
 
 from __future__ import annotations
-
-__all__ = [
-    "ClusterError",
-    "ConflictError",
-    "ConnectError",
-    "EnvironmentError_",
-    "ForbiddenError",
-    "ManifestError",
-    "ModelError",
-    "NotFoundError",
-    "OperatorError",
-    "ServerError",
-    "WaitTimeoutError",
-    "WorkshopError",
-]
 
 
 class WorkshopError(Exception):

@@ -1,19 +1,7 @@
 """Progress of whatever takes longer than a few seconds: one line that changes in place.
 
-In a notebook it is one display with a bar, which becomes a short static line when the
-work ends: that line is what a committed notebook keeps. In a terminal it is one line
-on stderr. Elsewhere (a CI log) a plain line appears now and then, and one at the end.
-
-```python
-with Progress(label="vllm ready") as progress:
-    progress.update(done=1, total=2, text="1 of 2 pods ready")
-
-for prompt in track(prompts, "Asking"):
-    ...
-
-with Progress(label="sweep") as progress:              # callbacks (done, total, text)
-    run_sweep(server, prompts, on_progress=progress.update)
-```
+In a notebook it has a bar; in a terminal it is on stderr; a log gets a line now and then. The
+line that is left at the end is what a committed notebook keeps.
 """
 
 from __future__ import annotations
@@ -24,8 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sized
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol, TextIO, TypeVar
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 if TYPE_CHECKING:
     from typing import Self
@@ -34,21 +21,14 @@ __all__ = ["Progress", "format_duration", "track"]
 
 T = TypeVar("T")
 
-LOG_EVERY_S = 15.0
-"""A log that is no terminal gets at most one line in this time, and the last one."""
+EVERY_S = {"notebook": 0.2, "terminal": 0.1, "log": 15.0}
+"""How often the line is drawn at most, however often `update` is called."""
 
-REDRAW_EVERY_S = 0.2
-"""A display is redrawn at most this often, however often `update` is called."""
-
-TEXT_LENGTH = 160
-BAR_LENGTH = 20
+TEXT_LENGTH, BAR_LENGTH = 160, 20
 
 
 def format_duration(seconds: float) -> str:
     """Write a duration for people.
-
-    Args:
-        seconds: How long something took.
 
     Example:
         >>> format_duration(3.21), format_duration(31), format_duration(95)
@@ -60,32 +40,11 @@ def format_duration(seconds: float) -> str:
     return f"{whole} s" if whole < 60 else f"{whole // 60} min {whole % 60:02d} s"
 
 
-def _amount(value: float) -> str:
-    """A count or an amount: digits after the point only where there are any."""
-    return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.1f}"
-
-
-def track(
-    iterable: Iterable[T], label: str, *, total: float | None = None, unit: str = ""
-) -> Iterator[T]:
-    """Go through something with a progress display.
-
-    Args:
-        iterable: What to go through.
-        label: What is being done.
-        total: How many there are; default: its length, if it has one.
-        unit: What is counted, for the display.
-
-    Yields:
-        The items.
-
-    Example:
-        >>> sum(track([1, 2, 3], "Adding"))
-        6
-    """
+def track(iterable: Iterable[T], label: str, *, total: float | None = None) -> Iterator[T]:
+    """Go through something with a progress display; `total` is its length, if it has one."""
     if total is None and isinstance(iterable, Sized):
         total = len(iterable)
-    with Progress(total, label, unit=unit) as progress:
+    with Progress(total, label) as progress:
         for number, item in enumerate(iterable, start=1):
             yield item
             progress.update(done=number)
@@ -101,8 +60,7 @@ class Progress:
         total: How much there is to do; None while that is not known.
         label: What is being done, in a few words.
         unit: What `done` and `total` count, for the display.
-        tick_s: Redraw every so many seconds by a thread that ends with the block, for
-            work that cannot call `update` itself. None: only `update` redraws.
+        tick_s: Redraw every so many seconds, for work that cannot call `update` itself.
         stream: Where lines go outside notebooks; default: stderr.
 
     Example:
@@ -120,45 +78,32 @@ class Progress:
         tick_s: float | None = None,
         stream: TextIO | None = None,
     ) -> None:
-        self.total = total
-        self.label = label
-        self.unit = unit
+        self.total, self.label, self.unit, self.text = total, label or "working", unit, ""
         self.done: float | None = None
-        self.text = ""
-        self._tick_s = tick_s
-        self._stream = stream
-        self._began = time.monotonic()
+        self._stream = sys.stderr if stream is None else stream
+        terminal = not self._stream.closed and self._stream.isatty()
+        self._place = "terminal" if terminal else "log"
+        if stream is None and in_notebook():
+            self._place = "notebook"
+        self._began = self._drawn = time.monotonic()
         self._ended: float | None = None
-        self._outcome = ""
-        self._lock = threading.Lock()
-        self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
-        self._display: _Display | None = None
+        self._outcome, self._tick_s = "", tick_s
+        self._lock, self._stop = threading.Lock(), threading.Event()
+        self._handle: Any = None
 
     def __enter__(self) -> Self:
-        self._began = time.monotonic()
-        self._display = _choose_display(self._stream)
-        self._draw(force=True)
+        self._began = self._drawn = time.monotonic()
+        self._draw(force=self._place != "log")
         if self._tick_s is not None:
-            self._thread = threading.Thread(target=self._tick, args=(self._tick_s,), daemon=True)
-            self._thread.start()
+            threading.Thread(target=self._tick, args=(self._tick_s,), daemon=True).start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._stop.set()
-        if self._thread is not None:
-            self._thread.join()
-        if kind is None:
-            self._outcome = "done"
-        else:
+        self._ended, self._outcome = time.monotonic(), "done"
+        if kind is not None:
             left = issubclass(kind, (KeyboardInterrupt, GeneratorExit))  # the latter by `break`
             self._outcome = "interrupted" if left else "failed"
-        self._ended = time.monotonic()
         self._draw(force=True)
 
     @property
@@ -183,149 +128,82 @@ class Progress:
         self._draw()
 
     def say(self, text: str) -> None:
-        """Show a line of text: `update(text=…)` for callbacks that give only that.
-
-        Args:
-            text: The last state, one line.
-        """
+        """Show a line of text: `update(text=…)` for callbacks that give only that."""
         self.update(text=text)
-
-    def line(self, with_bar: bool = False) -> str:
-        """The state as one line of text.
-
-        Args:
-            with_bar: Draw a bar before the numbers, when the total is known.
-        """
-        mark = {"": "", "done": "✓ ", "failed": "✗ ", "interrupted": "✗ "}[self._outcome]
-        head = mark + (self.label or "working")
-        if self._outcome in ("failed", "interrupted"):
-            head += f" {self._outcome}"
-        share = self._share()
-        bar = ""
-        if with_bar and not self._outcome and share is not None:
-            full = round(share * BAR_LENGTH)
-            bar = f"{'█' * full}{'░' * (BAR_LENGTH - full)} "
-        return f"{head}: {bar}{self._numbers()}"
 
     def _share(self) -> float | None:
         """How much of it is done, from 0 to 1; None when the total is not known."""
-        if not self.total or self.total <= 0:
-            return None
-        return min(1.0, max(0.0, (self.done or 0.0) / self.total))
+        return min(1.0, max(0.0, (self.done or 0.0) / self.total)) if self.total else None
 
     def _numbers(self) -> str:
         """How much, for how long, and the last text."""
-        parts = []
-        if self.total:
-            parts.append(f"{_amount(self.done or 0)}/{_amount(self.total)} {self.unit}".rstrip())
-        elif self.done is not None:
-            parts.append(f"{_amount(self.done)} {self.unit}".rstrip())
-        parts.append(format_duration(self.elapsed_s))
-        text = " ".join(self.text.split())
-        if text:
+        parts = [format_duration(self.elapsed_s)]
+        if self.total or self.done is not None:
+            amounts = [self.done or 0, self.total] if self.total else [self.done or 0]
+            written = (f"{x:,.0f}" if float(x).is_integer() else f"{x:,.1f}" for x in amounts)
+            parts.insert(0, f"{'/'.join(written)} {self.unit}".rstrip())
+        if text := " ".join(self.text.split()):
             parts.append(text if len(text) <= TEXT_LENGTH else text[: TEXT_LENGTH - 1] + "…")
         return " · ".join(parts)
 
-    def _html(self) -> str:
-        """The state for a notebook: a bar while it runs, then the line alone.
+    def _line(self) -> str:
+        mark = {"": "", "done": "✓ "}.get(self._outcome, "✗ ")
+        verb = f" {self._outcome}" if self._outcome in ("failed", "interrupted") else ""
+        return f"{mark}{self.label}{verb}: {self._numbers()}"
 
-        Colours come from the page, so that it reads on dark and light ones, and the
-        style is inline, because a stored notebook carries no style sheet.
-        """
-        base = "font-size:13px;line-height:1.6"
-        if self._outcome:
-            return f'<div style="{base};opacity:.75">{html.escape(self.line())}</div>'
+    def _line_with_bar(self) -> str:
         share = self._share()
-        bar = ""
-        if share is not None:
-            bar = (
-                '<span style="display:inline-block;vertical-align:middle;width:12em;height:.6em;'
-                'margin:0 .6em;border-radius:.3em;background:rgba(128,128,128,.25)">'
-                f'<span style="display:block;width:{share:.1%};height:100%;border-radius:.3em;'
-                'background:#2a78d6"></span></span>'
-            )
-        label = html.escape(self.label or "working")
-        return (
-            f'<div style="{base}"><b>{label}</b>{bar or ": "}'
-            f'<span style="opacity:.75">{html.escape(self._numbers())}</span></div>'
-        )
+        full = round((share or 0) * BAR_LENGTH)
+        bar = "" if share is None else f"{'█' * full}{'░' * (BAR_LENGTH - full)} "
+        return f"{self.label}: {bar}{self._numbers()}"
+
+    def _html(self) -> str:
+        """A bar while it runs, then the line alone; colours come from the page."""
+        style = "font-size:13px;line-height:1.6"
+        if self._outcome:
+            return f'<div style="{style};opacity:.75">{html.escape(self._line())}</div>'
+        share, numbers = self._share(), html.escape(self._numbers())
+        bar = ": " if share is None else f' <progress value="{share:.3f}" max="1"></progress> '
+        return f'<div style="{style}"><b>{html.escape(self.label)}</b>{bar}{numbers}</div>'
 
     def _tick(self, every_s: float) -> None:
         while not self._stop.wait(every_s):
             self._draw()
 
     def _draw(self, force: bool = False) -> None:
-        if self._display is not None:
-            with self._lock:
-                self._display.show(self, force=force, last=bool(self._outcome))
+        with self._lock:
+            now = time.monotonic()
+            if not force and (self._outcome or now - self._drawn < EVERY_S[self._place]):
+                return
+            self._drawn = now
+            if self._place == "notebook":
+                self._show_in_notebook()
+            elif self._place == "terminal" and not self._outcome:
+                width = shutil.get_terminal_size().columns - 1  # a full line would wrap
+                line = self._line_with_bar()
+                line = line if len(line) <= width else line[: width - 1] + "…"
+                _write(self._stream, f"\r\x1b[K{line}")
+            else:
+                start = "\r\x1b[K" if self._place == "terminal" else ""
+                _write(self._stream, f"{start}{self._line()}\n")
 
-
-class _Display(Protocol):
-    """A place where progress is shown."""
-
-    def show(self, progress: Progress, *, force: bool, last: bool) -> None:
-        """Show the state, or leave it out if one was shown a moment ago."""
-
-
-class _Rare:
-    """Lets a drawing through only so often."""
-
-    def __init__(self, every_s: float) -> None:
-        self.every_s = every_s
-        self._latest = time.monotonic()
-
-    def is_due(self) -> bool:
-        now = time.monotonic()
-        if now - self._latest < self.every_s:
-            return False
-        self._latest = now
-        return True
-
-
-class _Notebook:
-    """One display of a notebook's cell, updated in place."""
-
-    def __init__(self) -> None:
-        self._handle: Any = None
-        self._rare = _Rare(REDRAW_EVERY_S)
-
-    def show(self, progress: Progress, *, force: bool, last: bool) -> None:
+    def _show_in_notebook(self) -> None:
         from IPython.display import display
 
-        bundle = {"text/html": progress._html(), "text/plain": progress.line()}
+        bundle = {"text/html": self._html(), "text/plain": self._line()}
         if self._handle is None:
             self._handle = display(bundle, raw=True, display_id=True)
-        elif force or self._rare.is_due():
+        else:
             self._handle.update(bundle, raw=True)
 
 
-class _Terminal:
-    """One line of a terminal, rewritten in place."""
+def in_notebook() -> bool:
+    """Whether this runs in a notebook's kernel; IPython is not imported to find out."""
+    if "IPython" not in sys.modules:
+        return False
+    from IPython import get_ipython
 
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-        self._rare = _Rare(REDRAW_EVERY_S / 2)
-
-    def show(self, progress: Progress, *, force: bool, last: bool) -> None:
-        if not (force or self._rare.is_due()):
-            return
-        line = progress.line(with_bar=True)
-        if not last:
-            width = shutil.get_terminal_size().columns - 1  # a full line would wrap
-            line = line if len(line) <= width else line[: width - 1] + "…"
-        _write(self._stream, f"\r\x1b[K{line}" + ("\n" if last else ""))
-
-
-class _Log:
-    """Plain lines, now and then and at the end."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-        self._rare = _Rare(LOG_EVERY_S)
-
-    def show(self, progress: Progress, *, force: bool, last: bool) -> None:
-        if last or self._rare.is_due():
-            _write(self._stream, progress.line() + "\n")
+    return getattr(get_ipython(), "kernel", None) is not None
 
 
 def _write(stream: TextIO, text: str) -> None:
@@ -336,15 +214,3 @@ def _write(stream: TextIO, text: str) -> None:
         stream.flush()
     except (OSError, ValueError):  # the terminal is closed, or the pipe's reader has ended
         return
-
-
-def _choose_display(stream: TextIO | None) -> _Display:
-    """The display for where this runs; IPython is not imported to find out."""
-    if stream is None and "IPython" in sys.modules:
-        from IPython import get_ipython
-
-        if getattr(get_ipython(), "kernel", None) is not None:
-            return _Notebook()
-    stream = sys.stderr if stream is None else stream
-    is_terminal = not stream.closed and stream.isatty()
-    return _Terminal(stream) if is_terminal else _Log(stream)

@@ -1,36 +1,19 @@
-"""Results that a notebook leaves for tests and reports.
-
-`record("p95_ttft_ms", 153.2)` shows the value in the cell's output and keeps it there
-in a form that programs read, so that an executed notebook carries its own results:
-`make run` gathers them in `build/results.json`, and tests assert them.
-
-`predict("p95_ttft_ms", 200)` keeps what the learner expects of such a result, and
-`predictions()` shows it beside what the run said.
-"""
+"""Results that a notebook leaves for tests and reports, and what the learner expected of them."""
 
 from __future__ import annotations
 
 import json
-import math
 import re
-import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workshop_lib.errors import WorkshopError
+from workshop_lib.progress import in_notebook
 
 if TYPE_CHECKING:
     from pandas.io.formats.style import Styler
 
-__all__ = [
-    "RECORD_MIME",
-    "in_notebook",
-    "predict",
-    "predictions",
-    "read_records",
-    "record",
-]
+__all__ = ["RECORD_MIME", "predict", "predictions", "read_records", "record"]
 
 RECORD_MIME = "application/vnd.workshop.record+json"
 """The MIME type of a recorded value in a cell's output: `{"name": …, "value": …}`."""
@@ -50,8 +33,8 @@ def record(name: str, value: Any, *, show: bool = True) -> None:
     Args:
         name: The result's name, with its unit: `p95_ttft_ms`.
         value: A number, text, truth value or None, or lists and dictionaries of these:
-            what JSON can hold. Values of numpy or pandas are turned into those first
-            (`float(x)`, `x.tolist()`), by the notebook, which knows what they mean.
+            what JSON can hold. The notebook turns values of numpy or pandas into those
+            first (`float(x)`, `x.tolist()`).
         show: Whether the learner sees it too; some results only tests need.
 
     Raises:
@@ -61,16 +44,12 @@ def record(name: str, value: Any, *, show: bool = True) -> None:
         >>> record("p95_ttft_ms", 153.2)
         p95_ttft_ms = 153.2
     """
-    if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         raise WorkshopError(
             f"record({name!r}, …): a result's name has lower-case letters, digits and '_',"
             " for example p95_ttft_ms"
         )
-    reason = _refusal(value)
-    if reason:
-        raise WorkshopError(f"record({name!r}, …): {reason}")
-    plain = json.loads(json.dumps(value, allow_nan=False))  # a copy; numpy's float is a float
-    _RECORDED[name] = plain
+    plain = _RECORDED[name] = _plain(f"record({name!r}, …)", value)
     shown = f"{name} = {_readable(plain)}"
     if in_notebook():
         from IPython.display import display
@@ -96,10 +75,7 @@ def predict(name: str, expected: Any = None) -> None:
     Example:
         >>> predict("p95_ttft_ms", 200)
     """
-    reason = _refusal(expected)
-    if reason:
-        raise WorkshopError(f"predict({name!r}, …): {reason}")
-    _SAID[name] = expected
+    _SAID[name] = _plain(f"predict({name!r}, …)", expected)
 
 
 def predictions() -> Styler:
@@ -133,57 +109,26 @@ def shared_predictions() -> str:
     return "; ".join(f"{n}: {_readable(s)} -> {_readable(_RECORDED[n])}" for n, s in known.items())
 
 
-def read_records(notebook: str | Path | Mapping[str, Any]) -> dict[str, Any]:
-    """Read what an executed notebook recorded.
-
-    Args:
-        notebook: An `.ipynb` file, or its content.
-
-    Returns:
-        The values by name, in the order in which the names were first recorded.
-
-    Raises:
-        WorkshopError: The file is no notebook.
-
-    Example:
-        >>> output = {"data": {RECORD_MIME: {"name": "answer", "value": 42}}}
-        >>> read_records({"cells": [{"outputs": [output]}]})
-        {'answer': 42}
-    """
-    if not isinstance(notebook, Mapping):
-        try:
-            notebook = json.loads(Path(notebook).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise WorkshopError(f"{notebook} cannot be read as a notebook: {error}") from error
-    if not isinstance(notebook, Mapping) or not isinstance(notebook.get("cells"), list):
-        raise WorkshopError("this is no notebook: it has no list of cells")
-    found: dict[str, Any] = {}
-    for cell in notebook["cells"]:
-        for output in cell.get("outputs", []):
-            kept = output.get("data", {}).get(RECORD_MIME)
-            if kept is not None:
-                found[kept["name"]] = kept["value"]
-    return found
+def read_records(notebook: str | Path) -> dict[str, Any]:
+    """What an executed notebook recorded: values by name."""
+    try:
+        content = json.loads(Path(notebook).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise WorkshopError(f"{notebook} cannot be read as a notebook: {error}") from error
+    outputs = [each for cell in content["cells"] for each in cell.get("outputs", [])]
+    found = [output.get("data", {}).get(RECORD_MIME) for output in outputs]
+    return {kept["name"]: kept["value"] for kept in found if kept is not None}
 
 
-def _refusal(value: Any) -> str:
-    """Why JSON cannot hold a value as it is, or nothing."""
-    if value is None or isinstance(value, (bool, int, str)):
-        return ""
-    if isinstance(value, float):
-        return "" if math.isfinite(value) else f"JSON has no {value}; record None for 'unknown'"
-    if isinstance(value, (list, tuple)):
-        return next(filter(None, map(_refusal, value)), "")
-    if isinstance(value, dict):
-        odd = [key for key in value if not isinstance(key, str)]
-        if odd:
-            return f"a dictionary's keys must be text, and {odd[0]!r} is not; use str(key)"
-        return next(filter(None, map(_refusal, value.values())), "")
-    kind = type(value)
-    return (
-        f"JSON cannot hold a {kind.__module__}.{kind.__qualname__};"
-        " record a number, text, list or dict (float(x), x.tolist(), x.to_dict())"
-    )
+def _plain(what: str, value: Any) -> Any:
+    """A copy of a value as JSON holds it."""
+    try:
+        return json.loads(json.dumps(value, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise WorkshopError(
+            f"{what}: JSON cannot hold it ({error}); record a number, text, list or dict"
+            " (float(x), x.tolist(), x.to_dict()), and None for 'unknown'"
+        ) from error
 
 
 def _readable(value: Any) -> str:
@@ -191,12 +136,3 @@ def _readable(value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     text = " ".join(text.split())
     return text if len(text) <= TEXT_LENGTH else text[: TEXT_LENGTH - 1] + "…"
-
-
-def in_notebook() -> bool:
-    """Whether this runs in a notebook's kernel; IPython is not imported to find out."""
-    if "IPython" not in sys.modules:
-        return False
-    from IPython import get_ipython
-
-    return getattr(get_ipython(), "kernel", None) is not None

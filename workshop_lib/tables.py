@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -12,22 +12,17 @@ if TYPE_CHECKING:
 __all__ = ["text_table"]
 
 SHORT = 24
-"""Characters up to which a column is kept on one line."""
+"""Characters up to which a column is kept on one line, so that names are not broken."""
 
 
 def text_table(frame: pd.DataFrame) -> Styler:
     """Show a table of words: left-aligned, whole texts, without the row numbers.
 
-    pandas aligns to the right and cuts what is longer than 50 characters, which is right for
-    numbers. Here columns of short texts stay on one line, so that names are not broken, and
-    the others share the rest of the width.
-
     Args:
         frame: The table.
 
     Returns:
-        What a notebook shows as the cell's last value. Equal tables give equal HTML: a random
-        id, which pandas would choose, would change a committed notebook at each run.
+        What a notebook shows as the cell's last value; equal tables give equal HTML.
 
     Example:
         >>> import pandas as pd
@@ -35,11 +30,11 @@ def text_table(frame: pd.DataFrame) -> Styler:
         >>> "it asks it asks" in table.to_html()
         True
     """
-    name = hashlib.sha256(frame.to_csv().encode()).hexdigest()[:8]
-    styles = [{"selector": "th, td", "props": "text-align: left; vertical-align: top"}]
+    name = hashlib.sha256(frame.to_csv().encode()).hexdigest()[:8]  # pandas' own is random
+    styles: list[Any] = [{"selector": "th, td", "props": "text-align: left; vertical-align: top"}]
     for place, column in enumerate(frame.columns):
         longest = max(map(len, map(str, [column, *frame[column]])))
         width = "white-space: nowrap" if longest <= SHORT else "min-width: 12em"
         styles.append({"selector": f".col{place}", "props": f"{width}; overflow-wrap: anywhere"})
     table = frame.style.set_uuid(name).hide(axis="index").format(escape="html")
-    return table.set_table_styles(styles, overwrite=False)  # type: ignore[arg-type]
+    return table.set_table_styles(styles, overwrite=False)

@@ -14,8 +14,7 @@ import ipywidgets
 
 from workshop_lib.errors import WorkshopError
 from workshop_lib.plots import OKABE_ITO
-from workshop_lib.progress import Progress
-from workshop_lib.results import in_notebook
+from workshop_lib.progress import Progress, in_notebook
 from workshop_lib.serving import ModelServer
 
 if TYPE_CHECKING:
