@@ -5,6 +5,8 @@ In a notebook the line is all that is shown; in a script the traceback is there 
 
 from __future__ import annotations
 
+__all__ = ["WaitTimeoutError", "WorkshopError"]  # what notebooks catch
+
 
 class WorkshopError(Exception):
     """An error that the workshop explains in one line.
