@@ -11,6 +11,7 @@ import asyncio
 import json
 import threading
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
@@ -282,6 +283,8 @@ class StreamingServer:
             "time_to_first_token_seconds": [s.text_s[0] - s.received_s for s in finished],
             "inter_token_latency_seconds": gaps,
             "e2e_request_latency_seconds": [s.end_s - s.received_s for s in finished],
+            # As if tokens of one moment were made in one step.
+            "iteration_tokens": Counter(round(t, 6) for s in finished for t in s.text_s).values(),
         }
         used = sum(-(-(len(s.prompt.split()) + len(s.text_s)) // BLOCK_SIZE) for s in self.working)
         lines = [

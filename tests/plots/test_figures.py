@@ -1,6 +1,7 @@
 """Every figure shows its numbers, and nothing in it is cut off, unlabelled or too small."""
 
 from dataclasses import replace
+from itertools import accumulate
 
 import pandas as pd
 import pytest
@@ -41,19 +42,15 @@ GROUP = pd.DataFrame(
 
 
 def sweep(loads=(1, 4, 8), *, errors=0, loop="closed"):
-    records = [
-        RequestRecord(
-            load=load, scheduled_s=0.0, start_s=0.0, prompt_tokens=40, finish_reason="length",
-            ttft_ms=None if number < errors else 60.0 * load + number,
-            itl_ms=() if number < errors else tuple(25.0 + load + 7 * n % 5 for n in range(20)),
-            e2e_ms=None if number < errors else 600.0 + load,
-            completion_tokens=None if number < errors else 21,
-            error=("closed", "timeout")[number % 2] if number < errors else "", detail="",
-        )
-        for load in loads for number in range(int(3 * load))
-    ]  # fmt: skip
-    levels = [LevelRecord(load=n, duration_s=1.8, server_ms={"ttft": 60.0 * n}) for n in loads]
-    return BenchmarkResult("http://a", "m", "now", {"loop": loop}, levels, records)
+    levels = [LevelRecord(load, server_ms={"ttft": 60.0 * load}) for load in loads]
+    for level in levels:
+        for number in range(int(3 * level.load)):
+            kind = ("closed", "timeout")[number % 2] if number < errors else ""
+            gaps_s = [(25.0 + level.load + 7 * n % 5) / 1000 for n in range(20)]
+            text_s = list(accumulate(gaps_s, initial=0.06 * level.load + number / 1000))
+            end_s = 0.6 + level.load / 1000
+            level.requests.append(RequestRecord(0.0, 0.0, text_s, end_s, 40, 21, kind))
+    return BenchmarkResult("http://a", {"loop": loop}, levels)
 
 
 def engine():

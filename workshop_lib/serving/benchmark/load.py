@@ -16,24 +16,22 @@ import math
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 import uvloop
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from workshop_lib.errors import ServerError, WorkshopError
 from workshop_lib.serving.benchmark.result import BenchmarkResult, LevelRecord, RequestRecord
-from workshop_lib.serving.benchmark.stream import StreamClient, StreamTimes
-from workshop_lib.serving.client import ModelServer, Prompt
-from workshop_lib.serving.metrics import Histogram, ServerMetrics
+from workshop_lib.serving.benchmark.stream import StreamClient
+from workshop_lib.serving.client import ModelServer
+from workshop_lib.serving.metrics import ServerMetrics
 
 OnProgress = Callable[[int, int, str], None]
-Requests = int | Mapping[Any, int] | None
 
 MAX_REQUESTS = 100_000
-MAX_RATE_PER_S = 2_000.0
 MAX_LEVEL = 4096
 # A higher level that brings less than this share of throughput more brings nothing.
 SATURATION_GAIN = 0.1
@@ -47,40 +45,41 @@ _SERVER_LATENCIES = {
     "e2e": "e2e_request_latency_seconds",
 }
 # An observation a step of the engine.
-_STEP_TOKENS = "iteration_tokens_total"
+_STEP_TOKENS = "iteration_tokens"
 
 
-@dataclass(slots=True)
-class Level:
-    """One level: what to send, and what has been answered.
+class _Asked(BaseModel):
+    """What `start_sweep` is asked for."""
 
-    `load` is requests in flight, or in an open loop requests a second, at the moments
-    `arrivals_s` from the level's start. `requests` and `duration_s` end it, whichever comes
-    first; requests in flight are waited for in any case.
+    model_config = ConfigDict(strict=True)
+
+    prompts: list[str] = Field(min_length=1)
+    levels: list[Annotated[int, Field(ge=1, le=MAX_LEVEL)]] | None = Field(min_length=1)
+    rates_per_s: list[Annotated[float, Field(gt=0, le=2000)]] | None = Field(min_length=1)
+    requests_per_level: Annotated[int, Field(ge=1, le=MAX_REQUESTS)] | None
+    duration_s: Annotated[float, Field(gt=0, le=3600)] | None
+    max_tokens: int = Field(ge=1)
+    warmup: int = Field(ge=0, le=MAX_REQUESTS)
+    timeout_s: float = Field(gt=0, allow_inf_nan=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to send at a level.
+
+    `requests` and `duration_s` end it, whichever comes first; requests in flight are waited for
+    in any case. An open loop sends at the moments `arrivals_s` from the level's start.
     """
 
     load: float
-    requests: int | None = None
-    duration_s: float | None = None
+    requests: int | None
+    duration_s: float | None
     arrivals_s: tuple[float, ...] | None = None
-    start_s: float = 0.0
-    finished: list[StreamTimes] = field(default_factory=list)
-    metrics: list[ServerMetrics | None] = field(default_factory=list)  # before, after
 
     @property
     def title(self) -> str:
         """The load in words."""
         return f"{self.load:g} concurrent" if self.arrivals_s is None else f"{self.load:g} a second"
-
-    @property
-    def tokens_per_s(self) -> float:
-        """Tokens of successful requests a second."""
-        good = [times for times in self.finished if not times.error]
-        if not good:
-            return 0.0
-        start_s = min(times.start_s for times in self.finished)
-        duration_s = max(times.end_s for times in self.finished) - start_s
-        return sum(times.completion_tokens or 0 for times in good) / duration_s
 
 
 def ramp(start: int = 1, limit: int = 256, *, factor: int = 2) -> tuple[int, ...]:
@@ -98,11 +97,10 @@ def ramp(start: int = 1, limit: int = 256, *, factor: int = 2) -> tuple[int, ...
         >>> ramp(1, 40)
         (1, 2, 4, 8, 16, 32)
     """
-    whole = all(isinstance(value, int) for value in (start, limit, factor))
-    if not whole or not 1 <= start <= limit <= MAX_LEVEL or factor < 2:
+    if not 1 <= start <= limit <= MAX_LEVEL or factor < 2:
         raise WorkshopError(
-            f"a ramp needs whole numbers, 1 <= start <= limit <= {MAX_LEVEL} and a factor of at "
-            f"least 2, got start={start}, limit={limit}, factor={factor}"
+            f"a ramp needs 1 <= start <= limit <= {MAX_LEVEL} and a factor of at least 2, "
+            f"got start={start}, limit={limit}, factor={factor}"
         )
     levels = [start]
     while levels[-1] * factor <= limit:
@@ -111,14 +109,14 @@ def ramp(start: int = 1, limit: int = 256, *, factor: int = 2) -> tuple[int, ...
 
 
 def poisson_arrivals(
-    rate_per_s: float, *, requests: int | None, duration_s: float | None, seed: int = 0
+    rate_per_s: float, *, requests: int | None, duration_s: float | None
 ) -> tuple[float, ...]:
     """Moments at which an open loop sends: readers who do not know of each other.
 
     The gaps of a Poisson process are exponentially distributed; the first request is sent at
     once. `requests` or `duration_s` ends it.
     """
-    source = random.Random(seed)
+    source = random.Random(0)
     moments = [0.0]
     while requests is None or len(moments) < requests:
         later = moments[-1] + source.expovariate(rate_per_s)
@@ -128,61 +126,32 @@ def poisson_arrivals(
     return tuple(moments)
 
 
-def _closed_levels(
-    levels: Sequence[int], requests: Requests, duration_s: float | None
-) -> list[Level]:
-    # The range first: NaN and infinity are no integers that could be compared.
-    if not levels or any(not 1 <= level <= MAX_LEVEL or level % 1 for level in levels):
-        raise WorkshopError(
-            f"levels must be whole numbers from 1 to {MAX_LEVEL}, got {list(levels)}"
-        )
-    planned = []
-    for level in levels:
-        count = _count(requests, level)
+def _plans(asked: _Asked) -> list[Plan]:
+    plans = []
+    for load in asked.rates_per_s or asked.levels or ():
+        count, duration_s = asked.requests_per_level, asked.duration_s
+        if asked.rates_per_s:
+            if count is None and duration_s is None:
+                count = max(8, round(10 * load))
+            expected = min(count or math.inf, load * (duration_s or math.inf))
+            if not 1 <= expected <= MAX_REQUESTS:
+                raise WorkshopError(
+                    f"{load:g} a second would send {expected:,.3g} requests; choose a number or "
+                    f"a duration for 1 to {MAX_REQUESTS:,}"
+                )
+            arrivals_s = poisson_arrivals(load, requests=count, duration_s=duration_s)
+            plans.append(Plan(load, len(arrivals_s), duration_s, arrivals_s))
+            continue
         if count is None and duration_s is None:
             # Above 8, two rounds of so many tell as much as four, and take half the time.
-            count = max(8, (4 if level <= 8 else 2) * level)
-        if count is not None and not level <= count <= MAX_REQUESTS:
-            raise WorkshopError(
-                f"{count} requests cannot keep {level} in flight; "
-                f"ask for {level} to {MAX_REQUESTS:,}"
-            )
-        planned.append(Level(int(level), count, duration_s))
-    return planned
+            count = int(max(8, (4 if load <= 8 else 2) * load))
+        if count is not None and count < load:
+            raise WorkshopError(f"{count} requests cannot keep {load} in flight; ask for {load}")
+        plans.append(Plan(load, count, duration_s))
+    return plans
 
 
-def _open_levels(
-    rates_per_s: Sequence[float], requests: Requests, duration_s: float | None, seed: int
-) -> list[Level]:
-    if not rates_per_s or any(not 0 < rate <= MAX_RATE_PER_S for rate in rates_per_s):
-        raise WorkshopError(
-            f"rates must be numbers above 0 and up to {MAX_RATE_PER_S:,.0f} requests a second, "
-            f"got {list(rates_per_s)}"
-        )
-    planned = []
-    for rate in rates_per_s:
-        count = _count(requests, rate)
-        if count is None and duration_s is None:
-            count = max(8, round(10 * rate))
-        expected = min(x for x in (count, rate * (duration_s or 1e9)) if x is not None)
-        if not 1 <= expected <= MAX_REQUESTS:
-            raise WorkshopError(
-                f"{rate:g} a second would send {expected:,.3g} requests; choose a number or a "
-                f"duration for 1 to {MAX_REQUESTS:,}"
-            )
-        arrivals_s = poisson_arrivals(rate, requests=count, duration_s=duration_s, seed=seed)
-        planned.append(Level(rate, len(arrivals_s), duration_s, arrivals_s))
-    return planned
-
-
-def _count(requests: Requests, level: float) -> int | None:
-    count = requests.get(level) if isinstance(requests, Mapping) else requests
-    if count is not None and (not isinstance(count, int) or count < 1):
-        raise WorkshopError(f"{count} requests measure nothing; ask for a whole number, at least 1")
-    return count
-
-
-def saturated(levels: Sequence[Level]) -> str:
+def saturated(levels: Sequence[LevelRecord], *, is_open: bool) -> str:
     """Why more load would bring nothing, in one line; empty while it would.
 
     Closed loop: the last level made hardly more tokens a second than the one before it. Open
@@ -190,9 +159,9 @@ def saturated(levels: Sequence[Level]) -> str:
     server still worked for long on those that waited.
     """
     last = levels[-1]
-    if all(times.error for times in last.finished):
+    if not last.good:
         return ""
-    if last.arrivals_s is None:
+    if not is_open:
         now, before = last.tokens_per_s, levels[-2].tokens_per_s if len(levels) > 1 else 0.0
         if not before or now >= before * (1 + SATURATION_GAIN):
             return ""
@@ -200,12 +169,11 @@ def saturated(levels: Sequence[Level]) -> str:
             f"saturated: {last.load:g} in flight make {now:.0f} tokens/s, "
             f"{levels[-2].load:g} made {before:.0f}"
         )
-    window_s = last.arrivals_s[-1]
-    drain_s = max(times.end_s for times in last.finished) - last.start_s - window_s
-    good = [times for run in levels for times in run.finished if not times.error]
-    alone_s = min(times.end_s - times.due_s for times in good)
+    due_s = [record.due_s for record in last.requests]
+    drain_s = max(record.end_s for record in last.requests) - max(due_s)
+    alone_s = min(record.end_s - record.due_s for level in levels for record in level.good)
     # One answer's own time is no backlog, and neither is a burst that is soon worked off.
-    if drain_s < max(3 * alone_s, 0.2 * window_s):
+    if drain_s < max(3 * alone_s, 0.2 * (max(due_s) - min(due_s))):
         return ""
     return (
         f"saturated: {last.load:g} a second are more than the server answers; it worked "
@@ -222,30 +190,23 @@ class SweepRun:
     def __init__(
         self,
         server: ModelServer,
-        levels: Sequence[Level],
-        make_body: Callable[[int], dict[str, Any]],
-        *,
-        model: str,
+        plans: Sequence[Plan],
+        bodies: Iterator[dict[str, Any]],
         settings: dict[str, Any],
+        *,
         timeout_s: float,
         stop_when_saturated: bool,
     ) -> None:
-        self._server = server
-        self._url = f"{server.base_url}/v1/chat/completions"
-        self._plan = levels
-        self._bodies: Iterator[dict[str, Any]] = map(make_body, itertools.count())
-        self._model = model
-        self._settings = settings
+        self._server, self._plans, self._bodies = server, plans, bodies
+        self._settings, self._until_saturated = settings, stop_when_saturated
         self._timeout_s = timeout_s
-        self._until_saturated = stop_when_saturated
-        self._created = datetime.now(UTC).isoformat(timespec="seconds")
         self._progress = (0, "")  # requests that are done, and what is going on
         self._ended = ""
         self._error: Exception | None = None
-        self._stop, self._over = threading.Event(), threading.Event()
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._task: asyncio.Task[None] | None = None
-        self._levels: list[Level] = []  # that have begun
+        self._stopped = False
+        self._over = threading.Event()
+        self._cancel: Callable[[], object] | None = None
+        self._levels: list[LevelRecord] = []  # that have begun
         self._thread = threading.Thread(target=self._run, name="load", daemon=True)
         self._thread.start()
 
@@ -258,11 +219,10 @@ class SweepRun:
         """End it soon; finished requests are kept, those in flight are dropped."""
         if not self.running:
             return
-        self._stop.set()
-        loop, task = self._loop, self._task
-        if loop is not None and task is not None:
+        self._stopped = True
+        if self._cancel is not None:
             try:
-                loop.call_soon_threadsafe(task.cancel)
+                self._cancel()
             except RuntimeError:
                 return  # the loop has just ended by itself
 
@@ -279,7 +239,7 @@ class SweepRun:
         Example:
             >>> result = start_sweep(server, prompts).wait()  # doctest: +SKIP
         """
-        counts = [level.requests for level in self._plan]
+        counts = [plan.requests for plan in self._plans]
         total = sum(count or 0 for count in counts) if None not in counts else 0
         shown: tuple[int, str] | None = None
         while shown != self._progress or not self._over.is_set():
@@ -294,25 +254,18 @@ class SweepRun:
         self._server.close()
         if self._error is not None:
             raise self._error
-        levels = [level for level in self._levels if level.finished]
         return BenchmarkResult(
             url=self._server.base_url,
-            model=self._model,
-            created=self._created,
             settings=self._settings,
-            level_records=[_level_record(level) for level in levels],
-            request_records=[
-                _request_record(level, times) for level in levels for times in level.finished
-            ],
-            stopped=self._stop.is_set(),
+            level_records=[level for level in self._levels if level.requests],
+            stopped=self._stopped,
             ended=self._ended,
         )
 
     def _run(self) -> None:
         try:
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                self._loop = runner.get_loop()
-                runner.run(self._main())
+                runner.run(self._main(runner.get_loop()))
         except asyncio.CancelledError:
             pass  # stopped: the finished requests are in self._levels
         except Exception as exc:  # noqa: BLE001 - raised again in the thread that waits
@@ -320,82 +273,71 @@ class SweepRun:
         finally:
             self._over.set()
 
-    async def _main(self) -> None:
-        self._task = asyncio.current_task()
-        client = StreamClient(self._url, api_key=self._server.api_key, timeout_s=self._timeout_s)
+    async def _main(self, loop: asyncio.AbstractEventLoop) -> None:
+        task = asyncio.current_task()
+        self._cancel = lambda: task and loop.call_soon_threadsafe(task.cancel)
+        url = f"{self._server.base_url}/v1/chat/completions"
+        client = StreamClient(url, api_key=self._server.api_key, timeout_s=self._timeout_s)
         try:
-            for level in self._plan:
-                if self._stop.is_set():
+            for plan in self._plans:
+                if self._stopped:
                     break
-                self._ended = await self._warm_up(client, level)
-                if self._ended:
-                    break
-                self._levels.append(level)
-                level.metrics.append(self._metrics())
-                await self._run_level(client, level)
-                level.metrics.append(self._metrics())
-                self._ended = self._gone(level)
-                if not self._ended and self._until_saturated:
-                    self._ended = saturated(self._levels)
+                self._ended = await self._warm_up(client, plan) or await self._level(client, plan)
                 if self._ended:
                     break
         finally:
             client.close()
 
-    async def _warm_up(self, client: StreamClient, level: Level) -> str:
+    async def _warm_up(self, client: StreamClient, plan: Plan) -> str:
         """Requests that are not counted: they open connections and fill the server's caches.
 
         Returns why the load cannot go on after the levels that it has; empty if it can.
         """
-        self._progress = (self._progress[0], f"{level.title}: warming up")
-        answers: list[StreamTimes] = []
+        self._progress = (self._progress[0], f"{plan.title}: warming up")
+        answers: list[RequestRecord] = []
         count = self._settings["warmup"]
-        at_once = max(1, count) if level.arrivals_s else int(level.load)
+        at_once = max(1, count) if plan.arrivals_s else int(plan.load)
         some = itertools.islice(self._bodies, count)
         await _closed_loop(client, some, at_once, answers.append)
         if not answers or not all(answer.error for answer in answers):
             return ""
-        worst = answers[0]
-        why = f"{self._url} failed every warm-up request: {worst.error}: {worst.detail}"
-        if not any(run.finished for run in self._levels):
+        url, worst = self._server.base_url, answers[0]
+        why = f"{url} failed every warm-up request: {worst.error}: {worst.detail}"
+        if not any(level.requests for level in self._levels):
             raise ServerError(why)
-        return f"{level.title} not measured: {why}"
+        return f"{plan.title} not measured: {why}"
 
-    async def _run_level(self, client: StreamClient, level: Level) -> None:
-        count = self._counter(level)
-        if level.arrivals_s is not None:
-            level.start_s = time.perf_counter()
-            await _open_loop(client, self._bodies, level.start_s, level.arrivals_s, count)
-            return
-        await client.connect(int(level.load))
-        level.start_s = time.perf_counter()
-        bodies, pause_s = self._bodies, 0.0
-        if level.duration_s is not None:
-            bodies, pause_s = _until(level.start_s + level.duration_s, bodies), PAUSE_S
-        some = itertools.islice(bodies, level.requests)
-        await _closed_loop(client, some, int(level.load), count, pause_s)
+    async def _level(self, client: StreamClient, plan: Plan) -> str:
+        """Measure a level; returns why it was the last one, empty if it was not."""
+        level = LevelRecord(plan.load)
+        self._levels.append(level)
+        before = self._metrics()
+        of, failed = f" of {plan.requests}" if plan.requests else "", 0
 
-    def _counter(self, level: Level) -> Callable[[StreamTimes], None]:
-        failed = 0
-        of = f" of {level.requests}" if level.requests else ""
-
-        def count(times: StreamTimes) -> None:
+        def count(record: RequestRecord) -> None:
             nonlocal failed
-            level.finished.append(times)
-            failed += bool(times.error)
-            text = f"{level.title}: {len(level.finished)}{of}"
+            level.requests.append(record)
+            failed += bool(record.error)
+            text = f"{plan.title}: {len(level.requests)}{of}"
             text += f", {failed} failed" if failed else ""
             self._progress = (self._progress[0] + 1, text)
 
-        return count
-
-    def _gone(self, level: Level) -> str:
-        """Whether the level ended with nobody there to answer, in words."""
-        last = level.finished[-max(2, min(8, int(level.load))) :]
-        if last and all(times.error in ("refused", "closed") for times in last):
-            worst = last[-1]
-            return f"{self._url} is gone ({worst.error}: {worst.detail}); see its log"
-        return ""
+        if plan.arrivals_s is not None:
+            await _open_loop(client, self._bodies, plan.arrivals_s, count)
+        else:
+            await client.connect(int(plan.load))
+            bodies, pause_s = self._bodies, 0.0
+            if plan.duration_s is not None:
+                bodies, pause_s = _until(time.perf_counter() + plan.duration_s, bodies), PAUSE_S
+            some = itertools.islice(bodies, plan.requests)
+            await _closed_loop(client, some, int(plan.load), count, pause_s)
+        _note_servers_view(level, before, self._metrics())
+        last = level.requests[-max(2, min(8, int(plan.load))) :]
+        if last and all(record.error in ("refused", "closed") for record in last):
+            url, why = self._server.base_url, f"{last[-1].error}: {last[-1].detail}"
+            return f"{url} is gone ({why}); see its log"
+        is_open = plan.arrivals_s is not None
+        return saturated(self._levels, is_open=is_open) if self._until_saturated else ""
 
     def _metrics(self) -> ServerMetrics | None:
         try:
@@ -404,20 +346,38 @@ class SweepRun:
             return None  # a server without metrics can be loaded all the same
 
 
+def _note_servers_view(
+    level: LevelRecord, before: ServerMetrics | None, after: ServerMetrics | None
+) -> None:
+    """What the server's histograms gained between two readings, as far as it has them."""
+    for name, metric in (*_SERVER_LATENCIES.items(), ("steps", _STEP_TOKENS)):
+        try:
+            if before is None or after is None:
+                return
+            change = after.histogram(metric) - before.histogram(metric)
+        except ServerError:
+            continue  # not every server has every histogram
+        if name == "steps" and change.count:
+            tokens = sum(record.completion_tokens or 0 for record in level.requests)
+            level.tokens_per_step = tokens / change.count
+        elif name != "steps" and change.mean is not None:
+            level.server_ms[name] = change.mean * 1000
+
+
 async def _closed_loop(
     client: StreamClient,
     bodies: Iterator[dict[str, Any]],
     concurrency: int,
-    on_finished: Callable[[StreamTimes], None],
+    on_finished: Callable[[RequestRecord], None],
     pause_s: float = 0.0,
 ) -> None:
     """Keep `concurrency` requests in flight: each user asks again once answered."""
 
     async def user() -> None:
         for body in bodies:
-            times = await client.send(body)
-            on_finished(times)
-            if times.error and pause_s:
+            record = await client.send(body)
+            on_finished(record)
+            if record.error and pause_s:
                 await asyncio.sleep(pause_s)
 
     async with asyncio.TaskGroup() as users:
@@ -428,15 +388,15 @@ async def _closed_loop(
 async def _open_loop(
     client: StreamClient,
     bodies: Iterator[dict[str, Any]],
-    start_s: float,
     arrivals_s: Sequence[float],
-    on_finished: Callable[[StreamTimes], None],
+    on_finished: Callable[[RequestRecord], None],
 ) -> None:
     """Send each request when it is due, whatever has become of those before it."""
 
     async def ask(body: dict[str, Any], due_s: float) -> None:
         on_finished(await client.send(body, due_s))
 
+    start_s = time.perf_counter()
     async with asyncio.TaskGroup() as users:
         for arrival_s, body in zip(arrivals_s, bodies, strict=False):
             due_s = start_s + arrival_s
@@ -454,28 +414,26 @@ def _until(end_s: float, bodies: Iterator[dict[str, Any]]) -> Iterator[dict[str,
 
 def start_sweep(
     server: ModelServer | str,
-    prompts: Sequence[Prompt],
+    prompts: Sequence[str],
     *,
     levels: Sequence[int] | None = None,
     rates_per_s: Sequence[float] | None = None,
-    requests_per_level: Requests = None,
+    requests_per_level: int | None = None,
     duration_s: float | None = None,
     stop_when_saturated: bool = False,
     max_tokens: int = 32,
     warmup: int = 2,
-    unique_prompts: bool = True,
-    ignore_eos: bool = True,
     timeout_s: float = 120.0,
-    model: str | None = None,
-    seed: int = 0,
 ) -> SweepRun:
     """Start a sweep over load levels and return at once.
 
     Four habits keep the numbers honest. Time to first token ends at the first message with text,
     not at the empty one that only carries the role. A failed request is counted as failed and
-    enters no latency. Tokens are what the server counted, not messages. And in an open loop a
-    latency counts from the moment when the request was due, not from when it could be sent:
-    otherwise a server that stalls is asked less and looks fast ("coordinated omission").
+    enters no latency. Tokens are what the server counted, not messages; vLLM is asked for exactly
+    `max_tokens` of them, and each prompt gets a running number, or a repeated one would be
+    answered from the server's prefix cache. And in an open loop a latency counts from the moment
+    when the request was due, not from when it could be sent: otherwise a server that stalls is
+    asked less and looks fast ("coordinated omission").
 
     Args:
         server: The server, or its address.
@@ -484,27 +442,20 @@ def start_sweep(
             1, 4 and 8. `ramp` makes levels that grow.
         rates_per_s: Open loop, in place of `levels`: requests a second, at the random moments
             of a Poisson process.
-        requests_per_level: Requests at a level, or one number for each level. Without it and
-            without a duration: four times the level up to 8 in flight and twice above, at
-            least eight; in an open loop those of ten seconds.
+        requests_per_level: Requests at each level. Without it and without a duration: four times
+            the level up to 8 in flight and twice above, at least eight; in an open loop those of
+            ten seconds.
         duration_s: Requests are sent for so long at each level; those then in flight are
             still waited for. With `requests_per_level` whichever comes first.
         stop_when_saturated: End after the level that shows that more load brings nothing.
             Levels must rise.
         max_tokens: Length of each answer, tokens.
         warmup: Requests before each level that are not counted.
-        unique_prompts: Put a running number before each prompt. Without it a repeated prompt
-            is answered from the server's prefix cache, and the time to first token looks
-            better than a user's.
-        ignore_eos: Ask vLLM for exactly `max_tokens` tokens, so that all requests are equally
-            long; not part of the OpenAI API.
         timeout_s: Longest time for one request; then it counts as timed out.
-        model: Name of the model; by default the first that the server lists.
-        seed: Draws the moments of an open loop.
 
     Raises:
         WorkshopError: A parameter that makes no sense.
-        ServerError: The server does not answer, or does not serve the model.
+        ServerError: The server does not answer.
 
     Example:
         >>> run = start_sweep("http://127.0.0.1:8000", ["What is a GPU?"])  # doctest: +SKIP
@@ -512,55 +463,55 @@ def start_sweep(
     """
     if rates_per_s is not None and levels is not None:
         raise WorkshopError("give levels (closed loop) or rates_per_s (open loop), not both")
-    if duration_s is not None and not 0 < duration_s <= 3600:
-        raise WorkshopError(f"duration_s must be more than 0 and at most 3600, got {duration_s}")
-    if rates_per_s is None:
-        levels = (1, 4, 8) if levels is None else levels
-        kind, planned = "level", _closed_levels(levels, requests_per_level, duration_s)
-    else:
-        kind, planned = "rate", _open_levels(rates_per_s, requests_per_level, duration_s, seed)
-    loads = [level.load for level in planned]
-    if len(set(loads)) != len(loads):
-        raise WorkshopError(f"each {kind} may appear once, got {loads}")
-    if stop_when_saturated and loads != sorted(loads):
-        raise WorkshopError(f"stop_when_saturated needs levels that rise, got {loads}")
-    if isinstance(prompts, str) or not prompts:
-        raise WorkshopError("prompts must be a list with at least one prompt")
-    if not isinstance(max_tokens, int) or max_tokens < 1:
-        raise WorkshopError(f"max_tokens must be a whole number, at least 1, got {max_tokens}")
-    if not isinstance(warmup, int) or not 0 <= warmup <= MAX_REQUESTS:
-        raise WorkshopError(f"warmup must be from 0 to {MAX_REQUESTS:,} requests, got {warmup}")
-    if not 0 < timeout_s < math.inf:
-        raise WorkshopError(f"timeout_s must be a number above 0, got {timeout_s}")
+    if isinstance(prompts, str):
+        raise WorkshopError("prompts must be a list of prompts, got one string")
+    try:
+        asked = _Asked(
+            prompts=list(prompts),
+            levels=None if rates_per_s is not None else list(levels or (1, 4, 8)),
+            rates_per_s=None if rates_per_s is None else list(rates_per_s),
+            requests_per_level=requests_per_level,
+            duration_s=duration_s,
+            max_tokens=max_tokens,
+            warmup=warmup,
+            timeout_s=timeout_s,
+        )
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise WorkshopError(
+            f"start_sweep: {where}: {first['msg']}, got {first['input']!r}"
+        ) from error
+    plans = _plans(asked)
+    loads = [plan.load for plan in plans]
+    if len(set(loads)) < len(loads) or (stop_when_saturated and loads != sorted(loads)):
+        raise WorkshopError(
+            "each level may appear once, and stop_when_saturated needs levels that rise, "
+            f"got {loads}"
+        )
     server = ModelServer(server) if isinstance(server, str) else server
     server.health()
-    served = server.models()
-    model = model or (served[0] if served else "")
-    if model not in served:
-        names = ", ".join(served) or "none"
-        raise ServerError(f"{server.base_url} serves no model {model!r}; it serves: {names}")
     fields: dict[str, Any] = {
-        "model": model,
+        "model": server.first_model(),
         "max_tokens": max_tokens,
         "temperature": 0.0,
         "stream": True,
         "stream_options": {"include_usage": True},
+        "ignore_eos": True,  # so that all requests are equally long; not part of the OpenAI API
     }
-    fields |= {"ignore_eos": True} if ignore_eos else {}
-    settings = {
-        "loop": "closed" if rates_per_s is None else "open",
-        "max_tokens": max_tokens,
-        "warmup": warmup,
-        "unique_prompts": unique_prompts,
-        "ignore_eos": ignore_eos,
-        "prompts": len(prompts),
-    }
+    # Numbers start anew with each sweep, so a second sweep would repeat the first one's prompts.
+    sweep = f"{time.time_ns() % 10**9:09d}"
+    texts = (f"[{sweep}-{n}] {text}" for n, text in enumerate(itertools.cycle(asked.prompts)))
     return SweepRun(
         server,
-        planned,
-        _body_maker(list(prompts), fields, unique_prompts),
-        model=model,
-        settings=settings,
+        plans,
+        (fields | {"messages": [{"role": "user", "content": text}]} for text in texts),
+        {
+            "loop": "closed" if rates_per_s is None else "open",
+            "max_tokens": max_tokens,
+            "warmup": warmup,
+            "prompts": len(asked.prompts),
+        },
         timeout_s=timeout_s,
         stop_when_saturated=stop_when_saturated,
     )
@@ -568,7 +519,7 @@ def start_sweep(
 
 def run_sweep(
     server: ModelServer | str,
-    prompts: Sequence[Prompt],
+    prompts: Sequence[str],
     *,
     on_progress: OnProgress | None = None,
     **options: Any,
@@ -592,68 +543,3 @@ def run_sweep(
         >>> result = run_sweep(server, ["What is a GPU?"], levels=(1, 4))  # doctest: +SKIP
     """
     return start_sweep(server, prompts, **options).wait(on_progress)
-
-
-def _body_maker(
-    prompts: list[Prompt], fields: dict[str, Any], unique: bool
-) -> Callable[[int], dict[str, Any]]:
-    # Numbers start anew with each sweep, so a second sweep would repeat the first one's prompts.
-    sweep = f"{time.time_ns() % 10**9:09d}"
-
-    def make(number: int) -> dict[str, Any]:
-        prompt = prompts[number % len(prompts)]
-        first, *others = (
-            [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-        )
-        mark = f"[{sweep}-{number}] " if unique else ""
-        return {**fields, "messages": [{**first, "content": mark + first["content"]}, *others]}
-
-    return make
-
-
-def _level_record(level: Level) -> LevelRecord:
-    start_s = min(times.start_s for times in level.finished)
-    end_s = max(times.end_s for times in level.finished)
-    changes = _server_changes(level.metrics)
-    means = {name: change.mean for name, change in changes.items()}
-    steps = changes["steps"].count if "steps" in changes else 0
-    tokens = sum(times.completion_tokens or 0 for times in level.finished)
-    return LevelRecord(
-        load=level.load,
-        duration_s=end_s - start_s,
-        server_ms={
-            name: mean * 1000 for name in _SERVER_LATENCIES if (mean := means.get(name)) is not None
-        },
-        tokens_per_step=tokens / steps if steps else None,
-    )
-
-
-def _server_changes(metrics: list[ServerMetrics | None]) -> dict[str, Histogram]:
-    """What the server's histograms gained between two readings; without those that it lacks."""
-    known = [reading for reading in metrics if reading is not None]
-    changes: dict[str, Histogram] = {}
-    if len(known) != 2:
-        return changes
-    for name, metric in (*_SERVER_LATENCIES.items(), ("steps", _STEP_TOKENS)):
-        try:
-            changes[name] = known[1].histogram(metric) - known[0].histogram(metric)
-        except ServerError:
-            continue  # not every server has every histogram
-    return changes
-
-
-def _request_record(level: Level, times: StreamTimes) -> RequestRecord:
-    text_s = [] if times.error else times.text_s
-    return RequestRecord(
-        load=level.load,
-        scheduled_s=times.due_s - level.start_s,
-        start_s=times.start_s - level.start_s,
-        ttft_ms=(text_s[0] - times.due_s) * 1000 if text_s else None,
-        itl_ms=tuple((later - earlier) * 1000 for earlier, later in itertools.pairwise(text_s)),
-        e2e_ms=None if times.error else (times.end_s - times.due_s) * 1000,
-        prompt_tokens=times.prompt_tokens,
-        completion_tokens=times.completion_tokens,
-        finish_reason=times.finish_reason,
-        error=times.error,
-        detail=times.detail,
-    )

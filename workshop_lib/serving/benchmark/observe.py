@@ -7,17 +7,15 @@ server, whose gauges are read many times a second meanwhile.
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from workshop_lib.errors import ServerError, WorkshopError
-from workshop_lib.serving.benchmark.result import BenchmarkResult
-from workshop_lib.serving.benchmark.stream import StreamClient, StreamTimes
+from workshop_lib.serving.benchmark.result import BenchmarkResult, RequestRecord
+from workshop_lib.serving.benchmark.stream import StreamClient
 from workshop_lib.serving.client import ModelServer
 
 if TYPE_CHECKING:
@@ -27,7 +25,9 @@ if TYPE_CHECKING:
 
 PROMPT = "Explain in plain words what a large language model does with a question."
 # Settings that must agree for latencies to be comparable.
-_SAME = ("loop", "max_tokens", "unique_prompts", "ignore_eos", "prompts")
+_SAME = ("loop", "max_tokens", "prompts")
+SAMPLE_EVERY_S = 0.1
+TIMEOUT_S = 600.0  # of one request
 
 
 @dataclass(frozen=True)
@@ -69,30 +69,19 @@ class EngineObservation:
         ]
 
 
-def observe_engine(
-    server: ModelServer | str,
-    jobs: Sequence[Job],
-    *,
-    step_ms: float | None = None,
-    prompt: str = PROMPT,
-    sample_every_s: float = 0.1,
-    timeout_s: float = 600.0,
-) -> EngineObservation:
+def observe_engine(url: str, jobs: Sequence[Job]) -> EngineObservation:
     """Send requests to a vLLM server and read its gauges until all are answered.
 
+    A step of arrival is one token of the first request, as it comes, so that requests overlap on
+    a slow machine as they do on a fast one. Each prompt has a mark before it, so that no request
+    finds its beginning in the cache.
+
     Args:
-        server: The server, or its address. Its `/metrics` must be vLLM's own.
+        url: The server's address. Its `/metrics` must be vLLM's own.
         jobs: The requests: how many tokens each wants, and in which step it arrives.
-        step_ms: Time of one step of the engine: turns a step of arrival into a moment. By
-            default a step is one token of the first request, as it arrives, so that requests
-            overlap on a slow machine as they do on a fast one.
-        prompt: What all of them ask, each with a mark before it, so that no request finds
-            its beginning in the cache.
-        sample_every_s: Time between two readings.
-        timeout_s: Longest time for one request.
 
     Raises:
-        WorkshopError: A parameter that makes no sense.
+        WorkshopError: No request, or two of one name.
         ServerError: The server does not answer, has not these metrics, or fails a request.
 
     Example:
@@ -104,17 +93,16 @@ def observe_engine(
 
     if not jobs or len({job.name for job in jobs}) < len(jobs):
         raise WorkshopError("observe_engine needs at least one request, each with its own name")
-    numbers = {"step_ms": step_ms, "sample_every_s": sample_every_s, "timeout_s": timeout_s}
-    for name, value in numbers.items():
-        if value is not None and not 0 < value < math.inf:
-            raise WorkshopError(f"{name} must be a number above 0, got {value}")
-    with ModelServer(server) if isinstance(server, str) else nullcontext(server) as server:
-        blocks, block_size = _cache_size(server)
+    samples, stopped = [], asyncio.Event()
+    with ModelServer(url) as server, ThreadPoolExecutor(1, "observe") as pool:
+        labels = server.metrics().labels("cache_config_info")
+        # vLLM keeps one block back as a placeholder.
+        blocks, block_size = int(labels["num_gpu_blocks"]) - 1, int(labels["block_size"])
         model, mark = server.first_model(), f"{time.time_ns() % 10**9:09d}"
         bodies = [
             {
                 "model": model,
-                "prompt": f"[{mark}-{number}] {prompt}",
+                "prompt": f"[{mark}-{number}] {PROMPT}",
                 "max_tokens": job.tokens,
                 "temperature": 0.0,
                 "stream": True,
@@ -123,52 +111,44 @@ def observe_engine(
             }
             for number, job in enumerate(jobs)
         ]
-        url = f"{server.base_url}/v1/completions"
-        client = StreamClient(url, api_key=server.api_key, timeout_s=timeout_s)
+        client = StreamClient(f"{server.base_url}/v1/completions", timeout_s=TIMEOUT_S)
         start_s = time.perf_counter()
-        samples, stopped = [], asyncio.Event()
-        with ThreadPoolExecutor(1, thread_name_prefix="observe") as pool:
-            # A notebook's kernel has a loop of its own in this thread.
-            arrivals = [job.arrival for job in jobs]
-            work = _send_all(client, arrivals, step_ms, bodies, stopped)
-            sending = pool.submit(asyncio.run, work)
-            try:
-                while not sending.done():
-                    samples.append(_sample(server, start_s, blocks))
-                    time.sleep(sample_every_s)
-            finally:
-                stopped.set()
-            answers = sending.result()
+        # A notebook's kernel has a loop of its own in this thread.
+        work = _send_all(client, [job.arrival for job in jobs], bodies, stopped)
+        sending = pool.submit(asyncio.run, work)
+        try:
+            while not sending.done():
+                samples.append(_sample(server, start_s, blocks))
+                time.sleep(SAMPLE_EVERY_S)
+        finally:
+            stopped.set()
         samples.append(_sample(server, start_s, blocks))
-        rows = [
-            _row(job, times, start_s, server.base_url)
-            for job, times in zip(jobs, answers, strict=True)
-        ]
+        answers = sending.result()
+    rows = []
+    for job, record in zip(jobs, answers, strict=True):
+        if record.error:
+            raise ServerError(f"{url} failed request {job.name}: {record.error}: {record.detail}")
+        row = {"request": job.name, "tokens": record.completion_tokens}
+        moments = (record.start_s, record.text_s[0], record.end_s)
+        times = dict(zip(("sent_s", "first_s", "end_s"), moments, strict=True))
+        row |= {"prompt_tokens": record.prompt_tokens}
+        rows.append(row | {name: moment - start_s for name, moment in times.items()})
     return EngineObservation(pd.DataFrame(rows), pd.DataFrame(samples), blocks, block_size)
 
 
 async def _send_all(
     client: StreamClient,
     arrivals: Sequence[int],
-    step_ms: float | None,
     bodies: Sequence[dict[str, Any]],
     stopped: asyncio.Event,
-) -> list[StreamTimes]:
+) -> list[RequestRecord]:
     """Send each request at its step and wait for all, or until it is stopped."""
-    start_s = time.perf_counter()
-    first: list[StreamTimes] = []
+    first: list[RequestRecord] = []
 
-    async def arrive(step: int) -> None:
-        if step_ms is not None:
-            due_s = start_s + step * step_ms / 1000
-            await asyncio.sleep(max(0.0, due_s - time.perf_counter()))
-            return
+    async def ask(step: int, body: dict[str, Any]) -> RequestRecord:
         while step and not (first and (len(first[0].text_s) >= step or first[0].end_s)):
             await asyncio.sleep(0.002)
-
-    async def ask(step: int, body: dict[str, Any]) -> StreamTimes:
-        await arrive(step)
-        return await client.send(body, time.perf_counter(), on_start=first.append)
+        return await client.send(body, on_start=first.append)
 
     tasks = [asyncio.create_task(ask(*each)) for each in zip(arrivals, bodies, strict=True)]
     try:
@@ -179,18 +159,6 @@ async def _send_all(
         for task in tasks:
             task.cancel()
         client.close()
-
-
-def _cache_size(server: ModelServer) -> tuple[int, int]:
-    """Blocks that requests can take, and tokens in a block, as the server says them."""
-    labels = server.metrics().labels("cache_config_info")
-    try:
-        # vLLM keeps one block back as a placeholder.
-        return int(labels["num_gpu_blocks"]) - 1, int(labels["block_size"])
-    except (KeyError, ValueError) as exc:
-        raise ServerError(
-            f"{server.base_url}/metrics does not say how many blocks its cache has: {labels}"
-        ) from exc
 
 
 def _sample(server: ModelServer, start_s: float, blocks: int) -> dict[str, float]:
@@ -205,42 +173,25 @@ def _sample(server: ModelServer, start_s: float, blocks: int) -> dict[str, float
     }
 
 
-def _row(job: Job, times: StreamTimes, start_s: float, url: str) -> dict[str, Any]:
-    if times.error:
-        raise ServerError(f"{url} failed request {job.name}: {times.error}: {times.detail}")
-    return {
-        "request": job.name,
-        "tokens": times.completion_tokens,
-        "prompt_tokens": times.prompt_tokens,
-        "sent_s": times.start_s - start_s,
-        "first_s": times.text_s[0] - start_s,
-        "end_s": times.end_s - start_s,
-    }
-
-
-def round_trips_ms(server: ModelServer | str, *, requests: int = 40) -> list[float]:
-    """Times of requests that no engine works on: the way there and back alone.
+def round_trips_ms(url: str) -> list[float]:
+    """Times of 40 requests that no engine works on: the way there and back alone.
 
     `/v1/models` passes everything that a question passes before the engine: HTTP server, proxy,
-    router. One after the other, over a kept connection.
+    router. One after the other, over a kept connection; three more go first and do not count.
 
     Args:
-        server: The server, or its address.
-        requests: How many; a few more are sent first and not counted.
+        url: The server's address.
 
     Raises:
-        WorkshopError: Fewer than one.
         ServerError: The server does not answer.
 
     Example:
         >>> statistics.median(round_trips_ms("http://127.0.0.1:8000"))  # doctest: +SKIP
         2.1
     """
-    if requests < 1:
-        raise WorkshopError(f"round_trips_ms needs at least one request, got {requests}")
     times = []
-    with ModelServer(server) if isinstance(server, str) else nullcontext(server) as server:
-        for _ in range(3 + requests):
+    with ModelServer(url) as server:
+        for _ in range(3 + 40):
             start_s = time.perf_counter()
             server.models()
             times.append((time.perf_counter() - start_s) * 1000)

@@ -1,10 +1,11 @@
-"""What a benchmark measured: records of requests and levels, tables, and how sure they are."""
+"""What a benchmark measured: requests and levels, tables of them, and how sure they are."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from workshop_lib.errors import WorkshopError
@@ -13,42 +14,58 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _PERCENTILES = (50, 90, 99)
+CONFIDENCE = 0.95
 # Draws of whole requests for values that come in groups; more change the ends by little.
 RESAMPLES = 300
 # Fewer requests drawn again and again are only themselves: they bound nothing.
 MIN_GROUPS = 6
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True)
 class RequestRecord:
-    """One request.
+    """One streamed request; moments are `time.perf_counter()` seconds.
+
+    On Linux that clock is CLOCK_MONOTONIC, so another process's stamps compare.
 
     Attributes:
-        load: The level it belongs to: requests in flight, or in an open loop requests a second.
-        scheduled_s: When it was due, counted from the level's start; in a closed loop, when it
-            was sent.
-        start_s: When it was sent.
-        ttft_ms: From when it was due to the first text; None for a failed request, as all
-            latencies.
-        itl_ms: Gaps between messages with text; several tokens may share a message.
-        e2e_ms: From when it was due to the end of the answer.
+        start_s: When it was handed to the connection.
+        due_s: When it should have been. Latencies count from here, so that a client or a server
+            that holds requests back cannot make them look fast.
+        text_s: Arrival of each message with text; several tokens may share one.
+        end_s: When the answer was complete, or failed.
         prompt_tokens, completion_tokens: As the server counted them.
-        finish_reason: `stop` or `length`.
-        error: Empty, or the kind of failure (see `StreamTimes.error`).
-        detail: The failure in the server's words.
+        error: Empty, or refused, timeout, closed, malformed, empty, server, http <status>.
+        detail: The server's or system's own words about the failure.
     """
 
-    load: float
-    scheduled_s: float
     start_s: float
-    ttft_ms: float | None
-    itl_ms: tuple[float, ...]
-    e2e_ms: float | None
-    prompt_tokens: int | None
-    completion_tokens: int | None
-    finish_reason: str
-    error: str
-    detail: str
+    due_s: float
+    text_s: list[float] = field(default_factory=list)
+    end_s: float = 0.0
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    error: str = ""
+    detail: str = ""
+
+    def fail(self, kind: str, detail: str, now_s: float) -> None:
+        """Note that it failed."""
+        self.error, self.detail, self.end_s = kind, " ".join(detail.split())[:200], now_s
+
+    @property
+    def ttft_ms(self) -> float | None:
+        """Time to the first text; a failed request has no latency."""
+        return None if self.error or not self.text_s else (self.text_s[0] - self.due_s) * 1000
+
+    @property
+    def itl_ms(self) -> tuple[float, ...]:
+        """Gaps between messages with text."""
+        pairs = () if self.error else pairwise(self.text_s)
+        return tuple((later - earlier) * 1000 for earlier, later in pairs)
+
+    @property
+    def e2e_ms(self) -> float | None:
+        """Time to the end of the answer."""
+        return None if self.error else (self.end_s - self.due_s) * 1000
 
     @property
     def mean_itl_ms(self) -> float | None:
@@ -56,18 +73,17 @@ class RequestRecord:
 
         Divided by tokens, not by messages, so that it compares with the server's own mean.
         """
-        if self.ttft_ms is None or not self.itl_ms or (self.completion_tokens or 0) < 2:
-            return None
-        return sum(self.itl_ms) / ((self.completion_tokens or 0) - 1)
+        further = (self.completion_tokens or 0) - 1
+        return sum(gaps) / further if further > 0 and (gaps := self.itl_ms) else None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True)
 class LevelRecord:
     """One level of a sweep.
 
     Attributes:
         load: Requests in flight, or in an open loop requests a second.
-        duration_s: From the first request sent to the last answer finished.
+        requests: What was answered or failed.
         server_ms: Means over the same requests from the server's own histograms
             (`ttft`, `itl`, `e2e`), empty where the server has no metrics.
         tokens_per_step: Tokens of answers that one step of the engine makes, on average: about 1
@@ -75,9 +91,42 @@ class LevelRecord:
     """
 
     load: float
-    duration_s: float
-    server_ms: dict[str, float]
+    requests: list[RequestRecord] = field(default_factory=list)
+    server_ms: dict[str, float] = field(default_factory=dict)
     tokens_per_step: float | None = None
+
+    @property
+    def good(self) -> list[RequestRecord]:
+        """The requests that did not fail."""
+        return [record for record in self.requests if not record.error]
+
+    @property
+    def duration_s(self) -> float:
+        """From the first request sent to the last answer finished."""
+        ends_s = [record.end_s for record in self.requests]
+        return max(ends_s, default=0.0) - min((r.start_s for r in self.requests), default=0.0)
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Tokens of successful requests a second."""
+        tokens = sum(record.completion_tokens or 0 for record in self.good)
+        return tokens / self.duration_s if tokens else 0.0
+
+    def latencies(self) -> dict[str, list[tuple[float, ...]]]:
+        """Each latency's values, grouped by the request that they come from."""
+        return {
+            "ttft": [(r.ttft_ms,) for r in self.good if r.ttft_ms is not None],
+            "itl": [gaps for r in self.good if (gaps := r.itl_ms)],
+            "e2e": [(r.e2e_ms,) for r in self.good if r.e2e_ms is not None],
+        }
+
+    def mean_ms(self, latency: str) -> float | None:
+        """The mean over requests; of `itl` over all tokens after the first."""
+        values = [value for group in self.latencies()[latency] for value in group]
+        count = len(values)
+        if latency == "itl":
+            count = sum(max(0, (r.completion_tokens or 0) - 1) for r in self.good)
+        return sum(values) / count if count else None
 
 
 @dataclass(frozen=True)
@@ -88,10 +137,9 @@ class BenchmarkResult:
     `rate_per_s` for an open one.
 
     Attributes:
-        url, model: What was loaded.
-        created: When, in UTC.
+        url: What was loaded.
         settings: How.
-        level_records, request_records: The measurements.
+        level_records: The measurements.
         stopped: Whether somebody stopped it before its end.
         ended: Why it ended by itself before its last level: the server is saturated, or gone.
 
@@ -101,30 +149,20 @@ class BenchmarkResult:
     """
 
     url: str
-    model: str
-    created: str
     settings: dict[str, Any]
     level_records: list[LevelRecord]
-    request_records: list[RequestRecord]
     stopped: bool = False
     ended: str = ""
+
+    @property
+    def request_records(self) -> list[RequestRecord]:
+        """The requests of all levels."""
+        return [record for level in self.level_records for record in level.requests]
 
     @property
     def load_column(self) -> str:
         """The tables' name for the load: `concurrency` or `rate_per_s`."""
         return "rate_per_s" if self.settings.get("loop") == "open" else "concurrency"
-
-    @cached_property
-    def requests(self) -> pd.DataFrame:
-        """One row a request: the load, the fields of `RequestRecord` and `mean_itl_ms`."""
-        import pandas as pd
-
-        rows = []
-        for record in self.request_records:
-            fields = asdict(record) | {"mean_itl_ms": record.mean_itl_ms}
-            del fields["load"]
-            rows.append(self._load(record) | fields)
-        return pd.DataFrame(rows)
 
     @cached_property
     def levels(self) -> pd.DataFrame:
@@ -150,22 +188,16 @@ class BenchmarkResult:
             )
         return pd.DataFrame([self._level_row(level) for level in self.level_records])
 
-    def percentiles(self, confidence: float = 0.95) -> pd.DataFrame:
+    def percentiles(self) -> pd.DataFrame:
         """The latencies' percentiles with what is sure about them.
 
         A percentile of a few requests is a guess: of ten requests nobody knows the p99. The
-        interval holds the true percentile of the same load with the given probability. An end
+        interval holds the true percentile of the same load with a probability of 95%. An end
         that so few requests cannot bound is NaN.
-
-        Args:
-            confidence: That probability, more than 0 and less than 1.
 
         Returns:
             One row a level, latency (`ttft`, `itl`, `e2e`) and percentile (50, 90, 99): its
             load, `latency`, `percentile`, `ms`, `low_ms`, `high_ms`, `requests`.
-
-        Raises:
-            WorkshopError: A probability out of range.
 
         Example:
             >>> result.percentiles().query("latency == 'ttft'")  # doctest: +SKIP
@@ -173,11 +205,11 @@ class BenchmarkResult:
         import pandas as pd
 
         rows = [
-            (*self._load(level).values(), latency, percent, *interval, len(groups))
+            (level.load, latency, percent, *interval, len(groups))
             for level in self.level_records
-            for latency, groups in self._latencies(level).items()
+            for latency, groups in level.latencies().items()
             for percent in _PERCENTILES
-            for interval in [percentile_interval(groups, percent, confidence)]
+            for interval in [percentile_interval(groups, percent)]
         ]
         times = {"ms": float, "low_ms": float, "high_ms": float}  # None becomes NaN
         names = [self.load_column, "latency", "percentile", *times, "requests"]
@@ -206,19 +238,16 @@ class BenchmarkResult:
             raise WorkshopError(f"limits must be more than 0 ms, got {ttft_ms} and {itl_ms}")
         rows = []
         for level in self.level_records:
-            records = self._records(level)
             good = sum(
                 record.ttft_ms is not None
                 and record.ttft_ms <= ttft_ms
                 and (record.mean_itl_ms or 0.0) <= itl_ms
-                for record in records
-                if not record.error
+                for record in level.good
             )
-            share = good / len(records) if records else 0.0
-            per_s = good / level.duration_s if level.duration_s else 0.0
-            row = {"good": good, "good_share": share, "goodput_per_s": per_s}
-            rows.append(self._load(level) | row)
-        return pd.DataFrame(rows)
+            row = (level.load, good, good / len(level.requests), good / level.duration_s)
+            rows.append(row)
+        names = [self.load_column, "good", "good_share", "goodput_per_s"]
+        return pd.DataFrame(rows, columns=names)
 
     def compare_with_server(self) -> pd.DataFrame:
         """Mean latencies as this client saw them and as the server's histograms have them.
@@ -234,7 +263,7 @@ class BenchmarkResult:
 
         columns = [self.load_column, "latency", "client_ms", "server_ms"]
         rows = [
-            (*self._load(level).values(), name, self._mean_ms(level, name), server_ms)
+            (level.load, name, level.mean_ms(name), server_ms)
             for level in self.level_records
             for name, server_ms in level.server_ms.items()
         ]
@@ -243,64 +272,35 @@ class BenchmarkResult:
         frame["difference_percent"] = 100 * frame.difference_ms / frame.server_ms
         return frame
 
-    def _records(self, level: LevelRecord) -> list[RequestRecord]:
-        return [record for record in self.request_records if record.load == level.load]
-
-    def _load(self, record: LevelRecord | RequestRecord) -> dict[str, float]:
-        """The load under its name in tables; requests in flight are whole numbers."""
-        whole = self.load_column == "concurrency"
-        return {self.load_column: int(record.load) if whole else record.load}
-
-    def _mean_ms(self, level: LevelRecord, latency: str) -> float | None:
-        if latency == "itl":
-            good = [r for r in self._records(level) if not r.error]
-            counted = [r for r in good if (r.completion_tokens or 0) > 1]
-            tokens = sum((r.completion_tokens or 0) - 1 for r in counted)
-            return sum(sum(r.itl_ms) for r in counted) / tokens if tokens else None
-        values = [value for (value,) in self._latencies(level)[latency]]
-        return sum(values) / len(values) if values else None
-
-    def _latencies(self, level: LevelRecord) -> dict[str, list[tuple[float, ...]]]:
-        """Each latency's values, grouped by the request that they come from."""
-        good = [r for r in self._records(level) if not r.error]
-        return {
-            "ttft": [(r.ttft_ms,) for r in good if r.ttft_ms is not None],
-            "itl": [r.itl_ms for r in good if r.itl_ms],
-            "e2e": [(r.e2e_ms,) for r in good if r.e2e_ms is not None],
-        }
-
     def _level_row(self, level: LevelRecord) -> dict[str, Any]:
         import numpy as np
 
-        records = self._records(level)
-        good = [r for r in records if not r.error]
+        records, good = level.requests, level.good
         timeouts = sum(r.error == "timeout" for r in records)
-        seconds = level.duration_s or float("inf")
-        row: dict[str, Any] = self._load(level) | {
+        row = {
+            self.load_column: level.load,
             "requests": len(records),
             "errors": len(records) - len(good) - timeouts,
             "timeouts": timeouts,
             "duration_s": level.duration_s,
-            "requests_per_s": len(good) / seconds,
-            "output_tokens_per_s": sum(r.completion_tokens or 0 for r in good) / seconds,
+            "requests_per_s": len(good) / level.duration_s,
+            "output_tokens_per_s": level.tokens_per_s,
             "tokens_per_step": level.tokens_per_step,
             # Little's law: the mean number in flight is the time spent there over all time.
-            "in_flight": sum(r.e2e_ms or 0.0 for r in good) / 1000 / seconds,
-            "sent_late_ms": max(((r.start_s - r.scheduled_s) * 1000 for r in records), default=0),
+            "in_flight": sum(r.e2e_ms or 0.0 for r in good) / 1000 / level.duration_s,
+            "sent_late_ms": max((r.start_s - r.due_s) * 1000 for r in records),
         }
-        for name, groups in self._latencies(level).items():
+        for name, groups in level.latencies().items():
             known = [value for group in groups for value in group]
             for percent in _PERCENTILES:
                 value = float(np.percentile(known, percent)) if known else None
                 row[f"{name}_p{percent}_ms"] = value
-            row[f"{name}_mean_ms"] = self._mean_ms(level, name)
+            row[f"{name}_mean_ms"] = level.mean_ms(name)
             row[f"server_{name}_mean_ms"] = level.server_ms.get(name)
         return row
 
 
-def quantile_ranks(
-    samples: int, share: float, confidence: float = 0.95
-) -> tuple[int | None, int | None]:
+def quantile_ranks(samples: int, share: float) -> tuple[int | None, int | None]:
     """Which of the sorted samples bound a quantile, counted from 1; None where too few do.
 
     How many of n samples lie below the true quantile is binomially distributed, whatever the
@@ -309,13 +309,11 @@ def quantile_ranks(
     """
     import numpy as np
 
-    if samples < 1:
-        return None, None
     k = np.arange(samples + 1)
-    logs = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, samples + 1)))])
+    logs = np.concatenate([[0.0], np.cumsum(np.log(k[1:]))])  # of the factorials
     choose = logs[samples] - logs[k] - logs[samples - k]
     below = np.cumsum(np.exp(choose + k * np.log(share) + (samples - k) * np.log1p(-share)))
-    tail = (1 - confidence) / 2
+    tail = (1 - CONFIDENCE) / 2
     # Rank r is a lower bound when fewer than r samples below the quantile are unlikely enough.
     low = int(np.searchsorted(below, tail, side="right"))
     high = int(np.searchsorted(below, 1 - tail, side="left")) + 1
@@ -323,7 +321,7 @@ def quantile_ranks(
 
 
 def percentile_interval(
-    groups: Sequence[Sequence[float]], percent: float, confidence: float = 0.95
+    groups: Sequence[Sequence[float]], percent: float
 ) -> tuple[float | None, float | None, float | None]:
     """A percentile over all values of all groups, and the ends of its interval.
 
@@ -333,24 +331,19 @@ def percentile_interval(
     """
     import numpy as np
 
-    if not 0 < percent < 100 or not 0 < confidence < 1:
-        raise WorkshopError(
-            f"a percentile is between 0 and 100 and a confidence between 0 and 1, got {percent} "
-            f"and {confidence}"
-        )
     if not groups:
         return None, None, None
     values = [np.asarray(group, dtype=float) for group in groups]
     together = np.sort(np.concatenate(values))
     value = float(np.percentile(together, percent))
     if len(together) == len(values):
-        ranks = quantile_ranks(len(together), percent / 100, confidence)
+        ranks = quantile_ranks(len(together), percent / 100)
         low, high = (None if rank is None else float(together[rank - 1]) for rank in ranks)
         return value, low, high
     if len(values) < MIN_GROUPS:
         return value, None, None
     draws = np.random.default_rng(0).integers(0, len(values), (RESAMPLES, len(values)))
     found = [np.percentile(np.concatenate([values[i] for i in draw]), percent) for draw in draws]
-    tail = 100 * (1 - confidence) / 2
+    tail = 50 * (1 - CONFIDENCE)
     low, high = np.percentile(found, [tail, 100 - tail])
     return value, float(low), float(high)

@@ -1,9 +1,8 @@
 """One streamed completion at a time over a kept connection, with the time of every text.
 
-The load generator's client. It speaks HTTP/1.1 straight on an asyncio
-transport, because at hundreds of streams the client's own work per token is
-what limits the load and blurs the times: bytes are stamped when the event
-loop hands them over, before anything is parsed.
+The load generator's client. It speaks HTTP/1.1 straight on an asyncio transport, because at
+hundreds of streams the client's own work per token is what limits the load and blurs the times:
+bytes are stamped when the event loop hands them over, before anything is parsed.
 """
 
 from __future__ import annotations
@@ -13,14 +12,13 @@ import json
 import ssl
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any, cast
 from urllib.parse import urlsplit
 
 import httptools
 import msgspec
 
-_DONE = b"[DONE]"
+from workshop_lib.serving.benchmark.result import RequestRecord
 
 
 class _Delta(msgspec.Struct):
@@ -34,7 +32,12 @@ class _Choice(msgspec.Struct):
 
     delta: _Delta | None = None
     text: str | None = None
-    finish_reason: str | None = None
+
+    def has_text(self) -> bool:
+        """Whether it brings text: an answer's, or that of the reasoning before it."""
+        if (delta := self.delta) is None:
+            return bool(self.text)
+        return bool(delta.content or delta.reasoning or delta.reasoning_content)
 
 
 class _Usage(msgspec.Struct):
@@ -45,7 +48,7 @@ class _Usage(msgspec.Struct):
 class _Message(msgspec.Struct):
     """What of a message counts here; the rest of it is passed over, not built."""
 
-    choices: list[_Choice] | None = None
+    choices: list[_Choice] = []
     usage: _Usage | None = None
     error: Any = None
 
@@ -53,34 +56,14 @@ class _Message(msgspec.Struct):
 _decode = msgspec.json.Decoder(_Message).decode
 
 
-@dataclass(slots=True)
-class StreamTimes:
-    """What one streamed request did; times are `time.perf_counter()` seconds.
-
-    On Linux that clock is CLOCK_MONOTONIC, so another process's stamps compare.
-    """
-
-    start_s: float  # handed to the connection
-    # When it should have been: latencies count from here, so that a client or a server that
-    # holds requests back cannot make them look fast.
-    due_s: float
-    text_s: list[float] = field(default_factory=list)  # arrival of each message with text
-    end_s: float = 0.0  # complete, or failed
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-    finish_reason: str = ""  # stop, length
-    error: str = ""  # refused, timeout, closed, malformed, empty, server, http <status>
-    detail: str = ""  # the server's or system's own words about the failure
-
-
 class StreamClient:
     """Sends streaming requests to one endpoint, over as many connections as run at once."""
 
     def __init__(self, url: str, *, api_key: str | None = None, timeout_s: float = 120.0) -> None:
         parts = urlsplit(url)
-        self._host = parts.hostname or ""
-        self._port = parts.port or (443 if parts.scheme == "https" else 80)
-        self._ssl = ssl.create_default_context() if parts.scheme == "https" else None
+        tls = parts.scheme == "https"
+        self._where = parts.hostname or "", parts.port or (443 if tls else 80)
+        self._ssl = ssl.create_default_context() if tls else None
         self._timeout_s = timeout_s
         path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         key = f"Authorization: Bearer {api_key}\r\n" if api_key else ""
@@ -95,8 +78,8 @@ class StreamClient:
         self,
         body: dict[str, Any],
         due_s: float | None = None,
-        on_start: Callable[[StreamTimes], object] | None = None,
-    ) -> StreamTimes:
+        on_start: Callable[[RequestRecord], object] | None = None,
+    ) -> RequestRecord:
         """Send one request and follow its stream to the end. Failures are in the result.
 
         `on_start` gets the result before it is complete: it grows as the answer does.
@@ -104,17 +87,18 @@ class StreamClient:
         payload = json.dumps(body).encode()
         request = f"{self._head}{len(payload)}\r\n\r\n".encode() + payload
         start_s = time.perf_counter()
-        times = StreamTimes(start_s=start_s, due_s=start_s if due_s is None else due_s)
+        record = RequestRecord(start_s, start_s if due_s is None else due_s)
         if on_start is not None:
-            on_start(times)
+            on_start(record)
         try:
             async with asyncio.timeout(self._timeout_s):
-                await self._exchange(request, times)
+                await self._exchange(request, record)
         except TimeoutError:
-            _fail(times, "timeout", f"not complete after {self._timeout_s:.0f} s")
+            words = f"not complete after {self._timeout_s:.0f} s"
+            record.fail("timeout", words, time.perf_counter())
         except OSError as exc:
-            _fail(times, "refused", exc.strerror or str(exc))
-        return times
+            record.fail("refused", exc.strerror or str(exc), time.perf_counter())
+        return record
 
     async def connect(self, count: int) -> None:
         """Have connections ready, so that opening them is no part of the first answers' times.
@@ -125,7 +109,7 @@ class StreamClient:
         try:
             async with asyncio.timeout(self._timeout_s):
                 while len(self._idle) < count:
-                    self._keep(await self._open())
+                    self._idle.append(await self._open())
         except OSError:  # TimeoutError is one
             return
 
@@ -135,38 +119,25 @@ class StreamClient:
             connection.close()
         self._idle.clear()
 
-    async def _exchange(self, request: bytes, times: StreamTimes) -> None:
-        connection = self._kept_connection()
-        if connection is not None:
-            await connection.exchange(request, times)
-            if not connection.closed_unused:
-                self._keep(connection)
-                return
-            # The server had just closed the kept connection; nothing was sent twice.
-            times.error = times.detail = ""
-        connection = await self._open()
-        await connection.exchange(request, times)
-        self._keep(connection)
+    async def _exchange(self, request: bytes, record: RequestRecord) -> None:
+        while self._idle:
+            kept = self._idle.pop()
+            # False: the server had just closed it. Nothing of the request was answered.
+            if kept.usable and await kept.exchange(request, record):
+                break
+            record.error = record.detail = ""
+        else:
+            kept = await self._open()
+            await kept.exchange(request, record)
+        if kept.usable:
+            self._idle.append(kept)
+        else:
+            kept.close()
 
     async def _open(self) -> _Connection:
         loop = asyncio.get_running_loop()
-        _, connection = await loop.create_connection(
-            _Connection, self._host, self._port, ssl=self._ssl
-        )
+        _, connection = await loop.create_connection(_Connection, *self._where, ssl=self._ssl)
         return connection
-
-    def _kept_connection(self) -> _Connection | None:
-        while self._idle:
-            connection = self._idle.pop()
-            if connection.usable:
-                return connection
-        return None
-
-    def _keep(self, connection: _Connection) -> None:
-        if connection.usable:
-            self._idle.append(connection)
-        else:
-            connection.close()
 
 
 class _Connection(asyncio.Protocol):
@@ -175,33 +146,29 @@ class _Connection(asyncio.Protocol):
     def __init__(self) -> None:
         self._transport: asyncio.Transport | None = None
         self._finished: asyncio.Future[None] | None = None
-        self._times: StreamTimes | None = None
+        self._record = RequestRecord(0.0, 0.0)
         self._parser: Any = None
         self._rest = b""
-        self._now = 0.0
-        self._answered = False
-        self._done = False
+        self._now_s = 0.0
+        self._answered = self._done = False
         self.usable = False
-        self.closed_unused = False
 
-    async def exchange(self, request: bytes, times: StreamTimes) -> None:
-        """Send a request and return when its answer is complete or broken."""
-        if self._transport is None or not self.usable:
-            self.closed_unused = True
-            return
+    async def exchange(self, request: bytes, record: RequestRecord) -> bool:
+        """Send a request; whether anything was answered before it is complete or broken."""
         self._finished = asyncio.get_running_loop().create_future()
-        self._times = times
+        self._record = record
         self._parser = httptools.HttpResponseParser(self)
         self._rest = b""
-        self._answered = self._done = self.closed_unused = False
-        self._transport.write(request)
+        self._answered = self._done = False
+        cast(asyncio.Transport, self._transport).write(request)
         try:
             await self._finished
         except asyncio.CancelledError:
             self.close()  # the rest of this answer must not reach the next request
             raise
         finally:
-            self._times = self._finished = None
+            self._finished = None
+        return self._answered
 
     def close(self) -> None:
         """Close the connection at once."""
@@ -216,7 +183,7 @@ class _Connection(asyncio.Protocol):
         self.usable = True
 
     def data_received(self, data: bytes) -> None:
-        self._now = time.perf_counter()
+        self._now_s = time.perf_counter()
         if self._finished is None:
             self.close()  # bytes that nobody asked for
             return
@@ -227,13 +194,8 @@ class _Connection(asyncio.Protocol):
             self._break("malformed", f"not HTTP: {exc}")
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.usable = False
-        if self._finished is None or self._finished.done():
-            return
-        self.closed_unused = not self._answered
-        self._now = time.perf_counter()
-        received = len(self._times.text_s) if self._times else 0
-        self._break("closed", f"connection closed after {received} pieces of text")
+        self._now_s = time.perf_counter()
+        self._break("closed", f"connection closed after {len(self._record.text_s)} pieces of text")
 
     # What the HTTP parser calls while it is fed.
 
@@ -248,27 +210,26 @@ class _Connection(asyncio.Protocol):
                 self._message(line[5:].strip())
 
     def on_message_complete(self) -> None:
-        times = self._times
-        if times is None or self._finished is None or self._finished.done():
+        if self._finished is None or self._finished.done():
             return
-        status = self._parser.get_status_code()
+        record, status = self._record, self._parser.get_status_code()
         self.usable = self.usable and self._parser.should_keep_alive()
-        if times.error:
+        if record.error:
             pass
         elif status != 200:
-            _fail(times, f"http {status}", _server_words(self._rest))
+            record.fail(f"http {status}", _server_words(self._rest), self._now_s)
         elif not self._done:
-            _fail(times, "malformed", "the stream ended without [DONE]")
-        elif not times.text_s:
-            _fail(times, "empty", "the answer has no text")
-        times.end_s = self._now
+            record.fail("malformed", "the stream ended without [DONE]", self._now_s)
+        elif not record.text_s:
+            record.fail("empty", "the answer has no text", self._now_s)
+        record.end_s = self._now_s
         self._finished.set_result(None)
 
     def _message(self, data: bytes) -> None:
-        times = self._times
-        if times is None or times.error:
+        record = self._record
+        if record.error:
             return
-        if data == _DONE:
+        if data == b"[DONE]":
             self._done = True
             return
         try:
@@ -277,42 +238,21 @@ class _Connection(asyncio.Protocol):
             self._break("malformed", f"not a completion message: {data[:80]!r}")
             return
         if usage := message.usage:
-            times.prompt_tokens = usage.prompt_tokens
-            times.completion_tokens = usage.completion_tokens
+            record.prompt_tokens = usage.prompt_tokens
+            record.completion_tokens = usage.completion_tokens
         if error := message.error:
             words = error.get("message", error) if isinstance(error, dict) else error
-            _fail(times, "server", str(words)[:200])
-        elif message.choices is None:
-            self._break("malformed", f"not a completion message: {data[:80]!r}")
-        else:
-            for choice in message.choices:
-                if choice.finish_reason:
-                    times.finish_reason = choice.finish_reason
-                if _has_text(choice):
-                    times.text_s.append(self._now)
+            record.fail("server", str(words), self._now_s)
+        for choice in message.choices:
+            if choice.has_text():
+                record.text_s.append(self._now_s)
 
     def _break(self, kind: str, detail: str) -> None:
         """End the exchange and the connection: what follows cannot be understood."""
-        if self._times is not None:
-            _fail(self._times, kind, detail)
-            self._times.end_s = self._now
         self.close()
         if self._finished is not None and not self._finished.done():
+            self._record.fail(kind, detail, self._now_s)
             self._finished.set_result(None)
-
-
-def _has_text(choice: _Choice) -> bool:
-    """Whether a choice brings text: an answer's, or that of the reasoning before it."""
-    delta = choice.delta
-    if delta is None:
-        return bool(choice.text)
-    return bool(delta.content or delta.reasoning or delta.reasoning_content)
-
-
-def _fail(times: StreamTimes, kind: str, detail: str) -> None:
-    times.error = kind
-    times.detail = " ".join(detail.split())[:200]
-    times.end_s = time.perf_counter()
 
 
 def _server_words(body: bytes) -> str:
