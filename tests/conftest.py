@@ -16,7 +16,7 @@ from workshop_lib.cluster import manifests
 
 TESTS = Path(__file__).parent
 HEAVY = (
-    "local/test_autoscale.py",
+    "production/test_autoscale.py",
     "local/test_experiments.py",
     "local/test_grpo.py",
     "local/test_grpo_component.py",

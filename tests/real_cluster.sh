@@ -26,9 +26,9 @@ end() {
 trap end EXIT
 
 if [ -z "${WORKSHOP_ONLY_NOTEBOOKS:-}" ]; then
-  $python -m pytest tests/protocol tests/kubernetes/test_real_cluster.py -k real
+  $python -m pytest tests/protocol tests/kubernetes/test_real_cluster.py tests/production/test_labs.py -k real
 fi
-echo "$room" >"$folder/learners.txt"
-administrator apply "$folder/learners.txt" --yes
-administrator kubeconfig "$folder/learners.txt" --folder "$folder" --yes
+printf 'name\n%s\n' "$room" >"$folder/learners.csv"
+administrator apply "$folder/learners.csv" --yes
+administrator kubeconfig "$folder/learners.csv" --folder "$folder"
 KUBECONFIG="$folder/$room.kubeconfig" $workshop run --profile kind "$@"

@@ -1,10 +1,9 @@
 """Scaling: what the settings ask for, load against a real HTTP server, what a run says."""
 
-import doctest
-import importlib
+import inspect
+import itertools
 import json
 import os
-import pkgutil
 import signal
 import subprocess
 import threading
@@ -30,7 +29,7 @@ from workshop_lib.errors import (
     WorkshopError,
 )
 from workshop_lib.plots import plot_autoscaler, plot_recovery, plot_scaling
-from workshop_lib.production import autoscaling, probes
+from workshop_lib.production import probes
 from workshop_lib.production.autoscaling import (
     Recovery,
     ScalingRun,
@@ -59,90 +58,71 @@ def test_the_formula_is_that_of_the_installed_ray():
     from ray.serve.autoscaling_policy import _core_replica_queue_length_policy
     from ray.serve.config import AutoscalingConfig, AutoscalingContext
 
-    for running in (1, 2, 4):
-        for ongoing in (0.5, 1, 2, 5.9, 6, 7, 8):
-            for target in (1, 2, 3.5):
-                config = AutoscalingConfig(target_ongoing_requests=target, max_replicas=100)
-                unset = dict.fromkeys(
-                    ("deployment_id", "deployment_name", "app_name", "running_replicas",
-                     "total_queued_requests", "aggregated_metrics", "raw_metrics",
-                     "capacity_adjusted_min_replicas", "capacity_adjusted_max_replicas",
-                     "policy_state", "last_scale_up_time", "last_scale_down_time", "current_time")
-                )  # fmt: skip
-                context = AutoscalingContext(
-                    **unset, current_num_replicas=running, target_num_replicas=running,
-                    total_num_requests=ongoing, config=config,
-                )  # fmt: skip
-                wanted, _ = _core_replica_queue_length_policy(context)
-                assert desired_replicas(wanted, 1) == desired_replicas(ongoing, target)
+    fields = inspect.signature(AutoscalingContext).parameters
+    for running, ongoing, target in itertools.product((1, 4), (0.5, 2, 5.9, 6, 8), (1, 2, 3.5)):
+        given = {
+            "config": AutoscalingConfig(target_ongoing_requests=target, max_replicas=100),
+            "current_num_replicas": running,
+            "target_num_replicas": running,
+            "total_num_requests": ongoing,
+        }
+        context = AutoscalingContext(**{name: given.get(name) for name in fields})
+        wanted, _ = _core_replica_queue_length_policy(context)
+        assert desired_replicas(wanted, 1) == desired_replicas(ongoing, target)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"target": 0}, "it must be more than 0"),
-        ({"target": 2, "min_replicas": 3, "max_replicas": 2}, "leave no number between"),
-    ],
-)
-def test_impossible_settings_are_refused(arguments, message):
-    with pytest.raises(WorkshopError, match=message):
-        desired_replicas(1, **arguments)
+class Server(ThreadingHTTPServer):
+    """Answers after `delay_s`, or when it stops; the next `failures` requests get a 500."""
 
+    daemon_threads = True
 
-class Server:
-    """Answers after `delay_s`; the next `failures` requests get a 500."""
-
-    def __init__(self, *, delay_s=0.02):
-        self.delay_s, self.failures, self.hang_up = delay_s, 0, False
+    def __init__(self, delay_s=0.02):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.delay_s, self.failures = delay_s, 0
         self.active = self.most = self.answered = 0
         self.lock, self.stopped = threading.Lock(), threading.Event()
-        outer = self
+        self.url = f"http://127.0.0.1:{self.server_address[1]}/"
 
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
+    def handle_error(self, *_):
+        """Clients that went away."""
 
-            def do_POST(self):
-                with outer.lock:
-                    outer.active += 1
-                    outer.most = max(outer.most, outer.active)
-                    fails = outer.failures > 0
-                    outer.failures -= fails
-                reader = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["reader"]
-                outer.stopped.wait(outer.delay_s)
-                with outer.lock:
-                    outer.active -= 1
-                    outer.answered += not fails
-                if outer.hang_up:
-                    self.close_connection = True
-                    return
-                body = json.dumps(
-                    {"articles": [reader], "replica": "one", "service_ms": 1000 * outer.delay_s}
-                ).encode()
-                self.send_response(500 if fails else 200)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
 
-            def log_message(self, *arguments):
-                pass
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
 
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.http.daemon_threads = True
-        self.http.handle_error = lambda *_: None  # clients that went away
-        self.url = f"http://127.0.0.1:{self.http.server_address[1]}/"
+    def do_POST(self):
+        server = self.server
+        with server.lock:
+            server.active += 1
+            server.most = max(server.most, server.active)
+            fails = server.failures > 0
+            server.failures -= fails
+        self.rfile.read(int(self.headers["Content-Length"]))
+        server.stopped.wait(server.delay_s)
+        with server.lock:
+            server.active -= 1
+            server.answered += not fails
+        body = json.dumps({"service_ms": 1000 * server.delay_s}).encode()
+        self.send_response(500 if fails else 200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *arguments):
+        pass
 
 
 @contextmanager
 def serving(**options):
     server = Server(**options)
-    thread = threading.Thread(target=server.http.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
         yield server
     finally:
         server.stopped.set()
-        server.http.shutdown()
-        server.http.server_close()
+        server.shutdown()
+        server.server_close()
         thread.join()
 
 
@@ -151,51 +131,35 @@ def until(look, timeout_s=300.0):
     while not look():
         assert time.monotonic() < deadline
         time.sleep(0.01)
+    return True
 
 
 def test_users_keep_one_request_each_in_flight():
     with serving() as server, Load(server.url) as load:
         load.set_users(3)
-        until(lambda: server.answered >= 20 and server.most >= 3)
-        assert server.most == 3
+        until(lambda: server.answered >= 20)
         load.set_users(1)
-        until(lambda: load.in_flight == 1 and server.active <= 1)
-        seen = server.answered
-        server.most = 0
+        until(lambda: server.active <= 1)
+        most, server.most, seen = server.most, 0, server.answered
         until(lambda: server.answered >= seen + 10)
-        assert server.most == 1
-        load.set_users(0)
-        until(lambda: load.in_flight == 0)
+    assert most == 3 and server.most == 1
     frame = load.frame()
-    assert len(frame) == server.answered
-    assert (frame["error"] == "").all() and frame["last"].all()
-    assert set(frame["replica"]) == {"one"} and (frame["latency_ms"] >= 20).all()
-    assert frame["start_s"].is_monotonic_increasing
+    assert len(frame) == server.answered, "leaving the block lets users finish"
+    assert (frame["error"] == "").all() and (frame["latency_ms"] >= 20).all()
+    assert frame["start_s"].is_monotonic_increasing and (frame["service_ms"] == 20).all()
 
 
-def test_failures_are_counted_and_retries_are_rows():
-    with serving() as server, Load(server.url, retries=1) as load:
+def test_failures_are_counted_and_further_attempts_are_rows():
+    with serving() as server, Load(server.url, attempts=2) as load:
         server.failures = 1
         load.set_users(1)
         until(lambda: server.answered >= 2)
-    frame = load.frame()
-    first = frame[frame["number"] == 0]
-    assert first["attempt"].tolist() == [1, 2]
-    assert first["error"].tolist() == ["http 500", ""]
-    assert first["last"].tolist() == [False, True]
-
-
-def test_kinds_of_failure():
-    with serving(delay_s=3600) as server, Load(server.url, timeout_s=0.1) as load:
+    first = load.frame().query("number == 0")
+    assert first["error"].tolist() == ["http 500", ""] and first["last"].tolist() == [False, True]
+    with Load(server.url) as load:  # it is gone
         load.set_users(1)
         until(lambda: load.attempts)
-    assert load.attempts[0].error == "timeout"
-    with serving() as server:
-        url = server.url
-    with Load(url) as load:
-        load.set_users(1)
-        until(lambda: load.attempts)
-    assert load.attempts[0].error == "refused"
+    assert load.attempts[0].error == "ConnectError" and load.attempts[0].last
 
 
 def test_an_interrupt_ends_the_load_at_once():
@@ -212,47 +176,31 @@ def replica(name="a", state="RUNNING", pid=1, ip="127.0.0.2", started_s=10.0):
     return Replica(name, state, pid, ip, started_s)
 
 
-def snapshot(running=1, *, target=None, starting=0, settings=SETTINGS, **more):
-    replicas = [replica(f"r{n}") for n in range(running)]
-    replicas += [replica(f"s{n}", "STARTING", None) for n in range(starting)]
-    target = running + starting if target is None else target
-    return ServeSnapshot("RUNNING", "HEALTHY", "", target, tuple(replicas), settings, **more)
+def snapshot(running=1):
+    replicas = tuple(replica(f"r{n}") for n in range(running))
+    return ServeSnapshot("HEALTHY", "", running, replicas, SETTINGS)
 
 
-CONFIG = {
-    "min_replicas": 1, "max_replicas": 4, "target_ongoing_requests": 2.0, "upscale_delay_s": 2.0,
-    "downscale_delay_s": 5.0, "look_back_period_s": 3.0, "smoothing_factor": 1.0,
+CONFIG = {**vars(SETTINGS), "smoothing_factor": 1.0}
+DEPLOYMENT = {
+    "status": "UPSCALING",
+    "message": "",
+    "target_num_replicas": 2,
+    "deployment_config": {"autoscaling_config": CONFIG},
+    "replicas": [
+        {"replica_id": "j4", "state": "RUNNING", "pid": 30089, "node_ip": "127.0.0.2",
+         "start_time_s": 1795270118.3},
+        {"replica_id": "k2", "state": "STARTING", "start_time_s": 1795270140.1},
+    ],
 }  # fmt: skip
-
-
-# As Ray 2.60 answered while it scaled up: a replica that starts has no pid yet.
-ANSWER = {
-    "applications": {
-        "recommender": {
-            "status": "RUNNING", "message": "",
-            "deployments": {
-                "Recommender": {
-                    "status": "UPSCALING", "status_trigger": "AUTOSCALING", "message": "",
-                    "target_num_replicas": 2, "deployment_config": {"autoscaling_config": CONFIG},
-                    "replicas": [
-                        {"replica_id": "j4zddi0z", "state": "RUNNING", "pid": 30089,
-                         "node_ip": "127.0.0.2", "start_time_s": 1795270118.3},
-                        {"replica_id": "k2m8b1xq", "state": "STARTING",
-                         "start_time_s": 1795270140.1},
-                    ],
-                }
-            },
-        }
-    }
-}  # fmt: skip
+ANSWER = {"applications": {"recommender": {"deployments": {"Recommender": DEPLOYMENT}}}}
+"""As Ray 2.60 answered while it scaled up: a replica that starts has no pid yet."""
 
 
 def test_snapshot_of_an_application_that_scales_up():
     seen = ServeSnapshot.of(ANSWER, "recommender")
-    assert [each.name for each in seen.running] == ["j4zddi0z"]
-    assert seen.replicas[1].pid is None
-    assert seen.settings == SETTINGS
-    assert not seen.settled(2) and not seen.settled(1)
+    assert [each.name for each in seen.running] == ["j4"] and seen.replicas[1].pid is None
+    assert seen.settings == SETTINGS and not seen.settled(2) and not seen.settled(1)
     assert str(seen) == "UPSCALING: 1 running, 1 starting of 2 replicas"
     with pytest.raises(NotFoundError, match=r"'llm' \(it has: recommender\)"):
         ServeSnapshot.of(ANSWER, "llm")
@@ -261,13 +209,15 @@ def test_snapshot_of_an_application_that_scales_up():
 class ScalingApp(ServeApp):
     """A real server's URL, and a controller that follows the users after some looks."""
 
-    def __init__(self, server, *, looks=2, never=False, fails=()):
+    def __init__(self, server, *, never=False, fails=()):
         self.url, self.name, self.server = server.url, "recommender", server
-        self.looks, self.never, self.fails = looks, never, list(fails)
-        self.running = 1
+        self.never, self.fails, self.looks, self.running = never, list(fails), 2, 1
         self.ongoing = deque(maxlen=5)
 
-    def snapshot(self, *, autoscaler=True):
+    def gauges(self):
+        return {"counted_requests": float(self.server.active)}
+
+    def snapshot(self):
         if self.fails and self.fails.pop(0):
             raise ClusterError("Ray's dashboard does not answer")
         # Between an answer and the next question a user has none; Ray looks back too.
@@ -277,52 +227,33 @@ class ScalingApp(ServeApp):
             self.looks -= 1
             if self.looks <= 0:
                 self.running, self.looks = wanted, 2
-        return snapshot(self.running, autoscaler={"counted_requests": float(self.server.active)})
+        return snapshot(self.running)
 
 
 def test_a_part_of_the_load_lasts_until_the_replicas_are_there():
     with serving(delay_s=0.3) as server:
-        found = run_load(ScalingApp(server), [(1, 0.1), (6, 0.1), (1, 0.1)], hold_s=0.6)
+        fails = [False, False, True, False, True]  # a look that fails is a gap
+        app = ScalingApp(server, fails=fails)
+        found = run_load(app, [(1, 0.1), (6, 0.1), (1, 0.1)], hold_s=0.6)
     assert found.phases["predicted"].tolist() == [1, 3, 1]
     assert found.phases["replicas"].tolist() == [1, 3, 1] and found.phases["settled"].all()
-    assert found.samples["running"].max() == 3
-    assert found.target == 2 and found.counts()["failed_attempts"] == 0
-    assert found.counts()["requests"] == len(found.requests) > 6
+    assert found.samples["running"].max() == 3 and found.samples["in_flight"].max() <= 6
+    assert found.target == 2 and found.counts() == {"failed_attempts": 0, "lost_requests": 0}
 
 
 def test_a_part_that_does_not_settle_says_so():
     with serving() as server:
         found = run_load(ScalingApp(server, never=True), [(6, 0.1)], settle_timeout_s=0.5)
-    assert found.phases[["predicted", "replicas", "settled"]].values.tolist() == [[3, 1, False]]
-
-
-def test_a_look_that_fails_is_a_gap():
-    with serving(delay_s=0.3) as server:
-        app = ScalingApp(server, fails=[False, True, True, False, True])
-        found = run_load(app, [(1, 1.0), (6, 1.0)], hold_s=0.6)
-    assert found.phases["settled"].all() and len(found.samples) >= 2
-
-
-def test_a_dashboard_that_is_gone_ends_the_run():
-    with serving() as server:
-        app = ScalingApp(server, fails=[False, *[True] * 1000])
+        assert found.phases[["predicted", "replicas", "settled"]].values.tolist() == [[3, 1, False]]
+        gone = ScalingApp(server, fails=[False, *[True] * 1000])
         with pytest.raises(ClusterError, match="does not answer"):
-            run_load(app, [(1, 0.1)], settle_timeout_s=0.1)
+            run_load(gone, [(1, 0.1)], settle_timeout_s=0.1)
 
 
-@pytest.mark.parametrize(
-    ("profile", "message"),
-    [
-        ([], "is none"),
-        ([(1, 5), (6,)], r"\(6,\) is none"),
-        ([(1.5, 5)], "is none"),
-        ([(-1, 5)], "is none"),
-        ([(1, 0)], "is none"),
-    ],
-)
-def test_a_bad_profile_sends_nothing(profile, message):
+@pytest.mark.parametrize("profile", [[], [(1, 5), (6,)], [(1.5, 5)], [(0, 5)], [(1, 0)]])
+def test_a_bad_profile_sends_nothing(profile):
     with serving() as server:
-        with pytest.raises(WorkshopError, match=message):
+        with pytest.raises(WorkshopError, match=r"pairs of users and seconds.* is none"):
             run_load(ScalingApp(server), profile)
         assert server.answered == 0
 
@@ -331,89 +262,59 @@ def test_waiting_for_settings_ends_with_what_was_seen():
     with serving() as server:
         app = ScalingApp(server)
         assert app.wait_settings(target_ongoing_requests=2, max_replicas=4).settings == SETTINGS
-        with pytest.raises(
-            WaitTimeoutError, match=r"after 0 s: target_ongoing_requests 3; HEALTHY"
-        ):
-            app.wait_settings(target_ongoing_requests=3, timeout_s=0)
+        said = r"after 0 s: target_ongoing_requests 4; HEALTHY: 1 running"
+        with pytest.raises(WaitTimeoutError, match=said):
+            app.wait_settings(target_ongoing_requests=4, timeout_s=0)
 
 
-def made_run(*, failures=0, settings=SETTINGS):
+def made_run(*, failures=0):
     """Six users from second 5 on; three replicas from second 10; one again from second 20."""
     requests, samples = [], []
     for number in range(100):
         start_s = number * 0.25
-        busy = 5 <= start_s < 18
-        bad = number < failures
-        requests.append(
-            Request(number, 1, 0, start_s, 900.0 if busy and start_s < 10 else 300.0,
-                    "http 500" if bad else "", not bad, service_ms=150.0)
-        )  # fmt: skip
-        if bad:
-            requests.append(Request(number, 2, 0, start_s + 0.2, 300.0, "", True))
-    for tick in range(52):
-        time_s = tick * 0.5
-        users = 6 if 5 <= time_s < 18 else 1
-        target = 3 if 8 <= time_s < 23 else 1
-        samples.append(
-            {"time_s": time_s, "users": users, "in_flight": users, "target": target,
-             "running": 3 if 10 <= time_s < 23.5 else 1, "starting": 0, "stopping": 0,
-             "application": "RUNNING", "deployment": "HEALTHY", "counted_requests": float(users),
-             "wanted_replicas": float(target), "queued_requests": 1.0 if users > 5 else 0.0}
-        )  # fmt: skip
+        latency_ms = 900.0 if 5 <= start_s < 10 else 300.0
+        error = "http 500" if number < failures else ""
+        requests.append(Request(number, start_s, latency_ms, error, not error, 150.0))
+        if error:
+            requests.append(Request(number, start_s + 0.2, 300.0, "", True, 150.0))
+    for time_s in (tick * 0.5 for tick in range(52)):
+        users, target = (6 if 5 <= time_s < 18 else 1), (3 if 8 <= time_s < 23 else 1)
+        running = 3 if 10 <= time_s < 23.5 else 1
+        samples.append([time_s, users, users, target, running, float(users), float(users > 5)])
     phases = [(1, 0, 5, 1, 1, True), (6, 5, 18, 3, 3, True), (1, 18, 26, 1, 1, True)]
     return ScalingRun(
         pd.DataFrame(requests),
-        pd.DataFrame(samples),
+        pd.DataFrame(samples, columns=run.SAMPLE_COLUMNS),
         pd.DataFrame(phases, columns=run.PHASE_COLUMNS),
-        settings.target_ongoing_requests,
+        SETTINGS.target_ongoing_requests,
     )
 
 
-def test_summary_has_the_latency_at_the_end():
-    summary = made_run().summary()
-    assert summary["p50_at_the_end_ms"].tolist() == [300, 300, 300]
-    assert summary["p50_ms"].tolist()[1] == 300
-    assert summary["failed"].tolist() == [0, 0, 0]
-    assert summary["users"].tolist() == [1, 6, 1]
+def made_recovery(**options):
+    return Recovery(made_run(**options), 6.0, 16.0)
+
+
+def test_a_run_says_latency_reactions_and_losses():
+    found = made_run(failures=3)
+    summary, reactions = found.summary(), found.reactions()
     assert summary["predicted_ms"].tolist() == [150, 300, 150]
-
-
-def test_reactions_count_from_the_change_of_the_load():
-    reactions = made_run().reactions()
+    assert summary["p50_at_the_end_ms"].tolist() == [300, 300, 300]
+    assert summary["replicas"].tolist() == [1, 3, 1]
     assert reactions["users"].tolist() == ["1 to 6", "6 to 1"]
     assert reactions["decided_after_s"].tolist() == [3.0, 5.0]
     assert reactions["done_after_s"].tolist() == [5.0, 5.5]
-
-
-def test_counts_tell_saved_from_lost():
-    found = made_run(failures=3)
-    assert found.counts() == {
-        "requests": 100, "failed_attempts": 3, "saved_by_retry": 3, "lost_requests": 0
-    }  # fmt: skip
+    assert found.counts() == {"failed_attempts": 3, "lost_requests": 0}
     found.requests.loc[0, "last"] = True  # the user gave up
-    found.requests = found.requests.drop(index=1)
-    assert found.counts()["lost_requests"] == 1 and found.counts()["saved_by_retry"] == 2
-
-
-def made_recovery(**options):
-    return Recovery(made_run(**options), replica(), 6.0, 8.5, 16.0)
-
-
-def test_recovery_counts_from_the_kill():
-    row = made_recovery(failures=2).table().iloc[0]
-    assert (row["noticed_after_s"], row["recovered_after_s"]) == (2.5, 10.0)
-    assert (row["failed_attempts"], row["saved_by_retry"], row["lost_requests"]) == (2, 2, 0)
+    assert found.counts()["lost_requests"] == 1
 
 
 def test_checks_see_what_went_wrong():
-    good = made_run()
-    assert check_scaling(good, made_recovery()).passed
+    assert check_scaling(made_run(), made_recovery()).passed
     bad = made_run()
     bad.phases.loc[1, "settled"] = False
     checks = check_scaling(bad, replace(made_recovery(), recovered_s=None))
-    assert [check.name for check in checks if not check.passed] == [
-        "each part ended with the predicted number", "a killed replica was replaced"
-    ]  # fmt: skip
+    wrong = ["each part ended with the predicted number", "a killed replica was replaced"]
+    assert [check.name for check in checks.open] == wrong
 
 
 class ExecCluster:
@@ -444,15 +345,13 @@ def test_only_a_replica_of_serve_is_killed():
     service = Workload(ExecCluster(), "autoscale", "RayService", "recommender")
     with process("ray::ServeReplica:recommender:Recommender") as victim:
         run._kill(service, replica(pid=victim.pid))
-        assert victim.wait(timeout=30) == -signal.SIGKILL
+        assert victim.wait(timeout=300) == -signal.SIGKILL
     with process("somebody-elses-program") as bystander:
         with pytest.raises(ClusterError, match="is no replica of Serve"):
             run._kill(service, replica(pid=bystander.pid))
         assert bystander.poll() is None
     with pytest.raises(NotFoundError, match=r"on 127\.9\.9\.9\) is in no pod"):
         run._kill(service, replica(ip="127.9.9.9"))
-    with pytest.raises(NotFoundError, match="in no pod"):
-        run._kill(service, replica(pid=None))
 
 
 def stamp(second):
@@ -560,17 +459,6 @@ def test_layers_fit_into_each_other():
     nodes = base["nodepool"]["spec"]
     assert selector == nodes["template"]["metadata"]["labels"]
     assert group["maxReplicas"] * cpus <= int(nodes["limits"]["cpu"])
-
-
-MODULES = [
-    probes.__name__,
-    *(f"{autoscaling.__name__}.{m.name}" for m in pkgutil.iter_modules(autoscaling.__path__)),
-]
-
-
-@pytest.mark.parametrize("name", MODULES)
-def test_examples(name):
-    assert doctest.testmod(importlib.import_module(name)).failed == 0
 
 
 FIGURES = {

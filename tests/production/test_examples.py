@@ -1,11 +1,21 @@
-"""The examples in the docstrings of the room and the budget are right."""
+"""The examples in the docstrings of these rooms are right."""
 
 import doctest
 import importlib
+import pkgutil
 
 import pytest
 
+from workshop_lib import production
 
-@pytest.mark.parametrize("name", ["budget", "room.board", "room.roster", "room.room"])
+ROOMS = ("autoscaling", "labs", "monitoring", "room", "budget", "probes")
+MODULES = [
+    found.name
+    for found in pkgutil.walk_packages(production.__path__, "workshop_lib.production.")
+    if found.name.split(".")[2] in ROOMS
+]
+
+
+@pytest.mark.parametrize("name", MODULES)
 def test_examples(name):
-    assert doctest.testmod(importlib.import_module(f"workshop_lib.production.{name}")).failed == 0
+    assert doctest.testmod(importlib.import_module(name)).failed == 0

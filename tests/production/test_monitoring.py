@@ -1,8 +1,7 @@
-"""Alerts through promtool, a server over time, Ray's dashboards, Prometheus on a laptop."""
+"""Alerts through promtool, what rules and dashboards ask for, a server over time."""
 
-import doctest
-import importlib
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -12,37 +11,25 @@ import pytest
 import yaml
 
 from workshop_lib.cluster import manifests
-from workshop_lib.cluster.records import ExecResult, Observation
+from workshop_lib.cluster.records import ExecResult
 from workshop_lib.data import data_path
-from workshop_lib.errors import ClusterError, NotFoundError, WorkshopError
+from workshop_lib.errors import ClusterError, NotFoundError, OperatorError
 from workshop_lib.production.checks.xid import xid_severity
-from workshop_lib.production.monitoring import (
-    SOURCES,
-    alerts_table,
-    ray_dashboards,
-    rule_groups,
-    watch_serving,
-)
-from workshop_lib.production.monitoring.serving import _Reading, _table, bucket_quantile
-from workshop_lib.serving.metrics import parse_metrics
+from workshop_lib.production.monitoring import SOURCES, ray_dashboards, rule_groups, watch_serving
+from workshop_lib.production.monitoring.serving import bucket_quantile, serving_table
 
 PROMTOOL = shutil.which("promtool")
 needs_promtool = pytest.mark.skipif(
     not PROMTOOL, reason="promtool is not installed; apt-get install prometheus brings it"
 )
-ALERTS = {r["alert"]: r for g in rule_groups()["groups"] for r in g["rules"] if "alert" in r}
+RULES = [rule for group in rule_groups()["groups"] for rule in group["rules"]]
+ALERTS = {rule["alert"]: rule for rule in RULES if "alert" in rule}
 XIDS = {n: xid_severity(n) for n in yaml.safe_load(data_path("xids.yaml").read_text())["xids"]}
 """Of each number of the catalogue how urgent it is: what the alerts have to follow."""
 
 VLLM = 'namespace="ada", pod="vllm-1", model_name="m"'
-
-
 RAY = 'namespace="ada", pod="llm-1", model_name="m", ReplicaId="a"'
-
-
 POD = 'namespace="ada", pod="p", container="vllm"'
-
-
 GPU = 'Hostname="node-1", gpu="3"'
 
 
@@ -163,24 +150,17 @@ CASES = [
 ]  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def rules(tmp_path_factory):
-    file = tmp_path_factory.mktemp("rules") / "rules.yaml"
-    file.write_text(yaml.safe_dump(rule_groups()))
-    return file
-
-
 def promtool(*arguments):
-    return subprocess.run([PROMTOOL, *arguments], capture_output=True, text=True, timeout=900)
-
-
-def test_every_alert_is_tried_both_ways():
-    for fires in (True, False):
-        assert {name for name, *_, wanted in CASES if wanted is fires} == set(ALERTS)
+    done = subprocess.run([PROMTOOL, *arguments], capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @needs_promtool
-def test_alerts_fire_when_they_should_and_only_then(rules):
+def test_alerts_fire_when_they_should_and_only_then(tmp_path):
+    for fires in (True, False):
+        assert {name for name, *_, wanted in CASES if wanted is fires} == set(ALERTS)
+    rules = tmp_path / "rules.yaml"
+    rules.write_text(yaml.safe_dump(rule_groups()))
     tests = [
         {
             "interval": "1m",
@@ -202,15 +182,14 @@ def test_alerts_fire_when_they_should_and_only_then(rules):
     file.write_text(
         yaml.safe_dump({"rule_files": [str(rules)], "evaluation_interval": "1m", "tests": tests})
     )
-    done = promtool("test", "rules", str(file))
-    assert done.returncode == 0, done.stdout + done.stderr
+    promtool("test", "rules", str(file))
 
 
-@pytest.mark.parametrize("alert", ALERTS.values(), ids=ALERTS)
-def test_an_alert_says_what_it_is_and_what_to_do(alert):
-    assert set(alert["annotations"]) == {"summary", "description", "action"}
-    assert re.search(r"\(section 0[1-4]\)\.$", alert["annotations"]["action"])
-    assert alert["labels"]["severity"] in ("critical", "warning", "info")
+def test_an_alert_says_what_it_is_and_what_to_do():
+    for alert in ALERTS.values():
+        assert set(alert["annotations"]) == {"summary", "description", "action"}
+        assert re.search(r"\(section 0[1-4]\)\.$", alert["annotations"]["action"])
+        assert alert["labels"]["severity"] in ("critical", "warning", "info")
 
 
 def test_alerts_about_containers_know_the_workshops():
@@ -260,16 +239,10 @@ def test_prometheus_can_read_what_dashboards_ask(tmp_path):
     assert len(rules) > 10
     file = tmp_path / "rules.yaml"
     file.write_text(yaml.safe_dump({"groups": [{"name": "g", "rules": rules}]}))
-    done = promtool("check", "rules", "--lint=none", str(file))
-    assert done.returncode == 0, done.stdout + done.stderr
+    promtool("check", "rules", "--lint=none", str(file))
 
 
 SEEN = json.loads((Path(__file__).parents[1] / "data/monitoring/names.json").read_text())
-
-
-TARGET = {"namespace", "pod", "job", "ray_io_cluster", "le"}
-
-
 ELSEWHERE = {
     # https://github.com/NVIDIA/dcgm-exporter, etc/default-counters.csv
     "DCGM_FI_DEV_XID_ERRORS", "DCGM_FI_DEV_UNCORRECTABLE_REMAPPED_ROWS",
@@ -282,17 +255,15 @@ ELSEWHERE = {
 }  # fmt: skip
 
 
-def labels_of(name):
-    """A metric's labels as they were seen on a real page; None when nobody is known to have it."""
-    if name in ELSEWHERE or name.startswith("workshop:"):
-        return TARGET | {"model_name"}
-    found = SEEN["vllm"].get(name) or SEEN["ray"].get(name)
-    if found is None and name.startswith("ray_vllm_"):
-        # Ray makes a counter when it first counts; vLLM has it from the start.
-        found = SEEN["vllm"].get(name.replace("ray_vllm_", "vllm:"))
-    if found is None and name in SEEN["rays_own_dashboards"]:
-        return None if name.startswith("ray_vllm_") else {"application", *TARGET}
-    return TARGET | set(found["labels"]) if found else None
+def was_seen(name):
+    """Whether a real page had the metric, or those who make it document it."""
+    known = {*SEEN["vllm"], *SEEN["ray"], *ELSEWHERE}
+    # Ray makes a counter when it first counts; vLLM has it from the start.
+    return (
+        name in known
+        or name.replace("ray_vllm_", "vllm:") in known
+        or (name in SEEN["rays_own_dashboards"] and not name.startswith("ray_vllm_"))
+    )
 
 
 def metric_names(expression):
@@ -304,16 +275,13 @@ def metric_names(expression):
     return {name for name in names if not name.startswith("ray_workshop_")}  # our own, see STEPS
 
 
-EXPRESSIONS = [rule["expr"] for group in rule_groups()["groups"] for rule in group["rules"]]
-
-
 def test_every_metric_is_one_that_was_seen():
-    asked = EXPRESSIONS + [text for board in boards().values() for text in expressions(board)]
-    records = {r["record"] for g in rule_groups()["groups"] for r in g["rules"] if "record" in r}
+    asked = [rule["expr"] for rule in RULES]
+    asked += [text for board in boards().values() for text in expressions(board)]
+    records = {rule["record"] for rule in RULES if "record" in rule}
     names = set().union(*map(metric_names, asked))
     assert len(names) > 25
-    assert [name for name in names if labels_of(name) is None] == []
-    assert {name for name in names if name.startswith("workshop:")} <= records
+    assert [name for name in names - records if not was_seen(name)] == []
     for source in SOURCES.values():
         for name in (source.running, source.waiting, source.level, f"{source.latency}_bucket"):
             assert name in SEEN["vllm"] or name in SEEN["ray"], name
@@ -324,8 +292,7 @@ def test_latency_alerts_ask_for_bounds_that_the_histograms_have():
     found = 0
     for alert in ("TimeToFirstTokenSlow", "TokensSlow"):
         record = re.search(r"workshop:\w+:rate5m", ALERTS[alert]["expr"])[0]
-        (rule,) = (r for g in rule_groups()["groups"] for r in g["rules"]
-                   if r.get("record") == record)  # fmt: skip
+        (rule,) = (rule for rule in RULES if rule.get("record") == record)
         for bound in re.findall(r'le="([^"]+)"', ALERTS[alert]["expr"]):
             for name in metric_names(rule["expr"]):
                 place = "vllm" if name.startswith("vllm:") else "ray"
@@ -334,11 +301,13 @@ def test_latency_alerts_ask_for_bounds_that_the_histograms_have():
     assert found == 8
 
 
-def pod(name, kind):
-    return {"metadata": {"name": name, "labels": {"ray.io/node-type": kind}}}
+def test_the_training_sets_what_its_alert_reads():
+    script = (manifests.manifests_dir() / "base/grpo/scripts/run_nemo_rl.py").read_text()
+    for name in (LAST, STEP):
+        assert f'Gauge("{name.removeprefix("ray_")}"' in script
 
 
-HEAD, WORKER = pod("head", "head"), pod("worker", "worker")
+# -- a server over time ---------------------------------------------------------------------------
 
 
 def test_quantiles_are_promqls():
@@ -346,17 +315,14 @@ def test_quantiles_are_promqls():
     assert bucket_quantile(0.5, buckets) == pytest.approx(0.1 + 0.4 * 5 / 9)
     assert bucket_quantile(0.95, buckets) == pytest.approx(1 + 4 * 0.5)
     assert bucket_quantile(0.9, {1.0: 5.0, float("inf"): 10.0}) == 1.0
-    assert bucket_quantile(0.5, {1.0: 0.0, float("inf"): 0.0}) is None
-    assert bucket_quantile(0.5, {}) is None
+    assert math.isnan(bucket_quantile(0.5, {1.0: 0.0, float("inf"): 0.0}))
 
 
 def page(source, running, *, slow=0, fast=0, level=0.5):
     """A page with a source's metrics, in Prometheus' format."""
     names = SOURCES[source]
-    return parse_metrics(
-        f"# TYPE {names.running} gauge\n{names.running} {running}\n"
-        f"# TYPE {names.waiting} gauge\n{names.waiting} 1\n"
-        f"# TYPE {names.level} gauge\n{names.level} {level}\n"
+    return (
+        f"{names.running} {running}\n{names.waiting} 1\n{names.level} {level}\n"
         f"# TYPE {names.latency} histogram\n"
         f'{names.latency}_bucket{{le="1.0"}} {fast}\n'
         f'{names.latency}_bucket{{le="3.0"}} {fast + slow}\n'
@@ -366,11 +332,9 @@ def page(source, running, *, slow=0, fast=0, level=0.5):
 
 
 def test_several_engines_are_one_server():
-    readings = [
-        _Reading(0.0, [page("vllm", 2, level=0.2), page("vllm", 3, level=0.6)]),
-        _Reading(1.0, [page("vllm", 0, slow=4, level=0.0), page("vllm", 1, fast=4, level=0.1)]),
-    ]
-    table = _table(readings, window_s=10)
+    first = [page("vllm", 2, level=0.2), page("vllm", 3, level=0.6)]
+    then = [page("vllm", 0, slow=4, level=0.0), page("vllm", 1, fast=4, level=0.1)]
+    table = serving_table([0.0, 1.0], [first, then])
     assert table["running"].tolist() == [5, 1] and table["waiting"].tolist() == [2, 2]
     assert table["level"].tolist() == pytest.approx([60, 10]), "the fullest engine, in percent"
     assert table["latency_p50_s"].isna().tolist() == [True, False]
@@ -378,31 +342,34 @@ def test_several_engines_are_one_server():
     assert table["latency_p95_s"].iloc[1] == pytest.approx(1 + 2 * 3.6 / 4)
 
 
-def test_a_gauge_that_is_missing_for_a_moment_is_as_it_was():
+@pytest.mark.parametrize("source", SOURCES)
+def test_a_gauge_that_is_missing_for_a_moment_is_as_it_was(source):
     """Ray's page has a gauge only when it was set since the page before."""
-    pages = [page("ray-serve", 3, level=2), parse_metrics(""), page("ray-serve", 1, level=2)]
-    table = _table([_Reading(float(n), [each]) for n, each in enumerate(pages)], window_s=5)
-    assert table["running"].tolist() == [3, 3, 1] and table["level"].tolist() == [2, 2, 2]
+    pages = [[page(source, 3, level=2)], [""], [page(source, 1, level=2, slow=2)]]
+    table = serving_table([0.0, 1.0, 2.0], pages)
+    assert table.attrs["source"] == source and table["running"].tolist() == [3, 3, 1]
+    assert table["level"].nunique() == 1
+    if source == "ray-serve":
+        assert table["latency_p50_s"].iloc[2] == pytest.approx(0.002), "milliseconds there"
 
 
-def test_what_serves_is_seen_on_its_page():
-    for name in SOURCES:
-        table = _table([_Reading(0.0, [page(name, 1, level=2)])] * 2, window_s=5)
-        assert table.attrs["source"] == name
-    serve = _table([_Reading(0.0, [page("ray-serve", 1)]),
-                    _Reading(1.0, [page("ray-serve", 1, slow=2)])], window_s=5)  # fmt: skip
-    assert serve["latency_p50_s"].iloc[1] == pytest.approx(0.002), "milliseconds there"
+def test_a_page_without_a_server_is_refused():
     with pytest.raises(NotFoundError, match="send a request first"):
-        _table([_Reading(0.0, [parse_metrics("")])], window_s=5)
+        serving_table([0.0], [["up 1\n"]])
+    with pytest.raises(NotFoundError, match="has no metrics of a server"):
+        watch_serving(Head("{}"))
+
+
+# -- dashboards and the component -----------------------------------------------------------------
 
 
 class Head:
-    """A cluster whose head answers what a test says."""
+    """A RayCluster whose head answers what a test says."""
 
-    profile = "eks"
+    kind, pods = "RayCluster", ("head", "worker")
 
     def __init__(self, stdout, stderr=""):
-        self.result = ExecResult(0 if stdout else 1, stdout, stderr)
+        self.cluster, self.result = self, ExecResult(0, stdout, stderr)
 
     def exec(self, pod, command, *, timeout_s):
         assert pod == "head" and command[:2] == ["python", "-c"]
@@ -410,59 +377,33 @@ class Head:
         return self.result
 
 
-class Handle:
-    kind, name, component = "RayCluster", "c", "raycluster"
-
-    def __init__(self, cluster, pods):
-        self.cluster, self._pods = cluster, pods
-
-    def observe(self):
-        return Observation({}, self._pods)
+SERVE = {"serve_llm_grafana_dashboard.json": {"title": "Serve", "panels": []}}
 
 
-def test_rays_dashboards_become_a_config_map():
-    boards = {
-        "serve_grafana_dashboard.json": json.dumps({"title": "Serve", "panels": []}, indent=9)
-    }
-    answer = f"a line of somebody\n{json.dumps(boards)}\n"
-    (item,) = ray_dashboards(Handle(Head(answer), [WORKER, HEAD]))
+def test_rays_dashboards_are_a_component(emulator, cluster):
+    (item,) = ray_dashboards(Head(f"a line of somebody\n{json.dumps(SERVE)}\n"))
     assert item.body["metadata"]["labels"]["grafana_dashboard"] == "1"
-    assert item.key == "ConfigMap/ray-dashboard-serve"
     (text,) = item.body["data"].values()
-    assert json.loads(text)["title"] == "Serve" and "\n" not in text
+    assert json.loads(text)["title"] == "Serve"
+    cluster.apply_objects("ray-dashboards", [item])
+    assert emulator.names("ConfigMap") == ["ray-dashboard-serve-llm"]
+    with pytest.raises(ClusterError, match="head did not tell its dashboards: no Ray"):
+        ray_dashboards(Head("", "no Ray"))
+    with pytest.raises(ClusterError, match="has written no dashboards yet"):
+        ray_dashboards(Head("{}"))
 
 
-@pytest.mark.parametrize(
-    ("stdout", "pods", "said"),
-    [
-        ("", [HEAD], "head did not tell its dashboards: no Ray"),
-        ("{}", [HEAD], "has written no dashboards yet"),
-        ("{}", [WORKER], "has no Ray head"),
-        ('{"a.json": "{}"}', [HEAD], "a.json is no Grafana dashboard"),
-        (json.dumps({"a.json": json.dumps({"title": "x" * 10**6, "panels": []})}), [HEAD],
-         "a ConfigMap holds 1,000,000"),
-    ],
-)  # fmt: skip
-def test_without_dashboards_it_says_why(stdout, pods, said):
-    with pytest.raises(ClusterError, match=said):
-        ray_dashboards(Handle(Head(stdout, "no Ray"), pods))
-
-
-def test_what_makes_no_sense_is_refused():
-    with pytest.raises(WorkshopError, match="must be more than 0"):
-        watch_serving(Handle(None, []), seconds=0)
-    with pytest.raises(NotFoundError, match="has no metrics of a server"):
-        watch_serving(Handle(None, []))
-
-
-def test_the_training_sets_what_its_alert_reads():
-    script = (manifests.manifests_dir() / "base/grpo/scripts/run_nemo_rl.py").read_text()
-    for name in (LAST, STEP):
-        assert f'Gauge("{name.removeprefix("ray_")}"' in script
-    assert "TrainingHangs" in alerts_table()["alert"].tolist()
-
-
-@pytest.mark.parametrize("name", ["prometheus", "serving", "grafana"])
-def test_examples(name):
-    module = importlib.import_module(f"workshop_lib.production.monitoring.{name}")
-    assert doctest.testmod(module).failed == 0
+def test_the_component_is_applied_and_removed(emulator, cluster):
+    cluster.profile = "eks"
+    made = cluster.apply("monitoring", release="prom")
+    assert set(made.actions.values()) == {"created"} and len(made.actions) == 6
+    rule = emulator.get("PrometheusRule", "ray-vllm-workshop")
+    assert rule["metadata"]["labels"]["release"] == "prom"
+    assert set(cluster.apply("monitoring", release="prom").actions.values()) == {"unchanged"}
+    cluster.delete("monitoring")
+    for kind in ("ServiceMonitor", "PodMonitor", "PrometheusRule", "ConfigMap"):
+        assert emulator.names(kind) == []
+    emulator.crds = False
+    said = r"Prometheus operator is not installed here; .* helm install monitoring kube-prometheus"
+    with pytest.raises(OperatorError, match=said):
+        cluster.apply("monitoring")

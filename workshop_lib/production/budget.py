@@ -44,55 +44,6 @@ NODE_MINUTES = 15
 """Minutes for which a machine is paid before and after its use: it boots, loads images, drains."""
 
 
-@dataclass(frozen=True)
-class Budget:
-    """A budget.
-
-    Attributes:
-        learners: How many people, each with machines of their own.
-        rows: Phase to what it costs one learner an hour, in the plan's order.
-        spot: Whether machines are spot instances.
-        usd: All of it, for everyone.
-        kept_usd: The same when nobody deletes anything until the end.
-        notes: What to know of it.
-    """
-
-    learners: int
-    rows: tuple[tuple[Phase, Cost], ...]
-    spot: bool
-    usd: float
-    kept_usd: float
-    notes: tuple[str, ...]
-
-    def table(self) -> pd.DataFrame:
-        """One row a phase: `phase`, `minutes`, `machines` and `usd` of one learner."""
-        import pandas as pd
-
-        rows = [
-            [
-                phase.title,
-                phase.minutes,
-                cost.machines_text,
-                round(_usd_per_hour(cost.machines, self.spot) * phase.minutes / 60, 2),
-            ]
-            for phase, cost in self.rows
-        ]
-        return pd.DataFrame(rows, columns=["phase", "minutes", "machines", "usd"])
-
-    def line(self) -> str:
-        """The budget in a line."""
-        who = "one learner" if self.learners == 1 else f"{self.learners} learners"
-        how = "spot" if self.spot else "on demand"
-        minutes = sum(phase.minutes for phase, _ in self.rows)
-        return (
-            f"${self.usd:,.2f} for {who} and {minutes} minutes, {how}; "
-            f"${self.kept_usd:,.2f} when everything is kept until the end"
-        )
-
-    def __str__(self) -> str:
-        return "\n".join([self.table().to_string(index=False), "", self.line(), *self.notes])
-
-
 def _usd_per_hour(machines: Mapping[str, int], spot: bool) -> float:
     """Machines' price; a type whose spot price is not verified stays on demand."""
     total = 0.0
@@ -103,12 +54,77 @@ def _usd_per_hour(machines: Mapping[str, int], spot: bool) -> float:
     return total
 
 
+@dataclass(frozen=True)
+class Budget:
+    """A budget: for how many learners, of phases and what each costs one learner, in dollars.
+
+    Attributes:
+        usd: All of it, for everyone.
+        kept_usd: The same when nobody deletes anything until the end.
+    """
+
+    learners: int
+    rows: tuple[tuple[Phase, Cost], ...]
+    spot: bool
+    usd: float
+    kept_usd: float
+
+    def table(self) -> pd.DataFrame:
+        """One row a phase: `phase`, `minutes`, `machines` and `usd` of one learner."""
+        import pandas as pd
+
+        return pd.DataFrame(
+            {
+                "phase": phase.title,
+                "minutes": phase.minutes,
+                "machines": cost.machines_text,
+                "usd": round(_usd_per_hour(cost.machines, self.spot) * phase.minutes / 60, 2),
+            }
+            for phase, cost in self.rows
+        )
+
+    def __str__(self) -> str:
+        who = "one learner" if self.learners == 1 else f"{self.learners} learners"
+        how = "spot" if self.spot else "on demand"
+        minutes = sum(phase.minutes for phase, _ in self.rows)
+        line = (
+            f"${self.usd:,.2f} for {who} and {minutes} minutes, {how}; "
+            f"${self.kept_usd:,.2f} when everything is kept until the end"
+        )
+        return "\n".join([self.table().to_string(index=False), "", line, *self._notes()])
+
+    def _notes(self) -> list[str]:
+        """Where the numbers come from, and what is not in them."""
+        types = {name: catalogue()[name] for _, cost in self.rows for name in cost.machines}
+        dates = sorted({f"{each.region}, {each.date}" for each in types.values() if each.date})
+        notes = [f"Prices: {'; '.join(dates)}; without tax, traffic, and machines of the system."]
+        notes += dict.fromkeys(f"{each}." for _, cost in self.rows for each in cost.unpriced)
+        if any(not service(name)["verified"] for name in ("fsx_scratch_2", "eks_cluster")):
+            notes.append("FSx and EKS fees are from public pages, not verified with AWS' own list.")
+        if not self.spot:
+            return notes
+        often = ", ".join(
+            f"{name} saved {each.spot_saves_percent}%, interrupted {each.spot_interrupted} a month"
+            for name, each in types.items()
+            if each.spot_saves_percent is not None
+        )
+        if unknown := [name for name, each in types.items() if each.spot_usd_per_hour is None]:
+            notes.append(f"Spot not verified, counted on demand: {', '.join(unknown)}.")
+        facts = service("spot")
+        return [
+            *notes,
+            f"Spot as of {facts['advisor_date']}: {often}. An instance is taken back with "
+            f"{facts['notice_s'] // 60} minutes' notice: fine for a training with checkpoints, "
+            "not for the only replica of a service.",
+        ]
+
+
 def budget(learners: int = 1, *, spot: bool = False) -> Budget:
     """What the workshop costs for a room.
 
     Each learner's machines are paid for the minutes of each phase, and each machine a quarter of
-    an hour more (`NODE_MINUTES`); a learner's file systems from the first phase that makes them to
-    the end; one cluster for all of them.
+    an hour more (`NODE_MINUTES`); a learner's file systems from the set-up to the end; one cluster
+    for all of them.
 
     Args:
         learners: How many.
@@ -123,9 +139,9 @@ def budget(learners: int = 1, *, spot: bool = False) -> Budget:
     """
     if learners < 1:
         raise WorkshopError(f"a budget is for at least one learner, not {learners}")
-    rows, peak, claims = [], {}, set()  # type: ignore[var-annotated]
-    left = minutes = sum(phase.minutes for phase in PLAN)
-    machines = storage = 0.0
+    rows, peak, claims = [], dict[str, int](), dict[str, float]()
+    minutes = sum(phase.minutes for phase in PLAN)
+    machines = 0.0
     for phase in PLAN:
         costs = [component_cost(each) for each in phase.components]
         dearest = max(costs, key=lambda cost: cost.machines_usd_per_hour)
@@ -135,47 +151,17 @@ def budget(learners: int = 1, *, spot: bool = False) -> Budget:
         for name, count in dearest.machines.items():
             peak[name] = max(peak.get(name, 0), count)
         for cost in costs:
-            for name, gib in cost.claims.items():
-                if name not in claims:
-                    storage += Cost({}, {name: gib}).storage_usd_per_hour * left / 60
-                    claims.add(name)
-        left -= phase.minutes
+            claims |= cost.claims
+    storage = Cost({}, claims).storage_usd_per_hour * minutes / 60
     at_the_peak = _usd_per_hour(peak, spot)
     cluster = float(service("eks_cluster")["usd_per_hour"]) * math.ceil(minutes / 60)
     usd = learners * (machines + at_the_peak * NODE_MINUTES / 60 + storage) + cluster
     kept = learners * (at_the_peak * (minutes + NODE_MINUTES) / 60 + storage) + cluster
-    return Budget(learners, tuple(rows), spot, usd, kept, _notes(rows, peak, spot))
-
-
-def _notes(rows: Sequence[tuple[Phase, Cost]], peak: dict[str, int], spot: bool) -> tuple[str, ...]:
-    """Where the numbers come from, and what is not in them."""
-    dates = sorted({f"{i.region}, {i.date}" for n in peak if (i := catalogue()[n]).date})
-    notes = [f"Prices: {'; '.join(dates)}; without tax, traffic, and machines of the system."]
-    notes += dict.fromkeys(f"{each}." for _, cost in rows for each in cost.unpriced)
-    if any(not service(name)["verified"] for name in ("fsx_scratch_2", "eks_cluster")):
-        notes.append("FSx and EKS fees are from public pages, not verified with AWS' own list.")
-    if spot:
-        facts, found = service("spot"), [catalogue()[name] for name in peak]
-        often = ", ".join(
-            f"{i.name} saved {i.spot_saves_percent}%, interrupted {i.spot_interrupted} a month"
-            for i in found
-            if i.spot_saves_percent is not None
-        )
-        if unknown := [i.name for i in found if i.spot_usd_per_hour is None]:
-            notes.append(f"Spot not verified, counted on demand: {', '.join(unknown)}.")
-        notes.append(
-            f"Spot as of {facts['advisor_date']}: {often}. An instance is taken back with "
-            f"{facts['notice_s'] // 60} minutes' notice: fine for a training with checkpoints, "
-            "not for the only replica of a service."
-        )
-    return tuple(notes)
+    return Budget(learners, tuple(rows), spot, usd, kept)
 
 
 def cluster_price(file: str | Path) -> str:
     """What an eksctl ClusterConfig costs an hour: its machines now, and each group's most.
-
-    Args:
-        file: The ClusterConfig.
 
     Raises:
         WorkshopError: It cannot be read, or an instance type is not in the catalogue.
@@ -210,7 +196,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--learners", type=int, default=1, help="people in the room (1)")
     parser.add_argument("--spot", action="store_true", help="machines as spot instances")
-    parser.add_argument("--json", action="store_true", help="the budget alone, as JSON")
     parser.add_argument("--cluster", help="an eksctl ClusterConfig: what it costs, alone")
     options = parser.parse_args(arguments)
     try:
@@ -221,9 +206,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except WorkshopError as error:
         print(error, file=sys.stderr)
         return 1
-    if options.json:
-        print(found.table().assign(total_usd=found.usd).to_json(orient="records"))
-        return 0
     machines = catalogue_table().round(2).astype(object)
     machines = machines.where(machines.notna(), "not verified")
     machines.loc[machines["gpus"] == 0, "usd_per_gpu_hour"] = ""
@@ -232,9 +214,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for component in components("eks"):
         cost = component_cost(component)
         print(f"{component:<16}{cost.line() if cost.machines or cost.claims else 'nothing'}")
-    print(
-        f"\nThe workshop, of one learner{' on spot instances' if options.spot else ''}\n\n{found}"
-    )
+    how = " on spot instances" if options.spot else ""
+    print(f"\nThe workshop, of one learner{how}\n\n{found}")
     return 0
 
 

@@ -1,19 +1,17 @@
 """Users who come and go: each sends a request, waits for the answer, and sends the next.
 
-A closed loop: N users are N requests in flight, running or queued, whatever the server does.
-Serve's autoscaler looks at that number, so the number of replicas is known before the load begins.
-
-A failed attempt is never hidden. The client repeats nothing by itself; with `retries` the user
-tries again, and every attempt is a row of its own.
+A closed loop: N users are N ongoing requests, whatever the server does, and Serve's autoscaler
+looks at that number. Every attempt is a row; a failed one is never hidden.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 import threading
 import time
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from typing import Self
@@ -21,63 +19,39 @@ if TYPE_CHECKING:
     import httpx
     import pandas as pd
 
-__all__ = ["Load", "Request"]
-
 PAUSE_S = 0.25
 """How long a user waits after a failed attempt: no reader hammers a broken server."""
 
+LONGEST_S = 60.0
+"""The longest that one attempt may take."""
+
 
 class Request(NamedTuple):
-    """One attempt to get an answer.
+    """One attempt to get an answer; times count from the begin of the load."""
 
-    Attributes:
-        number: Which request; its attempts share it.
-        attempt: 1, or more when earlier attempts failed.
-        user: Which user sent it.
-        start_s: When it was sent, in seconds since the load began.
-        latency_ms: Until its answer was complete, or until it failed.
-        error: Empty, or `http <status>`, `timeout`, `refused` or `broken`.
-        last: Whether the user gave no further attempt to this request.
-        replica: Who answered, where the answer says so.
-        service_ms: How long the replica worked on it, where the answer says so.
-    """
-
-    number: int
-    attempt: int
-    user: int
+    number: int  # attempts at one request share it
     start_s: float
     latency_ms: float
-    error: str
-    last: bool
-    replica: str = ""
-    service_ms: float | None = None
+    error: str  # empty for an answer
+    last: bool  # the user made no further attempt
+    service_ms: float  # how long the replica worked on it
 
 
 class Load:
     """Users, each a thread of its own, until the `with` block ends.
 
-    Leaving the block lets every user finish the request that is under way; after an error or an
-    interrupt nobody waits for them.
-
-    Args:
-        url: Where they POST.
-        retries: Further attempts that a user makes when one fails.
-        timeout_s: The longest that one attempt may take.
+    Leaving the block lets users finish what is under way; after an error nobody waits for them.
     """
 
-    def __init__(self, url: str, *, retries: int = 0, timeout_s: float = 60.0) -> None:
-        self.url = url
-        self.retries = retries
-        self.timeout_s = timeout_s
+    def __init__(self, url: str, *, attempts: int = 1) -> None:
+        self.url, self.most_attempts = url, attempts
         self.users = 0
-        self.in_flight = 0
         self.attempts: list[Request] = []
         self.began_s = time.monotonic()
         self._numbers = itertools.count()
         self._threads: dict[int, threading.Thread] = {}
 
     def __enter__(self) -> Self:
-        self.began_s = time.monotonic()
         return self
 
     def __exit__(
@@ -88,7 +62,7 @@ class Load:
     ) -> None:
         self.users = 0
         for thread in self._threads.values() if error is None else ():
-            thread.join(self.timeout_s)
+            thread.join(LONGEST_S)
 
     @property
     def elapsed_s(self) -> float:
@@ -96,13 +70,12 @@ class Load:
         return time.monotonic() - self.began_s
 
     def set_users(self, users: int) -> None:
-        """From now on so many users (0 is a pause). Those who go finish the request under way."""
+        """From now on so many users. Those who go finish the request under way."""
         self.users = users
         for user in range(users):
             if user not in self._threads or not self._threads[user].is_alive():
-                thread = threading.Thread(target=self._user, args=(user,), daemon=True)
-                self._threads[user] = thread
-                thread.start()
+                self._threads[user] = threading.Thread(target=self._user, args=(user,), daemon=True)
+                self._threads[user].start()
 
     def frame(self) -> pd.DataFrame:
         """Every attempt that has ended, in the order in which they were sent."""
@@ -115,44 +88,30 @@ class Load:
         import httpx
 
         # Nothing configured for the outside has to do with this address.
-        with httpx.Client(trust_env=False, timeout=self.timeout_s) as client:
+        with httpx.Client(trust_env=False, timeout=LONGEST_S) as client:
             while user < self.users:
                 number = next(self._numbers)
-                for attempt in range(1, self.retries + 2):
-                    began_s = time.monotonic()
-                    self.in_flight += 1
-                    error, answer = _post(client, self.url, {"reader": number})
-                    self.in_flight -= 1
-                    done = Request(
-                        number,
-                        attempt,
-                        user,
-                        start_s=began_s - self.began_s,
-                        latency_ms=1000 * (time.monotonic() - began_s),
-                        error=error,
-                        last=not error or attempt > self.retries,
-                        replica=str(answer.get("replica", "")),
-                        service_ms=answer.get("service_ms"),
+                for attempt in range(1, self.most_attempts + 1):
+                    start_s = self.elapsed_s
+                    error, service_ms = _post(client, self.url, number)
+                    latency_ms = 1000 * (self.elapsed_s - start_s)
+                    last = not error or attempt == self.most_attempts
+                    self.attempts.append(
+                        Request(number, start_s, latency_ms, error, last, service_ms)
                     )
-                    self.attempts.append(done)
                     if not error:
                         break
                     time.sleep(PAUSE_S)
 
 
-def _post(client: httpx.Client, url: str, body: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The kind of failure, or an answer."""
+def _post(client: httpx.Client, url: str, reader: int) -> tuple[str, float]:
+    """What failed, or nothing, and the replica's own time."""
     import httpx
 
     try:
-        answer = client.post(url, json=body)
-        if answer.status_code != 200:
-            return f"http {answer.status_code}", {}
-        content = answer.json()
-        return "", content if isinstance(content, dict) else {}
-    except httpx.TimeoutException:
-        return "timeout", {}
-    except httpx.ConnectError:
-        return "refused", {}
-    except (httpx.HTTPError, ValueError):
-        return "broken", {}
+        answer = client.post(url, json={"reader": reader})
+    except httpx.HTTPError as error:
+        return type(error).__name__, math.nan
+    if answer.status_code != 200:
+        return f"http {answer.status_code}", math.nan
+    return "", float(answer.json()["service_ms"])

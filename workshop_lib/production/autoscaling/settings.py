@@ -1,7 +1,4 @@
-"""What decides how many replicas, Ray nodes and machines there are, from the manifests.
-
-The formula is that of Ray 2.60's default policy (`ray/serve/autoscaling_policy.py`).
-"""
+"""What decides how many replicas, Ray nodes and machines there are, from the manifests."""
 
 from __future__ import annotations
 
@@ -18,13 +15,11 @@ from workshop_lib.errors import ManifestError, WorkshopError
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["AutoscalingSettings", "desired_replicas", "explain_autoscaling", "scaling_layers"]
-
 
 def desired_replicas(
     ongoing: float, target: float, *, min_replicas: int = 1, max_replicas: int = 100
 ) -> int:
-    """The number of replicas that so many requests ask for.
+    """The number of replicas that so many requests ask for, as Ray 2.60's default policy counts.
 
     Args:
         ongoing: Requests that are running or queued, averaged over the look-back period.
@@ -33,7 +28,7 @@ def desired_replicas(
         max_replicas: Never more.
 
     Raises:
-        WorkshopError: The target is not positive, or the bounds are the wrong way round.
+        WorkshopError: The target is not positive.
 
     Example:
         >>> desired_replicas(6, 2), desired_replicas(6, 4), desired_replicas(20, 2, max_replicas=4)
@@ -41,10 +36,6 @@ def desired_replicas(
     """
     if target <= 0:
         raise WorkshopError(f"target_ongoing_requests is {target:g}; it must be more than 0")
-    if not 0 <= min_replicas <= max_replicas:
-        raise WorkshopError(
-            f"min_replicas {min_replicas} and max_replicas {max_replicas} leave no number between"
-        )
     return max(min_replicas, min(max_replicas, math.ceil(ongoing / target)))
 
 
@@ -61,12 +52,8 @@ class AutoscalingSettings:
 
     def replicas_for(self, users: float) -> int:
         """Replicas for users who each always have one request in flight."""
-        return desired_replicas(
-            users,
-            self.target_ongoing_requests,
-            min_replicas=self.min_replicas,
-            max_replicas=self.max_replicas,
-        )
+        bounds = {"min_replicas": self.min_replicas, "max_replicas": self.max_replicas}
+        return desired_replicas(users, self.target_ongoing_requests, **bounds)
 
 
 def _rendered(profile: str | None, component: str, kind: str) -> Mapping[str, Any]:
@@ -118,12 +105,8 @@ def explain_autoscaling(component: str, profile: str, reasons: Mapping[str, str]
     return pd.DataFrame(rows, columns=columns)
 
 
-def scaling_layers(component: str = "autoscale", pool: str = "nodepool") -> pd.DataFrame:
+def scaling_layers() -> pd.DataFrame:
     """What scales on a cluster, layer by layer, with the bounds that its manifests set.
-
-    Args:
-        component: The base with the RayService.
-        pool: The base with Karpenter's NodePool.
 
     Example:
         >>> scaling_layers()["scales"].tolist()
@@ -131,8 +114,8 @@ def scaling_layers(component: str = "autoscale", pool: str = "nodepool") -> pd.D
     """
     import pandas as pd
 
-    service = _rendered(None, component, "RayService")
-    nodes = _rendered(None, pool, "NodePool")["spec"]
+    service = _rendered(None, "autoscale", "RayService")
+    nodes = _rendered(None, "nodepool", "NodePool")["spec"]
     deployment = _deployment(service)
     serve, cpus = deployment["autoscaling_config"], deployment["ray_actor_options"]["num_cpus"]
     cluster = service["spec"]["rayClusterConfig"]
@@ -140,37 +123,30 @@ def scaling_layers(component: str = "autoscale", pool: str = "nodepool") -> pd.D
     pod = group["template"]["spec"]
     limits = pod["containers"][0]["resources"]["limits"]
     label = ", ".join(f"{k.rpartition('/')[2]}={v}" for k, v in pod["nodeSelector"].items())
-    columns = [
-        *("scales", "who decides", "it looks at", "from", "to", "down after"),
-        "needs of the next layer",
-    ]
-    rows = [
-        [
-            "replicas",
-            "Serve's autoscaler",
-            f"requests per replica, {serve['target_ongoing_requests']} each",
-            str(serve["min_replicas"]),
-            str(serve["max_replicas"]),
-            f"{serve['downscale_delay_s']} s",
-            f"{cpus} CPU of a Ray node",
-        ],
-        [
-            "Ray nodes (pods)",
-            "Ray's autoscaler, through KubeRay",
-            "replicas that find no CPU",
-            str(group["minReplicas"]),
-            str(group["maxReplicas"]),
-            f"{idle_s['idleTimeoutSeconds']} s idle",
-            f"{limits['cpu']} CPUs and {limits['memory']} where {label}",
-        ],
-        [
-            "machines",
-            "Karpenter",
-            "pods that find no machine",
-            "0",
-            f"{nodes['limits']['cpu']} CPUs in all",
-            f"{nodes['disruption']['consolidateAfter']} underused",
-            "EC2 capacity and a quota",
-        ],
-    ]
-    return pd.DataFrame(rows, columns=columns)
+    return pd.DataFrame(
+        {
+            "scales": ["replicas", "Ray nodes (pods)", "machines"],
+            "who decides": ["Serve's autoscaler", "Ray's autoscaler, through KubeRay", "Karpenter"],
+            "it looks at": [
+                f"requests per replica, {serve['target_ongoing_requests']} each",
+                "replicas that find no CPU",
+                "pods that find no machine",
+            ],
+            "from": [str(serve["min_replicas"]), str(group["minReplicas"]), "0"],
+            "to": [
+                str(serve["max_replicas"]),
+                str(group["maxReplicas"]),
+                f"{nodes['limits']['cpu']} CPUs in all",
+            ],
+            "down after": [
+                f"{serve['downscale_delay_s']} s",
+                f"{idle_s['idleTimeoutSeconds']} s idle",
+                f"{nodes['disruption']['consolidateAfter']} underused",
+            ],
+            "needs of the next layer": [
+                f"{cpus} CPU of a Ray node",
+                f"{limits['cpu']} CPUs and {limits['memory']} where {label}",
+                "EC2 capacity and a quota",
+            ],
+        }
+    )

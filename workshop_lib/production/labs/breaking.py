@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import time
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple
 
 from workshop_lib.cluster.base import Cluster, Workload, dashboard
-from workshop_lib.cluster.kube import conditions, failure, is_true
+from workshop_lib.cluster.kube import container_statuses, failure, is_true, pod_state
 from workshop_lib.cluster.records import Observation
 from workshop_lib.errors import ClusterError, NotFoundError, WaitTimeoutError, WorkshopError
 from workshop_lib.progress import Progress
-
-__all__ = ["Answer", "ask", "end_rank", "kill_engine", "until_it_shows"]
 
 # A pid or a name alone could be somebody else's process: it must be the one that is meant.
 _KILL_ENGINE = 'grep -aq "server.py" "/proc/$1/cmdline" && kill -9 "$1"'
@@ -86,48 +85,23 @@ def _ask_ranks(cluster: Cluster) -> Answer:
     return Answer(asked, found[0] == found[1], f"rank 0 is {found[0]}, rank 1 dials {found[1]}")
 
 
-# -- how it shows ---------------------------------------------------------------------------------
-
-
-def _statuses(seen: Observation) -> list[Mapping[str, Any]]:
-    return [each for pod in seen.pods for each in pod["status"].get("containerStatuses") or []]
-
-
-def _probe_failed(seen: Observation) -> bool:
-    ready = bool(seen.pods) and all(is_true(pod, "Ready") for pod in seen.pods)
-    said = [e.get("message", "") for e in seen.events if e.get("reason") == "Unhealthy"]
-    return not ready and any("Readiness" in each for each in said)
-
-
-def _restarted(seen: Observation) -> bool:
-    ended = [each.get("lastState", {}).get("terminated") for each in _statuses(seen)]
-    return any(ended) or any(each.get("restartCount", 0) for each in _statuses(seen))
-
-
-def _pending(seen: Observation) -> bool:
-    scheduled = [conditions(pod).get("PodScheduled", {}) for pod in seen.pods]
-    return any(each.get("status") == "False" for each in scheduled)
-
-
-def _not_configured(seen: Observation) -> bool:
-    waiting = [(each.get("state") or {}).get("waiting") or {} for each in _statuses(seen)]
-    return any(each.get("reason") == "CreateContainerConfigError" for each in waiting)
-
-
-_SHOWS: dict[str, Callable[[Observation], bool]] = {
-    # The pod is there and looks well: only users can tell.
-    "unanswered": lambda seen: any(is_true(pod, "Ready") for pod in seen.pods),
-    "probe failed": _probe_failed,
-    "restarted": _restarted,
-    "pending": _pending,
-    "not configured": _not_configured,
-    "complete": lambda seen: is_true(seen.body, "Complete"),
-    "failed": lambda seen: failure(seen.body) is not None,
-}
+def _facts(seen: Observation) -> Iterator[str]:
+    """What Kubernetes says of a workload, a line each; `shows` in labs.yaml matches one."""
+    if is_true(seen.body, "Complete"):
+        yield "Complete"
+    if failed := failure(seen.body):
+        yield f"Failed {failed}"
+    for pod in seen.pods:
+        yield " ".join(pod_state(pod))
+        yield "Ready" if is_true(pod, "Ready") else "not Ready"
+        for status in container_statuses(pod).values():
+            yield f"restarts {status.get('restartCount', 0)}"
+    for event in seen.events:
+        yield f"{event.get('reason')} {event.get('message')}"
 
 
 def until_it_shows(workload: Workload, number: int, shows: str, *, timeout_s: float) -> None:
-    """Wait until the symptoms of a lab are there.
+    """Wait until Kubernetes says what a lab waits for, and users do not get what they ask for.
 
     Raises:
         WaitTimeoutError: It did not break in time.
@@ -138,12 +112,11 @@ def until_it_shows(workload: Workload, number: int, shows: str, *, timeout_s: fl
         contextlib.closing(cluster.watch(workload.kind, workload.name)) as seen,
     ):
         for observation in seen:
-            there = _SHOWS[shows](observation)
-            if there and shows == "unanswered":
-                there = not ask(cluster, workload.component).ok
-            progress.update(text="the symptoms show" if there else "waiting for the symptoms")
-            if there:
+            there = any(re.match(shows, fact) for fact in _facts(observation))
+            if there and not ask(cluster, workload.component).ok:
+                progress.update(text="the symptoms show")
                 return
+            progress.update(text="waiting for the symptoms")
             if time.monotonic() - began > timeout_s:
                 raise WaitTimeoutError(
                     f"lab {number} has not broken {workload.kind}/{workload.name} after "
@@ -151,14 +124,8 @@ def until_it_shows(workload: Workload, number: int, shows: str, *, timeout_s: fl
                 )
 
 
-# -- what is ended --------------------------------------------------------------------------------
-
-
 def kill_engine(cluster: Cluster) -> int:
-    """Kill `lab-server`'s engine where it runs, as the kernel does when memory runs out.
-
-    Returns:
-        The process number that was killed.
+    """Kill `lab-server`'s engine as the kernel does when memory runs out; its process number.
 
     Raises:
         ClusterError: The server does not answer, or its engine is gone already.

@@ -13,7 +13,7 @@ import yaml
 
 from workshop_lib.checklist import Check, CheckList
 from workshop_lib.cluster.base import Cluster
-from workshop_lib.cluster.kube import failure, readiness
+from workshop_lib.cluster.kube import failure, is_true, readiness
 from workshop_lib.data import data_path
 from workshop_lib.errors import ClusterError, NotFoundError, WorkshopError
 from workshop_lib.production.labs.breaking import ask, end_rank, kill_engine, until_it_shows
@@ -21,8 +21,6 @@ from workshop_lib.progress import Progress
 
 if TYPE_CHECKING:
     import pandas as pd
-
-__all__ = ["Lab", "Plan", "Symptoms", "get", "plan", "start", "table"]
 
 LOADING_S = 1800.0
 AGAIN = "read logs() and events(), or ask cluster.diagnose(...); apply, wait_ready(), check again"
@@ -58,15 +56,7 @@ def _plans() -> tuple[Plan, ...]:
 
 
 def plan(which: int | str) -> Plan:
-    """A lab by its number in `table()`, or its name.
-
-    Raises:
-        WorkshopError: There is no such lab.
-
-    Example:
-        >>> plan(6).component, plan("wrong-port").broken("eks")
-        ('lab-server', {'target_port': 8081})
-    """
+    """A lab by its number in `table()`, or its name."""
     for each in _plans():
         if which in (each.number, each.name):
             return each
@@ -82,12 +72,16 @@ def table() -> pd.DataFrame:
     """
     import pandas as pd
 
-    rows = [
-        [each.number, each.component, each.report, f"notebook {each.taught_in}", each.seconds]
+    return pd.DataFrame(
+        {
+            "lab": each.number,
+            "component": each.component,
+            "what is reported": each.report,
+            "background": f"notebook {each.taught_in}",
+            "seconds": each.seconds,
+        }
         for each in _plans()
-    ]
-    columns = ["lab", "component", "what is reported", "background", "seconds"]
-    return pd.DataFrame(rows, columns=columns)
+    )
 
 
 @dataclass(frozen=True)
@@ -113,11 +107,6 @@ class Symptoms:
 class Lab:
     """One broken component, on the learner's own cluster.
 
-    Args:
-        cluster: Where it is.
-        which: The plan.
-        started: Components that were started for it, beside its own.
-
     Example:
         >>> lab = labs.start(cluster, 3)                                    # doctest: +SKIP
         >>> lab.symptoms(); lab.hint(); cluster.diagnose(lab.component)     # doctest: +SKIP
@@ -126,9 +115,7 @@ class Lab:
     """
 
     def __init__(self, cluster: Cluster, which: Plan, started: Sequence[str] = ()) -> None:
-        self.cluster = cluster
-        self.plan = which
-        self._started = list(started)
+        self.cluster, self.plan, self.started = cluster, which, started
         self._hints = 0
 
     def __repr__(self) -> str:
@@ -143,11 +130,7 @@ class Lab:
         return self.plan.component
 
     def symptoms(self) -> Symptoms:
-        """What is seen from outside, now.
-
-        Raises:
-            NotFoundError: The component is not applied.
-        """
+        """What is seen from outside, now."""
         columns = ["pod", "state", "ready", "restarts", "age_s"]
         pods = self.cluster.get(self.component).table()[columns]
         return Symptoms(self.plan.report, str(ask(self.cluster, self.component)), pods)
@@ -182,10 +165,8 @@ class Lab:
     def _is_up(self) -> Check:
         seen = self.cluster.get(self.component).observe()
         if self.component == "stale-address":  # it runs and ends; its pods are not ready for long
-            ended = [pod["status"].get("phase", "?") for pod in seen.pods]
-            well, said = set(ended) == {"Succeeded"}, ", ".join(ended) or "no pods"
-            fix = "delete and apply it, then wait_complete()"
-            return Check("all ranks have ended well", well, said, fix)
+            well, fix = is_true(seen.body, "Complete"), "delete and apply it, then wait_complete()"
+            return Check("all ranks have ended well", well, readiness(seen.body)[2], fix)
         wrong, (ready, wanted, text) = failure(seen.body), readiness(seen.body)
         return Check("its pods are ready", not wrong and ready >= wanted, wrong or text, AGAIN)
 
@@ -229,18 +210,13 @@ class Lab:
         return Check("the next run has another file", another, seen, fix)
 
     def end(self) -> None:
-        """Remove what the lab started; the data on volumes stays.
-
-        Raises:
-            ClusterError: Something could not be removed.
-        """
+        """Remove what the lab started; the data on volumes stays."""
         self.cluster.delete(self.component)
         if self.component == "stale-address":  # files that runs left on a volume that stays
             self.cluster.apply(self.component, clean_up=True).wait_complete(timeout_s=300)
             self.cluster.delete(self.component)
-        for component in self._started:
+        for component in self.started:
             self.cluster.delete(component)
-        self._started = []
 
 
 def start(cluster: Cluster, which: int | str, *, timeout_s: float = 900.0) -> Lab:
@@ -271,6 +247,8 @@ def start(cluster: Cluster, which: int | str, *, timeout_s: float = 900.0) -> La
         )
     lab = Lab(cluster, chosen, [name for name in chosen.needs if name not in there])
     try:
+        for component in lab.started:
+            cluster.apply(component).wait_complete(timeout_s=LOADING_S)
         _break(cluster, chosen, timeout_s)
     except BaseException:
         lab.end()  # half a lab is only in the way
@@ -280,9 +258,6 @@ def start(cluster: Cluster, which: int | str, *, timeout_s: float = 900.0) -> La
 
 def _break(cluster: Cluster, chosen: Plan, timeout_s: float) -> None:
     """Apply a lab's component with its one wrong value, or end a process, until it shows."""
-    for component in chosen.needs:
-        if component not in cluster.components():
-            cluster.apply(component).wait_complete(timeout_s=LOADING_S)
     parameters = chosen.broken(cluster.profile)
     workload = cluster.apply(chosen.component, **parameters)
     if chosen.name == "killed-worker":
@@ -299,16 +274,7 @@ def _break(cluster: Cluster, chosen: Plan, timeout_s: float) -> None:
 
 
 def get(cluster: Cluster, which: int | str) -> Lab:
-    """The handle of a lab that was started before, by this kernel or another.
-
-    Args:
-        cluster: Where it runs.
-        which: Its number or name.
-
-    Raises:
-        WorkshopError: There is no such lab.
-        NotFoundError: Its component is not applied.
-    """
+    """The handle of a lab that was started before, by this kernel or another."""
     chosen = plan(which)
-    cluster.get(chosen.component)
+    cluster.get(chosen.component)  # or says that it is not applied
     return Lab(cluster, chosen)

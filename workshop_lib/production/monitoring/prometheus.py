@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import socket
 import subprocess
 import tempfile
 import time
-import urllib.error
-import urllib.parse
-import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -26,20 +22,14 @@ from workshop_lib.errors import EnvironmentError_, NotFoundError, ServerError, W
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["LocalPrometheus", "alerts_table", "rule_groups", "start_prometheus"]
-
-PORTS = {"vllm": "http"}
-"""The named port with metrics, by the pod's label `app`; all others have it as `metrics`."""
-
+STARTS_S = 120
+# vLLM's names have a colon, which a Prometheus before 3.0 is not given (see the monitors).
 _COLON = {
     "source_labels": ["__name__"],
     "regex": "vllm_(.+)",
     "target_label": "__name__",
     "replacement": "vllm:$1",
 }
-"""vLLM's names have a colon, which a Prometheus before 3.0 is not given (see the monitors)."""
-
-STARTS_S = 120
 
 
 def rule_groups() -> dict[str, Any]:
@@ -54,10 +44,7 @@ def rule_groups() -> dict[str, Any]:
 
 
 def alerts_table() -> pd.DataFrame:
-    """The alerts of the manifests.
-
-    Returns:
-        Columns `alert`, `severity`, `for`, `what it says`, `what to do`.
+    """The alerts of the manifests: columns `alert`, `severity`, `for` and `what it says`.
 
     Example:
         >>> alerts_table().iloc[0]["alert"]
@@ -65,21 +52,18 @@ def alerts_table() -> pd.DataFrame:
     """
     import pandas as pd
 
-    columns = ["alert", "severity", "for", "what it says", "what to do"]
     label = re.compile(r"{{ \$(?:labels\.)?(\w+)[^}]*}}")
-    rules = [rule for group in rule_groups()["groups"] for rule in group["rules"]]
-    rows = [
-        [
-            rule["alert"],
-            rule["labels"]["severity"],
-            rule.get("for", "at once"),
-            label.sub(r"<\1>", rule["annotations"]["summary"]),
-            rule["annotations"]["action"],
-        ]
-        for rule in rules
+    return pd.DataFrame(
+        {
+            "alert": rule["alert"],
+            "severity": rule["labels"]["severity"],
+            "for": rule.get("for", "at once"),
+            "what it says": label.sub(r"<\1>", rule["annotations"]["summary"]),
+        }
+        for group in rule_groups()["groups"]
+        for rule in group["rules"]
         if "alert" in rule
-    ]
-    return pd.DataFrame(rows, columns=columns)
+    )
 
 
 class LocalPrometheus:
@@ -89,22 +73,19 @@ class LocalPrometheus:
         self.url = url
 
     def query(self, expression: str) -> pd.DataFrame:
-        """The value of a PromQL expression now: a row for each series, its labels and `value`.
-
-        Raises:
-            ServerError: It does not answer, or says what is wrong with the expression.
-        """
+        """The value of a PromQL expression now: a row for each series, its labels and `value`."""
+        import httpx
         import pandas as pd
 
-        asked = urllib.parse.urlencode({"query": expression})
         try:
-            with urllib.request.urlopen(f"{self.url}/api/v1/query?{asked}", timeout=10) as answer:
-                found = json.load(answer)["data"]["result"]
-        except urllib.error.HTTPError as error:
-            said = json.load(error).get("error", f"HTTP {error.code}")
-            raise ServerError(f"Prometheus at {self.url}: {said}") from None
-        except OSError as error:
+            asked = {"query": expression}
+            answer = httpx.get(f"{self.url}/api/v1/query", params=asked, trust_env=False)
+        except httpx.HTTPError as error:
             raise ServerError(f"Prometheus at {self.url} does not answer ({error})") from None
+        said = answer.json()
+        if answer.status_code != 200:
+            raise ServerError(f"Prometheus at {self.url}: {said.get('error', answer.text)}")
+        found = said["data"]["result"]
         rows = [{**each["metric"], "value": float(each["value"][1])} for each in found]
         return pd.DataFrame(rows, columns=None if rows else ["value"])
 
@@ -145,16 +126,13 @@ def start_prometheus(
             )
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="workshop-prom-")))
         every = f"{round(scrape_every_s * 1000)}ms"
-        rules = rule_groups()
-        for group in rules["groups"]:
-            group["interval"] = every
+        pods = {"job_name": "pods", "static_configs": targets, "metric_relabel_configs": [_COLON]}
         config = {
             "global": {"scrape_interval": every, "scrape_timeout": every},
             "rule_files": [str(folder / "rules.yaml")],
-            "scrape_configs": [
-                {"job_name": "pods", "static_configs": targets, "metric_relabel_configs": [_COLON]}
-            ],
+            "scrape_configs": [pods],
         }
+        rules = {"groups": [{**group, "interval": every} for group in rule_groups()["groups"]]}
         (folder / "rules.yaml").write_text(yaml.safe_dump(rules))
         (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
         with socket.socket() as probe:
@@ -181,31 +159,34 @@ def _targets(cluster: Cluster, stack: ExitStack) -> Iterator[dict[str, Any]]:
     """The pages of the pods that run, with the labels that the rules read."""
     for component in cluster.components():
         for pod in cluster.get(component).observe().pods:
-            name, labels = pod["metadata"]["name"], pod["metadata"].get("labels") or {}
+            metadata = pod["metadata"]
+            labels = metadata.get("labels") or {}
             app = labels.get("app", component)
-            wanted = PORTS.get(app, "metrics")
+            wanted = "http" if app == "vllm" else "metrics"  # the named port with the page
             ports = [p for c in pod["spec"]["containers"] for p in c.get("ports") or []]
             port = next((p["containerPort"] for p in ports if p.get("name") == wanted), None)
             if port is None or pod["status"].get("phase") != "Running":
                 continue
-            url = stack.enter_context(cluster.forward(name, port))
-            job = "vllm" if app == "vllm" else "laptop/ray-jobs"
+            url = stack.enter_context(cluster.forward(metadata["name"], port))
             told = {
-                "job": job,
-                "pod": name,
-                "namespace": pod["metadata"].get("namespace", "default"),
+                "job": "vllm" if app == "vllm" else "laptop/ray-jobs",
+                "pod": metadata["name"],
+                "namespace": metadata.get("namespace", "default"),
+                "ray_io_cluster": labels.get("ray.io/cluster", app),
             }
-            ray = {"ray_io_cluster": labels.get("ray.io/cluster", app)}
-            yield {"targets": [url.partition("//")[2]], "labels": {**told, **ray}}
+            yield {"targets": [url.partition("//")[2]], "labels": told}
 
 
 def _wait_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    import httpx
+
     deadline = time.monotonic() + STARTS_S
     while process.poll() is None and time.monotonic() < deadline:
         try:
-            with urllib.request.urlopen(url, timeout=5):
+            if httpx.get(url, trust_env=False).status_code == 200:
                 return
-        except OSError:
-            time.sleep(0.1)
+        except httpx.HTTPError:
+            pass
+        time.sleep(0.1)
     last = " ".join(log.read_text(errors="replace").strip().splitlines()[-1:])
     raise WorkshopError(f"Prometheus did not start: {last[:300] or 'it said nothing'}")

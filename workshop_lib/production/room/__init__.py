@@ -7,7 +7,5 @@ notebook calls `share_checks`.
 from __future__ import annotations
 
 from workshop_lib.production.room.board import share_checks
-from workshop_lib.production.room.room import Room, room_objects, room_price
-from workshop_lib.production.room.roster import Learner, read_roster
 
-__all__ = ["Learner", "Room", "read_roster", "room_objects", "room_price", "share_checks"]
+__all__ = ["share_checks"]

@@ -7,25 +7,23 @@ carry none of the workshop's labels: a learner's clean-up leaves them.
 
 from __future__ import annotations
 
-import re
-import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from workshop_lib.cluster.base import Cluster
 from workshop_lib.cluster.kubernetes.cluster import KubernetesCluster
 from workshop_lib.cluster.kubernetes.resources import resource_of_kind
-from workshop_lib.errors import NotFoundError, WaitTimeoutError, WorkshopError
+from workshop_lib.errors import NotFoundError
 from workshop_lib.results import shared_predictions
 
 if TYPE_CHECKING:
     from workshop_lib.checklist import CheckList
 
-__all__ = ["put_board", "read_board", "share_checks", "wipe_board"]
-
 BOARD = "workshop-room"
 LESSON = "workshop.techpulse/lesson"
 """Label of a lesson's checks."""
+
+CONFIG_MAP = resource_of_kind("ConfigMap")
 
 
 def share_checks(cluster: Cluster, lesson: str, checks: CheckList) -> None:
@@ -41,7 +39,6 @@ def share_checks(cluster: Cluster, lesson: str, checks: CheckList) -> None:
 
     Raises:
         NotFoundError: There are no checks to share.
-        WorkshopError: `lesson` is no lesson's number, or the server refused.
 
     Example:
         >>> from workshop_lib import connect
@@ -49,26 +46,23 @@ def share_checks(cluster: Cluster, lesson: str, checks: CheckList) -> None:
         >>> checks = CheckList([Check("two nodes", True, "2 alive")])
         >>> share_checks(connect("local"), "01", checks)  # a laptop: nobody else looks
     """
-    if not re.fullmatch(r"\d\d", lesson):
-        raise WorkshopError(f"lesson {lesson!r}: write its number with two digits, such as '01'")
     asked = [check for check in checks if check.outcome != "not applicable"]
     if not asked:
         raise NotFoundError(f"lesson {lesson} has no checks that apply here")
     if not isinstance(cluster, KubernetesCluster):
         return
-    board = cluster._api.get(resource_of_kind("ConfigMap"), cluster.namespace, BOARD)
+    board = cluster._api.get(CONFIG_MAP, cluster.namespace, BOARD)
     if board is None:
         return
-    passed, still_open = sum(check.outcome == "pass" for check in asked), checks.open
+    passed = sum(check.outcome == "pass" for check in asked)
     data = {
         "lesson": lesson,
-        "passed": str(passed),
-        "total": str(len(asked)),
-        "open": "; ".join(check.name for check in still_open),
+        "passed": f"{passed}/{len(asked)}",
+        "open": "; ".join(check.name for check in checks.open),
         "predictions": shared_predictions(),
     }
     _put(cluster, f"workshop-checks-{lesson}", {LESSON: lesson}, data)
-    room = (board.get("data") or {}).get("name", "")
+    room = board["data"]["name"]
     print(f"shared with the instructor of room {room}: {passed} of {len(asked)} checks")
 
 
@@ -79,37 +73,29 @@ def put_board(cluster: KubernetesCluster, room: str) -> None:
 
 def read_board(cluster: KubernetesCluster) -> tuple[str, str, str]:
     """What was shared of each lesson: passed of all, the others' names, predictions."""
-    shared = [body.get("data") or {} for body in _shared(cluster)]
-    passed = [f"{each['lesson']}: {each['passed']}/{each['total']}" for each in shared]
-    still_open = [f"{each['lesson']}: {each['open']}" for each in shared if each.get("open")]
-    said = [each["predictions"] for each in shared if each.get("predictions")]
-    return ", ".join(passed) or "-", "; ".join(still_open) or "-", "; ".join(said) or "-"
+    shared = [body["data"] for body in _shared(cluster)]
+
+    def told(key: str) -> str:
+        return "; ".join(f"{each['lesson']}: {each[key]}" for each in shared if each[key]) or "-"
+
+    return told("passed"), told("open"), told("predictions")
 
 
-def wipe_board(cluster: KubernetesCluster, *, timeout_s: float = 120.0) -> None:
-    """Remove what was shared, and wait until it is gone; the namespace stays the room's."""
-    deadline = time.monotonic() + timeout_s
+def wipe_board(cluster: KubernetesCluster) -> None:
+    """Remove what was shared; the namespace stays the room's."""
     for body in _shared(cluster):
-        cluster._api.delete(resource_of_kind("ConfigMap"), cluster.namespace, body)
-    while left := [body["metadata"]["name"] for body in _shared(cluster)]:
-        if time.monotonic() > deadline:
-            raise WaitTimeoutError(
-                f"{cluster.namespace}: {', '.join(left)} still there after {timeout_s:g} s; "
-                f"see: kubectl -n {cluster.namespace} describe configmap {left[0]}"
-            )
-        time.sleep(0.2)
+        cluster._api.delete(CONFIG_MAP, cluster.namespace, body)
 
 
 def _shared(cluster: KubernetesCluster) -> list[dict[str, Any]]:
-    maps = cluster._api.list(resource_of_kind("ConfigMap"), cluster.namespace, labels=LESSON)
+    maps = cluster._api.list(CONFIG_MAP, cluster.namespace, labels=LESSON)
     return sorted(maps, key=lambda body: str(body["metadata"]["name"]))
 
 
 def _put(
     cluster: KubernetesCluster, name: str, labels: Mapping[str, str], data: Mapping[str, str]
 ) -> None:
-    resource = resource_of_kind("ConfigMap")
     metadata = {"name": name, "labels": dict(labels)}
     body = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": dict(data)}
-    answer = cluster._api.apply(resource, cluster.namespace, body)
-    cluster._api.checked(answer, f"ConfigMap/{name}", resource)
+    answer = cluster._api.apply(CONFIG_MAP, cluster.namespace, body)
+    cluster._api.checked(answer, f"ConfigMap/{name}", CONFIG_MAP)

@@ -8,12 +8,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from workshop_lib.cluster.connect import connect
 from workshop_lib.cluster.kubernetes.cluster import KubernetesCluster
 from workshop_lib.errors import WorkshopError
+from workshop_lib.production.budget import budget
 from workshop_lib.production.room.kubeconfigs import write_kubeconfigs
-from workshop_lib.production.room.room import Room, room_objects, room_price
-from workshop_lib.production.room.roster import Learner, read_roster
+from workshop_lib.production.room.room import Room
+from workshop_lib.production.room.roster import read_roster
 
 COMMANDS = {
     "plan": "what would be made, and what it costs; changes nothing",
@@ -22,27 +22,32 @@ COMMANDS = {
     "table": "how far everyone is",
     "clean": "remove what learners made; with --data their volumes and namespaces too",
 }
+FROM_A_LIST = ("plan", "apply", "kubeconfig")
 
 
-def _parser() -> argparse.ArgumentParser:
-    listed = "\n".join(f"  {name:11} {text}" for name, text in COMMANDS.items())
-    parser = argparse.ArgumentParser(
-        prog="workshop room",
-        description=f"A room of learners on one cluster.\n\n{listed}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+def parser() -> argparse.ArgumentParser:
+    """The command line's."""
+    found = argparse.ArgumentParser(
+        prog="workshop room", description="A room of learners on one cluster."
     )
-    add = parser.add_argument
-    add("command", choices=tuple(COMMANDS))
-    add("learners", nargs="?", help="the list: .csv, .yaml or .txt (plan, apply, kubeconfig)")
-    add("--room", default="workshop", help="the room's name (default workshop)")
-    add("--profile", default="eks", choices=("eks", "kind", "local"))
-    add("--context", help="the kubeconfig's context; default: its current one")
-    add("--folder", default="kubeconfigs", help="where kubeconfigs go (default kubeconfigs)")
-    add("--hours", type=float, default=8, help="how long a kubeconfig counts (default 8)")
-    add("--spot", action="store_true", help="price with spot instances")
-    add("--data", action="store_true", help="clean: volumes and namespaces too")
-    add("--yes", action="store_true", help="do it; without it nothing is changed")
-    return parser
+    commands = found.add_subparsers(dest="command", required=True)
+    for name, text in COMMANDS.items():
+        add = commands.add_parser(name, help=text, description=text).add_argument
+        if name in FROM_A_LIST:
+            add("learners", help="the list: a CSV with the column name (gpus, group if wanted)")
+        add("--room", default="workshop", help="the room's name (default workshop)")
+        add("--profile", default="eks", choices=("eks", "kind"))
+        add("--context", help="the kubeconfig's context; default: its current one")
+        if name == "kubeconfig":
+            add("--folder", default="kubeconfigs", help="where they go (default kubeconfigs)")
+            add("--hours", type=float, default=8, help="how long one counts (default 8)")
+        if name in ("plan", "apply"):
+            add("--spot", action="store_true", help="price with spot instances")
+        if name == "clean":
+            add("--data", action="store_true", help="volumes and namespaces too")
+        if name in ("apply", "clean"):
+            add("--yes", action="store_true", help="do it; without it nothing is changed")
+    return found
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -51,44 +56,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: Its arguments; default: those of this process.
     """
-    options = _parser().parse_args(arguments)
+    options = parser().parse_args(arguments)
     try:
-        if options.command in ("plan", "apply", "kubeconfig") and not options.learners:
-            raise WorkshopError(f"{options.command} needs the list of learners: .csv, .yaml, .txt")
-        learners = read_roster(options.learners) if options.learners else []
-        if options.profile == "local":
-            _on_a_laptop(learners, options.room)
-            return 0
-        with contextlib.closing(connect(options.profile, context=options.context)) as cluster:  # type: ignore[type-var]
-            assert isinstance(cluster, KubernetesCluster)
-            _run(options, Room(cluster, options.room), learners)
+        cluster = KubernetesCluster(options.profile, context=options.context)
+        with contextlib.closing(cluster):
+            _run(options, Room(cluster, options.room))
     except WorkshopError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1
     return 0
 
 
-def _run(options: argparse.Namespace, room: Room, learners: Sequence[Learner]) -> None:
+def _run(options: argparse.Namespace, room: Room) -> None:
+    learners = read_roster(options.learners) if options.command in FROM_A_LIST else []
     if options.command == "table":
         table = room.table()
         print(f"room {room.name}: no namespaces" if table.empty else table.to_string(index=False))
     elif options.command == "kubeconfig":
-        folder = Path(options.folder)
-        files = write_kubeconfigs(room.cluster, learners, folder, hours=options.hours)
-        print(*(f"{name}: {file}" for name, file in files.items()), sep="\n")
+        files = write_kubeconfigs(room.cluster, learners, Path(options.folder), hours=options.hours)
+        print(*files, sep="\n")
         print("Each file lets its owner in: hand each to its learner only, not by chat.")
     elif options.command == "clean":
-        found = room.namespaces()
         what = "what runs in them; volumes with data stay (--data removes them and the namespaces)"
         if options.data:
             what = "everything in them, data too, and the namespaces"
-        print(f"room {room.name}: {', '.join(found) or 'no namespaces'}: {what}")
-        if found and _confirmed(options):
+        print(f"room {room.name}: {', '.join(room.namespaces()) or 'no namespaces'}: {what}")
+        if _confirmed(options):
             room.clean(data=options.data)
     else:
         print(room.plan(learners).to_string(index=False))
         if options.profile == "eks":
-            print(room_price(len(learners), spot=options.spot))
+            print(budget(len(learners), spot=options.spot))
         if options.command == "apply" and _confirmed(options):
             print(room.apply(learners).to_string(index=False))
 
@@ -97,12 +95,3 @@ def _confirmed(options: argparse.Namespace) -> bool:
     if not options.yes:
         print("Nothing was changed; the same with --yes does it.")
     return bool(options.yes)
-
-
-def _on_a_laptop(learners: Sequence[Learner], room: str) -> None:
-    """A room needs a cluster; what one would get can be shown."""
-    print("A room needs a cluster (--profile eks or kind). On eks each learner would get:")
-    for learner in learners:
-        for component, objects in room_objects(learner, "eks", room).items():
-            names = ", ".join(item.key for item in objects)
-            print(f"{learner.name}, component {component}: {names}")

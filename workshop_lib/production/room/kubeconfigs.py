@@ -1,13 +1,12 @@
 """A kubeconfig for each learner: a token of some hours, in a file that only its owner reads.
 
-The token is asked for with TokenRequest (it names its audience, ends by itself, and is never
-stored in the cluster). It is written to the file and shown nowhere.
+The token is asked for with TokenRequest: it names its audience, ends by itself, and is never
+stored in the cluster or shown.
 """
 
 from __future__ import annotations
 
 import base64
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,39 +15,24 @@ import yaml
 
 from workshop_lib.cluster.kubernetes.answers import problem
 from workshop_lib.cluster.kubernetes.cluster import KubernetesCluster
-from workshop_lib.errors import ClusterError, NotFoundError, WorkshopError
+from workshop_lib.errors import ClusterError, NotFoundError
 from workshop_lib.production.room.roster import Learner
-
-__all__ = ["write_kubeconfigs"]
-
-ACCOUNT = "learner"
-LONGEST_H = 24
 
 
 def write_kubeconfigs(
     cluster: KubernetesCluster, learners: Sequence[Learner], folder: Path, *, hours: float = 8
-) -> dict[str, Path]:
-    """Write a kubeconfig for each learner; the files by learner.
+) -> list[Path]:
+    """Write a kubeconfig for each learner, with the instructor's credentials.
 
-    Args:
-        cluster: The cluster, with an instructor's credentials.
-        learners: Whose namespaces and accounts are there.
-        folder: Where the files go; it is made if it is not there, for its owner alone.
-        hours: How long a token counts. The server may give less (EKS: 24 h at most).
+    The server may give a token less than the hours (EKS: 24 h at most).
 
     Raises:
-        WorkshopError: `hours` makes no sense.
         NotFoundError: A learner has no account yet; no file was written.
-
-    Example:
-        >>> write_kubeconfigs(room.cluster, learners, Path("kubeconfigs"))   # doctest: +SKIP
     """
-    if not 1 / 6 <= hours <= LONGEST_H:
-        raise WorkshopError(f"hours must be from 1/6 (ten minutes) to {LONGEST_H}, not {hours:g}")
     server, seconds = _server(cluster), round(hours * 3600)
-    tokens = {learner.name: _token(cluster, learner, seconds) for learner in learners}
+    tokens = {learner.name: _token(cluster, learner.name, seconds) for learner in learners}
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    files = {}
+    files = []
     for name, token in tokens.items():
         context = {"cluster": "workshop", "user": name, "namespace": name}
         config = {
@@ -59,11 +43,11 @@ def write_kubeconfigs(
             "users": [{"name": name, "user": {"token": token}}],
             "contexts": [{"name": name, "context": context}],
         }
-        files[name] = folder / f"{name}.kubeconfig"
-        files[name].unlink(missing_ok=True)  # an old file's mode would stay
-        descriptor = os.open(files[name], os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            yaml.safe_dump(config, file, sort_keys=False)
+        file = folder / f"{name}.kubeconfig"
+        file.unlink(missing_ok=True)  # an old file's mode would stay
+        file.touch(mode=0o600, exist_ok=False)
+        file.write_text(yaml.safe_dump(config, sort_keys=False))
+        files.append(file)
     return files
 
 
@@ -83,8 +67,8 @@ def _server(cluster: KubernetesCluster) -> dict[str, Any]:
     return server
 
 
-def _token(cluster: KubernetesCluster, learner: Learner, seconds: int) -> str:
-    path = f"/api/v1/namespaces/{learner.name}/serviceaccounts/{ACCOUNT}/token"
+def _token(cluster: KubernetesCluster, learner: str, seconds: int) -> str:
+    path = f"/api/v1/namespaces/{learner}/serviceaccounts/learner/token"
     body = {
         "apiVersion": "authentication.k8s.io/v1",
         "kind": "TokenRequest",
@@ -92,8 +76,7 @@ def _token(cluster: KubernetesCluster, learner: Learner, seconds: int) -> str:
     }
     answer = cluster._api.request("POST", path, body=body, content_type="application/json")
     if answer.status == 404:
-        raise NotFoundError(f"{learner.name} has no account yet; make it with: workshop room apply")
+        raise NotFoundError(f"{learner} has no account yet; make it with: workshop room apply")
     if not answer.ok:
-        raise problem(answer, f"a token for {learner.name}")
-    token: str = answer.json()["status"]["token"]
-    return token
+        raise problem(answer, f"a token for {learner}")
+    return str(answer.json()["status"]["token"])
