@@ -311,7 +311,7 @@ def test_a_learner_runs_02(lab, page):
 WIDGETS = [
     """
 from contextlib import nullcontext
-from workshop_lib.widgets import ChatBox
+from workshop_lib.widgets.live import ChatBox
 chat = ChatBox(lambda: nullcontext({url!r}), max_tokens=90)
 chat
 """,

@@ -1,51 +1,49 @@
 """The chat and the stop button, against a real server and in a real kernel."""
 
-from __future__ import annotations
-
 import _thread
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 
 import nbformat
 import pytest
+from nbclient import NotebookClient
 from streaming_server import StreamingServer
 
-from workshop_lib.errors import WorkshopError
 from workshop_lib.serving.benchmark import start_sweep
-from workshop_lib.widgets import ChatBox, chat_box, watch
+from workshop_lib.widgets import watch
+from workshop_lib.widgets.live import ChatBox
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
 @pytest.fixture(scope="module")
-def stub() -> Iterator[StreamingServer]:
+def stub():
     with StreamingServer(ttft_ms=10, itl_ms=5) as server:
         yield server
 
 
-def until(holds: Callable[[], bool], what: str, timeout_s: float = 300) -> None:
-    end_s = time.monotonic() + timeout_s
-    while not holds():
-        assert time.monotonic() < end_s, what
-        time.sleep(0.01)
-
-
 @pytest.fixture
-def slowly(stub: StreamingServer) -> Iterator[None]:
+def slowly(stub):
     """An answer that is far from its end when something is done in its middle."""
     stub.itl_ms = 500
     yield
     stub.itl_ms = 5
 
 
-def box(stub: StreamingServer, max_tokens: int = 6) -> ChatBox:
+def until(holds, what, timeout_s=300):
+    end_s = time.monotonic() + timeout_s
+    while not holds():
+        assert time.monotonic() < end_s, what
+        time.sleep(0.01)
+
+
+def box(stub, max_tokens=6):
     return ChatBox(lambda: nullcontext(stub.url), max_tokens=max_tokens)
 
 
-def test_a_question_is_answered_and_the_next_one_knows_it(stub: StreamingServer) -> None:
+def test_a_question_is_answered_and_the_next_one_knows_it(stub):
     chat = box(stub)
     assert chat.ask("What is a GPU?").split() == ["word"] * 6
     stub.bodies.clear()
@@ -59,42 +57,31 @@ def test_a_question_is_answered_and_the_next_one_knows_it(stub: StreamingServer)
     assert "you: What is a GPU?" in bundle["text/plain"] and "word" in bundle["text/html"]
 
 
-def test_the_send_button_answers_from_a_thread(stub: StreamingServer, slowly: None) -> None:
+def test_the_buttons_send_from_a_thread_and_stop_it(stub, slowly):
     chat = box(stub, max_tokens=90)
+    left = stub.left
     chat.question.value = "What is a GPU?"
     chat.send.click()
-    until(lambda: "word" in chat.conversation.value, "the answer does not grow")
-    assert chat.question.value == ""
-    assert chat.send.disabled and not chat.stop.disabled
+    until(lambda: "word word" in chat.conversation.value, "the answer does not grow")
+    assert chat.question.value == "" and chat.send.disabled and not chat.stop.disabled
     chat.question.value = "too early"
     chat.send.click()  # while it answers: nothing happens
+    assert chat.question.value == "too early"
+    chat.stop.click()
+    until(lambda: not chat.send.disabled, "it does not stop")
+    assert "stopped after" in chat.says
+    assert 2 <= len(chat.messages[-1]["content"].split()) < 90  # what came is kept
+    until(lambda: stub.left == left + 1, "the server works on for nobody")
     stub.itl_ms = 1
-    until(lambda: not chat.send.disabled, "the answer does not end")
-    assert len(chat.messages) == 2 and chat.question.value == "too early"
-    chat.question._handle_custom_msg({"event": "submit"}, [])  # Enter
+    chat.question._handle_custom_msg({"event": "submit"}, [])  # Enter, and it goes on
     until(lambda: len(chat.messages) == 4 and not chat.send.disabled, "Enter sends nothing")
     until(lambda: "chat" not in [t.name for t in threading.enumerate()], "a thread is left")
 
 
-def test_stop_keeps_what_came_and_frees_the_server(stub: StreamingServer, slowly: None) -> None:
-    chat = box(stub, max_tokens=90)
-    left = stub.left
-    chat.question.value = "Hi"
-    chat.send.click()
-    until(lambda: "word word" in chat.messages[-1]["content"], "no answer")
-    chat.stop.click()
-    until(lambda: not chat.send.disabled, "it does not stop")
-    assert 2 <= len(chat.messages[-1]["content"].split()) < 90
-    assert "stopped after" in chat.says
-    until(lambda: stub.left == left + 1, "the server works on for nobody")
-    stub.itl_ms = 1
-    assert chat.ask("Hi again").split()  # and it goes on
-
-
-def test_an_interrupt_keeps_what_came(stub: StreamingServer, slowly: None) -> None:
+def test_an_interrupt_keeps_what_came(stub, slowly):
     chat = box(stub, max_tokens=90)
 
-    def interrupt() -> None:
+    def interrupt():
         until(lambda: bool(chat.messages and chat.messages[-1]["content"]), "no answer")
         _thread.interrupt_main()
 
@@ -105,45 +92,29 @@ def test_an_interrupt_keeps_what_came(stub: StreamingServer, slowly: None) -> No
 
 @pytest.mark.parametrize(
     ("question", "words"),
-    [
-        ("FAULT:die x", "broke off the answer"),
-        ("FAULT:malformed x", "malformed stream"),
-        ("FAULT:500 x", "engine is dead"),
-        ("word " * 99, "context of 100 tokens"),
-    ],
+    [("FAULT:die x", "broke off the answer"), ("word " * 99, "context of 100 tokens")],
 )
-def test_a_failure_is_one_line_and_forgotten(
-    stub: StreamingServer, question: str, words: str
-) -> None:
+def test_a_failure_is_one_line_and_forgotten(stub, question, words):
     chat = box(stub)
     said = chat.ask(question)
     assert words in said and "\n" not in said
     assert words in chat.says and chat.messages == []
-    assert chat.ask("Hi").split() == ["word"] * 6
-
-
-def test_a_server_that_is_gone_is_said() -> None:
-    chat = ChatBox(lambda: nullcontext("http://127.0.0.1:9"), max_tokens=4)
-    assert "no server at http://127.0.0.1:9" in chat.ask("Hi")
     assert chat.ask("  ") == ""
-    with pytest.raises(WorkshopError, match="max_tokens must be at least 1"):
-        chat_box(None, "vllm", 8000, max_tokens=0)  # type: ignore[arg-type]
+    assert chat.ask("Hi").split() == ["word"] * 6
 
 
 # -- the stop button ---------------------------------------------------------------------------
 
 
-def test_outside_notebooks_there_is_no_button(
-    stub: StreamingServer, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_outside_notebooks_there_is_no_button(stub, capsys):
     run = start_sweep(stub.url, ["Hi"], levels=(1,), requests_per_level=2, max_tokens=1)
     result = asyncio.run(watch(run))
     assert len(result.request_records) == 2 and not result.stopped
     assert "✓ load: 2/2" in capsys.readouterr().err
 
 
-def test_an_interrupt_of_an_awaiting_cell_keeps_what_has_finished(stub: StreamingServer) -> None:
-    async def cell() -> None:
+def test_an_interrupt_of_an_awaiting_cell_keeps_what_has_finished(stub):
+    async def cell():
         run = start_sweep(stub.url, ["Hi"], levels=(1,), requests_per_level=5000, max_tokens=1)
         task = asyncio.create_task(watch(run))
         while run._progress[0] < 3:
@@ -177,13 +148,10 @@ print(result.stopped, 3 <= len(result.request_records) < 2000, made[-1].comm is 
 """
 
 
-def test_in_a_kernel_the_button_stops_it_and_says_so(stub: StreamingServer) -> None:
+def test_in_a_kernel_the_button_stops_it_and_says_so(stub):
     """What the front end does with a click is tested in a browser (tests/ui)."""
-    from nbclient import NotebookClient
-
-    notebook = nbformat.v4.new_notebook(
-        cells=[nbformat.v4.new_code_cell(CELL.format(url=stub.url))]
-    )
+    cells = [nbformat.v4.new_code_cell(CELL.format(url=stub.url))]
+    notebook = nbformat.v4.new_notebook(cells=cells)
     NotebookClient(notebook, timeout=300, kernel_name="python3").execute()
     outputs = notebook.cells[0].outputs
     text = "".join(each["text"] for each in outputs if each["output_type"] == "stream")

@@ -6,20 +6,7 @@ is what a page without a kernel shows: the web, `make run`'s report, a committed
 
 from __future__ import annotations
 
-from workshop_lib.widgets.explorers import (
-    Explorer,
-    batching_explorer,
-    memory_explorer,
-    paging_explorer,
-)
-from workshop_lib.widgets.live import ChatBox, chat_box, watch
+from workshop_lib.widgets.explorers import batching_explorer, memory_explorer, paging_explorer
+from workshop_lib.widgets.live import chat_box, watch
 
-__all__ = [
-    "ChatBox",
-    "Explorer",
-    "batching_explorer",
-    "chat_box",
-    "memory_explorer",
-    "paging_explorer",
-    "watch",
-]
+__all__ = ["batching_explorer", "chat_box", "memory_explorer", "paging_explorer", "watch"]

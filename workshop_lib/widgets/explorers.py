@@ -5,13 +5,14 @@ from __future__ import annotations
 import html
 import random
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ipywidgets
+from matplotlib.figure import Figure
 
 from workshop_lib.errors import WorkshopError
 from workshop_lib.plots import OKABE_ITO, plot_batching, plot_memory_budget, plot_paging
-from workshop_lib.serving.memory import DEVICES, Budget, ModelShape, find_device, gpu_budget
+from workshop_lib.serving.memory import DEVICES, ModelShape, gpu_budget
 from workshop_lib.serving.simulators import (
     Job,
     Paging,
@@ -20,27 +21,16 @@ from workshop_lib.serving.simulators import (
     simulate_paging,
 )
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 MODELS = ("mistral-7b", "llama-2-7b", "llama-3.1-8b", "llama-3.1-70b", "llama-3.1-405b")
 MEMORY_TOKENS = 4096
 NAMES = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 class Explorer(ipywidgets.VBox):  # type: ignore[misc]
-    """A figure that is redrawn whenever a control is moved; it starts nothing.
+    """Controls, and a figure with a line above it that follow them.
 
-    Args:
-        controls: The controls by name.
-        look: Called with the controls' values by name; returns the figure, a line about it,
-            and whether that works. A `WorkshopError` is shown in place of the figure.
-
-    Attributes:
-        controls: As given; set a control's `value` to move it.
-        picture: The figure.
-        answer: The line above it, as HTML.
-        says: The same line as plain text.
+    `look` gets the controls' values by name and returns the figure, the line, and whether that
+    works; a `WorkshopError` is shown in place of the figure.
     """
 
     def __init__(
@@ -48,19 +38,17 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]
         controls: Mapping[str, ipywidgets.Widget],
         look: Callable[..., tuple[Figure, str, bool]],
     ) -> None:
-        self.controls, self._look = dict(controls), look
+        self.controls, self._look, self.says = dict(controls), look, ""
         # As large as the figures beside it, not stretched to the notebook's width.
         size = ipywidgets.Layout(max_width="100%", align_self="flex-start")
         self.picture = ipywidgets.Image(format="png", layout=size)
         self.answer = ipywidgets.HTML()
-        self.says = ""
         super().__init__([*self.controls.values(), self.answer, self.picture])
         for control in self.controls.values():
             control.observe(self._redraw, names="value")
         self._redraw()
 
     def _redraw(self, change: object = None) -> None:
-        """Show the figure and its answer, or only the reason why there is none."""
         png, works = b"", False
         try:
             figure, self.says, works = self._look(**{n: c.value for n, c in self.controls.items()})
@@ -101,37 +89,25 @@ def memory_explorer(
         tp: Tensor-parallel size, 1 to 8 (the GPUs of one node).
 
     Returns:
-        The widget; a notebook shows it when it is a cell's last value. Its controls are
-        `model`, `gpu`, `gpu_memory_utilization`, `max_model_len` and `tp`.
-
-    Raises:
-        WorkshopError: The model or the GPU is not known, or a value is out of range.
+        The widget; its `controls` are `model`, `gpu`, `gpu_memory_utilization`,
+        `max_model_len` and `tp`.
 
     Example:
         >>> memory_explorer("mistral-7b", gpu="h200", max_model_len=32768).says.split(": ")[-1]
         '27.8 requests of 32,768 tokens at once'
     """
-    ModelShape.named(model)
-    device = find_device(gpu)
-    if not 0.3 <= gpu_memory_utilization <= 0.98:
-        raise WorkshopError(
-            f"gpu_memory_utilization {gpu_memory_utilization} is not on its slider; use 0.3 to 0.98"
-        )
-    if max_model_len < 1:
-        raise WorkshopError(f"max_model_len {max_model_len} is not on its slider; use 1 or more")
     lengths = sorted({*(2**power for power in range(9, 18)), max_model_len})
     models = list(dict.fromkeys([*MODELS, model]))
-    gpus = [(known.name, key) for key, known in DEVICES.items()]
-    key = next(key for key, known in DEVICES.items() if known is device)
-    share = {"min": 0.3, "max": 0.98, "step": 0.01}
+    gpus = [(device.name, key) for key, device in DEVICES.items()]
+    share = {"value": gpu_memory_utilization, "min": 0.3, "max": 0.98, "step": 0.01}
     controls = {
         "model": _control(ipywidgets.Dropdown, "model", options=models, value=model),
-        "gpu": _control(ipywidgets.Dropdown, "GPU", options=gpus, value=key),
+        "gpu": _control(ipywidgets.Dropdown, "GPU", options=gpus, value=gpu),
         "gpu_memory_utilization": _control(
-            ipywidgets.FloatSlider, "gpu_memory_utilization", value=gpu_memory_utilization, **share
+            ipywidgets.FloatSlider, "gpu_memory_utilization", **share
         ),
         "max_model_len": _choice("max_model_len", max_model_len, lengths),
-        "tp": _count("tp", tp, 1, 8, "TP (GPUs)"),
+        "tp": _control(ipywidgets.IntSlider, "TP (GPUs)", value=tp, min=1, max=8),
     }
     return Explorer(controls, _look_at_memory)
 
@@ -147,19 +123,17 @@ def paging_explorer(
         max_model_len: What one piece reserves at first: 512, 1024, 2048 or 4096.
 
     Returns:
-        The widget; its controls are `block_size`, `requests` and `max_model_len`.
-
-    Raises:
-        WorkshopError: A value that is not on its slider.
+        The widget; its `controls` are `block_size`, `requests` and `max_model_len`.
 
     Example:
         >>> paging_explorer(requests=12).says.split(";")[1]
         ' one piece of 1,024: 4 stored, 79% of their slots empty'
     """
     sizes, lengths = (16, 32, 64, 128, 256), (512, 1024, 2048, 4096)
+    most = len(NAMES)
     controls = {
-        "block_size": _choice("block_size", block_size, sizes, "block size (tokens)"),
-        "requests": _count("requests", requests, 1, len(NAMES)),
+        "block_size": _choice("block size (tokens)", block_size, sizes),
+        "requests": _control(ipywidgets.IntSlider, "requests", value=requests, min=1, max=most),
         "max_model_len": _choice("max_model_len", max_model_len, lengths),
     }
     return Explorer(controls, _look_at_paging)
@@ -174,46 +148,31 @@ def batching_explorer(*, slots: int = 3, requests: int = 7, longest: int = 14) -
         longest: Tokens of request A at first, 1 to 30.
 
     Returns:
-        The widget; its controls are `slots`, `requests` and `longest`.
-
-    Raises:
-        WorkshopError: A value that is not on its slider.
+        The widget; its `controls` are `slots`, `requests` and `longest`.
 
     Example:
         >>> batching_explorer(slots=2, requests=2, longest=5).says.split(";")[1]
         ' continuous: a request waits 0.0 steps on average, all are done after 5'
     """
+    limits = {
+        "slots": ("slots (max_num_seqs)", slots, 1, 6),
+        "requests": ("requests", requests, 2, 12),
+        "longest": ("tokens of request A", longest, 1, 30),
+    }
     controls = {
-        "slots": _count("slots", slots, 1, 6, "slots (max_num_seqs)"),
-        "requests": _count("requests", requests, 2, 12),
-        "longest": _count("longest", longest, 1, 30, "tokens of request A"),
+        name: _control(ipywidgets.IntSlider, label, value=value, min=low, max=high)
+        for name, (label, value, low, high) in limits.items()
     }
     return Explorer(controls, _look_at_batching)
-
-
-def explored_budget(
-    model: str, gpu: str, gpu_memory_utilization: float, max_model_len: int, tp: int
-) -> Budget:
-    """The budget that the memory explorer shows for these values."""
-    share = round(gpu_memory_utilization, 2)
-    return gpu_budget(
-        ModelShape.named(model),
-        gpu,
-        gpu_memory_utilization=share,
-        max_model_len=max_model_len,
-        tp=tp,
-    )
 
 
 def explored_paging(block_size: int, requests: int, max_model_len: int) -> Paging:
     """The paging that the explorer shows: the same requests whatever their number."""
     source = random.Random(7)
-    tokens = [source.randint(20, 420) for _ in NAMES]
-    stored = dict(zip(NAMES, tokens[:requests], strict=False))
-    blocks = MEMORY_TOKENS // block_size
-    return simulate_paging(
-        stored, blocks=blocks, block_size=block_size, max_model_len=max_model_len
-    )
+    tokens = {name: source.randint(20, 420) for name in NAMES}
+    stored = dict(list(tokens.items())[:requests])
+    settings = {"blocks": MEMORY_TOKENS // block_size, "block_size": block_size}
+    return simulate_paging(stored, **settings, max_model_len=max_model_len)
 
 
 def explored_schedules(slots: int, requests: int, longest: int) -> list[Schedule]:
@@ -225,9 +184,13 @@ def explored_schedules(slots: int, requests: int, longest: int) -> list[Schedule
     return [static, simulate_batching(jobs, slots=slots, policy="continuous")]
 
 
-def _look_at_memory(**values: Any) -> tuple[Figure, str, bool]:
+def _look_at_memory(
+    model: str, gpu: str, gpu_memory_utilization: float, **settings: Any
+) -> tuple[Figure, str, bool]:
     """The budget's figure, and what it means for requests or why it does not work."""
-    budget = explored_budget(**values)
+    share = round(gpu_memory_utilization, 2)
+    shape = ModelShape.named(model)
+    budget = gpu_budget(shape, gpu, gpu_memory_utilization=share, **settings)
     each, kv = f" on each of {budget.tp} GPUs" if budget.tp > 1 else "", budget.kv
     says = (
         f"KV cache: {budget.kv_gib:.1f} GiB{each}, {kv.tokens:,} tokens: "
@@ -236,7 +199,7 @@ def _look_at_memory(**values: Any) -> tuple[Figure, str, bool]:
     return plot_memory_budget(budget), says if budget.fits else budget.reason, budget.fits
 
 
-def _look_at_paging(**values: Any) -> tuple[Figure, str, bool]:
+def _look_at_paging(**values: int) -> tuple[Figure, str, bool]:
     """The blocks, and how many requests and wasted slots each way has."""
     paging = explored_paging(**values)
     ways = [
@@ -247,7 +210,7 @@ def _look_at_paging(**values: Any) -> tuple[Figure, str, bool]:
     return plot_paging(paging), "; ".join(ways), not paging.waiting
 
 
-def _look_at_batching(**values: Any) -> tuple[Figure, str, bool]:
+def _look_at_batching(**values: int) -> tuple[Figure, str, bool]:
     """Both schedules, and how long the requests wait in each."""
     schedules = explored_schedules(**values)
     ways = [
@@ -266,15 +229,6 @@ def _control(kind: type[ipywidgets.Widget], label: str, **settings: Any) -> ipyw
     return kind(description=label, layout=layout, style=style, **settings)
 
 
-def _count(name: str, value: int, low: int, high: int, label: str = "") -> ipywidgets.Widget:
-    if not low <= value <= high:
-        raise WorkshopError(f"{name} {value} is not on its slider; use {low} to {high}")
-    return _control(ipywidgets.IntSlider, label or name, value=value, min=low, max=high)
-
-
-def _choice(name: str, value: int, allowed: Sequence[int], label: str = "") -> ipywidgets.Widget:
-    if value not in allowed:
-        values = ", ".join(map(str, allowed))
-        raise WorkshopError(f"{name} {value} is not on its slider; use {values}")
+def _choice(label: str, value: int, allowed: Sequence[int]) -> ipywidgets.Widget:
     options = [(f"{each:,}", each) for each in allowed]
-    return _control(ipywidgets.SelectionSlider, label or name, options=options, value=value)
+    return _control(ipywidgets.SelectionSlider, label, options=options, value=value)

@@ -6,8 +6,8 @@ import asyncio
 import html
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, closing, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, closing
 from typing import TYPE_CHECKING, Any
 
 import ipywidgets
@@ -30,16 +30,8 @@ _WHO = {"user": ("you", OKABE_ITO["blue"]), "assistant": ("model", OKABE_ITO["gr
 class ChatBox(ipywidgets.VBox):  # type: ignore[misc]
     """A conversation, a line for the next question, and buttons to send it and to stop.
 
-    Made by `chat_box`. The model sees the whole conversation with each question. An answer
-    that was stopped stays as far as it came; a question that failed is answered by the reason
-    and forgotten.
-
-    Attributes:
-        question: The line to write in; Enter sends it.
-        send: The button that sends it.
-        stop: The button that ends the answer.
-        conversation: All of it, as HTML.
-        messages: All of it, as the API's messages.
+    The model sees the whole conversation with each question. An answer that was stopped stays as
+    far as it came; a question that failed is answered by the reason and forgotten.
     """
 
     def __init__(
@@ -90,6 +82,8 @@ class ChatBox(ipywidgets.VBox):  # type: ignore[misc]
             self._draw()
             try:
                 self._answer(self.messages[-1])
+            except WorkshopError as error:
+                self._note, self._failed = str(error), True
             except KeyboardInterrupt:
                 self._note = "interrupted"
             finally:
@@ -107,33 +101,29 @@ class ChatBox(ipywidgets.VBox):  # type: ignore[misc]
     def _send(self) -> None:
         """Ask what is written, from a thread: a click must not hold up the kernel."""
         question = self.question.value
-        if not question.strip() or self._busy.locked():
-            return
-        self.question.value = ""
-        threading.Thread(target=self.ask, args=(question,), name="chat", daemon=True).start()
+        if question.strip() and not self._busy.locked():
+            self.question.value = ""
+            threading.Thread(target=self.ask, args=(question,), name="chat", daemon=True).start()
 
     def _answer(self, answer: dict[str, str]) -> None:
         """Let the answer grow as its pieces come."""
         drawn_s = time.monotonic()
-        try:
-            with self._reach() as url, ModelServer(url) as server:
-                stream = server.stream_chat(self.messages[:-1], max_tokens=self._max_tokens)
-                # Closed, so that the server stops working on an answer nobody waits for.
-                with closing(iter(stream)) as pieces:
-                    for piece in pieces:
-                        answer["content"] += piece.text
-                        if self._stopping.is_set():
-                            self._note = f"stopped after {len(stream.deltas)} pieces"
-                            return
-                        if time.monotonic() - drawn_s >= REDRAW_EVERY_S:
-                            drawn_s = time.monotonic()
-                            self._draw()
-            tokens, first_ms = stream.completion_tokens, stream.ttft_ms or 0
-            self._note = f"{tokens} tokens, the first after {first_ms:.0f} ms"
-            if stream.finish_reason == "length":
-                self._note += f"; ended by max_tokens={self._max_tokens}"
-        except WorkshopError as error:
-            self._note, self._failed = str(error), True
+        with self._reach() as url, ModelServer(url) as server:
+            stream = server.stream_chat(self.messages[:-1], max_tokens=self._max_tokens)
+            # Closed, so that the server stops working on an answer nobody waits for.
+            with closing(iter(stream)) as pieces:
+                for piece in pieces:
+                    answer["content"] += piece.text
+                    if self._stopping.is_set():
+                        self._note = f"stopped after {len(stream.deltas)} pieces"
+                        return
+                    if time.monotonic() - drawn_s >= REDRAW_EVERY_S:
+                        drawn_s = time.monotonic()
+                        self._draw()
+        first_ms = stream.ttft_ms or 0
+        self._note = f"{stream.completion_tokens} tokens, the first after {first_ms:.0f} ms"
+        if stream.finish_reason == "length":
+            self._note += f"; ended by max_tokens={self._max_tokens}"
 
     def _draw(self) -> None:
         self.conversation.value = self._html()
@@ -174,56 +164,18 @@ def chat_box(cluster: Cluster, service: str, port: int, *, max_tokens: int = 96)
     Returns:
         The widget; a notebook shows it when it is a cell's last value.
 
-    Raises:
-        WorkshopError: A length that is not positive.
-
     Example:
         >>> chat = chat_box(cluster, "vllm", 8000)  # doctest: +SKIP
         >>> chat.ask("What is a GPU?")  # doctest: +SKIP
     """
-    if max_tokens < 1:
-        raise WorkshopError(f"max_tokens must be at least 1, got {max_tokens}")
     return ChatBox(lambda: cluster.forward(service, port), max_tokens=max_tokens)
-
-
-@contextmanager
-def stop_button(stop: Callable[[], None], last: list[str]) -> Iterator[Any]:
-    """A button while the block runs; outside notebooks none.
-
-    The kernel hears a click only while its cell awaits something: a cell that blocks hears it
-    when it has ended. What `last` holds at the end stays in the button's place, for a page
-    without a kernel too.
-
-    Args:
-        stop: What a click calls; it should return at once.
-        last: Lines that stay.
-    """
-    if not in_notebook():
-        yield None
-        return
-    from IPython.display import display
-
-    def clicked(button: Any) -> None:
-        button.disabled, button.description = True, "Stopping"
-        stop()
-
-    tooltip = "End it and keep what has finished"
-    button = ipywidgets.Button(description="Stop", icon="stop", tooltip=tooltip)
-    button.on_click(clicked)
-    place: Any = display(button, display_id=True)
-    try:
-        yield button
-    finally:
-        place.update({"text/plain": "\n".join(last)}, raw=True)
-        button.close()
 
 
 async def watch(run: SweepRun, label: str = "load") -> BenchmarkResult:
     """Wait for a sweep with a progress line and a button that stops it.
 
     To be awaited in a notebook's cell, so that the kernel hears the button meanwhile. Stopped
-    by the button or by an interrupt, it returns what has finished. Elsewhere, and where
-    nothing is to be clicked, `run.wait()` does the same without `await`.
+    by the button or by an interrupt, it returns what has finished.
 
     Args:
         run: What `start_sweep` returned.
@@ -237,16 +189,40 @@ async def watch(run: SweepRun, label: str = "load") -> BenchmarkResult:
         >>> result.stopped  # doctest: +SKIP
         False
     """
-    last: list[str] = []
-    with stop_button(run.stop, last), Progress(label=label) as progress:
-        waiting = asyncio.create_task(asyncio.to_thread(run.wait, progress.update))
-        try:
-            result = await asyncio.shield(waiting)
-        except asyncio.CancelledError:  # the kernel's interrupt, in a cell that awaits
-            run.stop()
-            result = await waiting
+    remove = _show_stop_button(run.stop) if in_notebook() else None
+    last = ""
+    try:
+        with Progress(label=label) as progress:
+            waiting = asyncio.create_task(asyncio.to_thread(run.wait, progress.update))
+            try:
+                result = await asyncio.shield(waiting)
+            except asyncio.CancelledError:  # the kernel's interrupt, in a cell that awaits
+                run.stop()
+                result = await waiting
+        last = result.ended
         if result.stopped:
-            last.append(f"stopped: {len(result.request_records)} finished requests are kept")
-        elif result.ended:
-            last.append(result.ended)
+            last = f"stopped: {len(result.request_records)} finished requests are kept"
+    finally:
+        if remove:
+            remove(last)
     return result
+
+
+def _show_stop_button(stop: Callable[[], None]) -> Callable[[str], None]:
+    """Show a button that calls `stop`; what is returned puts a line in its place."""
+    from IPython.display import display
+
+    def clicked(button: Any) -> None:
+        button.disabled, button.description = True, "Stopping"
+        stop()
+
+    tooltip = "End it and keep what has finished"
+    button = ipywidgets.Button(description="Stop", icon="stop", tooltip=tooltip)
+    button.on_click(clicked)
+    place: Any = display(button, display_id=True)
+
+    def remove(last: str) -> None:
+        place.update({"text/plain": last}, raw=True)
+        button.close()
+
+    return remove
