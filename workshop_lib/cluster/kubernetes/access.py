@@ -1,8 +1,7 @@
 """Finding the cluster: kubeconfig, context, credentials; every problem in one line.
 
-The official client reads the files. Credential plugins (`aws eks get-token`) are run here, since
-the client runs them without a limit and with this process's input: one that asks for a password,
-or cannot reach its service, would hold a notebook for ever.
+The official client reads the files and runs credential plugins (`aws eks get-token`). Two things
+it does not do: it only logs why a plugin failed, and waits for one for ever.
 """
 
 from __future__ import annotations
@@ -11,10 +10,10 @@ import base64
 import contextlib
 import json
 import os
-import signal
-import subprocess
+import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -50,15 +49,7 @@ _GET_ONE = {
 
 @dataclass(frozen=True)
 class Access:
-    """How to reach one cluster.
-
-    Attributes:
-        context: The kubeconfig's context, or `in-cluster`.
-        server: The API server's URL.
-        user: The kubeconfig's name for the credentials.
-        namespace: The context's namespace.
-        client: The official client, set up with it.
-    """
+    """How to reach one cluster: the context (or `in-cluster`), its server, user and namespace."""
 
     context: str
     server: str
@@ -83,9 +74,6 @@ def load_access(
         profile: The workshop's profile, for the line that says how to get a configuration.
         kubeconfig: A file, or several joined by `:`.
         context: A context of it; default: its current one.
-
-    Raises:
-        ConnectError: There is none, it is malformed, or its credentials are no more good.
     """
     paths = str(kubeconfig or os.environ.get("KUBECONFIG") or Path.home() / ".kube" / "config")
     there = [path for path in paths.split(os.pathsep) if path and Path(path).expanduser().exists()]
@@ -143,21 +131,39 @@ def _from_files(paths: str, context: str | None, profile: str) -> Access:
     settings = contexts[name]
     user = str(settings.get("user") or "nobody")
     whose = f"user {user!r} (context {name!r} in {paths})"
+    log_in = f"log in again, or get new ones with: {_GET_ONE.get(profile, 'your provider')}"
+    if profile == "eks":
+        log_in = "log in again (aws sso login, or new keys), then connect again"
     configuration = _new_configuration()
     with _readable(paths):
         loader = KubeConfigLoader(merged, active_context=name, config_base_path=None)
-        entries = _ask_plugin(whose, settings, merged, profile)
+        entries = _ask_plugin(merged, user, settings["cluster"], whose, log_in)
         loader.load_and_set(configuration)
-    given = ("BearerToken" in configuration.api_key, configuration.cert_file,
-             "username" in entries)  # fmt: skip
-    if entries and not any(given):
+    token = str(configuration.api_key.get("BearerToken") or "")
+    if entries and not (token or configuration.cert_file or "username" in entries):
         raise ConnectError(
             f"the credentials of {whose} cannot be had: its entries {', '.join(entries)} gave "
-            f"none; {_log_in(profile)}"
+            f"none; {log_in}"
         )
-    _refuse_useless(configuration, whose, profile)
+    if not (token.strip().isascii() and token.strip().isprintable()):
+        raise ConnectError(
+            f"the token of {whose} holds characters that no token has: was it cut off or pasted "
+            f"wrongly? {log_in}"
+        )
+    if (expires := _expiry(token)) < time.time():
+        when = datetime.fromtimestamp(expires, UTC).strftime("%Y-%m-%d %H:%M UTC")
+        raise ConnectError(f"the token of {whose} expired at {when}; {log_in}")
     namespace = str(settings.get("namespace") or "default")
     return Access(name, configuration.host, user, namespace, _client(configuration, paths))
+
+
+def _expiry(token: str) -> float:
+    """When a token runs out by its own words (a JWT's `exp`)."""
+    with contextlib.suppress(ValueError, KeyError, TypeError, IndexError):  # it is no JWT
+        claims = token.split(".")[1]
+        decoded = json.loads(base64.urlsafe_b64decode(claims + "=" * (-len(claims) % 4)))
+        return float(decoded["exp"])
+    return float("inf")
 
 
 def _client(configuration: Configuration, paths: str) -> ApiClient:
@@ -167,11 +173,12 @@ def _client(configuration: Configuration, paths: str) -> ApiClient:
     try:
         return ApiClient(configuration)
     except (ImportError, ValueError, urllib3.exceptions.HTTPError) as error:
+        said = " ".join(str(error).split())
         if not configuration.proxy:
-            raise ConnectError(f"kubeconfig {paths}: {' '.join(str(error).split())}") from None
+            raise ConnectError(f"kubeconfig {paths}: {said}") from None
         socks = "; for SOCKS: pip install PySocks" if isinstance(error, ImportError) else ""
         raise ConnectError(
-            f"the proxy {configuration.proxy!r} cannot be used ({' '.join(str(error).split())}); "
+            f"the proxy {configuration.proxy!r} cannot be used ({said}); "
             f"correct proxy-url in the kubeconfig, or HTTPS_PROXY{socks}"
         ) from None
 
@@ -193,9 +200,7 @@ def _readable(paths: str) -> Iterator[None]:
         ) from None
     except OSError as error:
         raise ConnectError(f"kubeconfig {error.filename or paths}: {error.strerror}") from None
-    except (
-        ConfigException, KeyError, TypeError, AttributeError, ValueError, IndexError,
-    ) as error:  # fmt: skip
+    except (ConfigException, LookupError, TypeError, AttributeError, ValueError) as error:
         said = " ".join(str(error).replace("Invalid kube-config file. ", "").split())
         kind = "" if isinstance(error, ConfigException) else f"{type(error).__name__}: "
         raise ConnectError(
@@ -203,129 +208,49 @@ def _readable(paths: str) -> Iterator[None]:
         ) from None
 
 
-def _log_in(profile: str) -> str:
-    if profile == "eks":
-        return "log in again (aws sso login, or new keys), then connect again"
-    return f"log in again, or get new ones with: {_GET_ONE.get(profile, 'your provider')}"
-
-
-def _refuse_useless(configuration: Configuration, whose: str, profile: str) -> None:
-    """Say at once that a token cannot be one, or has run out by its own words (a JWT's `exp`)."""
-    header = str(configuration.api_key.get("BearerToken") or "").strip()
-    if not (header.isascii() and header.isprintable()):
-        raise ConnectError(
-            f"the token of {whose} holds characters that no token has: was it cut off or pasted "
-            f"wrongly? {_log_in(profile)}"
-        )
-    parts = header.rpartition(" ")[2].split(".")
-    expires = float("inf")
-    if len(parts) == 3:
-        with contextlib.suppress(ValueError, KeyError, TypeError):  # no JWT: the server will say
-            claims = json.loads(base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4)))
-            expires = float(claims["exp"])
-    if expires < time.time():
-        when = datetime.fromtimestamp(expires, UTC).strftime("%Y-%m-%d %H:%M UTC")
-        raise ConnectError(f"the token of {whose} expired at {when}; {_log_in(profile)}")
-
-
-# -- credential plugins ---------------------------------------------------------------------------
-
-
-def _ask_plugin(
-    whose: str, settings: Mapping[str, Any], merged: Any, profile: str
-) -> dict[str, Any]:
+def _ask_plugin(merged: Any, user: str, cluster: str, whose: str, log_in: str) -> dict[str, Any]:
     """Put what a user's credential plugin gives in the plugin's place; the user's entries."""
+    from kubernetes.config import ConfigException
+    from kubernetes.config.exec_provider import ExecProvider
+
     users = merged["users"] if merged.safe_get("users") else None
-    node = users and users.get_with_name(str(settings.get("user") or "nobody"), safe=True)
+    node = users and users.get_with_name(user, safe=True)
     if not node:
         return {}
     entries: dict[str, Any] = node.value.get("user") or {}
     # As the client has it: these three come before a plugin.
     if not entries.get("exec") or {"token", "tokenFile", "auth-provider"} & set(entries):
         return entries
-    cluster = merged["clusters"].get_with_name(settings.get("cluster")).value["cluster"]
-    try:
-        given = _run_plugin(entries["exec"], Path(node.path).absolute().parent, cluster)
-    except _PluginError as failed:
-        hint = "install it, or write its whole path into the kubeconfig"
-        what_to_do = hint if failed.is_missing else _log_in(profile)
-        said = " ".join(str(failed).split())[:300]
-        raise ConnectError(
-            f"the credentials of {whose} cannot be had: exec: {said}; {what_to_do}"
-        ) from None
-    node.value["user"] = {key: value for key, value in entries.items() if key != "exec"} | given
-    return entries
+    command = entries["exec"].get("command")
+    about, folder = merged["clusters"].get_with_name(cluster)["cluster"], Path(node.path).parent
+    given: Future[dict[str, Any]] = Future()
 
-
-class _PluginError(Exception):
-    """A credential plugin gave nothing that can be used; its words say why."""
-
-    def __init__(self, why: str, *, is_missing: bool = False) -> None:
-        super().__init__(why)
-        self.is_missing = is_missing
-
-
-def _run_plugin(
-    settings: Mapping[str, Any], folder: Path, cluster: Mapping[str, Any]
-) -> dict[str, str]:
-    """Run a kubeconfig's `exec` command; its credentials as entries of a user.
-
-    Returns:
-        `token`, or `client-certificate-data` and `client-key-data`.
-    """
-    for key in ("command", "apiVersion"):
-        if not settings.get(key):
-            raise _PluginError(f"malformed request. missing key '{key}'")
-    version = settings["apiVersion"]
-    about: dict[str, Any] = {"interactive": False}
-    if settings.get("provideClusterInfo"):
-        about["cluster"] = dict(cluster)
-        for each in cluster.get("extensions") or []:
-            if each.get("name") == "client.authentication.k8s.io/exec":
-                about["cluster"]["config"] = each.get("extension")
-    info = json.dumps({"apiVersion": version, "kind": "ExecCredential", "spec": about})
-    more = {str(each["name"]): str(each["value"]) for each in settings.get("env") or []}
-    command = [str(settings["command"]), *map(str, settings.get("args") or [])]
-    said = _output(command, folder, {**os.environ, **more, "KUBERNETES_EXEC_INFO": info})
-    try:
-        answer = json.loads(said)
-        if answer["apiVersion"] != version:
-            raise _PluginError(
-                f"{command[0]} speaks {answer['apiVersion']}, the kubeconfig {version}"
-            )
-        status = answer["status"]
-        if status.get("token"):
-            return {"token": str(status["token"])}
-        pairs = (("client-certificate-data", "clientCertificateData"),
-                 ("client-key-data", "clientKeyData"))  # fmt: skip
-        return {entry: base64.b64encode(status[key].encode()).decode() for entry, key in pairs}
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise _PluginError(
-            f"{command[0]} printed no credentials: {' '.join(said.split())[:100]!r}"
-        ) from None
-
-
-def _output(command: list[str], folder: Path, environment: Mapping[str, str]) -> str:
-    """What a command printed; it gets no input, and what it starts ends with it."""
-    try:
-        process = subprocess.Popen(
-            command, cwd=folder, env=environment, text=True, errors="replace",
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            start_new_session=True,
-        )  # fmt: skip
-    except OSError as error:
-        raise _PluginError(f"{error.strerror}: {command[0]!r}", is_missing=True) from None
-    with process:
+    def ask() -> None:
         try:
-            output, errors = process.communicate(timeout=PLUGIN_S)
-        except BaseException as error:  # interrupted by the learner, too
-            os.killpg(process.pid, signal.SIGKILL)
-            if not isinstance(error, subprocess.TimeoutExpired):
-                raise
-            raise _PluginError(
-                f"{' '.join(command)[:120]!r} did not answer within {PLUGIN_S:g} s; run it by hand "
-                "to see why"
-            ) from None
-    if process.returncode != 0:
-        raise _PluginError(f"process returned {process.returncode}. {errors}".strip())
-    return output
+            provider = ExecProvider(node["user"]["exec"], str(folder.absolute()), about)
+            given.set_result(provider.run())
+        except (ConfigException, OSError, KeyError, TypeError) as error:
+            given.set_exception(error)
+
+    threading.Thread(target=ask, name="credential plugin", daemon=True).start()
+    why, help_ = f"{command} printed no credentials", log_in
+    try:
+        status = given.result(PLUGIN_S)
+        if status.get("token"):
+            new = {"token": status["token"]}
+        else:
+            pair = {"client-certificate-data": status["clientCertificateData"],
+                    "client-key-data": status["clientKeyData"]}  # fmt: skip
+            new = {key: base64.b64encode(each.encode()).decode() for key, each in pair.items()}
+        node.value["user"] = {key: entries[key] for key in entries if key != "exec"} | new
+        return entries
+    except TimeoutError:
+        why = f"{command} did not answer within {PLUGIN_S:g} s; run it by hand to see why"
+    except OSError as error:
+        why = f"{error.strerror}: {command!r}"
+        help_ = "install it, or write its whole path into the kubeconfig"
+    except ConfigException as error:
+        why = " ".join(str(error).removeprefix("exec: ").split())[:300]
+    except (KeyError, TypeError, AttributeError):
+        pass
+    raise ConnectError(f"the credentials of {whose} cannot be had: exec: {why}; {help_}")

@@ -31,12 +31,7 @@ _FIXED = ("field is immutable", "is immutable after creation", "may not change o
 
 @dataclass(frozen=True)
 class Answer:
-    """An HTTP answer, read whole.
-
-    Attributes:
-        status: HTTP status.
-        text: Its body.
-    """
+    """An HTTP answer, read whole: its status and its body."""
 
     status: int
     text: str
@@ -68,53 +63,46 @@ class Answer:
     @property
     def fixed_fields(self) -> list[str]:
         """The fields that cannot change any more, when nothing else was wrong with an object."""
-        if self.status != 422:
-            return []
         fixed = [any(said in str(each.get("message")) for said in _FIXED) for each in self.causes]
-        return sorted({str(each.get("field")) for each in self.causes}) if all(fixed) else []
+        if self.status != 422 or not all(fixed):
+            return []
+        return sorted({str(each.get("field")) for each in self.causes})
 
     @property
     def is_missing_kind(self) -> bool:
         """404 because nobody serves such a path: the kind's operator is not installed."""
         return self.status == 404 and self.json().get("kind") != "Status"
 
-    @property
-    def breaks_schema(self) -> bool:
-        """A field that the schema does not have, or a value that its field cannot hold.
-
-        Server-side apply answers 500 to both.
-        """
-        return self.message.startswith(_SCHEMA) or (
-            self.status == 400 and "strict decoding error" in self.message
-        )
-
 
 def problem(answer: Answer, what: str) -> WorkshopError:
-    """The error for an answer that is no success.
-
-    Args:
-        answer: The answer.
-        what: What was asked, such as `Job/model`.
-    """
-    if answer.breaks_schema:
-        return ManifestError(f"{what}: {_schema_problem(answer.message)}; correct the manifest")
-    if answer.status == 401:
+    """The error for an answer that is no success; `what` was asked, such as `Job/model`."""
+    status, message = answer.status, answer.message
+    # Server-side apply answers 500 to a field that the schema does not have.
+    if message.startswith(_SCHEMA) or (status == 400 and "strict decoding error" in message):
+        return ManifestError(f"{what}: {_schema_problem(message)}; correct the manifest")
+    if status == 401:
         return ConnectError(
-            f"{what}: the server does not accept the credentials ({answer.message}), also after "
+            f"{what}: the server does not accept the credentials ({message}), also after "
             "reading them again; log in again (EKS: aws sso login), then connect again"
         )
-    if answer.status == 403:
-        return _forbidden(answer, what)
-    if answer.status == 404:
-        return NotFoundError(f"{what}: {answer.message}")
-    if answer.status == 409:
-        return ConflictError(f"{what}: {answer.message}")
-    if answer.status in (400, 422):
-        return ManifestError(f"{what}: {_invalid(answer)}; correct the manifest or parameter")
-    if answer.status == 429:
-        return ClusterError(f"{what}: the server is busy ({answer.message}); try again in a minute")
+    if status == 403:
+        return _forbidden(message, what)
+    if status == 404:
+        return NotFoundError(f"{what}: {message}")
+    if status == 409:
+        return ConflictError(f"{what}: {message}")
+    if status in (400, 422):
+        wrong = [
+            f"{cause['field']}: {_DUMP.sub('', ' '.join(str(cause['message']).split()))}"
+            for cause in answer.causes
+            if cause.get("field", "<nil>") != "<nil>"  # a custom resource's rules did not look
+        ]
+        said = "; ".join(dict.fromkeys(wrong)) or message
+        return ManifestError(f"{what}: {said}; correct the manifest or parameter")
+    if status == 429:
+        return ClusterError(f"{what}: the server is busy ({message}); try again in a minute")
     return ClusterError(
-        f"{what}: the server answered {answer.status}: {answer.message}; try again, and if it "
+        f"{what}: the server answered {status}: {message}; try again, and if it "
         "stays so tell who administers the cluster"
     )
 
@@ -123,35 +111,24 @@ def _schema_problem(message: str) -> str:
     """The field, out of the server's sentence about its schema."""
     message = re.sub(r"&value\.valueUnstructured\{Value:(.*?)\}", r"\1", message)
     message = re.sub(r"^failed to convert new object .*Kind=\w+: ", "", message)
-    _, _, tail = message.partition("): ") if message.startswith(_SCHEMA) else ("", "", message)
-    path, _, said = (tail or message).partition(": ")
-    if said.startswith("field not declared"):
+    said = message.partition("): ")[2] if message.startswith(_SCHEMA) else message
+    path, _, why = (said or message).partition(": ")
+    if why.startswith("field not declared"):
         return f"there is no field {path.lstrip('.')}"
-    return (tail or message).lstrip(".")
+    return (said or message).lstrip(".")
 
 
-def _forbidden(answer: Answer, what: str) -> ForbiddenError:
-    found = _CANNOT.search(answer.message)
+def _forbidden(message: str, what: str) -> ForbiddenError:
+    found = _CANNOT.search(message)
     if found is None:  # a quota, or the namespace's Pod Security: the server explains
-        return ForbiddenError(f"{what}: refused: {answer.message}")
+        return ForbiddenError(f"{what}: refused: {message}")
     verb, resource, group = found["verb"], found["resource"], found["group"]
     # Of a Namespace the server says that it lies in itself; only a ClusterRole can allow it all.
     namespace = "" if resource == "namespaces" else found["namespace"]
     where = f"namespace {namespace!r}" if namespace else "the whole cluster"
     verbs = '["patch", "create"]' if verb == "patch" else f'["{verb}"]'
     rule = f'{{apiGroups: ["{group}"], resources: ["{resource}"], verbs: {verbs}}}'
-    kind = "Role" if namespace else "ClusterRole"
     return ForbiddenError(
         f"{what}: user {found['user']!r} may not {verb} {resource} in {where}; "
-        f"ask for this rule in a {kind}: {rule}"
+        f"ask for this rule in a {'Role' if namespace else 'ClusterRole'}: {rule}"
     )
-
-
-def _invalid(answer: Answer) -> str:
-    """Each field that is wrong, and why; the server's own sentence when it names none."""
-    wrong = [
-        f"{cause['field']}: {_DUMP.sub('', ' '.join(str(cause['message']).split()))}"
-        for cause in answer.causes
-        if cause.get("field", "<nil>") != "<nil>"  # what a custom resource's rules did not look at
-    ]
-    return "; ".join(dict.fromkeys(wrong)) or answer.message

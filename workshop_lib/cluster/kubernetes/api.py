@@ -24,7 +24,7 @@ from workshop_lib.errors import ConnectError, NotFoundError, OperatorError
 if TYPE_CHECKING:
     from workshop_lib.cluster.kubernetes.access import Access
 
-__all__ = ["FIELD_MANAGER", "Api", "Lost", "in_short", "read"]
+__all__ = ["FIELD_MANAGER", "JSON", "Api", "Lost", "in_short", "read"]
 
 FIELD_MANAGER = "workshop"
 """The name under which the API server notes which fields are ours."""
@@ -41,11 +41,7 @@ class Lost(ConnectError):
 
 
 class Api:
-    """One API server, reached with one user's credentials.
-
-    Args:
-        load: Reads the configuration, again after a 401.
-    """
+    """One API server, reached with one user's credentials; `load` reads them, again after a 401."""
 
     def __init__(self, load: Callable[[], Access]) -> None:
         self._load = load
@@ -57,12 +53,15 @@ class Api:
         with self._lock:
             if self.access is used:
                 fresh = self._load()
-                close_connections(used)
+                self.close()
                 self.access = fresh
 
     def close(self) -> None:
-        """Close the connections that wait for their next use."""
-        close_connections(self.access)
+        """Close the connections that wait for their next use; the client only forgets them."""
+        manager = self.access.client.rest_client.pool_manager
+        for key in manager.pools.keys():  # noqa: SIM118 (the container cannot be iterated over)
+            manager.pools[key].close()
+        manager.clear()
 
     # -- one request ----------------------------------------------------------------------------
 
@@ -75,54 +74,15 @@ class Api:
         body: Any = None,
         content_type: str | None = None,
     ) -> urllib3.BaseHTTPResponse:
-        """Send, and once more with fresh credentials after a 401; the body is a stream.
-
-        Raises:
-            Lost: No connection, or it broke.
-            ConnectError: The server's certificate is not trusted.
-        """
+        """Send, and once more with fresh credentials after a 401; the body is a stream."""
         access = self.access
-        response = self._send(access, method, path, params, body, content_type)
+        url = path + (f"?{urlencode(params, doseq=True)}" if params else "")
+        response = _send(access, method, url, body, content_type)
         if response.status == 401:
             response.drain_conn()
             response.release_conn()
             self.login_again(access)
-            response = self._send(self.access, method, path, params, body, content_type)
-        return response
-
-    def _send(
-        self,
-        access: Access,
-        method: str,
-        path: str,
-        params: Params | None,
-        body: Any,
-        content_type: str | None,
-    ) -> urllib3.BaseHTTPResponse:
-        from kubernetes.client.exceptions import ApiException
-
-        query = f"?{urlencode(params, doseq=True)}" if params else ""
-        headers = {"Accept": JSON, **access.headers()}
-        if content_type:
-            headers["Content-Type"] = content_type
-        try:
-            answer = access.client.call_api(
-                method, access.server + path + query, header_params=headers, body=body,
-                _request_timeout=(CONNECT_TIMEOUT_S, READ_TIMEOUT_S),
-            )  # fmt: skip
-        except (urllib3.exceptions.HTTPError, OSError, ApiException) as error:
-            # The official client says of a certificate: ApiException, status 0.
-            reason = getattr(error, "reason", None) or error
-            if isinstance(reason, urllib3.exceptions.SSLError) or isinstance(error, ApiException):
-                raise ConnectError(
-                    f"{access.server}: no trusted connection ({in_short(reason)}); is the "
-                    "kubeconfig's certificate-authority this cluster's?"
-                ) from None
-            raise Lost(
-                f"{access.server} does not answer: {in_short(reason)}; is the cluster up, and a "
-                "VPN?"
-            ) from error
-        response: urllib3.BaseHTTPResponse = answer.response
+            response = _send(self.access, method, url, body, content_type)
         return response
 
     def request(
@@ -134,18 +94,7 @@ class Api:
         body: Any = None,
         content_type: str | None = None,
     ) -> Answer:
-        """Send until there is a whole answer; any status may come back.
-
-        Args:
-            method: `GET`, `PATCH`, `POST` or `DELETE`.
-            path: The path.
-            params: The query.
-            body: What is sent, as data.
-            content_type: Its type.
-
-        Raises:
-            Lost: There was no answer in all tries.
-        """
+        """Send until there is a whole answer; any status may come back."""
         broken = ""
         for _ in range(3):
             response = self.open(method, path, params=params, body=body, content_type=content_type)
@@ -158,12 +107,7 @@ class Api:
     # -- objects --------------------------------------------------------------------------------
 
     def get(self, resource: Resource, namespace: str, name: str) -> dict[str, Any] | None:
-        """An object, or None when it is not there.
-
-        Raises:
-            OperatorError: The cluster does not know the kind.
-            WorkshopError: The server refused.
-        """
+        """An object, or None when it is not there."""
         answer = self.request("GET", resource.path(namespace, name))
         if answer.status == 404 and not answer.is_missing_kind:
             return None
@@ -172,28 +116,18 @@ class Api:
     def workload(
         self, namespace: str, kind: str, name: str
     ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        """A workload and its pods, rank 0 or the head first; a Pod is its own.
-
-        Raises:
-            NotFoundError: It is not there.
-        """
+        """A workload and its pods, rank 0 or the head first; a Pod is its own."""
         body = self.get(resource_of_kind(kind), namespace, name)
         if body is None:
             raise NotFoundError(f"{kind}/{name} is not there; start it with cluster.apply(...)")
         if kind == "Pod":
             return body, [body]
-        selector = pod_selector(body)
-        if selector is None:
+        if (selector := pod_selector(body)) is None:
             return body, []
         return body, own_pods(body, self.list(resource_of_kind("Pod"), namespace, labels=selector))
 
     def list(self, resource: Resource, namespace: str, *, labels: str = "") -> list[dict[str, Any]]:
-        """All objects of a kind that fit a label selector, page by page.
-
-        Raises:
-            OperatorError: The cluster does not know the kind.
-            WorkshopError: The server refused.
-        """
+        """All objects of a kind that fit a label selector, page by page."""
         params = {"limit": str(LIST_LIMIT)} | ({"labelSelector": labels} if labels else {})
         items: list[dict[str, Any]] = []
         while True:
@@ -222,9 +156,7 @@ class Api:
         force: bool = False,
     ) -> Answer:
         """Server-side apply with strict validation; may be repeated without harm."""
-        params = {"fieldManager": FIELD_MANAGER, "fieldValidation": "Strict"}
-        params |= {"dryRun": "All"} if dry_run else {}
-        params |= {"force": "true"} if force else {}
+        params = _strict(dry_run) | ({"force": "true"} if force else {})
         path = resource.path(namespace, body["metadata"]["name"])
         return self.request("PATCH", path, params=params, body=body, content_type=APPLY)
 
@@ -232,37 +164,21 @@ class Api:
         self, resource: Resource, namespace: str, body: Json, *, dry_run: bool = False
     ) -> Answer:
         """Create an object; 409 when one of that name is there already."""
-        params = {"fieldManager": FIELD_MANAGER, "fieldValidation": "Strict"}
-        params |= {"dryRun": "All"} if dry_run else {}
-        path = resource.path(namespace)
+        path, params = resource.path(namespace), _strict(dry_run)
         return self.request("POST", path, params=params, body=body, content_type=JSON)
 
     def delete(self, resource: Resource, namespace: str, body: Json) -> None:
-        """Ask for an object's end: its dependents first, and only if it is still the same one.
-
-        Raises:
-            WorkshopError: The server refused.
-        """
+        """Ask for an object's end: its dependents first, and only if it is still the same one."""
         metadata = body["metadata"]
-        options = {
-            "kind": "DeleteOptions",
-            "apiVersion": "v1",
-            "propagationPolicy": "Foreground",
-            "preconditions": {"uid": metadata["uid"]},
-        }
+        options = {"kind": "DeleteOptions", "apiVersion": "v1", "propagationPolicy": "Foreground",
+                   "preconditions": {"uid": metadata["uid"]}}  # fmt: skip
         path = resource.path(namespace, metadata["name"])
         answer = self.request("DELETE", path, body=options, content_type=JSON)
-        if answer.status in (404, 409):  # gone already; 409: another one has its name now
-            return
-        self.checked(answer, f"delete {resource.kind}/{metadata['name']}", resource)
+        if answer.status not in (404, 409):  # gone already; 409: another one has its name now
+            self.checked(answer, f"delete {resource.kind}/{metadata['name']}", resource)
 
     def checked(self, answer: Answer, what: str, resource: Resource) -> dict[str, Any]:
-        """An answer's object.
-
-        Raises:
-            OperatorError: The cluster does not know the kind.
-            WorkshopError: The answer is no success.
-        """
+        """An answer's object; an error in the learner's words when it is no success."""
         if answer.is_missing_kind:
             raise OperatorError(
                 f"{what}: the cluster knows no {resource.kind} ({resource.api_version}): "
@@ -273,24 +189,44 @@ class Api:
         return answer.json()
 
 
-def close_connections(access: Access) -> None:
-    """Close the connections that wait for their next use.
+def _strict(dry_run: bool) -> dict[str, str]:
+    params = {"fieldManager": FIELD_MANAGER, "fieldValidation": "Strict"}
+    return params | ({"dryRun": "All"} if dry_run else {})
 
-    The client only forgets them, and their sockets stay open until a garbage collection.
-    """
-    manager = access.client.rest_client.pool_manager
-    for key in manager.pools.keys():  # noqa: SIM118 (the container cannot be iterated over)
-        manager.pools[key].close()
-    manager.clear()
+
+def _send(
+    access: Access, method: str, url: str, body: Any, content_type: str | None
+) -> urllib3.BaseHTTPResponse:
+    from kubernetes.client.exceptions import ApiException
+
+    headers = {"Accept": JSON, **access.headers()}
+    headers |= {"Content-Type": content_type} if content_type else {}
+    try:
+        answer = access.client.call_api(
+            method, access.server + url, header_params=headers, body=body,
+            _request_timeout=(CONNECT_TIMEOUT_S, READ_TIMEOUT_S),
+        )  # fmt: skip
+    except (urllib3.exceptions.HTTPError, OSError, ApiException) as error:
+        # The official client says of a certificate: ApiException, status 0.
+        reason = getattr(error, "reason", None) or error
+        if isinstance(reason, urllib3.exceptions.SSLError) or isinstance(error, ApiException):
+            raise ConnectError(
+                f"{access.server}: no trusted connection ({in_short(reason)}); is the "
+                "kubeconfig's certificate-authority this cluster's?"
+            ) from None
+        raise Lost(
+            f"{access.server} does not answer: {in_short(reason)}; is the cluster up, and a VPN?"
+        ) from error
+    response: urllib3.BaseHTTPResponse = answer.response
+    return response
 
 
 def read(response: urllib3.BaseHTTPResponse) -> Answer:
     """Read an answer whole, and give its connection back."""
     try:
-        text = response.data.decode(errors="replace")
+        return Answer(response.status, response.data.decode(errors="replace"))
     finally:
         response.release_conn()
-    return Answer(response.status, text)
 
 
 def in_short(error: object) -> str:

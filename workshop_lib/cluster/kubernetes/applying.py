@@ -16,10 +16,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from workshop_lib.cluster.kube import COMPONENT, LABELS, key_of
+from workshop_lib.cluster.kube import CLAIM, COMPONENT, LABELS, Json, key_of
 from workshop_lib.cluster.kubernetes.answers import Answer
 from workshop_lib.cluster.kubernetes.api import FIELD_MANAGER, Api, Lost
-from workshop_lib.cluster.kubernetes.resources import Resource, operator_manager, resource_of
+from workshop_lib.cluster.kubernetes.resources import OPERATORS, Resource, resource_of
 from workshop_lib.cluster.manifests import Object
 from workshop_lib.errors import (
     ClusterError,
@@ -29,17 +29,15 @@ from workshop_lib.errors import (
     WorkshopError,
 )
 
-__all__ = ["Applier", "action", "prepared"]
-
-Json = Mapping[str, Any]
+__all__ = ["Applier", "prepared"]
 
 GENERATE = "workshop.techpulse/generate"
 """Annotation of a Secret: the key that apply fills with a random value, once."""
 
-CLAIM = "PersistentVolumeClaim"
-
 MADE_BY_KUBERNETES = "ServiceAccount/default"
 """In every namespace from its first moment: to set its fields takes it from nobody."""
+
+FIXED = {"Job": "a Job's pods", CLAIM: "a volume", "Deployment": "a Deployment's selector"}
 
 
 def prepared(component: str, objects: Sequence[Object], namespace: str) -> list[dict[str, Any]]:
@@ -47,10 +45,6 @@ def prepared(component: str, objects: Sequence[Object], namespace: str) -> list[
 
     Pods carry the labels too, so that `kubectl logs -l` and a NetworkPolicy find them. A
     Namespace among the objects is this one.
-
-    Raises:
-        ManifestError: One is of a kind that the workshop does not apply, or names another
-            namespace.
     """
     bodies = []
     for item in objects:
@@ -80,8 +74,8 @@ def _pod_templates(body: dict[str, Any]) -> list[dict[str, Any]]:
     return [template for template in templates if isinstance(template, dict)]
 
 
-def action(before: Json | None, after: Json, body: Json) -> str:
-    """What an apply did: `created`, `configured` or `unchanged`.
+def _action(before: Json | None, after: Json, body: Json) -> str:
+    """What an apply did.
 
     Versions and times do not tell: controllers write to the same objects meanwhile. What
     counts are the fields that we set (`body`), and the set of fields that are ours.
@@ -135,11 +129,7 @@ class Applier:
     _steps: list[_Step] = field(default_factory=list)
 
     def apply(self, bodies: Sequence[dict[str, Any]]) -> dict[str, str]:
-        """Make the cluster match what `prepared` returned; what was done, by `Kind/name`.
-
-        Raises:
-            WorkshopError: It was refused; the line says what was changed before, if anything.
-        """
+        """Make the cluster match what `prepared` returned; what was done, by `Kind/name`."""
         self._steps = [_Step(body, resource_of(body)) for body in bodies]
         for step in self._steps:
             self._look(step)
@@ -159,19 +149,27 @@ class Applier:
 
     def _look(self, step: _Step) -> None:
         """What is there already, and whether it may be ours."""
-        name = step.body["metadata"]["name"]
-        before = step.before = self.api.get(step.resource, self.namespace, name)
+        before = step.before = self.api.get(
+            step.resource, self.namespace, step.body["metadata"]["name"]
+        )
         if before is not None:
             self._check_owner(step, before)
         key = (step.body["metadata"].get("annotations") or {}).get(GENERATE)
         if step.resource.kind == "Secret" and key:
-            self._fill(step, key)
+            # A random value, or the one that it has: never another one.
+            data = (before or {}).get("data") or {}
+            step.generated = key not in data
+            value = base64.b64encode(secrets.token_hex(32).encode()).decode()
+            step.body["data"] = {**(step.body.get("data") or {}), key: data.get(key, value)}
+            if before is not None and step.generated:  # refused if somebody fills it meanwhile
+                version = before["metadata"]["resourceVersion"]
+                step.body["metadata"]["resourceVersion"] = version
 
     def _check_owner(self, step: _Step, before: Json) -> None:
         labels = before["metadata"].get("labels") or {}
         if step.key == MADE_BY_KUBERNETES and not labels:
             return
-        if any(labels.get(key) != value for key, value in LABELS.items()):
+        if not labels.items() >= LABELS.items():
             raise ConflictError(
                 f"{step.key} is there already in namespace {self.namespace!r}, and it is not the "
                 "workshop's; use another namespace, or remove it if you know that it is yours"
@@ -184,26 +182,14 @@ class Applier:
                 f"cluster.delete({self.component!r}), then apply again"
             )
         owner = labels.get(COMPONENT)
-        if owner == self.component:
-            return
         if step.resource.kind == CLAIM:
             # Several components may use one volume; it stays with the one that made it.
             step.body["metadata"]["labels"][COMPONENT] = owner
-            return
-        raise ClusterError(
-            f"{step.key} belongs to component {owner!r} already; first cluster.delete({owner!r})"
-        )
-
-    def _fill(self, step: _Step, key: str) -> None:
-        """Give a Secret its random value, or the one that it has: never another one."""
-        data = (step.before or {}).get("data") or {}
-        step.generated = key not in data
-        value = base64.b64encode(secrets.token_hex(32).encode()).decode()
-        step.body["data"] = {**(step.body.get("data") or {}), key: data.get(key, value)}
-        if step.before is not None and step.generated:
-            # Refused if somebody fills it at the same moment.
-            version = step.before["metadata"]["resourceVersion"]
-            step.body["metadata"]["resourceVersion"] = version
+        elif owner != self.component:
+            raise ClusterError(
+                f"{step.key} belongs to component {owner!r} already; "
+                f"first cluster.delete({owner!r})"
+            )
 
     # -- changing -------------------------------------------------------------------------------
 
@@ -244,7 +230,7 @@ class Applier:
         if not answer.ok:
             refusal = self._refusal(step, answer)
             raise type(refusal)(f"{refusal}; {self._so_far()}")
-        step.done = action(before, answer.json(), step.body)
+        step.done = _action(before, answer.json(), step.body)
 
     def _so_far(self, in_doubt: _Step | None = None) -> str:
         """What was changed before an error, so that nobody has to guess."""
@@ -258,14 +244,8 @@ class Applier:
     # -- saying why not -------------------------------------------------------------------------
 
     def _refusal(self, step: _Step, answer: Answer) -> WorkshopError:
-        try:
-            self.api.checked(answer, step.key, step.resource)
-        except WorkshopError as error:
-            return self._explained(step, answer, error)
-        raise AssertionError("a refusal is no success")
-
-    def _explained(self, step: _Step, answer: Answer, error: WorkshopError) -> WorkshopError:
-        """The error, with what the workshop knows about it."""
+        """The error of a refused step, with what the workshop knows about it."""
+        kind = step.resource.kind
         conflicts = [c for c in answer.causes if c.get("reason") == "FieldManagerConflict"]
         if conflicts:
             found = [f"{c['field']} ({c['message']})" for c in conflicts]
@@ -274,9 +254,14 @@ class Applier:
                 f"it over with cluster.apply({self.component!r}, force=True)"
             )
         if step.before is not None and (fields := answer.fixed_fields):
+            room = f"cluster.delete({self.component!r})"
+            if kind == CLAIM:
+                name, owner = (step.body["metadata"][key] for key in ("name", "labels"))
+                room = f"cluster.delete({owner[COMPONENT]!r}, claims=[{name!r}])"
+                room += ", and its data goes with it"
             return ClusterError(
-                f"{step.key}: {_fixed(step.resource.kind)} cannot change while it exists "
-                f"({', '.join(fields)}); first {self._deletion(step)}"
+                f"{step.key}: {FIXED.get(kind, 'this field')} cannot change while it exists "
+                f"({', '.join(fields)}); first {room}"
             )
         if answer.status == 404 and f'namespaces "{self.namespace}" not found' in answer.message:
             return NotFoundError(
@@ -286,22 +271,19 @@ class Applier:
             )
         if any(cause.get("reason") == "NamespaceTerminating" for cause in answer.causes):
             return self._ending()
-        if isinstance(error, ManifestError):
+        try:
+            self.api.checked(answer, step.key, step.resource)
+        except ManifestError as error:
             return ManifestError(f"{error} (manifests/overlays/*/{self.component})")
-        return error
+        except WorkshopError as error:
+            return error
+        raise AssertionError("a refusal is no success")
 
     def _ending(self) -> ClusterError:
         return ConflictError(
             f"the namespace {self.namespace!r} is being deleted, and takes nothing new; apply "
             f"again when it is gone (kubectl get namespace {self.namespace}), or use another"
         )
-
-    def _deletion(self, step: _Step) -> str:
-        """The call that makes room for a changed object."""
-        if step.resource.kind != CLAIM:
-            return f"cluster.delete({self.component!r})"
-        name, owner = step.body["metadata"]["name"], step.body["metadata"]["labels"][COMPONENT]
-        return f"cluster.delete({owner!r}, claims=[{name!r}]), and its data goes with it"
 
 
 def _is_operators(answer: Answer, resource: Resource) -> bool:
@@ -310,15 +292,10 @@ def _is_operators(answer: Answer, resource: Resource) -> bool:
     KubeRay writes whole objects (to add its finalizer), and so comes to own the lists that it
     filled with defaults. What a person has set since is the person's.
     """
-    holders = [
-        cause.get("message") if cause.get("reason") == "FieldManagerConflict" else None
+    if resource.group not in OPERATORS or not answer.causes:
+        return False
+    own = f'conflict with "{OPERATORS[resource.group][1]}"'
+    return all(
+        cause.get("reason") == "FieldManagerConflict" and str(cause.get("message")).startswith(own)
         for cause in answer.causes
-    ]
-    own = f'conflict with "{operator_manager(resource)}"'
-    return bool(holders) and all(str(each).startswith(own) for each in holders)
-
-
-def _fixed(kind: str) -> str:
-    return {"Job": "a Job's pods", CLAIM: "a volume", "Deployment": "a Deployment's selector"}.get(
-        kind, "this field"
     )

@@ -17,7 +17,7 @@ from workshop_lib.cluster.kubernetes.access import load_access
 from workshop_lib.cluster.kubernetes.answers import problem
 from workshop_lib.cluster.kubernetes.api import Api
 from workshop_lib.cluster.kubernetes.applying import Applier, prepared
-from workshop_lib.cluster.kubernetes.resources import DELETE_ORDER, resource_of_kind
+from workshop_lib.cluster.kubernetes.resources import resource_of_kind
 from workshop_lib.cluster.manifests import Object
 from workshop_lib.cluster.prices import announce
 from workshop_lib.cluster.records import ExecResult, LogLine, Observation, Remains
@@ -115,12 +115,7 @@ class KubernetesCluster(Cluster):
             **parameters: Values for what its `parameters.yaml` names; None leaves one as it is.
 
         Raises:
-            ConflictError: Somebody else has set the same fields, or the object is not ours.
-            ForbiddenError: The line names the rule that is missing.
-            OperatorError: The line names the operator that is missing.
-
-        Example:
-            >>> cluster.apply("vllm", replicas=2, instance_type="p5.48xlarge")   # doctest: +SKIP
+            ClusterError: Somebody else has set the same fields, a rule or an operator is missing.
         """
         objects = manifests.render(self.profile, component, parameters)
         return self.apply_objects(component, objects, force=force)
@@ -139,22 +134,13 @@ class KubernetesCluster(Cluster):
     def delete(
         self, component: str, *, claims: Sequence[str] = (), timeout_s: float = 300.0
     ) -> None:
-        """As every cluster's, by the workshop's labels; a namespace stays: data would go with it.
-
-        Raises:
-            WaitTimeoutError: Something is left after `timeout_s`; the line says what, and why.
-        """
+        """As every cluster's; a namespace stays, since its data would go with it."""
         deleting.delete(self._api, self.namespace, component, claims=claims, timeout_s=timeout_s)
 
     def clean(self, *, claims: Sequence[str] = (), timeout_s: float = 600.0) -> None:
-        """Delete every component in this namespace, but for volume claims.
+        """Delete every component in this namespace; claims go only by name.
 
-        What an administrator applied for it (quota, rights, network policies) stays, and so do
-        claims that are not named.
-
-        Raises:
-            NotFoundError: There is no such claim.
-            WaitTimeoutError: Something is left after `timeout_s`; the line says what, and why.
+        What an administrator applied for it (quota, rights, network policies) stays.
         """
         kept = deleting.delete(self._api, self.namespace, None, claims=claims, timeout_s=timeout_s)
         if kept:
@@ -164,8 +150,7 @@ class KubernetesCluster(Cluster):
 
     def components(self) -> list[str]:
         """The names of the components in this namespace; kept claims alone do not count."""
-        kinds = [kind for kind in DELETE_ORDER if resource_of_kind(kind).namespaced]
-        found = deleting.find(self._api, self.namespace, kinds)
+        found = deleting.find(self._api, self.namespace, deleting.OWN_KINDS)
         return sorted({component_of(body) for body in found} - {""})
 
     def objects_of(self, component: str) -> list[dict[str, Any]]:
@@ -174,10 +159,7 @@ class KubernetesCluster(Cluster):
         return found or deleting.find_component(self._api, self.namespace, component)
 
     def remains(self) -> Remains:
-        """What of the workshop is in this namespace: objects, and pods that carry its labels.
-
-        What an administrator applied for the namespace does not count.
-        """
+        """As every cluster's; what an administrator applied for the namespace does not count."""
         return deleting.remains(self._api, self.namespace)
 
     def observe(self, kind: str, name: str) -> Observation:
@@ -216,10 +198,7 @@ class KubernetesCluster(Cluster):
         return base64.b64decode(value).decode()
 
     def prerequisites(self) -> CheckList:
-        """Whether the cluster has what the components of the profile need; changes nothing.
-
-        What this user may not see is "cannot tell", with the command for who may.
-        """
+        """As every cluster's; what this user may not see is "cannot tell", and whom to ask."""
         from workshop_lib.cluster.kubernetes.prerequisites import check_prerequisites
 
         return check_prerequisites(self._api, self.namespace, self.profile, self.version)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -26,7 +27,7 @@ from workshop_lib.cluster.records import Remains
 from workshop_lib.errors import ForbiddenError, NotFoundError, OperatorError, WaitTimeoutError
 from workshop_lib.progress import Progress
 
-__all__ = ["delete", "find", "find_component", "remains"]
+__all__ = ["OWN_KINDS", "delete", "find", "find_component", "remains"]
 
 RARE_KINDS = ("ServiceMonitor", "PodMonitor", "PrometheusRule", *ADMINISTRATION)
 """Kinds that a learner may not be allowed to list, and then cannot have made."""
@@ -38,7 +39,7 @@ POLL_S = 0.5
 
 
 def _selector(component: str | None) -> str:
-    labels = dict(LABELS) | ({COMPONENT: component} if component else {})
+    labels = LABELS | ({COMPONENT: component} if component else {})
     return ",".join(f"{key}={value}" for key, value in labels.items())
 
 
@@ -72,38 +73,20 @@ def remains(api: Api, namespace: str) -> Remains:
     pods = api.list(resource_of_kind("Pod"), namespace, labels=_selector(None))
     claims = find(api, namespace, [CLAIM])
     return Remains(
-        objects=tuple(sorted(key_of(body) for body in find(api, namespace, LEARNERS_KINDS))),
-        running=tuple(sorted(key_of(pod) for pod in pods)),
+        objects=tuple(sorted(map(key_of, find(api, namespace, LEARNERS_KINDS)))),
+        running=tuple(sorted(map(key_of, pods))),
         ports=None,
         claims=tuple(sorted(each["metadata"]["name"] for each in claims)),
     )
 
 
 def delete(
-    api: Api,
-    namespace: str,
-    component: str | None,
-    *,
-    claims: Sequence[str] = (),
-    timeout_s: float = 300.0,
+    api: Api, namespace: str, component: str | None, *, claims: Sequence[str], timeout_s: float
 ) -> list[str]:
     """Delete a component, or everything that is a learner's, and wait until it is gone.
 
-    A Namespace is never deleted: with it would go the data.
-
-    Args:
-        api: The server.
-        namespace: Where.
-        component: The component; None for all of them.
-        claims: Names of the volume claims whose data goes too; no other claim is touched.
-        timeout_s: The longest to wait.
-
-    Returns:
-        The claims that were kept.
-
-    Raises:
-        NotFoundError: There is no such claim; nothing was deleted.
-        WaitTimeoutError: Something is still there; the line says what, and why.
+    A Namespace is never deleted (with it would go the data), a claim only by its name; the
+    claims that were kept are returned.
     """
     known = {body["metadata"]["name"]: body for body in find(api, namespace, [CLAIM], component)}
     if unknown := sorted(set(claims) - set(known)):
@@ -116,10 +99,12 @@ def delete(
         objects = find_component(api, namespace, component)
     workloads = [body for body in objects if pod_selector(body)]
     rest = [body for body in objects if not pod_selector(body)]
-    doomed = [body for name, body in known.items() if name in claims]
+    doomed = [known[name] for name in claims]
     if objects or doomed:
-        names = [(body["kind"], body["metadata"]["name"]) for body in workloads]
-        pods = [pod for each in names for pod in _pods(api, namespace, *each)]
+        pods = []
+        for body in workloads:
+            with contextlib.suppress(NotFoundError):  # deleted meanwhile by somebody else
+                pods += api.workload(namespace, body["kind"], body["metadata"]["name"])[1]
         with Progress(label=f"deleting {component or 'everything'}") as progress:
             deadline = time.monotonic() + timeout_s
             # Workloads first: what they mount stays until their last pod has ended.
@@ -127,43 +112,29 @@ def delete(
                 for body in batch:
                     if body["kind"] != "Pod":  # pods go with their owner
                         api.delete(resource_of(body), namespace, body)
-                _wait_gone(api, namespace, batch, deadline, timeout_s, progress)
+                while left := _still_there(api, namespace, batch):
+                    more = f"; {len(left) - 3} more" if len(left) > 3 else ""
+                    shown = "; ".join(f"{key_of(each)} {_why(each)}" for each in left[:3]) + more
+                    progress.update(text=shown)
+                    if time.monotonic() > deadline:
+                        raise WaitTimeoutError(
+                            f"not gone after {timeout_s:g} s: {shown}; deleting goes on by itself: "
+                            "call delete again to go on waiting"
+                        )
+                    batch = left
+                    time.sleep(POLL_S)
+            progress.update(text="gone")
     return [name for name in known if name not in claims]
 
 
-def _pods(api: Api, namespace: str, kind: str, name: str) -> list[Any]:
-    try:
-        return api.workload(namespace, kind, name)[1]
-    except NotFoundError:  # deleted meanwhile by somebody else
-        return []
-
-
-def _wait_gone(
-    api: Api,
-    namespace: str,
-    bodies: Sequence[Any],
-    deadline: float,
-    timeout_s: float,
-    progress: Progress,
-) -> None:
-    """Wait until none of these very objects is there; one made anew under the name is another."""
-
-    def still(body: Json) -> Any:
-        now = api.get(resource_of(body), namespace, body["metadata"]["name"])
-        return now if now and now["metadata"]["uid"] == body["metadata"]["uid"] else None
-
-    left = list(bodies)
-    while left := [now for body in left if (now := still(body)) is not None]:
-        more = f"; {len(left) - 3} more" if len(left) > 3 else ""
-        shown = "; ".join(f"{key_of(body)} {_why(body)}" for body in left[:3]) + more
-        progress.update(text=shown)
-        if time.monotonic() > deadline:
-            raise WaitTimeoutError(
-                f"not gone after {timeout_s:g} s: {shown}; deleting goes on by itself: call "
-                "delete again to go on waiting"
-            )
-        time.sleep(POLL_S)
-    progress.update(text="gone")
+def _still_there(api: Api, namespace: str, bodies: Sequence[Any]) -> list[Any]:
+    """These very objects, as far as they are there; one made anew under a name is another."""
+    now = [api.get(resource_of(each), namespace, each["metadata"]["name"]) for each in bodies]
+    return [
+        found
+        for found, body in zip(now, bodies, strict=True)
+        if found and found["metadata"]["uid"] == body["metadata"]["uid"]
+    ]
 
 
 def _why(body: Json) -> str:

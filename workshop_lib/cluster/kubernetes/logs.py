@@ -59,11 +59,7 @@ def read_logs(
 ) -> Iterator[LogLine]:
     """The lines that a workload's containers wrote, pod by pod; followed, as they come.
 
-    Where lines may be missing (the node had rotated or deleted them before they were read), a
-    `LogGapWarning` says which.
-
-    Raises:
-        NotFoundError: There is no such workload, or no previous run.
+    Where the node had rotated or deleted lines before they were read, a `LogGapWarning` says so.
     """
     body, pods = api.workload(namespace, kind, name)
     if previous and not any(_begun(pod, previous=True) for pod in pods):
@@ -98,10 +94,10 @@ def read_logs(
         try:
             body, pods = api.workload(namespace, kind, name)
         except NotFoundError:  # deleted meanwhile: what is there is read to its end
-            body = {**body, "status": {"phase": "Succeeded", "conditions": [_COMPLETE]}}
+            body = {**body, "status": _ENDED}
 
 
-_COMPLETE = {"type": "Complete", "status": "True"}
+_ENDED = {"phase": "Succeeded", "conditions": [{"type": "Complete", "status": "True"}]}
 
 
 def _is_over(body: Json) -> bool:
@@ -113,13 +109,12 @@ def _is_over(body: Json) -> bool:
 
 def _begun(pod: Json, *, previous: bool) -> list[str]:
     """The containers of a pod that have written something, or may have."""
-    found = []
-    for name, status in container_statuses(pod).items():
-        restarted = bool(status.get("restartCount"))
-        begun = "waiting" not in (status.get("state") or {"waiting": {}})
-        if restarted or (begun and not previous):
-            found.append(name)
-    return found
+    return [
+        name
+        for name, status in container_statuses(pod).items()
+        if status.get("restartCount")
+        or (not previous and "waiting" not in (status.get("state") or {"waiting": {}}))
+    ]
 
 
 class _Log:
@@ -151,10 +146,8 @@ class _Log:
         restarts = status.get("restartCount", 0)
         more = restarts - self._restarts if self._restarts is not None else 0
         if more > 1:  # of the runs in between nothing is left
-            self._warn(
-                f"was restarted {more} times: lines",
-                "its node keeps only the run before the last restart",
-            )
+            why = "its node keeps only the run before the last restart"
+            self._warn(f"was restarted {more} times: lines", why)
             self._recent, self._last = [], ""
         if more:
             yield from self.batches(previous=True)
@@ -169,12 +162,7 @@ class _Log:
         self._is_read = over
 
     def batches(self, *, previous: bool = False, whole: bool = True) -> Iterator[Iterator[LogLine]]:
-        """What is there and was not given yet.
-
-        Args:
-            previous: Of the run before the last restart.
-            whole: Half a line at the end is a line: no more of it will come.
-        """
+        """What is there and was not given yet; `whole`: half a line at the end is a line."""
         barren, self.deleted = 0, False
         while True:
             brought = False
@@ -204,7 +192,8 @@ class _Log:
         params = {"container": self._container, "timestamps": "true"}
         params |= {"previous": "true"} if previous else {}
         if self._last:
-            params["sinceTime"] = self._floor() + _zone(self._last)
+            zone = "Z" if self._last.endswith("Z") else self._last[-6:]
+            params["sinceTime"] = self._floor() + zone
         elif self._tail is not None:
             params["tailLines"] = str(self._tail)
         response = self._api.open("GET", self._path, params=params)
@@ -256,8 +245,8 @@ class _Log:
                 continue
             if missing:  # nothing of what was read before is there: others may be missing, too
                 between = f"{self._last} and {lines[0].partition(' ')[0]}"
-                self._warn(f"has rotated its log: lines between {between}", "only the newest file "
-                           "of a log is given")  # fmt: skip
+                why = "only the newest file of a log is given"
+                self._warn(f"has rotated its log: lines between {between}", why)
                 missing = False
             self._note(lines)
             yield lines
@@ -286,8 +275,3 @@ class _Log:
 def _split(data: bytes) -> list[str]:
     lines = data.decode(errors="replace").removesuffix("\n").split("\n")
     return [line.removesuffix("\r") for line in lines] if b"\r" in data else lines
-
-
-def _zone(stamp: str) -> str:
-    """The time zone at a timestamp's end: `Z`, or an offset such as `+02:00`."""
-    return "Z" if stamp.endswith("Z") else stamp[-6:]

@@ -2,6 +2,10 @@
 
 `exec`: channel 1 is the command's output, 2 its errors, 3 its status. Port-forward: channel 0
 carries data, 1 errors, and the first frame of each holds the port (two bytes, low one first).
+
+Each WebSocket is read and written by one thread, in an event loop of its own. Python 3.11 does not
+lock a TLS connection: a thread that reads while another one writes can lose what was written. The
+API server then waits 32 s for the request (its ReadHeaderTimeout), and closes without an answer.
 """
 
 from __future__ import annotations
@@ -10,15 +14,19 @@ import asyncio
 import contextlib
 import json
 import re
-import socket
 import ssl
-import threading
-import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
-from workshop_lib.cluster.kube import Json, container_statuses, is_true, labels_of
+from workshop_lib.cluster.kube import (
+    LABELS,
+    RAY_CLUSTER,
+    Json,
+    container_statuses,
+    is_true,
+    labels_of,
+)
 from workshop_lib.cluster.kubernetes.answers import Answer, problem
 from workshop_lib.cluster.kubernetes.api import Api, Lost
 from workshop_lib.cluster.kubernetes.resources import resource_of_kind
@@ -26,8 +34,7 @@ from workshop_lib.cluster.records import ExecResult
 from workshop_lib.errors import ClusterError, ConnectError, NotFoundError, WorkshopError
 
 if TYPE_CHECKING:
-    from websockets.asyncio.client import ClientConnection as AsyncConnection
-    from websockets.sync.client import ClientConnection
+    from websockets.asyncio.client import ClientConnection
 
     from workshop_lib.cluster.kubernetes.access import Access
 
@@ -45,15 +52,12 @@ WAIT_FOR_POD_S = 30.0
 HALF_CLOSED_S = 30.0
 """Who has sent all may still wait for an answer; silent for so long, it is taken for gone.
 
-The protocol cannot tell the pod that no more will come, nor a socket here whether its other
-end is still read.
+The protocol cannot tell the pod that no more will come.
 """
-
-CLOSE_S = 5.0
-"""The longest that closing a forward waits for its connections to end."""
 
 DATA, STDOUT, STDERR, STATUS = 0, 1, 2, 3
 PORT_PROTOCOL = ("v4.channel.k8s.io",)
+PODS = resource_of_kind("Pod")
 
 _NOT_FOUND = re.compile(r'exec: \\?"(?P<what>[^"\\]+)\\?": (?P<why>[^:]+)')
 
@@ -68,70 +72,55 @@ class _RefusedError(Exception):
         self.answer = answer
 
 
-def _open(
-    api: Api, pod_path: str, params: Mapping[str, Any], protocols: Sequence[str]
+async def _open(
+    api: Api, path: str, params: Mapping[str, Any], protocols: Sequence[str]
 ) -> ClientConnection:
-    """A WebSocket to a pod, with fresh credentials after a 401.
-
-    Raises:
-        _RefusedError: The server answered something else.
-        Lost: There was no answer.
-        ConnectError: The server's certificate is not trusted.
-    """
-    from websockets.sync.client import connect
-
-    def opened() -> ClientConnection:
-        access = api.access
-        with _told(access):
-            found: ClientConnection = connect(
-                _url(access, pod_path, params), **_options(access, protocols)
-            )
-        return found
-
+    """A WebSocket to a pod, with fresh credentials after a 401."""
     access = api.access
     try:
-        return opened()
+        return await _connected(access, path, params, protocols)
     except _RefusedError as refused:
         if refused.answer.status != 401:
             raise
-    api.login_again(access)
-    return opened()
+    await asyncio.to_thread(api.login_again, access)
+    return await _connected(api.access, path, params, protocols)
 
 
-def _url(access: Access, path: str, params: Mapping[str, Any]) -> str:
-    return f"ws{access.server.removeprefix('http')}{path}?{urlencode(params, doseq=True)}"
-
-
-def _options(access: Access, protocols: Sequence[str]) -> dict[str, Any]:
-    """How a WebSocket is opened: as every other request of these credentials."""
+async def _connected(
+    access: Access, path: str, params: Mapping[str, Any], protocols: Sequence[str]
+) -> ClientConnection:
+    """A WebSocket, opened as every other request of these credentials."""
+    import certifi
     from kubernetes.client.rest import should_bypass_proxies
-
-    configuration = access.client.configuration
-    direct = should_bypass_proxies(access.server, configuration.no_proxy or "")
-    secure = access.server.startswith("https:")
-    return {
-        "ssl": _trusted(configuration) if secure else None,
-        "server_hostname": configuration.tls_server_name or None,
-        "subprotocols": list(protocols),
-        "additional_headers": access.headers(),  # no Accept: a kubelet answers 406 to JSON
-        "user_agent_header": None,
-        "compression": None,
-        "proxy": None if direct else configuration.proxy,
-        "open_timeout": OPEN_S,
-        "ping_interval": PING_EVERY_S,
-        "ping_timeout": None,
-        "close_timeout": 1.0,
-        "max_size": None,
-    }
-
-
-@contextlib.contextmanager
-def _told(access: Access) -> Iterator[None]:
-    """Turn what opening a WebSocket raises into the errors of `_open`."""
+    from websockets.asyncio.client import connect
     from websockets.exceptions import InvalidHandshake, InvalidStatus, InvalidURI
+    from websockets.typing import Subprotocol
 
+    settings = access.client.configuration
+    direct = should_bypass_proxies(access.server, settings.no_proxy or "")
+    trusted = None
     try:
-        yield
+        if access.server.startswith("https:"):
+            trusted = ssl.create_default_context(cafile=settings.ssl_ca_cert or certifi.where())
+            if not settings.verify_ssl:
+                trusted.check_hostname, trusted.verify_mode = False, ssl.CERT_NONE
+            if settings.cert_file:
+                trusted.load_cert_chain(settings.cert_file, settings.key_file)
+        return await connect(
+            f"ws{access.server.removeprefix('http')}{path}?{urlencode(params, doseq=True)}",
+            ssl=trusted,
+            server_hostname=settings.tls_server_name or None,
+            subprotocols=[Subprotocol(each) for each in protocols],
+            additional_headers=access.headers(),  # no Accept: a kubelet answers 406 to JSON
+            user_agent_header=None,
+            compression=None,
+            proxy=None if direct else settings.proxy,
+            open_timeout=OPEN_S,
+            ping_interval=PING_EVERY_S,
+            ping_timeout=None,
+            close_timeout=1.0,
+            max_size=None,
+        )
     except InvalidStatus as error:
         body = error.response.body or b""
         answer = Answer(error.response.status_code, body.decode(errors="replace"))
@@ -139,31 +128,16 @@ def _told(access: Access) -> Iterator[None]:
     except ssl.SSLError as error:
         raise ConnectError(f"{access.server}: no trusted connection ({error})") from None
     except (InvalidHandshake, InvalidURI, OSError, EOFError) as error:
-        said = " ".join(str(error).split()) or type(error).__name__
-        raise Lost(f"{access.server} does not answer: {said}") from None
-
-
-def _trusted(configuration: Any) -> ssl.SSLContext:
-    """Which certificates count, and which is ours, as for every other request."""
-    import certifi
-
-    context = ssl.create_default_context(cafile=configuration.ssl_ca_cert or certifi.where())
-    if not configuration.verify_ssl:
-        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    if configuration.cert_file:
-        context.load_cert_chain(configuration.cert_file, configuration.key_file)
-    return context
+        both = filter(None, (error, error.__cause__))
+        said = "; ".join(str(each) or type(each).__name__ for each in both)
+        raise Lost(f"{access.server} does not answer: {' '.join(said.split())}") from None
 
 
 # -- which pod ------------------------------------------------------------------------------------
 
 
 def _choose_pod(name: str, pods: Iterable[Json]) -> Json:
-    """The pod that a name, or the beginning of one (`ray-cluster-0`), means.
-
-    Raises:
-        NotFoundError: None fits, or several do.
-    """
+    """The pod that a name, or the beginning of one (`ray-cluster-0`), means."""
     alive = [p for p in pods if (p.get("status") or {}).get("phase") in ("Pending", "Running")]
     exact = [pod for pod in alive if pod["metadata"]["name"] == name]
     found = exact or [pod for pod in alive if pod["metadata"]["name"].startswith(f"{name}-")]
@@ -180,29 +154,23 @@ def _choose_pod(name: str, pods: Iterable[Json]) -> Json:
 
 def _is_ours(pod: Json) -> bool:
     labels = labels_of(pod)
-    return labels.get("app.kubernetes.io/part-of") == "ray-vllm-workshop" or (
-        "ray.io/cluster" in labels
-    )
+    return labels.items() >= LABELS.items() or RAY_CLUSTER in labels
 
 
 def _find_target(api: Api, namespace: str, target: str, port: int) -> tuple[str, int]:
-    """The pod and its port behind a Service's or pod's name.
-
-    Raises:
-        NotFoundError: No such target, port or ready pod.
-    """
+    """The pod and its port behind a Service's or pod's name."""
     service = api.get(resource_of_kind("Service"), namespace, target)
-    pods = resource_of_kind("Pod")
     if service is None:
-        return _choose_pod(target, api.list(pods, namespace))["metadata"]["name"], port
+        return _choose_pod(target, api.list(PODS, namespace))["metadata"]["name"], port
     entries = {entry["port"]: entry for entry in service["spec"].get("ports") or []}
     if port not in entries:
         ports = ", ".join(map(str, entries)) or "none"
         raise NotFoundError(f"Service/{target} has no port {port}; it has {ports}")
     selector = service["spec"].get("selector") or {}
     labels = ",".join(f"{key}={value}" for key, value in selector.items())
-    found = api.list(pods, namespace, labels=labels) if labels else []
-    ready = [p for p in found if is_true(p, "Ready") and not p["metadata"].get("deletionTimestamp")]
+    found = api.list(PODS, namespace, labels=labels) if labels else []
+    ready = [pod for pod in found
+             if is_true(pod, "Ready") and not pod["metadata"].get("deletionTimestamp")]  # fmt: skip
     if not ready:
         raise NotFoundError(
             f"Service/{target} has no ready pod behind it; wait_ready() on its workload first"
@@ -227,15 +195,10 @@ def execute(
     container: str | None,
     timeout_s: float,
 ) -> ExecResult:
-    """Run a command in a container and wait for its end.
+    """Run a command in a container and wait for its end; what was begun is never begun again."""
+    from anyio.from_thread import start_blocking_portal
 
-    It is sent once: what was begun is never begun again by itself.
-
-    Raises:
-        NotFoundError: The pod or container is not there, or does not run.
-        ClusterError: The command does not exist, took too long, or its end is not known.
-    """
-    found = _choose_pod(pod, api.list(resource_of_kind("Pod"), namespace))
+    found = _choose_pod(pod, api.list(PODS, namespace))
     name = found["metadata"]["name"]
     names = [each["name"] for each in found["spec"]["containers"]]
     container = container or names[0]
@@ -247,28 +210,32 @@ def execute(
         )
     if not command:
         raise ClusterError(f"exec in {name}: there is no command")
-    path = resource_of_kind("Pod").path(namespace, name) + "/exec"
+    path = PODS.path(namespace, name) + "/exec"
     params = {"command": list(command), "container": container, "stdout": "true", "stderr": "true"}
     try:
-        opened = _open(api, path, params, ["v5.channel.k8s.io", "v4.channel.k8s.io"])
+        # A notebook's own thread runs an event loop already.
+        with start_blocking_portal(name=f"exec {name}") as portal:
+            done: ExecResult = portal.call(_run, api, path, params, name, timeout_s)
+            return done
     except _RefusedError as refused:
         raise problem(refused.answer, f"exec in {name}") from None
-    with opened:
-        return _read_to_end(opened, name, command, timeout_s)
 
 
-def _read_to_end(
-    opened: ClientConnection, name: str, command: Sequence[str], timeout_s: float
+async def _run(
+    api: Api, path: str, params: Mapping[str, Any], name: str, timeout_s: float
 ) -> ExecResult:
-    """Collect the channels until the status comes."""
+    """Send a command and collect its channels until the status comes."""
     from websockets.exceptions import ConnectionClosed
 
-    deadline = time.monotonic() + timeout_s
     said = {STDOUT: bytearray(), STDERR: bytearray()}
-    shown = " ".join(command)[:80]
-    while True:
+    shown = " ".join(params["command"])[:80]
+    async with await _open(api, path, params, ("v5.channel.k8s.io", "v4.channel.k8s.io")) as opened:
         try:
-            data = opened.recv(timeout=max(0.01, deadline - time.monotonic()), decode=False)
+            async with asyncio.timeout(timeout_s):
+                while data := await opened.recv(decode=False):
+                    if data[0] == STATUS:
+                        break
+                    said.get(data[0], bytearray()).extend(data[1:])
         except TimeoutError:
             raise ClusterError(
                 f"exec in {name}: {shown!r} did not end within {timeout_s:g} s; it may still run "
@@ -279,21 +246,12 @@ def _read_to_end(
                 f"exec in {name}: the connection ended without an exit code ({error}); whether "
                 f"{shown!r} has ended is not known: look before you run it again"
             ) from None
-        channel, text = (data[0], data[1:]) if data else (STDOUT, b"")
-        if channel in said:
-            said[channel] += text
-        elif channel == STATUS:
-            code = _exit_code(json.loads(text), name, command)
-            output, errors = (bytes(each).decode(errors="replace") for each in said.values())
-            return ExecResult(code, output, errors)
+    code = _exit_code(json.loads(data[1:]), name, params["command"])
+    output, errors = (bytes(each).decode(errors="replace") for each in said.values())
+    return ExecResult(code, output, errors)
 
 
 def _exit_code(status: Json, name: str, command: Sequence[str]) -> int:
-    """The exit code in a Status.
-
-    Raises:
-        ClusterError: The command was not run.
-    """
     if status.get("status") == "Success":
         return 0
     for cause in (status.get("details") or {}).get("causes") or []:
@@ -307,124 +265,85 @@ def _exit_code(status: Json, name: str, command: Sequence[str]) -> int:
 
 # -- forward --------------------------------------------------------------------------------------
 
+Where = Callable[[], tuple[str, dict[str, str]]]
+"""The path and query of the pod's port, as it is now."""
+
 
 @contextlib.contextmanager
 def forwarded(api: Api, namespace: str, target: str, port: int) -> Iterator[str]:
     """A URL on this machine for a port of a Service or pod, for as long as a block runs.
 
     Each connection finds its pod anew, so what is forwarded survives a pod's restart.
-
-    Raises:
-        NotFoundError: No such target, port or ready pod.
-        WorkshopError: The server refuses it.
     """
-    forward = _Forward(api, namespace, target, port)
-    forward.try_out()  # what is wrong is said here, not in a thread
-    forward.start()
-    try:
-        yield forward.url
-    finally:
-        forward.close()
+    from anyio.from_thread import start_blocking_portal
+
+    def where() -> tuple[str, dict[str, str]]:
+        pod, number = _find_target(api, namespace, target, port)
+        return PODS.path(namespace, pod) + "/portforward", {"ports": str(number)}
+
+    with (
+        start_blocking_portal(name=f"forward {target}:{port}") as portal,
+        portal.wrap_async_context_manager(_listening(api, where, target)) as url,
+    ):
+        yield url
 
 
-class _Forward:
-    """Listens on loopback, in a thread of its own, and carries each connection to a pod."""
+@contextlib.asynccontextmanager
+async def _listening(api: Api, where: Where, target: str) -> AsyncIterator[str]:
+    """Listen on loopback; what is still open at the end is cancelled with the event loop."""
+    try:  # what is wrong is said here: nobody hears a connection that fails later
+        async with await _open(api, *where(), PORT_PROTOCOL):
+            pass
+    except _RefusedError as refused:
+        raise problem(refused.answer, f"forward to {target}") from None
+    over = asyncio.Event()
 
-    def __init__(self, api: Api, namespace: str, target: str, port: int) -> None:
-        self._api, self._namespace, self._target, self._port = api, namespace, target, port
-        self._thread = threading.Thread(
-            target=lambda: asyncio.run(self._serve()), name=f"forward {target}:{port}", daemon=True
-        )
-        self._listens = threading.Event()
-        self._open: set[socket.socket] = set()
-        self._carrying: set[asyncio.Task[None]] = set()
-        self.url = ""
-
-    def try_out(self) -> None:
-        """Open the pod's port once."""
+    async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            with _open(self._api, *self._where(), PORT_PROTOCOL):
-                pass
-        except _RefusedError as refused:
-            raise problem(refused.answer, f"forward to {self._target}") from None
-
-    def start(self) -> None:
-        """Take connections from now on."""
-        self._thread.start()
-        self._listens.wait()
-
-    def close(self) -> None:
-        """Close the port and every connection; none is waited for longer than `CLOSE_S`."""
-        self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join(CLOSE_S)
-
-    async def _serve(self) -> None:
-        self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            listener.setblocking(False)
-            self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-            tasks = [asyncio.create_task(self._accept(listener))]
-            self._listens.set()
-            await self._stop.wait()
-        tasks += self._carrying
-        for task in tasks:
-            task.cancel()
-        await asyncio.wait(tasks)
-        for local in self._open:
-            local.close()
-
-    async def _accept(self, listener: socket.socket) -> None:
-        while True:
-            local, _ = await self._loop.sock_accept(listener)
-            self._open.add(local)
-            task = asyncio.create_task(self._carry(local))
-            self._carrying.add(task)
-            task.add_done_callback(self._carrying.discard)
-
-    def _where(self) -> tuple[str, dict[str, str]]:
-        """The path and query of the pod's port, as it is now."""
-        pod, port = _find_target(self._api, self._namespace, self._target, self._port)
-        path = resource_of_kind("Pod").path(self._namespace, pod) + "/portforward"
-        return path, {"ports": str(port)}
-
-    async def _carry(self, local: socket.socket) -> None:
-        """One connection, from its beginning to its end."""
-        try:
-            if remote := await self._patiently_connected():
+            if not over.is_set() and (remote := await _patiently_opened(api, where)):
                 async with remote:
-                    sender = asyncio.create_task(_send_all(local, remote))
-                    await _receive_all(local, remote, sender)
+                    sender = asyncio.create_task(_send_all(reader, remote))
+                    await _receive_all(writer, remote, sender)
                     sender.cancel()
         finally:
-            self._open.discard(local)
-            local.close()
+            if over.is_set():
+                writer.transport.abort()
+            writer.close()
 
-    async def _patiently_connected(self) -> AsyncConnection | None:
-        """A WebSocket to a pod that is ready; None when none comes."""
-        from websockets.asyncio.client import connect
-
-        deadline = time.monotonic() + WAIT_FOR_POD_S
-        while time.monotonic() < deadline:
-            with contextlib.suppress(_RefusedError, WorkshopError):
-                where = await asyncio.to_thread(self._where)  # a 401 logs in again there
-                access = self._api.access
-                with _told(access):
-                    return await connect(_url(access, *where), **_options(access, PORT_PROTOCOL))
-            await asyncio.sleep(0.5)
-        return None
+    server = await asyncio.start_server(carry, "127.0.0.1", 0)
+    try:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    finally:
+        over.set()
+        for _ in range(3):  # a connection that was just taken gets its task, and sees its end
+            await asyncio.sleep(0)
+        server.close()  # not before: asyncio would forget what it is about to take
 
 
-async def _send_all(local: socket.socket, remote: AsyncConnection) -> None:
+async def _patiently_opened(api: Api, where: Where) -> ClientConnection | None:
+    """A WebSocket to a pod that is ready; None when none comes."""
+    from anyio import to_thread
+
+    deadline = asyncio.get_running_loop().time() + WAIT_FOR_POD_S
+    while asyncio.get_running_loop().time() < deadline:
+        with contextlib.suppress(_RefusedError, WorkshopError):
+            there = await to_thread.run_sync(where, abandon_on_cancel=True)
+            return await _open(api, *there, PORT_PROTOCOL)
+        await asyncio.sleep(0.5)
+    return None
+
+
+async def _send_all(reader: asyncio.StreamReader, remote: ClientConnection) -> None:
     """What comes from here goes to the pod, until no more will come."""
     from websockets.exceptions import ConnectionClosed
 
     with contextlib.suppress(OSError, ConnectionClosed):
-        while data := await asyncio.get_running_loop().sock_recv(local, 1 << 16):
+        while data := await reader.read(1 << 16):
             await remote.send(bytes([DATA]) + data)
 
 
 async def _receive_all(
-    local: socket.socket, remote: AsyncConnection, sender: asyncio.Task[None]
+    writer: asyncio.StreamWriter, remote: ClientConnection, sender: asyncio.Task[None]
 ) -> None:
     """What comes from the pod goes here, until its end, or nobody listens any more."""
     from websockets.exceptions import ConnectionClosed
@@ -445,4 +364,5 @@ async def _receive_all(
             elif channel != DATA:  # such as: nobody listens on the pod's port
                 return
             else:
-                await asyncio.get_running_loop().sock_sendall(local, data)
+                writer.write(data)
+                await writer.drain()

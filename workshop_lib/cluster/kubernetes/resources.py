@@ -7,27 +7,13 @@ from dataclasses import dataclass
 from workshop_lib.cluster.kube import Json
 from workshop_lib.errors import ManifestError
 
-__all__ = [
-    "ADMINISTRATION",
-    "DELETE_ORDER",
-    "Resource",
-    "operator_hint",
-    "operator_manager",
-    "resource_of",
-    "resource_of_kind",
-]
+__all__ = ["ADMINISTRATION", "DELETE_ORDER", "OPERATORS", "Resource", "operator_hint",
+           "resource_of", "resource_of_kind"]  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Resource:
-    """A kind of object, as the API server knows it.
-
-    Attributes:
-        api_version: Such as `batch/v1`.
-        kind: Such as `Job`.
-        plural: Its name in paths and permissions, such as `jobs`.
-        namespaced: Whether its objects lie in a namespace.
-    """
+    """A kind of object, as the API server knows it; `plural`: its name in paths and permissions."""
 
     api_version: str
     kind: str
@@ -40,12 +26,7 @@ class Resource:
         return self.api_version.rpartition("/")[0]
 
     def path(self, namespace: str, name: str = "") -> str:
-        """Path of the collection, or of one object of it.
-
-        Example:
-            >>> resource_of_kind("Job").path("default", "model")
-            '/apis/batch/v1/namespaces/default/jobs/model'
-        """
+        """Path of the collection, or of one object of it."""
         root = f"/apis/{self.api_version}" if self.group else f"/api/{self.api_version}"
         where = f"/namespaces/{namespace}" if self.namespaced else ""
         return f"{root}{where}/{self.plural}" + (f"/{name}" if name else "")
@@ -96,7 +77,7 @@ DELETE_ORDER = (
 )  # fmt: skip
 """The kinds that `delete` looks for, in its order: what uses something goes before it."""
 
-_OPERATORS = {
+OPERATORS = {
     "ray.io": (
         "the KubeRay operator",
         "kuberay-operator",
@@ -110,14 +91,11 @@ _OPERATORS = {
         "--repo https://prometheus-community.github.io/helm-charts",
     ),
 }
+"""API group to its operator: in words, as it signs what it writes, and how it is installed."""
 
 
 def resource_of(body: Json) -> Resource:
-    """Where an object belongs.
-
-    Raises:
-        ManifestError: It is of a kind that the workshop does not use.
-    """
+    """Where an object belongs; a kind that the workshop does not use is refused."""
     resource = _BY_KIND.get(str(body.get("kind")))
     if resource is None or resource.api_version != body.get("apiVersion"):
         raise ManifestError(
@@ -128,28 +106,14 @@ def resource_of(body: Json) -> Resource:
 
 
 def resource_of_kind(kind: str) -> Resource:
-    """Like `resource_of`, when only the kind is known.
-
-    Raises:
-        ManifestError: The workshop does not use that kind.
-    """
+    """Like `resource_of`, when only the kind is known."""
     if kind not in _BY_KIND:
         raise ManifestError(f"the workshop knows no kind {kind!r}; it knows {sorted(_BY_KIND)}")
     return _BY_KIND[kind]
 
 
 def operator_hint(resource: Resource) -> str:
-    """Which operator brings a kind, and how it is installed.
-
-    Example:
-        >>> operator_hint(resource_of_kind("RayCluster"))[:42]
-        'the KubeRay operator is not installed here'
-    """
-    operator, _, command = _OPERATORS.get(resource.group, ("its operator", "", ""))
+    """Which operator brings a kind, and how it is installed."""
+    operator, _, command = OPERATORS.get(resource.group, ("its operator", "", ""))
     how = f": {command}" if command else ""
     return f"{operator} is not installed here; who administers the cluster installs it with{how}"
-
-
-def operator_manager(resource: Resource) -> str:
-    """The name under which a kind's operator writes to its objects; empty when it has none."""
-    return _OPERATORS.get(resource.group, ("", "", ""))[1]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -19,8 +19,6 @@ from workshop_lib.cluster.kubernetes.resources import Resource, resource_of_kind
 from workshop_lib.errors import ForbiddenError, OperatorError, WorkshopError
 
 __all__ = ["take_snapshot"]
-
-Json = Mapping[str, Any]
 
 KINDS = (
     "Event", "Pod", "Job", "Deployment", "ReplicaSet", "Service", "EndpointSlice",
@@ -45,35 +43,26 @@ LOG_LINES, LOG_BYTES = 300, 98304
 WELL_LOGS = 50
 """Of so many pods that are ready the log is read, too: one that hangs is ready as well."""
 
+_STAMP = re.compile(r"^(\d{4}-\d\d-\d\dT[\d:.]+(?:Z|[+-]\d\d:\d\d)) ", re.MULTILINE)
+
 
 def take_snapshot(api: Api, namespace: str) -> dict[str, Any]:
-    """The namespace's objects, the nodes, and the ends of the pods' logs.
-
-    Args:
-        api: The server.
-        namespace: Where.
-
-    Raises:
-        WorkshopError: The pods may not be listed, or the server does not answer.
-    """
+    """The namespace's objects, the nodes, and the ends of the pods' logs."""
     found: dict[str, Any] = {"taken_at": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")}
     notes: list[str] = []
-    for kind in KINDS:
-        resource = resource_of_kind(kind)
-        try:
-            found[resource.plural] = api.list(resource, namespace)
-        except OperatorError:
-            continue  # nothing of a kind that the cluster does not know
-        except ForbiddenError as error:
-            if kind in ("Pod", "Event"):
-                raise
-            notes.append(f"{resource.plural} were not read: {error}")
-    for resource in OTHERS:
-        with contextlib.suppress(ForbiddenError, OperatorError):
-            found[resource.plural] = api.list(resource, namespace)
-    read = {key: _unstamped(text) for key, text in _logs(api, namespace, found["pods"])}
-    found["logs"] = {key: text for key, (text, _) in read.items()}
-    found["log_times"] = {key: time for key, (_, time) in read.items()}
+    for resource in (*map(resource_of_kind, KINDS), *OTHERS):
+        with contextlib.suppress(OperatorError):  # nothing of a kind that the cluster lacks
+            try:
+                found[resource.plural] = api.list(resource, namespace)
+            except ForbiddenError as error:
+                if resource.kind in ("Pod", "Event"):
+                    raise
+                if resource not in OTHERS:
+                    notes.append(f"{resource.plural} were not read: {error}")
+    logs = dict(_logs(api, namespace, found["pods"]))
+    found["logs"] = {key: _STAMP.sub("", text) for key, text in logs.items()}
+    stamps = {key: _STAMP.findall(text) for key, text in logs.items()}
+    found["log_times"] = {key: times[-1] if times else "" for key, times in stamps.items()}
     found["notes"] = notes
     return found
 
@@ -99,15 +88,8 @@ def _logs(api: Api, namespace: str, pods: list[dict[str, Any]]) -> Iterator[tupl
                     yield f"{pod['metadata']['name']}/{name}" + "/previous" * previous, text
 
 
-def _unstamped(text: str) -> tuple[str, str]:
-    """A log without the kubelet's timestamps, and when its last line was written."""
-    stamp = re.compile(r"^(\d{4}-\d\d-\d\dT[\d:.]+(?:Z|[+-]\d\d:\d\d)) ", re.MULTILINE)
-    times = stamp.findall(text)
-    return stamp.sub("", text), times[-1] if times else ""
-
-
 def _log(api: Api, namespace: str, pod: str, container: str, *, previous: bool) -> str:
-    """The end of one log; empty when the kubelet cannot give it."""
+    """The end of one log, each line with its time; empty when the kubelet cannot give it."""
     path = f"{resource_of_kind('Pod').path(namespace, pod)}/log"
     params = {"container": container, "tailLines": str(LOG_LINES), "limitBytes": str(LOG_BYTES)}
     params |= {"timestamps": "true"} | ({"previous": "true"} if previous else {})
