@@ -165,6 +165,25 @@ def test_another_recipe_of_the_same_component() -> None:
         training_recipe("local", {"recipe": "gradd"})
 
 
+def test_a_killed_run_is_resumed_on_request(tmp_path: Path) -> None:
+    trl = ["--$(EXISTING_RUN)"]
+    for profile, words in (("local", trl), ("kind", trl), ("eks", [])):
+        for value, written in ((None, "overwrite"), (False, "overwrite"), (True, "resume")):
+            body = job(render(profile, "grpo", {"resume": value}))
+            assert _environment(body)["EXISTING_RUN"] == written
+            args = body["spec"]["template"]["spec"]["containers"][0]["args"]
+            assert [each for each in args if "EXISTING" in each] == words
+    with pytest.raises(ManifestError, match="parameter resume: 'yes' is not of type bool"):
+        render("local", "grpo", {"resume": "yes"})
+    resumed_step = script("run_nemo_rl").resumed_step
+    with pytest.raises(SystemExit, match="left no checkpoint"):
+        resumed_step(tmp_path, 9)
+    (tmp_path / "step_4").mkdir()
+    assert resumed_step(tmp_path, 9) == 4
+    with pytest.raises(SystemExit, match="raise steps"):
+        resumed_step(tmp_path, 4)
+
+
 def test_nemo_rls_step_becomes_a_record() -> None:
     """Values named as NeMo RL v0.7.0 logs them."""
     rollouts = {

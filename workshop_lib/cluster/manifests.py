@@ -101,6 +101,7 @@ class Parameter(pydantic.BaseModel, frozen=True, extra="forbid"):
         maximum: Its largest value.
         pattern: A regular expression that the whole of a text has to match.
         format: What the places get, the value in it at `{}`: a mount option `prefix {}/`.
+        values: What the places get for a value: a switch becomes a program's own word.
         help: What it means, in a line.
     """
 
@@ -114,6 +115,7 @@ class Parameter(pydantic.BaseModel, frozen=True, extra="forbid"):
     maximum: float | None = None
     pattern: str = ""
     format: str = ""
+    values: Mapping[Any, str] = {}
     help: str = ""
 
     @pydantic.field_validator("pattern")
@@ -144,8 +146,9 @@ class Parameter(pydantic.BaseModel, frozen=True, extra="forbid"):
 
     def settings(self, value: Any) -> Iterator[tuple[str, Any]]:
         """Each place that a value sets, and what it gets."""
+        written = self.format.replace("{}", value) if self.format else value
         for place in self.paths:
-            yield place, self.format.replace("{}", value) if self.format else value
+            yield place, self.values.get(value, written)
         for place in self.model_folders:
             yield place, f"{MODELS_MOUNT}/{str(value).replace('/', '--')}"
         entry = _catalogue(self.catalogue)[value] if self.fields_ else {}

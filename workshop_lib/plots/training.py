@@ -86,17 +86,17 @@ def plot_groups(frame: pd.DataFrame, group: int) -> Figure:
         for column, reward in enumerate(rewards, start=1):
             face = colour if reward >= 1 else "none"
             left.plot(column, row, "o", markersize=9, color=colour, markerfacecolor=face)
-        note = "teaches nothing" if silent else f"mean {sum(rewards) / len(rewards):.2f}"
+        note = "silent" if silent else f"mean {sum(rewards) / len(rewards):.2f}"
         write(left, size + 0.6, row, note, GREY if silent else "black")
         labels.append(f"{answers['problem'].iloc[0]} {'◂' if number == group else ' '}")
     row_labels(left, labels)
     left.set_xticks(range(1, size + 1))
     left.set_xlim(0.4, size + 0.5)
-    finish(left, "Rewards, a row a group", x="answer (filled: right)")
+    finish(left, "Rewards: one row per group", x="completion (filled: right)")
 
     chosen = frame[frame["group"] == group]
     rewards = chosen["reward"].tolist()
-    series = [("best answer", max(rewards), BLUE), ("worst answer", min(rewards), VERMILLION)]
+    series = [("best", max(rewards), BLUE), ("worst", min(rewards), VERMILLION)]
     for offset, (label, reward, colour) in zip((0.2, -0.2), series, strict=True):
         at = rewards.index(reward)
         values = [nemo_rl_advantages(rewards, **how)[at] for how in _VARIANTS.values()]
@@ -109,7 +109,7 @@ def plot_groups(frame: pd.DataFrame, group: int) -> Figure:
     row_labels(right, list(_VARIANTS))
     right.margins(x=0.28)
     right.legend(loc="upper right", ncols=2, frameon=False, fontsize=9, borderaxespad=0)
-    title = f"Advantages: {chosen['problem'].iloc[0]}"
+    title = f"Advantages of two completions: {chosen['problem'].iloc[0]}"
     finish(right, title, x="advantage", ylim=(len(_VARIANTS) - 0.4, -0.9))
     return figure
 
@@ -224,7 +224,7 @@ def plot_runs(runs: Mapping[str, Run]) -> Figure:
     grid[0][0].set_ylim(0, 1.05)
     for row in (1, 2):  # after all is drawn: a limit that is set is not moved any more
         grid[row][0].set_ylim(bottom=0)
-    labels = ("share of answers", "KL, nats a token", "length, tokens")
+    labels = ("share of completions", "KL, nats a token", "length, tokens")
     for axes, label in zip(grid[:, 0], labels, strict=True):
         axes.set_ylabel(label)
     for axes, run in zip(grid[0], runs.values(), strict=True):
@@ -248,9 +248,10 @@ def plot_settings(frame: pd.DataFrame, *, key: str) -> Figure:
     """
     figure = new_figure(9, 4.8)
     grid = figure.subplots(2, 3, sharex=True)
-    # The last panel has the one of its two that says something.
+    # The last panel has the one of its two that says something; KL is not known of every run.
     last = "clip_share" if (frame["clip_share"] > 0).any() else "mean_length"
-    columns = ["reward", "zero_std_share", "entropy", "kl", "grad_norm", last]
+    fourth = "kl" if frame["kl"].notna().any() else "clip_share"
+    columns = ["reward", "zero_std_share", "entropy", fourth, "grad_norm", last]
     looks = list(zip(SERIES, "os^D", strict=True)) * 9
     for axes, column in zip(grid.flat, columns, strict=True):
         for (_, steps), (colour, marker) in zip(frame.groupby("run"), looks, strict=False):

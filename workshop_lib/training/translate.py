@@ -195,8 +195,8 @@ def _advantages(recipe: Recipe, key: str) -> Verdict:
         # Alone among wrong ones it is 1 in NeMo RL, which does not divide by a spread of 0.
         counts = trl_advantages([1.0] + [0.0] * (size - 1))[0]
         reason = (
-            "TRL's mean and spread are the whole group's, not the others' alone: an only right"
-            f" answer of {size} counts {counts:.1f} times as much, others somewhat less"
+            "TRL's mean and spread are the whole group's, not the others' alone: 1 right completion"
+            f" of {size} has the advantage {counts:.1f} with TRL and 1.0 with NeMo RL"
         )
         return "approximated", reason, became
     if spread:

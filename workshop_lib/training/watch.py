@@ -153,7 +153,8 @@ def check_training(
     is_served = bool(served) and run.checkpoint.endswith(served)
     same, asked = before.problems == after.problems, f"{len(after.problems)} held-out problems"
     learned = after.interval()[0] > before.interval()[1]
-    solved = f"{before.right} right before, {after.right} after"
+    solved = f"{before.right} right before, {after.right} after; 95% intervals: before up to"
+    solved += f" {before.interval()[1]:.0%}, after from {after.interval()[0]:.0%}"
     served_with = "apply vllm with the run's checkpoint as model"
     more = "more steps, or more answers a prompt; look at the reward's curve"
     return CheckList(

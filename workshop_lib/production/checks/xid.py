@@ -70,7 +70,8 @@ def _read(lines: Iterable[str]) -> list[_Xid]:
         number, rest = int(match["number"]), match["rest"] or ""
         unknown = {"what": "not in the catalogue", "now": "ASK", "origin": "unknown"}
         entry = _table()["xids"].get(number, unknown)
-        do, urgent = _table()["actions"][entry["now"]]["do"], xid_severity(number) == "critical"
+        do = entry.get("do") or _table()["actions"][entry["now"]]["do"]
+        urgent = xid_severity(number) == "critical"
         if number == 154 and (asked := re.search(r"to 0x\w+ \(([^)]+)\)", rest)):
             do, urgent = f"the driver now asks for: {asked[1]}", asked[1] != "None"
         pid, process = re.search(r"pid='?(\d+)", rest), re.search(r"name=([^,]+)", rest)

@@ -147,12 +147,24 @@ def register_rewards() -> None:
         register_env(name, f"reward_envs.{actor}")
 
 
-def export(checkpoints: Path, output: Path) -> str:
-    """Turn the newest checkpoint into a Hugging Face folder that appears whole, and name it."""
-    steps = [path for path in checkpoints.glob("step_*") if path.name[5:].isdigit()]
+def newest_step(checkpoints: Path) -> int:
+    """The step of NeMo RL's newest checkpoint."""
+    steps = [int(path.name[5:]) for path in checkpoints.glob("step_*") if path.name[5:].isdigit()]
     if not steps:
         raise SystemExit(f"NeMo RL left no checkpoint in {checkpoints}; is checkpointing.enabled?")
-    newest = max(steps, key=lambda path: int(path.name[5:]))
+    return max(steps)
+
+
+def resumed_step(checkpoints: Path, steps: int) -> int:
+    """The step that NeMo RL will go on from; it would also start anew without a word."""
+    if (after := newest_step(checkpoints)) >= steps:
+        raise SystemExit(f"{checkpoints}/step_{after} has the {steps} wanted steps; raise steps")
+    return after
+
+
+def export(checkpoints: Path, output: Path) -> str:
+    """Turn the newest checkpoint into a Hugging Face folder that appears whole, and name it."""
+    newest = checkpoints / f"step_{newest_step(checkpoints)}"
     place = output / "checkpoints" / newest.name
     partial = place.with_name(f".{newest.name}.partial")
     place.parent.mkdir(parents=True, exist_ok=True)
@@ -182,17 +194,20 @@ def main(arguments: Sequence[str]) -> None:
     register_omegaconf_resolvers()
     config = parse_hydra_overrides(load_config(recipe), overrides)
     output = Path(os.environ["OUTPUT_DIR"])
-    # The run that is there is replaced; NeMo RL would go on where it stopped. The folder itself
-    # stays: the one above may be another user's.
-    for old in output.glob("*"):
-        shutil.rmtree(old)
+    checkpoints = Path(config.checkpointing.checkpoint_dir)
+    start = {"steps": config.grpo.max_num_steps}
+    if os.environ.get("EXISTING_RUN") == "resume":
+        start["after"] = resumed_step(checkpoints, start["steps"])
+    else:  # NeMo RL would go on with the run that is there. The folder itself stays: the one
+        for old in output.glob("*"):  # above may be another user's.
+            shutil.rmtree(old)
     register_rewards()
     report_steps(config.grpo.num_generations_per_prompt)
-    say("start", steps=config.grpo.max_num_steps)
+    say("start", **start)
     script = NEMO_RL / "examples/run_grpo.py"
     sys.argv = [str(script), *arguments]
     runpy.run_path(str(script), run_name="__main__")
-    say("saved", checkpoint=export(Path(config.checkpointing.checkpoint_dir), output))
+    say("saved", checkpoint=export(checkpoints, output))
 
 
 if __name__ == "__main__":
