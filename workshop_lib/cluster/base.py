@@ -55,11 +55,10 @@ class Cluster(abc.ABC):
 
     Attributes:
         profile: Whose overlays are applied: `local`, `eks` or `kind`.
-        poll_s: How often a workload that is waited for is looked at, seconds.
     """
 
     profile: str
-    poll_s = 0.1
+    poll_s = 0.1  # how often a workload that is waited for is looked at
 
     # -- changing -------------------------------------------------------------------------------
 
@@ -87,12 +86,7 @@ class Cluster(abc.ABC):
 
     @abc.abstractmethod
     def apply_objects(self, component: str, objects: Sequence[Object]) -> Workload:
-        """Like `apply`, for objects rendered by the caller.
-
-        Args:
-            component: The name under which they are known.
-            objects: The objects, in the order in which they are applied.
-        """
+        """Like `apply`, for objects rendered by the caller, in their order."""
 
     @abc.abstractmethod
     def delete(self, component: str, *, claims: Sequence[str] = ()) -> None:
@@ -140,22 +134,10 @@ class Cluster(abc.ABC):
 
     @abc.abstractmethod
     def observe(self, kind: str, name: str) -> Observation:
-        """A workload as it is now: its object, pods and events.
-
-        Args:
-            kind: Its kind.
-            name: Its name.
-
-        Raises:
-            NotFoundError: There is no such object.
-        """
+        """A workload as it is now: its object, pods and events."""
 
     def watch(self, kind: str, name: str) -> Generator[Observation, None, None]:
-        """A workload as it is, again and again; close it when done.
-
-        Raises:
-            NotFoundError: There is no such object, or not any more.
-        """
+        """A workload as it is, again and again, until it is deleted; close it when done."""
         seen = self.observe(kind, name)
         uid = seen.body["metadata"].get("uid")
         while True:
@@ -178,19 +160,7 @@ class Cluster(abc.ABC):
         tail: int | None = None,
         timeout_s: float | None = None,
     ) -> Iterator[LogLine]:
-        """The lines that a workload's containers wrote, pod by pod; with `follow`, new ones too.
-
-        Args:
-            kind: The workload's kind.
-            name: Its name.
-            follow: Go on until the workload is over, or deleted.
-            previous: The lines of the run before each container's last restart.
-            tail: Only so many last lines of each container.
-            timeout_s: Stop following after so long.
-
-        Raises:
-            NotFoundError: There is no such workload, or no previous run.
-        """
+        """The lines that a workload's containers wrote, as `Workload.logs` describes them."""
 
     @abc.abstractmethod
     def take_snapshot(self) -> dict[str, Any]:
@@ -238,11 +208,7 @@ class Cluster(abc.ABC):
 
     @abc.abstractmethod
     def secret(self, name: str, key: str) -> str:
-        """A Secret's value, for use and not for show.
-
-        Raises:
-            NotFoundError: There is no such Secret or key.
-        """
+        """A Secret's value, for use and not for show."""
 
     @abc.abstractmethod
     def remains(self) -> Remains:
@@ -299,8 +265,8 @@ def handle(
 ) -> Workload:
     """The handle of a component: it watches the last object that has pods.
 
-    Without one it is for the last by kind and name, the same for every kernel; claims are
-    passed over, since a kernel that looks for the component later does not count them.
+    Without one it is for the last by kind and name; claims are passed over, since a kernel
+    that looks for the component later does not count them.
     """
     workloads = [body for body in bodies if body["kind"] in WORKLOAD_KINDS]
     others = [body for body in bodies if body["kind"] != CLAIM] or bodies
@@ -311,13 +277,9 @@ def handle(
 
 
 class Workload:
-    """The handle that `cluster.apply` returns.
+    """The handle that `cluster.apply` returns: a component, and the object that it watches.
 
-    Args:
-        cluster: Where it runs.
-        component: Its component's name.
-        kind: Kind of the object that it watches, such as `Job`.
-        name: That object's name.
+    Attributes:
         actions: Object (`Kind/name`) to what apply did with it.
         notes: Fields without effect in this cluster, and why.
     """
@@ -345,17 +307,16 @@ class Workload:
 
     def _repr_html_(self) -> str:
         """The table of what apply did, and below it what has no effect in this cluster."""
+        cell = "<td style='text-align:left'>{}</td>"
         rows = "".join(
-            f"<tr><td style='text-align:left'>{html.escape(key)}</td>"
-            f"<td style='text-align:left'>{html.escape(action)}</td></tr>"
-            for key, action in self.actions.items()
+            f"<tr>{''.join(cell.format(html.escape(each)) for each in row)}</tr>"
+            for row in self.actions.items()
         )
-        reasons: dict[str, list[str]] = {}
+        reasons: dict[str, dict[str, None]] = {}
         for where, why in self.notes.items():
-            reasons.setdefault(why, []).append(where.split(".")[-1])
-        notes = "; ".join(
-            f"{html.escape(', '.join(dict.fromkeys(fields)))} ({html.escape(why)})"
-            for why, fields in reasons.items()
+            reasons.setdefault(why, {})[where.split(".")[-1]] = None
+        notes = html.escape(
+            "; ".join(f"{', '.join(each)} ({why})" for why, each in reasons.items())
         )
         below = f"<div style='color:#666'>Not run here: {notes}</div>" if notes else ""
         return f"<table>{rows}</table>{below}"
@@ -380,18 +341,11 @@ class Workload:
             metadata, (state, reason) = pod["metadata"], pod_state(pod)
             if metadata.get("deletionTimestamp"):  # an old one, while its successor runs
                 state = "Terminating"
-            statuses = container_statuses(pod).values()
-            rows.append(
-                {
-                    "pod": metadata["name"],
-                    "state": state,
-                    "ready": is_true(pod, "Ready"),
-                    "restarts": sum(each.get("restartCount", 0) for each in statuses),
-                    "address": (pod.get("status") or {}).get("podIP", ""),
-                    "age_s": round(seconds_since(metadata["creationTimestamp"])),
-                    "reason": reason,
-                }
-            )
+            restarts = sum(s.get("restartCount", 0) for s in container_statuses(pod).values())
+            address = (pod.get("status") or {}).get("podIP", "")
+            age_s = round(seconds_since(metadata["creationTimestamp"]))
+            ready = is_true(pod, "Ready")
+            rows.append([metadata["name"], state, ready, restarts, address, age_s, reason])
         columns = ["pod", "state", "ready", "restarts", "address", "age_s", "reason"]
         return pd.DataFrame(rows, columns=columns)
 
@@ -400,14 +354,14 @@ class Workload:
         import pandas as pd
 
         rows = [
-            {
-                "time": (event.get("lastTimestamp") or event.get("eventTime") or "")[11:19],
-                "type": event["type"],
-                "reason": event["reason"],
-                "object": f"{event['involvedObject']['kind']}/{event['involvedObject']['name']}",
-                "count": event.get("count") or 1,
-                "message": event["message"],
-            }
+            [
+                (event.get("lastTimestamp") or event.get("eventTime") or "")[11:19],
+                event["type"],
+                event["reason"],
+                f"{event['involvedObject']['kind']}/{event['involvedObject']['name']}",
+                event.get("count") or 1,
+                event["message"],
+            ]
             for event in self.observe().events
         ]
         return pd.DataFrame(rows, columns=["time", "type", "reason", "object", "count", "message"])
@@ -489,18 +443,16 @@ class Workload:
                 if done >= wanted:
                     progress.update(done=done, total=wanted, text=text)
                     return self
-                problems = _problems(seen.pods)
-                if not problems and time.monotonic() - read_at > LAST_LINE_EVERY_S:
-                    last_line, read_at = self._last_line(), time.monotonic()
-                news = problems or last_line or _last_event(seen.events)
+                problem = _problem(seen)
+                if not problem and time.monotonic() - read_at > LAST_LINE_EVERY_S:
+                    last_line = next((line.text[:120] for line in self._last_lines(1)), "")
+                    read_at = time.monotonic()
+                news = problem or last_line or _last_event(seen.events)
                 shown = "; ".join(filter(None, (text, news)))
                 progress.update(done=done, total=wanted, text=shown)
                 if elapsed_s > timeout_s:
-                    why = (
-                        problems
-                        or _held_up(seen.pods, seen.events)
-                        or _last_event(seen.events, "Warning")
-                    )
+                    warnings = [event for event in seen.events if event["type"] == "Warning"]
+                    why = problem or _last_event(warnings)
                     state = "; ".join(filter(None, (text, why))) or "it still runs"
                     raise WaitTimeoutError(
                         f"{self.kind}/{self.name} is not {goal} after {timeout_s:g} s: {state}"
@@ -508,59 +460,44 @@ class Workload:
                     )
         raise AssertionError("a watch goes on until it is closed")
 
-    def _lines(self, tail: int) -> list[LogLine]:
-        """The last lines of each container, as far as they can be had.
+    def _last_lines(self, tail: int) -> list[LogLine]:
+        """The last lines of each container, the last first, as far as they can be had.
 
         A node that cannot give its logs now is no reason to end a wait, nor to hide why a
         workload failed.
         """
-        found = []
+        found: list[LogLine] = []
         with contextlib.suppress(WorkshopError):
             for line in self.logs(tail=tail):
-                found.append(line)
+                found.insert(0, line)
         return [line for line in found if line.text.strip()]
-
-    def _last_line(self) -> str:
-        lines = self._lines(1)
-        return lines[-1].text[:120] if lines else ""
 
     def _evidence(self, seen: Observation) -> str:
         """The last line of the container that ended badly first, quoted."""
-        if not (first := first_failed(seen.pods)):
-            return ""
-        said = [line.text.strip() for line in self._lines(5) if line.pod == first]
-        return f" ({first} said: {said[-1][:200]})" if said else ""
+        first = first_failed(seen.pods)
+        for line in self._last_lines(5) if first else []:
+            if line.pod == first:
+                return f" ({first} said: {line.text.strip()[:200]})"
+        return ""
 
 
-def _problems(pods: Sequence[Json]) -> str:
-    """The first pod that has something to explain, in words."""
-    for pod in pods:
+def _problem(seen: Observation) -> str:
+    """The first pod that has something to explain, by its state or its last event, in words."""
+    for pod in seen.pods:
         state, reason = pod_state(pod)
+        since = conditions(pod).get("PodScheduled", {}).get("lastTransitionTime")
+        if since and (pod.get("status") or {}).get("phase") == "Pending":
+            uid = pod["metadata"].get("uid")
+            own = [each for each in seen.events if each["involvedObject"].get("uid") == uid]
+            reason, state = reason or _last_event(own), f"{state} since {since[11:19]} UTC"
         if reason and reason != "not ready yet" and state != "Failed":
-            return f"{pod['metadata']['name']} is {state}{_since(pod)}: {reason}"
+            return f"{pod['metadata']['name']} is {state}: {reason}"
     return ""
 
 
-def _held_up(pods: Sequence[Json], events: Sequence[Json]) -> str:
-    """The first pod that is Pending for a reason that only its last warning tells, in words."""
-    for pod in pods:
-        uid = pod["metadata"].get("uid")
-        own = [each for each in events if each["involvedObject"].get("uid") == uid]
-        if (since := _since(pod)) and (why := _last_event(own, "Warning")):
-            return f"{pod['metadata']['name']} is {pod_state(pod)[0]}{since}: {why}"
-    return ""
-
-
-def _since(pod: Json) -> str:
-    """Since when a pod is Pending, in words: for a node, or on its node for an image or volume."""
-    stamp = conditions(pod).get("PodScheduled", {}).get("lastTransitionTime")
-    pending = (pod.get("status") or {}).get("phase") == "Pending"
-    return f" since {stamp[11:19]} UTC" if pending and stamp else ""
-
-
-def _last_event(events: Sequence[Json], kind: str | None = None) -> str:
-    """The last event in words, of one type when it is given; cut at a word's end."""
-    said = [f"{e['reason']}: {e['message']}" for e in events if kind in (None, e["type"])]
+def _last_event(events: Sequence[Json]) -> str:
+    """The last event in words, cut at a word's end."""
+    said = [f"{event['reason']}: {event['message']}" for event in events]
     return textwrap.shorten(said[-1], 300, placeholder=" …") if said else ""
 
 

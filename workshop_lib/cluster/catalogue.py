@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -21,23 +21,10 @@ __all__ = ["Instance", "catalogue", "catalogue_table", "instance", "service"]
 
 @dataclass(frozen=True)
 class Instance:
-    """One EC2 instance type.
+    """One EC2 instance type; prices on demand, None where not verified.
 
-    Attributes:
-        name: Such as `p5.48xlarge`.
-        gpus: Its GPUs; 0 for a CPU machine.
-        gpu: Their type, None without.
-        vcpus: Its processors.
-        memory_gib: Its memory, GiB.
-        efa: EFA interfaces that it can have.
-        network_gbps: Its network, Gbit/s.
-        node: What its Kubernetes node offers to pods, by resource, as quantities.
-        usd_per_hour: On demand, Linux; None when not verified.
-        region: The price's region, None without a price.
-        date: The price's date, None without a price.
-        source: Where the price comes from; empty without.
-        spot_saves_percent: What spot saved when its source was read; None when not verified.
-        spot_interrupted: How often spot instances of this type were interrupted in a month.
+    `node` is what its Kubernetes node offers to pods; `spot_saves_percent` and
+    `spot_interrupted` are what spot saved and how often it was interrupted in a month.
     """
 
     name: str
@@ -47,13 +34,13 @@ class Instance:
     memory_gib: int
     efa: int
     network_gbps: float
-    node: Mapping[str, str] = field(default_factory=dict)
-    usd_per_hour: float | None = None
-    region: str | None = None
-    date: datetime.date | None = None
-    source: str = ""
-    spot_saves_percent: int | None = None
-    spot_interrupted: str | None = None
+    node: Mapping[str, str]
+    usd_per_hour: float | None
+    region: str | None
+    date: datetime.date | None
+    source: str
+    spot_saves_percent: int | None
+    spot_interrupted: str | None
 
     @property
     def spot_usd_per_hour(self) -> float | None:
@@ -63,30 +50,24 @@ class Instance:
         return self.usd_per_hour * (1 - self.spot_saves_percent / 100)
 
 
+SAME = ("gpus", "gpu", "vcpus", "memory_gib", "efa", "network_gbps", "usd_per_hour")
+
+
 @functools.cache
 def catalogue() -> dict[str, Instance]:
-    """The instance types by name.
-
-    Example:
-        >>> catalogue()["p5en.48xlarge"].efa
-        16
-    """
-    entries = yaml.safe_load(data_path("instances.yaml").read_text())
-    return {name: _instance(name, entry) for name, entry in entries.items()}
-
-
-def _instance(name: str, entry: Mapping[str, Any]) -> Instance:
-    priced, spot = entry["priced"] or {}, entry["spot"] or {}
-    node = {
-        "cpu": entry["node_cpu"], "memory": entry["node_memory"],
-        "nvidia.com/gpu": str(entry["gpus"]), "vpc.amazonaws.com/efa": str(entry["efa"]),
-    }  # fmt: skip
-    return Instance(
-        name, entry["gpus"], entry["gpu"], entry["vcpus"], entry["memory_gib"], entry["efa"],
-        entry["network_gbps"], node, entry["usd_per_hour"],
-        priced.get("region"), priced.get("date"), priced.get("source", ""),
-        spot.get("saves_percent"), spot.get("interrupted"),
-    )  # fmt: skip
+    """The instance types by name."""
+    found = {}
+    for name, entry in yaml.safe_load(data_path("instances.yaml").read_text()).items():
+        priced, spot = entry["priced"] or {}, entry["spot"] or {}
+        node = {"cpu": entry["node_cpu"], "memory": entry["node_memory"],
+                "nvidia.com/gpu": str(entry["gpus"]),
+                "vpc.amazonaws.com/efa": str(entry["efa"])}  # fmt: skip
+        found[name] = Instance(
+            name=name, node=node, region=priced.get("region"), date=priced.get("date"),
+            source=priced.get("source", ""), spot_saves_percent=spot.get("saves_percent"),
+            spot_interrupted=spot.get("interrupted"), **{key: entry[key] for key in SAME},
+        )  # fmt: skip
+    return found
 
 
 def instance(name: str) -> Instance:
@@ -97,6 +78,10 @@ def instance(name: str) -> Instance:
 
     Raises:
         WorkshopError: The catalogue does not have it.
+
+    Example:
+        >>> instance("p5en.48xlarge").efa
+        16
     """
     if name not in catalogue():
         raise WorkshopError(
@@ -107,23 +92,13 @@ def instance(name: str) -> Instance:
 
 @functools.cache
 def service(name: str) -> dict[str, Any]:
-    """What `data/services.yaml` has of a service: `fsx_scratch_2`, `eks_cluster`, `spot`.
-
-    Example:
-        >>> service("spot")["notice_s"]
-        120
-    """
+    """What `data/services.yaml` has of a service: `fsx_scratch_2`, `eks_cluster`, `spot`."""
     found: dict[str, Any] = yaml.safe_load(data_path("services.yaml").read_text())[name]
     return found
 
 
 def catalogue_table() -> pd.DataFrame:
-    """The catalogue as a table: one row an instance type, the dearest last.
-
-    Returns:
-        Columns `instance`, `gpus`, `gpu`, `vcpus`, `memory_gib`, `efa`, `usd_per_hour`,
-        `usd_per_gpu_hour`, `spot_usd_per_hour`, `interrupted`; nothing where not verified.
-    """
+    """The catalogue as a table: one row an instance type, the dearest last."""
     import pandas as pd
 
     rows = [

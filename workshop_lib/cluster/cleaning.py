@@ -15,14 +15,10 @@ __all__ = ["check_clean"]
 def check_clean(cluster: Cluster, before: Remains, *, timeout_s: float = 15.0) -> CheckList:
     """Whether nothing is left of what was started since, and everything else is still there.
 
-    What counts is found by the labels that every object of the workshop carries, and on one's
-    own machine by the marks of its processes and the addresses that it gives to pods.
-
     Args:
         cluster: The cluster.
         before: What was there before, `cluster.remains()` at the beginning.
-        timeout_s: How long something that is on its way out may take: what listens for a
-            Service looks for its end a few times a second.
+        timeout_s: How long something that is on its way out may take.
 
     Example:
         >>> before = cluster.remains()                                      # doctest: +SKIP

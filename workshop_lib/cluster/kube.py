@@ -10,33 +10,11 @@ from typing import Any
 from workshop_lib.errors import ManifestError
 
 __all__ = [
-    "CLAIM",
-    "COMPONENT",
-    "EFA",
-    "GPU",
-    "INDEX",
-    "INSTANCE_TYPE",
-    "LABELS",
-    "POOL",
-    "WORKLOAD_KINDS",
-    "Json",
-    "component_of",
-    "conditions",
-    "container_statuses",
-    "events_about",
-    "failure",
-    "is_true",
-    "key_of",
-    "labels_of",
-    "own_pods",
-    "parse_quantity",
-    "pod_selector",
-    "pod_specs",
-    "pod_state",
-    "readiness",
-    "requests_of",
-    "seconds_since",
-]
+    "CLAIM", "COMPONENT", "EFA", "GPU", "INDEX", "INSTANCE_TYPE", "LABELS", "POOL", "RAY_CLUSTER",
+    "WORKLOAD_KINDS", "Json", "component_of", "conditions", "container_statuses", "events_about",
+    "failure", "first_failed", "is_true", "key_of", "labels_of", "own_pods", "parse_quantity",
+    "pod_selector", "pod_specs", "pod_state", "readiness", "requests_of", "seconds_since",
+]  # fmt: skip
 
 Json = Mapping[str, Any]
 
@@ -101,18 +79,7 @@ _SUFFIXES = {
 
 
 def parse_quantity(text: str | int | float) -> float:
-    """A Kubernetes quantity as a number: cores, bytes or devices.
-
-    Args:
-        text: Such as `500m`, `2`, `64Gi`.
-
-    Raises:
-        ManifestError: It is not a quantity.
-
-    Example:
-        >>> parse_quantity("500m"), parse_quantity("1Gi")
-        (0.5, 1073741824.0)
-    """
+    """A Kubernetes quantity (`500m`, `2`, `64Gi`) as a number: cores, bytes or devices."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?|\.\d+)(?:[eE](\d{1,2})|([A-Za-z]{0,2}))", str(text))
     if match is None or isinstance(text, bool) or (match[3] or "") not in _SUFFIXES:
         raise ManifestError(f"{text!r} is not a Kubernetes quantity; write for example 500m or 2Gi")
@@ -123,10 +90,6 @@ def requests_of(pod_spec: Json) -> dict[str, float]:
     """A pod's requests: the sum over its containers, or an init container's if that is more.
 
     A limit without a request counts as the request, as the API server fills it in.
-
-    Example:
-        >>> requests_of({"containers": [{"resources": {"limits": {"cpu": "2"}}}]})
-        {'cpu': 2.0}
     """
 
     def of(container: Json) -> dict[str, float]:
@@ -147,9 +110,7 @@ def requests_of(pod_spec: Json) -> dict[str, float]:
 def pod_specs(body: Json, *, largest: bool = False) -> Iterator[tuple[int, Json]]:
     """How many pods an object makes, and their spec; a RayCluster's groups one by one.
 
-    Args:
-        body: A Job, Deployment, RayCluster, RayService, or anything else (nothing).
-        largest: Count an autoscaled worker group at its `maxReplicas`.
+    `largest` counts an autoscaled worker group at its `maxReplicas`.
     """
     spec = body.get("spec") or {}
     if body["kind"] == "Job":
@@ -171,20 +132,12 @@ def pod_specs(body: Json, *, largest: bool = False) -> Iterator[tuple[int, Json]
 def container_statuses(pod: Json) -> dict[str, Any]:
     """A pod's containers' statuses by name, in the order in which they run."""
     status = pod.get("status") or {}
-    both = [
-        *(status.get("initContainerStatuses") or []),
-        *(status.get("containerStatuses") or []),
-    ]
-    return {each["name"]: each for each in both}
+    both = [status.get(key) or [] for key in ("initContainerStatuses", "containerStatuses")]
+    return {each["name"]: each for some in both for each in some}
 
 
 def pod_state(pod: Json) -> tuple[str, str]:
-    """A pod's state in one word, as kubectl prints it, and the reason in words.
-
-    Returns:
-        Such as `("Pending", "0/1 nodes are available: 1 Insufficient nvidia.com/gpu.")`.
-        The reason is empty when there is nothing to explain.
-    """
+    """A pod's state in one word, as kubectl prints it, and the reason in words, if any."""
     status = pod.get("status") or {}
     scheduled = conditions(pod).get("PodScheduled", {})
     if status.get("phase") == "Pending" and scheduled.get("status") == "False":
@@ -223,12 +176,7 @@ def first_failed(pods: Iterable[Json]) -> str:
 
 
 def pod_selector(body: Json) -> str | None:
-    """The label selector that finds a workload's pods, perhaps with others; None: it has none.
-
-    Example:
-        >>> pod_selector({"kind": "RayCluster", "metadata": {"name": "raycluster"}})
-        'ray.io/cluster=raycluster'
-    """
+    """The label selector that finds a workload's pods, perhaps with others; None: it has none."""
     kind, metadata = body["kind"], body["metadata"]
     if kind == "Job":
         return f"batch.kubernetes.io/controller-uid={metadata['uid']}"
@@ -243,12 +191,7 @@ def pod_selector(body: Json) -> str | None:
 
 
 def own_pods(body: Json, pods: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The pods that are the workload's own, rank 0 or the head first.
-
-    Args:
-        body: The workload.
-        pods: Those that fit its selector.
-    """
+    """Of the pods that fit a workload's selector its own, rank 0 or the head first."""
     own = list(pods)
     if body["kind"] == "Deployment":  # a stray pod may carry the same labels
         own = [pod for pod in own if _controller(pod).get("kind") == "ReplicaSet"]
@@ -281,13 +224,7 @@ def _order(pod: Json) -> tuple[int, int, str, str]:
 def events_about(
     body: Json, pods: Sequence[Json], events: Iterable[dict[str, Any]]
 ) -> list[dict[str, Any]]:
-    """The events about a workload, its pods and what stands between them, oldest first.
-
-    Args:
-        body: The workload.
-        pods: Its pods.
-        events: All events of the namespace.
-    """
+    """The events about a workload, its pods and what stands between them, oldest first."""
     name, clusters = body["metadata"]["name"], _ray_clusters(body)
     uids = {body["metadata"].get("uid"), *(pod["metadata"].get("uid") for pod in pods)}
     uids |= {_controller(pod).get("uid") for pod in pods}
@@ -315,14 +252,7 @@ def _seen_at(event: Json) -> str:
 
 
 def readiness(body: Json) -> tuple[int, int, str]:
-    """How far a workload is: pods ready, pods wanted, and a line that says so.
-
-    Args:
-        body: A Job, Deployment, RayCluster or RayService with its status.
-
-    Returns:
-        `(ready, wanted, text)`; a workload is ready when `ready >= wanted`.
-    """
+    """How far a workload is: pods ready, pods wanted, and a line that says so."""
     spec, status = body.get("spec") or {}, body.get("status") or {}
     # What a controller said of an earlier version of the object does not count.
     generation = body["metadata"].get("generation")
@@ -371,11 +301,7 @@ def _raycluster_readiness(body: Json, status: Json) -> tuple[int, int, str]:
 
 
 def failure(body: Json) -> str | None:
-    """Why a workload can no longer succeed, or None.
-
-    Args:
-        body: The workload with its status.
-    """
+    """Why a workload can no longer succeed, or None."""
     failed = conditions(body).get("Failed", {})
     if failed.get("status") == "True":
         return f"{failed.get('reason')}: {failed.get('message')}"

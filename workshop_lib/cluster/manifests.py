@@ -1,10 +1,8 @@
 """Rendering the workshop's manifests: kustomize, parameters, and where an object came from.
 
-`manifests/overlays/<profile>/<component>` is rendered by `kubectl kustomize`. A component may have
-a `parameters.yaml` beside its kustomization, and one in `manifests/base/<component>` for all
-profiles: what a learner may set, of which type, and at which places of the rendered objects. What
-a value must be like at a place is in `manifests/base/parameters.yaml`. Values are set as data;
-nothing is ever pasted into YAML text.
+A component's `parameters.yaml` (beside its kustomization, and in `manifests/base/<component>` for
+all profiles) says what a learner may set, and where; `manifests/base/parameters.yaml` what a value
+must be like at a place. Values are set as data; nothing is ever pasted into YAML text.
 """
 
 from __future__ import annotations
@@ -26,16 +24,8 @@ import yaml
 from workshop_lib.data import data_path
 from workshop_lib.errors import ManifestError
 
-__all__ = [
-    "Object",
-    "Parameter",
-    "components",
-    "manifests_dir",
-    "parameters_of",
-    "problem_there",
-    "render",
-    "render_folder",
-]
+__all__ = ["Object", "Parameter", "components", "manifests_dir", "parameters_of",
+           "problem_there", "render", "render_folder"]  # fmt: skip
 
 APPLY_ORDER = (
     "Namespace", "StorageClass", "ResourceQuota", "LimitRange", "ServiceAccount", "ClusterRole",
@@ -55,12 +45,7 @@ _ORIGIN = "config.kubernetes.io/origin"
 
 @dataclass
 class Object:
-    """One Kubernetes object and the file it came from.
-
-    Attributes:
-        body: The object as data.
-        origin: The manifest's path, relative to `manifests/` where it lies there.
-    """
+    """One Kubernetes object, and the path of the file it came from."""
 
     body: dict[str, Any]
     origin: str = ""
@@ -89,20 +74,14 @@ class Parameter(pydantic.BaseModel, frozen=True, extra="forbid"):
     """One thing that a learner may set.
 
     Attributes:
-        type: Its type.
         paths: Places it sets: `Kind/name:/json/pointer`; a `#` steps into a text that
             holds YAML (`…/serveConfigV2#/applications/0/…`).
         model_folders: Places that get the folder of the model named by the value.
         fields: Field of the value's entry in a catalogue to the places that get it: an EC2
             instance type brings its number of GPUs. A mapping becomes environment variables.
         catalogue: That catalogue, a file of `data`.
-        allowed: Its values, when they are few.
-        minimum: Its least value.
-        maximum: Its largest value.
-        pattern: A regular expression that the whole of a text has to match.
         format: What the places get, the value in it at `{}`: a mount option `prefix {}/`.
         values: What the places get for a value: a switch becomes a program's own word.
-        help: What it means, in a line.
     """
 
     type: Literal["int", "float", "str", "bool"]
@@ -133,14 +112,14 @@ class Parameter(pydantic.BaseModel, frozen=True, extra="forbid"):
         if self.pattern and not re.fullmatch(self.pattern, str(value)):
             return f"does not fit the pattern {self.pattern}"
         if isinstance(value, int | float):
+            least = -LARGEST if self.minimum is None else self.minimum
+            most = LARGEST if self.maximum is None else self.maximum
             if not math.isfinite(value):
                 return "is not a number"
-            if self.minimum is not None and value < self.minimum:
-                return f"is less than {self.minimum:g}"
-            if self.maximum is not None and value > self.maximum:
-                return f"is more than {self.maximum:g}"
-            if abs(value) > LARGEST:
-                return f"is more than {LARGEST}"
+            if value < least:
+                return f"is less than {least:.10g}"
+            if value > most:
+                return f"is more than {most:.10g}"
         places = () if self.format else (*self.paths, *self.model_folders)
         return next(filter(None, (problem_there(place, value) for place in places)), "")
 
@@ -173,16 +152,7 @@ def _rules() -> list[tuple[re.Pattern[str], re.Pattern[str], str]]:
 
 
 def problem_there(place: str, value: Any) -> str:
-    """Why a value cannot stand at a place, or nothing.
-
-    Args:
-        place: `Kind/name:/json/pointer`, as parameters.yaml names it.
-        value: The value.
-
-    Example:
-        >>> problem_there("StorageClass/a:/spec/storageClassName", "two words")
-        "is not the name of a storage class: lower-case letters, digits, '-' and '.'"
-    """
+    """Why a value cannot stand at a place (`Kind/name:/json/pointer`), or nothing."""
     for where, like, what in _rules():
         if isinstance(value, str) and where.search(place) and not like.fullmatch(value):
             return f"is not {what}"
@@ -219,18 +189,7 @@ def _kubectl() -> str:
 
 
 def components(profile: str) -> list[str]:
-    """The names of a profile's components.
-
-    Args:
-        profile: `local`, `eks` or `kind`.
-
-    Raises:
-        ManifestError: There is no such profile.
-
-    Example:
-        >>> "vllm" in components("local")
-        True
-    """
+    """The names of a profile's components."""
     overlays = manifests_dir() / "overlays"
     found = sorted(path.parent.name for path in overlays.glob(f"{profile}/*/kustomization.yaml"))
     if not found:
@@ -248,9 +207,6 @@ def render(
         profile: `local`, `eks` or `kind`.
         component: A folder's name under `manifests/overlays/<profile>`.
         parameters: Values for what the component's `parameters.yaml` names.
-
-    Returns:
-        The objects, each with the file it came from.
 
     Raises:
         ManifestError: No such component, a kustomize error, an unknown parameter or
@@ -273,7 +229,6 @@ def render_folder(folder: Path, parameters: Mapping[str, Any] | None = None) -> 
 
 
 def _kustomized(folder: Path) -> str:
-    """What `kubectl kustomize` makes of a folder."""
     done = subprocess.run(
         [_kubectl(), "kustomize", str(folder)], capture_output=True, text=True, check=False
     )
@@ -304,11 +259,7 @@ def _take_origin(body: dict[str, Any], folder: Path) -> str:
 
 
 def parameters_of(profile: str, component: str) -> dict[str, Parameter]:
-    """What a learner may set on a component.
-
-    Raises:
-        ManifestError: No such component, or its `parameters.yaml` is malformed.
-    """
+    """What a learner may set on a component."""
     return _parameters(_folder(profile, component))
 
 
@@ -372,7 +323,8 @@ def _set_at(objects: list[Object], place: str, value: Any, folder: Path) -> None
     body = matches[0].body
     try:
         if inner:
-            embedded = yaml.safe_load(_get(body, outer))
+            holder, key = _find(body, outer)
+            embedded = yaml.safe_load(holder[key])
             _put(embedded, inner, value)
             _put(body, outer, yaml.safe_dump(embedded, sort_keys=False, width=10_000))
         else:
@@ -381,31 +333,26 @@ def _set_at(objects: list[Object], place: str, value: Any, folder: Path) -> None
         raise ManifestError(f"{where}: no such place ({error})") from error
 
 
-def _parts(pointer: str) -> list[str]:
-    """RFC 6901: `~1` is a slash and `~0` a tilde. `[name=X]` finds a list entry by its name."""
-    return [part.replace("~1", "/").replace("~0", "~") for part in pointer.lstrip("/").split("/")]
+def _find(node: Any, pointer: str) -> tuple[Any, Any]:
+    """What holds a place, and its key there.
 
-
-def _key(node: Any, part: str) -> Any:
-    if not isinstance(node, list):
-        return part
-    if part.startswith("[name=") and part.endswith("]"):
-        return [entry.get("name") for entry in node].index(part[len("[name=") : -1])
-    return int(part)
-
-
-def _get(node: Any, pointer: str) -> Any:
-    for part in _parts(pointer):
-        node = node[_key(node, part)]
-    return node
+    RFC 6901: `~1` is a slash and `~0` a tilde. `[name=X]` finds a list entry by its name.
+    """
+    outer: Any = node
+    key: Any = ""
+    for part in pointer.lstrip("/").split("/"):
+        outer, key = node, part.replace("~1", "/").replace("~0", "~")
+        if isinstance(node, list) and key.startswith("[name="):
+            key = [entry.get("name") for entry in node].index(key[len("[name=") : -1])
+        elif isinstance(node, list):
+            key = int(key)
+        node = node[key]
+    return outer, key
 
 
 def _put(node: Any, pointer: str, value: Any) -> None:
     """Set a place that exists, keeping its type (an environment variable stays a text)."""
-    *way, last = _parts(pointer)
-    for part in way:
-        node = node[_key(node, part)]
-    key = _key(node, last)
+    node, key = _find(node, pointer)
     if isinstance(value, Mapping):  # environment variables, in a list of others
         named = {entry["name"]: entry for entry in node[key]}
         named |= {name: {"name": name, "value": str(each)} for name, each in value.items()}

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import functools
+from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from workshop_lib.cluster import manifests
-from workshop_lib.cluster.kube import EFA, GPU, POOL, Json, parse_quantity, pod_specs, requests_of
+from workshop_lib.cluster.kube import (
+    CLAIM,
+    EFA,
+    GPU,
+    POOL,
+    Json,
+    parse_quantity,
+    pod_specs,
+    requests_of,
+)
 
-__all__ = [
-    "Needs",
-    "needs_of",
-]
+__all__ = ["Needs", "needs_of"]
 
 
 @dataclass
@@ -33,7 +40,7 @@ class Needs:
     images: dict[str, list[str]] = field(default_factory=dict)
     storage_classes: set[str] = field(default_factory=set)
     rules: set[tuple[str, str, str]] = field(default_factory=set)
-    amounts: dict[str, dict[str, float]] = field(default_factory=dict)
+    amounts: dict[str, defaultdict[str, float]] = field(default_factory=dict)
     gpus_of_a_pod: int = 0
     efa: list[str] = field(default_factory=list)
     pools: set[str] = field(default_factory=set)
@@ -42,54 +49,42 @@ class Needs:
 
 @functools.cache
 def needs_of(profile: str) -> Needs:
-    """What the components of a profile ask for; rendering them takes a few seconds, once.
-
-    Args:
-        profile: `eks`, `kind` or `local`.
-
-    Example:
-        >>> needs_of("kind").gpus_of_a_pod     # doctest: +SKIP
-        0
-    """
+    """What the components of a profile ask for; rendering them takes a few seconds, once."""
     names = manifests.components(profile)
     with ThreadPoolExecutor(4) as pool:
         rendered = list(pool.map(lambda name: manifests.render(profile, name), names))
     found = Needs()
     for name, objects in zip(names, rendered, strict=True):
-        for body in (each.body for each in objects):
-            found.kinds.add(body["kind"])
-            _add(found, name, body)
+        for item in objects:
+            _add(found, name, item.body)
     return found
 
 
 def _add(needs: Needs, component: str, body: Json) -> None:
     spec = body.get("spec") or {}
-    if body["kind"] == "PersistentVolumeClaim" and spec.get("storageClassName"):
-        needs.storage_classes.add(spec["storageClassName"])
-    if body["kind"] == "Role":
+    needs.kinds.add(body["kind"])
+    total = needs.amounts.setdefault(component, defaultdict(float))
+    if body["kind"] == CLAIM:
+        needs.storage_classes |= {spec["storageClassName"]} if "storageClassName" in spec else set()
+        total["requests.storage"] += parse_quantity(spec["resources"]["requests"]["storage"])
+    for rule in body["rules"] if body["kind"] == "Role" else []:
         needs.rules |= {
             (group, resource, verb)
-            for rule in body["rules"]
             for group in rule["apiGroups"]
             for resource in rule["resources"]
             for verb in rule["verbs"]
         }
-    total = needs.amounts.setdefault(component, {})
     for count, pod in pod_specs(body):
-        for name, amount in requests_of(pod).items():
-            total[name] = total.get(name, 0.0) + count * amount
-        total["pods"] = total.get("pods", 0.0) + count
-        gpus = requests_of(pod).get(GPU, 0.0)
-        if requests_of(pod).get(EFA):
+        requests = requests_of(pod)
+        for name, amount in {**requests, "pods": 1}.items():
+            total[name] += count * amount
+        if requests.get(EFA):
             needs.efa.append(component)
         else:
-            needs.gpus_of_a_pod = max(needs.gpus_of_a_pod, int(gpus))
+            needs.gpus_of_a_pod = max(needs.gpus_of_a_pod, int(requests.get(GPU, 0)))
         if value := (pod.get("nodeSelector") or {}).get(POOL):
             needs.pools.add(value)
         for container in [*(pod.get("initContainers") or []), *pod["containers"]]:
             users = needs.images.setdefault(container["image"], [])
             if component not in users:
                 users.append(component)
-    if body["kind"] == "PersistentVolumeClaim":
-        size = parse_quantity(spec["resources"]["requests"]["storage"])
-        total["requests.storage"] = total.get("requests.storage", 0.0) + size

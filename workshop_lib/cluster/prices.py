@@ -31,8 +31,6 @@ __all__ = ["Cost", "announce", "component_cost", "cost_of"]
 
 HOURS_PER_MONTH = 730.0
 FSX_CLASS = "fsx-sc"
-PAID_PROFILES = ("eks",)
-"""Profiles whose machines are rented by the hour."""
 
 
 class _Pod(NamedTuple):
@@ -88,12 +86,7 @@ class Cost:
         )
 
     def line(self) -> str:
-        """The cost in a line, with the date of its prices.
-
-        Example:
-            >>> print(Cost({"p4d.24xlarge": 2}).line())
-            $43.92 an hour on demand: 2 x p4d.24xlarge (us-east-1, prices of 2026-07-20)
-        """
+        """The cost in a line, with the date of its prices."""
         parts = [self.machines_text] if self.machines else []
         if self.claims:
             gib = sum(self.claims.values())
@@ -106,18 +99,7 @@ class Cost:
 
 
 def cost_of(bodies: Iterable[Json]) -> Cost:
-    """What objects cost an hour.
-
-    Args:
-        bodies: Objects as rendered: Jobs, Deployments, RayClusters, RayServices, claims.
-
-    Example:
-        >>> spec = {"containers": [], "nodeSelector": {INSTANCE_TYPE: "g5.8xlarge"}}
-        >>> body = {"kind": "Deployment", "spec": {"replicas": 3, "template": {"spec": spec}},
-        ...         "metadata": {"name": "server"}}
-        >>> cost_of([body]).machines
-        {'g5.8xlarge': 1}
-    """
+    """What objects cost an hour, as rendered: workloads and volume claims."""
     bodies = list(bodies)
     now, most = _cost(bodies, largest=False), _cost(bodies, largest=True)
     return now if most.machines == now.machines else replace(now, most=most)
@@ -147,7 +129,6 @@ def _cost(bodies: Sequence[Json], *, largest: bool) -> Cost:
 
 
 def _pods(bodies: Sequence[Json], *, largest: bool) -> list[_Pod]:
-    """The pods that objects make."""
     found = []
     for body in (each for each in bodies if each["kind"] in WORKLOAD_KINDS):
         for count, spec in pod_specs(body, largest=largest):
@@ -205,17 +186,16 @@ def component_cost(component: str, *, profile: str = "eks", **parameters: Any) -
         profile: `eks`.
         **parameters: As for `cluster.apply`.
 
-    Raises:
-        ManifestError: There is no such component or parameter.
+    Example:
+        >>> print(component_cost("ray-cluster").machines_text)
+        2 x p4d.24xlarge
     """
     return cost_of(each.body for each in manifests.render(profile, component, parameters))
 
 
 def announce(profile: str, bodies: Iterable[Json]) -> str:
     """The line about money that `apply` shows before it changes anything; empty without any."""
-    if profile not in PAID_PROFILES:
-        return ""
-    cost = cost_of(bodies)
+    cost = cost_of(bodies) if profile == "eks" else Cost()  # only its machines are rented
     if not (cost.machines or cost.claims or cost.unpriced):
         return ""
     return f"{cost.line()}; machines that are there already cost nothing more"

@@ -36,24 +36,14 @@ SILENT_S = 30.0
 
 @dataclass(frozen=True)
 class JobResult:
-    """What a Ray job left behind.
-
-    Attributes:
-        job_id: Ray's name for it.
-        seconds: From submission to the end.
-        log: Everything its driver printed.
-    """
+    """What a Ray job left behind: how long it took, and everything that its driver printed."""
 
     job_id: str
     seconds: float
     log: str
 
     def json(self) -> Any:
-        """The last line of the log that is JSON: how the workshop's scripts report.
-
-        Raises:
-            ClusterError: There is no such line.
-        """
+        """The last line of the log that is JSON: how the workshop's scripts report."""
         for line in reversed(self.log.splitlines()):
             if line.startswith(("{", "[")):
                 with contextlib.suppress(json.JSONDecodeError):
@@ -81,11 +71,7 @@ class RayDashboard:
         return f"RayDashboard({self.url!r})"
 
     def get(self, path: str) -> Any:
-        """GET a path of the API and return its JSON.
-
-        Raises:
-            ClusterError: No answer, or an answer that is no success.
-        """
+        """GET a path of the API and return its JSON."""
         import httpx
 
         try:
@@ -125,21 +111,21 @@ class RayDashboard:
         """Ray's nodes, the head first: role, state and logical resources."""
         import pandas as pd
 
-        rows = []
-        for node in self.get("/api/v0/nodes?detail=true")["data"]["result"]["result"]:
-            total = node["resources_total"]
-            rows.append(
-                {
-                    "node": node["node_ip"],
-                    "role": "head" if node["is_head_node"] else "worker",
-                    "state": node["state"],
-                    "cpus": int(total.get("CPU", 0)),
-                    "gpus": int(total.get("GPU", 0)),
-                    "memory_gib": round(total.get("memory", 0) / GIB, 2),
-                    "object_store_gib": round(total.get("object_store_memory", 0) / GIB, 2),
-                }
-            )
-        return pd.DataFrame(rows).sort_values(["role", "node"]).reset_index(drop=True)
+        rows = [
+            {
+                "node": node["node_ip"],
+                "role": "head" if node["is_head_node"] else "worker",
+                "state": node["state"],
+                "cpus": int(node["resources_total"].get("CPU", 0)),
+                "gpus": int(node["resources_total"].get("GPU", 0)),
+                "memory_gib": round(node["resources_total"].get("memory", 0) / GIB, 2),
+                "object_store_gib": round(
+                    node["resources_total"].get("object_store_memory", 0) / GIB, 2
+                ),
+            }
+            for node in self.get("/api/v0/nodes?detail=true")["data"]["result"]["result"]
+        ]
+        return pd.DataFrame(rows).sort_values(["role", "node"], ignore_index=True)
 
     def wait_nodes(self, count: int, *, timeout_s: float = 120.0) -> pd.DataFrame:
         """Wait until so many nodes are alive, and return them.
@@ -237,15 +223,12 @@ def _wait_for(jobs: JobSubmissionClient, job_id: str, name: str, timeout_s: floa
 @contextlib.contextmanager
 def _quiet_upload() -> Iterator[None]:
     """Keep Ray's lines about packing and sending the script out of the notebook."""
-    loggers = [
-        logging.getLogger(name)
-        for name in ("ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.packaging")
-    ]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
+    names = "ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.packaging"
+    levels = {logger: logger.level for logger in map(logging.getLogger, names)}
+    for logger in levels:
         logger.setLevel(logging.WARNING)
     try:
         yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
+        for logger, level in levels.items():
             logger.setLevel(level)

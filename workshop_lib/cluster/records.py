@@ -9,14 +9,7 @@ __all__ = ["ExecResult", "LogLine", "Observation", "Remains"]
 
 
 class LogLine(NamedTuple):
-    """One line that a container wrote; a tuple, because logs have millions of them.
-
-    Attributes:
-        pod: The pod's name.
-        rank: Its index in an Indexed Job, else None.
-        container: The container's name.
-        text: The line, without its end.
-    """
+    """One line that a container wrote; `rank`: its pod's index in an Indexed Job, else None."""
 
     pod: str
     rank: int | None
@@ -30,13 +23,7 @@ class LogLine(NamedTuple):
 
 @dataclass(frozen=True)
 class ExecResult:
-    """What a command in a container said.
-
-    Attributes:
-        exit_code: 0 when it succeeded.
-        stdout: Its output.
-        stderr: Its errors.
-    """
+    """What a command in a container said."""
 
     exit_code: int
     stdout: str
@@ -49,13 +36,7 @@ class ExecResult:
 
 @dataclass(frozen=True)
 class Observation:
-    """A workload as it is now, in Kubernetes' own JSON.
-
-    Attributes:
-        body: The object with its `status`.
-        pods: Its pods.
-        events: Events about it and its pods, oldest first.
-    """
+    """A workload as it is now, in Kubernetes' own JSON: object, pods, events (oldest first)."""
 
     body: dict[str, Any]
     pods: list[dict[str, Any]] = field(default_factory=list)

@@ -23,16 +23,13 @@ _MISSING = object()
 def _at(node: Any, path: str) -> Any:
     """The value at a dotted path; `[name=x]` finds a list entry by its name."""
     for part in re.findall(r"\[[^\]]+\]|[^.\[]+", path):
-        if part.startswith("["):
-            key, _, wanted = part[1:-1].partition("=")
+        key, _, wanted = part.strip("[]").partition("=")
+        try:
             if wanted:
-                found = [entry for entry in node if entry.get(key) == wanted]
-                node = found[0] if found else _MISSING
+                node = next(entry for entry in node if entry.get(key) == wanted)
             else:
-                node = node[int(key)] if int(key) < len(node) else _MISSING
-        else:
-            node = node.get(part, _MISSING) if isinstance(node, dict) else _MISSING
-        if node is _MISSING:
+                node = node[int(key) if part.startswith("[") else key]
+        except (LookupError, TypeError, StopIteration):
             return _MISSING
     return node
 

@@ -17,16 +17,7 @@ RAY_COMPONENTS = ("ray-service", "autoscale", "raycluster", "ray-cluster")
 
 
 def of_component(snapshot: Json, component: str) -> dict[str, Any]:
-    """Only what belongs to a component, or is shared by all: its objects, their pods and events.
-
-    Args:
-        snapshot: The snapshot of a whole namespace.
-        component: The component's name.
-
-    Example:
-        >>> of_component({"pods": [], "jobs": []}, "vllm")["jobs"]
-        []
-    """
+    """Only what belongs to a component, or is shared by all: its objects, their pods and events."""
     lists = {key: items for key, items in snapshot.items() if isinstance(items, list)}
     bodies = [body for key, items in lists.items() if key not in ("notes", "events")
               for body in items]  # fmt: skip
