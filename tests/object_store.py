@@ -119,16 +119,20 @@ class Hub:
         self.hang_after, self.hung, self.released = None, threading.Event(), threading.Event()
 
     def listing(self):
-        siblings = []
+        siblings = [{"rfilename": name} for name in self.files]
+        return {"id": "org/tiny", "sha": COMMIT, "siblings": siblings}
+
+    def tree(self):
+        found = []
         for name, data in self.files.items():
-            each = {"rfilename": name, "size": len(data)}
             git = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
-            each["blobId"] = self.sums.get(name, git)
+            each = {"type": "file", "path": name, "size": len(data)}
+            each["oid"] = self.sums.get(name, git)
             if name.endswith(".safetensors"):
                 sha256 = self.sums.get(name, hashlib.sha256(data).hexdigest())
-                each["lfs"] = {"sha256": sha256, "size": len(data), "pointerSize": 134}
-            siblings.append(each)
-        return {"id": "org/tiny", "sha": COMMIT, "siblings": siblings}
+                each["lfs"] = {"oid": sha256, "size": len(data), "pointerSize": 134}
+            found.append(each)
+        return found
 
     def handler(hub):
         class Handler(Quiet):
@@ -136,6 +140,8 @@ class Hub:
                 path = self.path.partition("?")[0]
                 if hub.status:
                     self.answer(b"", hub.status, X_Error_Code="RepoNotFound")
+                elif path.startswith("/api/models/org/tiny/tree/"):
+                    self.answer(json.dumps(hub.tree()).encode())
                 elif path.startswith("/api/models/org/tiny"):
                     self.answer(json.dumps(hub.listing()).encode())
                 elif path.startswith(f"/org/tiny/resolve/{COMMIT}/"):
