@@ -100,17 +100,14 @@ def check_efa(outputs: Mapping[str, str], *, instance_type: str) -> CheckList:
     """
     pairs = (line.partition("=") for line in outputs.get("environment", "").splitlines())
     environment = {name: value for name, _, value in pairs}
-    checks = CheckList(
-        [
-            _devices(outputs.get("devices", ""), instance_type),
-            _fi_info(outputs.get("fi_info", ""), instance_type),
-            _plugin(outputs.get("plugin", ""), environment.get("NCCL_NET_PLUGIN", "")),
-            _environment(environment),
-        ]
-    )
-    if "pingpong" in outputs:
-        checks.append(check_pingpong(outputs["pingpong"]))
-    return checks
+    checks = [
+        _devices(outputs.get("devices", ""), instance_type),
+        _fi_info(outputs.get("fi_info", ""), instance_type),
+        _plugin(outputs.get("plugin", ""), environment.get("NCCL_NET_PLUGIN", "")),
+        _environment(environment),
+    ]
+    more = [check_pingpong(outputs["pingpong"])] if "pingpong" in outputs else []
+    return CheckList([*checks, *more])
 
 
 def _devices(listing: str, instance_type: str) -> Check:
@@ -162,10 +159,11 @@ def _plugin(listing: str, chosen: str) -> Check:
     if not own:
         fix = "install aws-ofi-nccl, or mount /opt/amazon of the node"
         return Check(name, False, "no plugin of aws-ofi-nccl", fix)
-    looked = " or ".join(sorted(wanted))
+    seen = f"only {own[-1]}; NCCL looks for {' or '.join(sorted(wanted))}"
     other = own[-1].rpartition("/")[2].removeprefix("libnccl-net").removesuffix(".so").strip("-")
-    fix = f"set NCCL_NET_PLUGIN={other}" if other else "unset NCCL_NET_PLUGIN"
-    return Check(name, False, f"only {own[-1]}; NCCL looks for {looked}", fix)
+    return Check(
+        name, False, seen, f"set NCCL_NET_PLUGIN={other}" if other else "unset NCCL_NET_PLUGIN"
+    )
 
 
 def _environment(variables: Mapping[str, str]) -> Check:
@@ -206,29 +204,26 @@ def check_nccl_log(lines: str | Iterable[str]) -> CheckList:
     """
     lines = lines.splitlines() if isinstance(lines, str) else list(lines)
     nccl = [line for line in lines if re.search(r"\bNCCL (INFO|WARN)\b|libfabric", line)]
+    network = "NCCL uses EFA (NET/OFI), not TCP (NET/Socket)"
+    reach = "NCCL's ranks reach one another"
+    if not nccl:
+        rest = (None, "no NCCL line in the log", "set NCCL_DEBUG=INFO and run again")
+        return CheckList([Check(network, *rest), Check(reach, *rest)])
 
     def first(pattern: re.Pattern[str]) -> str:
         return next((_said(line) for line in nccl if pattern.search(line)), "")
 
-    network, reach = (
-        "NCCL uses EFA (NET/OFI), not TCP (NET/Socket)",
-        "NCCL's ranks reach one another",
-    )
-    if not nccl:
-        why, fix = "no NCCL line in the log", "set NCCL_DEBUG=INFO and run again"
-        return CheckList([Check(network, None, why, fix), Check(reach, None, why, fix)])
     look = "look at devices, plugin and environment: check_efa(collect_efa(cluster, pod), ...)"
-    if tcp := first(_TAKES_TCP):
+    tcp, ofi, failed, warned = map(first, (_TAKES_TCP, _TAKES_OFI, _FAILS, _WARNS))
+    if tcp:
         seen = " and ".join(each for each in (first(_NO_PLUGIN), tcp) if each)
         checks = CheckList([Check(network, False, seen, look)])
-    elif ofi := first(_TAKES_OFI):
-        checks = CheckList([Check(network, True, ofi)])
     else:
-        why = "NCCL's log names no network: one node needs none"
-        checks = CheckList([Check(network, None, why, look)])
-    if failed := first(_FAILS):
+        seen = ofi or "NCCL's log names no network: one node needs none"
+        checks = CheckList([Check(network, bool(ofi) or None, seen, look)])
+    if failed:
         checks.append(Check(reach, False, failed, _other_interface(nccl, failed) or _RULES))
-    elif warned := first(_WARNS):
+    elif warned:
         checks.append(Check(reach, None, warned, "read the log from this line on"))
     else:
         checks.append(Check(reach, True, "no failed request, refusal or timeout in the log"))
@@ -288,25 +283,25 @@ def check_counters(before: str, after: str) -> CheckList:
         return [second[each].get(counter, 0) - first[each].get(counter, 0) for each in both]
 
     sent, received, drops = rise("tx_pkts"), rise("rx_pkts"), sum(rise("rx_drops"))
-    total = f"{sum(sent)} out, {sum(received)} in, on {len(both)} devices"
+    seen = f"{sum(sent)} out, {sum(received)} in, on {len(both)} devices"
     silent = [d for d, out, came in zip(both, sent, received, strict=True) if out and not came]
+    passed: bool | None = False
     if min(*sent, *received) < 0:
-        why = "counters went back: the node or driver was restarted between the readings"
-        return CheckList([Check(name, None, why, "take two readings again")])
-    if silent:
-        seen = f"{total}; nothing comes in on {', '.join(silent)}"
-        check = Check(name, False, seen, f"the network drops it: {_RULES}")
+        passed, fix = None, "take two readings again"
+        seen = "counters went back: the node or driver was restarted between the readings"
+    elif silent:
+        seen, fix = (
+            f"{seen}; nothing comes in on {', '.join(silent)}",
+            f"the network drops it: {_RULES}",
+        )
     elif any(received) and not any(sent):
-        seen, fix = f"{total}: this node only receives", "take two readings while both sides send"
-        check = Check(name, None, seen, f"{fix}; if still nothing goes out: {_RULES}")
-    elif not any(sent):
-        check = Check(name, False, total, "EFA is not used: look at NCCL's log and the plugin")
+        passed, seen = None, f"{seen}: this node only receives"
+        fix = f"take two readings while both sides send; if still nothing goes out: {_RULES}"
     else:
-        check = Check(name, True, total)
-    fix = "a few are harmless; many: too many connections for the device"
-    return CheckList(
-        [check, Check("no packet is dropped on arrival", not drops, f"{drops} rx_drops", fix)]
-    )
+        passed, fix = any(sent), "EFA is not used: look at NCCL's log and the plugin"
+    drop_fix = "a few are harmless; many: too many connections for the device"
+    dropped = Check("no packet is dropped on arrival", not drops, f"{drops} rx_drops", drop_fix)
+    return CheckList([Check(name, passed, seen, fix), dropped])
 
 
 def check_pingpong(output: str) -> Check:
@@ -320,12 +315,8 @@ def check_pingpong(output: str) -> Check:
         'fail'
     """
     name = "fi_pingpong reaches the other node over EFA"
-    rows = re.findall(
-        r"^\s*(\d+[kmg]?)\s+\d+[kmg]?\s.*?([\d.]+)\s+[\d.]+\s*$",
-        output,
-        re.MULTILINE | re.IGNORECASE,
-    )
-    if rows:
+    row = r"(?im)^\s*(\d+[kmg]?)\s+\d+[kmg]?\s.*?([\d.]+)\s+[\d.]+\s*$"
+    if rows := re.findall(row, output):
         size, usec = rows[-1]
         return Check(name, True, f"{len(rows)} sizes, {usec} us a transfer at {size} bytes")
     seen = _first(output) if output.strip() else "no output: it waits"

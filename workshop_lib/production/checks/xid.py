@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import yaml
 
@@ -31,19 +31,8 @@ _REPEATS = 3
 """Programs that fail on one GPU, and on no other, from which on the GPU is the suspect."""
 
 
-class _Xid(NamedTuple):
-    """A line: when, the GPU's PCI address, and what the catalogue and the driver say."""
-
-    time: str
-    gpu: str
-    xid: int
-    what: str
-    origin: str
-    process: str
-    text: str
-    do: str
-    pid: str
-    urgent: bool
+Xid: TypeAlias = dict[str, Any]
+"""A line: when, the GPU's PCI address, and what the catalogue and the driver say."""
 
 
 @functools.cache
@@ -63,9 +52,10 @@ def xid_severity(number: int) -> str:
     return str(_table()["actions"][now]["severity"])
 
 
-def _read(lines: Iterable[str]) -> list[_Xid]:
+def _read(lines: str | Iterable[str]) -> list[Xid]:
     """The XID lines of a kernel log; everything else is passed over."""
-    found = []
+    lines = lines.splitlines() if isinstance(lines, str) else lines
+    found: list[Xid] = []
     for match in filter(None, (_LINE.match(line.strip()) for line in lines)):
         number, rest = int(match["number"]), match["rest"] or ""
         unknown = {"what": "not in the catalogue", "now": "ASK", "origin": "unknown"}
@@ -76,19 +66,15 @@ def _read(lines: Iterable[str]) -> list[_Xid]:
             do, urgent = f"the driver now asks for: {asked[1]}", asked[1] != "None"
         pid, process = re.search(r"pid='?(\d+)", rest), re.search(r"name=([^,]+)", rest)
         stamp = _TIME.search(match["before"])
+        text = re.sub(r"(pid|name)=('[^']*'|[^,]*),? ?", "", rest).strip()
         found.append(
-            _Xid(
-                time=(stamp[1] or stamp[2] or "") if stamp else "",
-                gpu=match["bus"],
-                xid=number,
-                what=entry["what"],
-                origin=entry["origin"],
-                process=process[1].strip("<>' ") if process else "",
-                text=re.sub(r"(pid|name)=('[^']*'|[^,]*),? ?", "", rest).strip(),
-                do=do,
-                pid=pid[1] if pid else "",
-                urgent=urgent,
-            )
+            {
+                "time": (stamp[1] or stamp[2] or "") if stamp else "",
+                **{"gpu": match["bus"], "xid": number, "what": entry["what"]},
+                **{"origin": entry["origin"], "text": text, "do": do},
+                "process": process[1].strip("<>' ") if process else "",
+                **{"pid": pid[1] if pid else "", "urgent": urgent},
+            }
         )
     return found
 
@@ -108,9 +94,8 @@ def xid_table(lines: str | Iterable[str]) -> pd.DataFrame:
     """
     import pandas as pd
 
-    lines = lines.splitlines() if isinstance(lines, str) else lines
-    table = pd.DataFrame(_read(lines), columns=list(_Xid._fields))
-    return table.drop(columns=["pid", "urgent"])
+    columns = ["time", "gpu", "xid", "what", "origin", "process", "text", "do"]
+    return pd.DataFrame(_read(lines), columns=columns)
 
 
 def check_xids(lines: str | Iterable[str]) -> CheckList:
@@ -128,42 +113,28 @@ def check_xids(lines: str | Iterable[str]) -> CheckList:
     """
     lines = lines.splitlines() if isinstance(lines, str) else list(lines)
     found = _read(lines)
-    broken = [each for each in found if each.urgent]
-    own = [each for each in found if not each.urgent and each.origin == "application"]
+    broken = [each for each in found if each["urgent"]]
+    own = [each for each in found if not each["urgent"] and each["origin"] == "application"]
     switches = [line[line.index("SXid") :] for line in lines if "SXid (PCI:" in line]
-    programs = {each.pid for each in own if each.pid}
-    suspect = len({each.gpu for each in own}) == 1 and len(programs) >= _REPEATS
+    programs = {each["pid"] for each in own if each["pid"]}
+    suspect = len({each["gpu"] for each in own}) == 1 and len(programs) >= _REPEATS
     gathered = f"{len(programs)} programs had {_listed(own)}; no other GPU has any"
-    return CheckList(
-        [
-            Check(
-                "no XID asks for a reset or a replacement",
-                not broken,
-                _listed(broken) or f"{len(found)} XIDs, none of these",
-                "; ".join(dict.fromkeys(f"XID {each.xid}: {each.do}" for each in broken)),
-            ),
-            Check(
-                "programs' errors do not gather on one GPU",
-                not suspect,
-                gathered if suspect else _listed(own) or "no program's errors",
-                "run the same program on another GPU: if it runs there, have this one replaced",
-            ),
-            Check(
-                "no NVSwitch reports errors",
-                not switches,
-                switches[0][:120] if switches else "no SXid line",
-                "fatal ones: drain the node and terminate its instance; see NVIDIA's Fabric "
-                "Manager guide",
-            ),
-        ]
-    )
+    fixes = dict.fromkeys(f"XID {each['xid']}: {each['do']}" for each in broken)
+    seen = _listed(broken) or f"{len(found)} XIDs, none of these"
+    checks = [Check("no XID asks for a reset or a replacement", not broken, seen, "; ".join(fixes))]
+    seen = gathered if suspect else _listed(own) or "no program's errors"
+    fix = "run the same program on another GPU: if it runs there, have this one replaced"
+    checks.append(Check("programs' errors do not gather on one GPU", not suspect, seen, fix))
+    seen = switches[0][:120] if switches else "no SXid line"
+    fix = "fatal ones: drain the node and terminate its instance; see NVIDIA's Fabric Manager guide"
+    return CheckList([*checks, Check("no NVSwitch reports errors", not switches, seen, fix)])
 
 
-def _listed(xids: Sequence[_Xid]) -> str:
+def _listed(xids: Sequence[Xid]) -> str:
     """Each number once, with its count and GPUs."""
     words = []
-    for number in sorted({each.xid for each in xids}):
-        same = [each for each in xids if each.xid == number]
-        buses = ", ".join(sorted({each.gpu for each in same}))
-        words.append(f"XID {number} ({same[0].what}), {len(same)} times on {buses}")
+    for number in sorted({each["xid"] for each in xids}):
+        same = [each for each in xids if each["xid"] == number]
+        buses = ", ".join(sorted({each["gpu"] for each in same}))
+        words.append(f"XID {number} ({same[0]['what']}), {len(same)} times on {buses}")
     return "; ".join(words)
