@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from workshop_lib.production.diagnosis import logs
 from workshop_lib.production.diagnosis.cause import Cause, Level, Report, Stage, cause_of
 from workshop_lib.production.diagnosis.network import dialled, listens_on, the_way
-from workshop_lib.production.diagnosis.patterns import Match, fact, patterns
+from workshop_lib.production.diagnosis.patterns import Match, fact, patterns, says
 from workshop_lib.production.diagnosis.view import Container, Event, Pod, View
 from workshop_lib.production.probes import probe_budget_s
 
@@ -21,17 +21,6 @@ for how long a restart is news."""
 _ADDRESSES = ("FQ_RAY_IP", "RAY_IP", "HEAD_ADDRESS", "RAY_ADDRESS", "MASTER_ADDR")
 """Variables that name the head, where a log only says that it waits."""
 _TRIVIAL = ("true", "false", "token", "0.0.0.0", "localhost", "127.0.0.1")
-_LOADING = re.compile(
-    r"Loading safetensors|Loading checkpoint shards|Starting to load model|Loading model|"
-    r"Capturing (?:CUDA )?graph|torch\.compile|Downloading|Fetching \d+ files|loading weights|"
-    r"Initializing a V1 LLM engine|still loading|warming up|Warmup|it/s\]|\d+%\|",
-    re.IGNORECASE,
-)
-_SERVES = re.compile(r"startup complete|200 OK|Uvicorn running")
-_DIALS = re.compile(
-    r"(?:dials|GCS at address|(?:[Mm]aster|[Hh]ead)[ _-](?:IP|ip|address)(?: is|:|=)?) *['\"]?"
-    r"(?P<host>[\w.-]+)"
-)
 
 
 def who_is(pod: Pod, container: Container) -> str:
@@ -187,7 +176,7 @@ def _stopped_by_probe(view: View, pod: Pod, each: Container) -> Cause | None:
     detail = _typical(_probe_events(view, pod, each, kind, 0.0)) or kills[-1].message
     if wrong := _wrong_port(pod, each, kind, detail):
         return wrong
-    loading = _LOADING.search(each.last_run) and not each.probe("startup")[0]
+    loading = says("loads").search(each.last_run) and not each.probe("startup")[0]
     reading = logs.read(each.last_run, view.facts(pod))
     if reading.kind == "own":
         return from_log(view, pod, each, reading, Stage.START)
@@ -236,7 +225,7 @@ def _goes_on(view: View, pod: Pod, each: Container) -> Iterator[Cause]:
 def former_head(view: View, pod: Pod, each: Container) -> Iterator[Cause]:
     """A rank that dials the rank 0 of a former run, and may end well with what that one left."""
     for line in reversed(each.log.splitlines()[-100:] if pod.rank not in (None, "0") else []):
-        if found := _DIALS.search(line):
+        if found := says("dials head").search(line):
             way = the_way(view, pod, found["host"].rstrip("."), 0)
             if way.wrong and way.wrong.rule == "stale-head-address":
                 objects = [*way.objects, pod.ref]
@@ -250,7 +239,7 @@ def _unready(view: View, report: Report, pod: Pod, each: Container) -> Iterator[
     kind = "Readiness" if each.up or not each.probe("startup")[0] else "Startup"
     detail = _typical(_probe_events(view, pod, each, kind, each.started))
     window = max(_window_s(each, kind), WAITS_S)
-    loading = _LOADING.search("\n".join(logs.lines_of(each.log)[-15:])) and age_s < LOADS_S
+    loading = says("loads").search("\n".join(logs.lines_of(each.log)[-15:])) and age_s < LOADS_S
     if wrong := _wrong_port(pod, each, kind, detail):
         yield wrong
         return
@@ -315,7 +304,7 @@ def _meaning(each: Container, kind: str, detail: str) -> tuple[str, str, bool]:
 
 def _probe_fails(view: View, pod: Pod, each: Container, kind: str, detail: str) -> Cause:
     reading = logs.read(each.log, view.facts(pod))
-    if reading.kind in ("own", "peer") and not _SERVES.search(each.log[-4000:]):
+    if reading.kind in ("own", "peer") and not says("serves").search(each.log[-4000:]):
         found = from_log(view, pod, each, reading, Stage.HEALTH)
         found.evidence.append(detail)
         return found

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import accumulate
 
-from workshop_lib.production.diagnosis.patterns import Match, Table, patterns
+from workshop_lib.production.diagnosis.patterns import Match, Table, patterns, says
 
 __all__ = ["Reading", "last_line", "lines_of", "lines_with", "read", "shown", "still_waits"]
 
@@ -50,18 +50,6 @@ _HINTS = (
 )
 """What every line has that is raised or logged as an error; looked for first, being quick."""
 _FRAME = re.compile(r"^(?:\s|Traceback |File \"|\^|During handling|The above exception)")
-_WAITS = re.compile(
-    r"\bwait(?:s|ing)?\b|\bretry|\btrying\b|not (?:yet )?(?:ready|reachable|up)\b|unreachable|"
-    r"still no|\bconnecting to\b",
-    re.IGNORECASE,
-)
-_IDLE = re.compile(r"request|\bjobs?\b|\bwork\b|event|message|task|signal|ctrl", re.IGNORECASE)
-_GOT_OVER = re.compile(
-    r"\b(?:connected|reconnected|succeeded|established|is (?:now )?(?:ready|up|reachable)|serving|"
-    r"started|startup complete|joined|resumed|recovered)\b|\b200 OK\b|listen(?:s|ing) on|"
-    r"running on http",
-    re.IGNORECASE,
-)
 
 
 @dataclass(frozen=True)
@@ -119,11 +107,12 @@ def _index(text: str) -> tuple[str, list[int]]:
 
 
 def lines_with(text: str, *words: str) -> list[int]:
-    """The places in `lines_of` of the lines that have one of these words."""
+    """The places in `lines_of` of the lines that have one of these words.
+
+    To search the whole text for a word takes a fifth of the time of searching each line.
+    """
     (whole, ends), places = _index(text), set()
-    for (
-        word
-    ) in words:  # one search of the whole a word: a search of each line takes five times as long
+    for word in words:
         at = whole.find(word)
         while at >= 0:
             place = bisect_right(ends, at)
@@ -227,7 +216,7 @@ def still_waits(text: str, facts: str = "", *, ready: bool = False) -> Reading:
     lines = lines_of(text)
     table, last_lines = patterns("log", waits=True), READY if ready else RUNNING
     for place, raw, match in reversed(list(_anywhere(text, facts, table, last_lines))):
-        if match.pattern.kind == "peer" and any(map(_GOT_OVER.search, lines[place + 1 :])):
+        if match.pattern.kind == "peer" and any(map(says("got over").search, lines[place + 1 :])):
             continue
         whole = read(text, facts) if match.pattern.kind == "consequence" else Reading()
         if whole.kind == "own":
@@ -236,7 +225,7 @@ def still_waits(text: str, facts: str = "", *, ready: bool = False) -> Reading:
     last = last_line(text)
     shapes = [re.sub(r"[\d.:]+", "#", line) for line in lines[-12:]]
     loops = bool(shapes) and shapes.count(shapes[-1]) >= 3 and "%" not in last
-    if ready or not (loops or (_WAITS.search(last) and not _IDLE.search(last))):
+    if ready or not (loops or (says("waits").search(last) and not says("idles").search(last))):
         return Reading()
     failed = any(error.raised or error.logged for error in _errors(text))
     whole = read(text, facts) if failed else Reading()

@@ -8,45 +8,11 @@ from dataclasses import dataclass, field
 
 from workshop_lib.production.diagnosis.cause import Cause, Report, Stage, cause_of
 from workshop_lib.production.diagnosis.logs import lines_of, lines_with
-from workshop_lib.production.diagnosis.patterns import Match, fact
+from workshop_lib.production.diagnosis.patterns import Match, dials, fact, says
 from workshop_lib.production.diagnosis.view import Container, Json, Pod, View, fits, ref
 
 __all__ = ["Way", "closed", "dialled", "listens_on", "service_causes", "the_way"]
 
-_HOST, _PORT = r"(?P<host>[\w.-]+)", r"(?P<port>\d{2,5})"
-_DIALS = [
-    re.compile(pattern.replace("HOST", _HOST).replace("PORT", _PORT))
-    for pattern in (
-        r"lookup (?!address\b)HOST",
-        r"(?:https?|tcp|grpc|ray|nats|rediss?)://(?:[^@/\s]*@)?HOST:PORT",
-        r"host='HOST', port=PORT",
-        r"\('HOST', PORT\)",
-        r"connect to HOST port PORT",
-        r"/dev/tcp/HOST/PORT",
-        r"HOST \([\d.]+\) port PORT",
-        r"(?<![\w./:-])(?P<host>[A-Za-z0-9][\w-]*(?:\.[\w-]+)*):(?P<port>\d{4,5})\b",
-        r"HOST PORT port \[",
-        r"resolve host(?:name)?:? '?HOST",
-        r"server can't find HOST",
-        r"(?:can't|[Ff]ailed to) resolve '?HOST",
-        r"(?:bad address|ENOTFOUND) '?HOST",
-        r"https?://(?!docs\.|github\.com)HOST",
-        r"host='HOST'",
-        r"(?:^|[\s:])(?!information:)(?P<host>[A-Za-z][\w-]*(?:\.[\w-]+)*): (?:Name or|Temporary "
-        r"failure|Unknown host|Try again|No address)",
-        r"[Uu]nknown host:? '?HOST",
-        r"\b(?:dials|waiting for|for the \w+ at|connecting to(?: the \w+ at)?|(?:[Mm]aster|[Hh]ead)"
-        r"[ _-](?:IP|ip|address|host)(?: is|:|=)?) *['\"]?(?P<host>\d+(?:\.\d+){3}|[a-z0-9][\w.]*-"
-        r"[\w.-]*\w|[a-z][\w-]*\.[\w.-]*\w)",
-    )
-]
-_LISTENS = re.compile(
-    r"(?:running on|listen(?:s|ing)? (?:on|at)|serving (?:HTTP )?on|starting .*server.* on|"
-    r"bound to)"
-    r"(?: address| port|:)? *(?:https?://|tcp://)?(?:[\w.\[\]*-]*:|[\d.]+ port |port |)"
-    r"(\d{2,5})(?![\d.])",
-    re.IGNORECASE,
-)
 _SAYS_SO = ("unning on", "isten", "erving ", "erver", "ound to")
 _ASKED = re.compile(r"(?:--(?:\w+-)?port|http\.server|-p)[= ](\d{2,5})")
 _ADDRESS = re.compile(r"\d+(?:\.\d+){3}")
@@ -59,7 +25,7 @@ def dialled(line: str) -> tuple[str, int]:
         >>> dialled("waiting for the head at ray-0.ray:6379")
         ('ray-0.ray', 6379)
     """
-    for pattern in _DIALS:
+    for pattern in dials():
         if found := pattern.search(line):
             groups = found.groupdict()
             return groups["host"].rstrip("."), int(groups.get("port") or 0)
@@ -72,7 +38,7 @@ def listens_on(pod: Pod, container: Container) -> list[int]:
         return []  # on a laptop every pod's ports have been given other numbers
     log = container.log or container.previous
     lines = [lines_of(log)[place] for place in lines_with(log, *_SAYS_SO)]
-    told = [number for line in lines for number in _LISTENS.findall(line)]
+    told = [number for line in lines for number in says("listens").findall(line)]
     return [int(number) for number in told or _ASKED.findall(container.words)]
 
 

@@ -11,7 +11,7 @@ from workshop_lib.production.diagnosis import logs
 from workshop_lib.production.diagnosis.cause import Cause, Level, Report, Stage, cause_of
 from workshop_lib.production.diagnosis.containers import level_of
 from workshop_lib.production.diagnosis.network import closed
-from workshop_lib.production.diagnosis.patterns import Match, fact, patterns
+from workshop_lib.production.diagnosis.patterns import Match, fact, patterns, says
 from workshop_lib.production.diagnosis.view import Event, Json, View, is_on, made, ref, seconds
 
 __all__ = ["lacks", "owner_causes"]
@@ -21,10 +21,6 @@ PROVISIONS_S, CLAIM_S, SERVE_STARTS_S, RECENT_S = 45.0, 600.0, 1200.0, 900.0
 """How long a driver takes to begin, a volume to be made, a Serve application to load; and for how
 long an event is news."""
 
-_BAD_WHEN_TRUE = re.compile(
-    r"Pressure|Unavailable|Deadlock|Read[Oo]nly|Frequent|Corrupt|Problem|Failure|Unhealthy|Error"
-)
-_GPU = re.compile(r"Xid|GPU|Accelerated|DCGM|NVLink|uncorrectable ECC", re.IGNORECASE)
 _FAILS = re.compile(r"\b(?:fail(?:ed|s)? to|err(?:or)?:|invalid)", re.IGNORECASE)
 _REFUSED = re.compile(r"^Failed(?:Create|ToCreate)")
 _CREATED = {
@@ -87,19 +83,21 @@ def _node(view: View, node: Json) -> Iterator[Cause]:
     ready = found.pop("Ready", {}) or {}
     on_it = [pod.ref for pod in view.pods if pod.node == name and not pod.over]
     events = view.events(f"Node/{name}", warnings=True)
-    told = [e.message for e in events if _GPU.search(e.message) and view.age_s(e.time) < 3600]
+    told = [
+        e.message for e in events if says("gpu").search(e.message) and view.age_s(e.time) < 3600
+    ]
     for kind, each in found.items():
-        good = "False" if _BAD_WHEN_TRUE.search(kind) else "True"
+        good = "False" if says("bad when true").search(kind) else "True"
         watched = good == "False" or kind.endswith(("Ready", "Healthy"))
         if watched and each.get("status") in {"True", "False"} - {good}:
             told.append(f"{kind}: {each.get('reason') or ''} {each.get('message') or ''}".strip())
-    rule = words = "gpu-fault-node" if any(map(_GPU.search, told)) else "node-unhealthy"
+    rule = said = "gpu-fault-node" if any(map(says("gpu").search, told)) else "node-unhealthy"
     if ready.get("status") in ("False", "Unknown"):
         told = [str(ready.get("message") or ready.get("reason") or "NotReady")]
-        rule, words = "node-not-ready", "node-silent"
-        words = words if ready["status"] == "Unknown" else "node-unready"
+        rule, said = "node-not-ready", "node-silent"
+        said = said if ready["status"] == "Unknown" else "node-unready"
     if told:
-        match, objects = fact(words, node=name, said=told[-1]), [f"Node/{name}", *on_it]
+        match, objects = fact(said, node=name, said=told[-1]), [f"Node/{name}", *on_it]
         cause = cause_of(match, objects, told[-1:], Stage.NODE, past=not on_it)
         cause.rule = rule
         yield cause

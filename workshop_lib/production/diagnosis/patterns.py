@@ -11,7 +11,8 @@ from typing import Any
 
 import yaml
 
-__all__ = ["Match", "Pattern", "Table", "all_patterns", "apply_claim", "fact", "patterns"]
+__all__ = ["Match", "Pattern", "Table", "all_patterns", "apply_claim", "dials", "fact", "patterns"]
+__all__ += ["says"]
 
 
 class _Words(dict[str, str]):
@@ -146,6 +147,20 @@ class Table:
 def _file() -> dict[str, Any]:
     data: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("patterns.yaml").read_text())
     return data
+
+
+@functools.cache
+def says(name: str) -> re.Pattern[str]:
+    """One expression for words that are no failure, in any case of letters."""
+    return re.compile("|".join(_file()["words"][name]), re.IGNORECASE)
+
+
+@functools.cache
+def dials() -> tuple[re.Pattern[str], ...]:
+    """How a line names the host, and the port, that its program dials; the surest first."""
+    host, port = r"(?P<host>[\w.-]+)", r"(?P<port>\d{2,5})"
+    rows = (row.replace("HOST", host).replace("PORT", port) for row in _file()["dials"])
+    return tuple(re.compile(row) for row in rows)
 
 
 def apply_claim(name: str) -> str:

@@ -22,10 +22,6 @@ IMAGE_REASONS = (
     *("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"),
     *("ImageInspectError", "RegistryUnavailable", "SignatureValidationFailed"),
 )
-START_REASONS = (
-    *("CreateContainerConfigError", "CreateContainerError", "RunContainerError"),
-    *("PostStartHookError", "StartError", "ContainerCannotRun"),
-)
 PREPARES = (
     *("FailedMount", "FailedAttachVolume", "FailedMapVolume", "FailedCreatePodSandBox"),
     *("NetworkNotReady", "FailedPrepareDynamicResources", "FailedCreatePodContainer"),
@@ -105,8 +101,6 @@ def _unprepared(view: View, report: Report, pod: Pod) -> Iterator[Cause]:
     events = [e for e in view.events(pod.ref, *PREPARES) if "failed to sync" not in e.message]
     said = [(e.reason, e.message) for e in events]
     said = [each for each in said if "Unable to attach or mount" not in each[1]] or said
-    if not said and age_s > CREATING_S and (missing := _missing_map(view, pod)):
-        said = [("FailedMount", missing)]
     if not said:
         slow = [e.reason for e in view.events(pod.ref, "Pulling", "Pulled")][-1:] == ["Pulling"]
         if age_s <= (PULLING_S if slow else CREATING_S):
@@ -137,17 +131,6 @@ def _volume_words(pod: Pod, message: str) -> dict[str, str]:
     return words
 
 
-def _missing_map(view: View, pod: Pod) -> str:
-    """A ConfigMap that a volume names and the namespace lacks, when no event says so any more."""
-    if view.find("ConfigMap", "kube-root-ca.crt") is None:
-        return ""  # not a whole list: Kubernetes itself puts that one into every namespace
-    for source in (volume.get("configMap") or {} for volume in pod.volumes):
-        name = source.get("name")
-        if name and not source.get("optional") and view.find("ConfigMap", name) is None:
-            return f'configmap "{name}" not found'
-    return ""
-
-
 def _containers(view: View, report: Report, pod: Pod) -> Iterator[Cause]:
     if pod.over and _replaced(view, pod):
         report.starts([], f"{pod.ref}: failed, and another pod did its work")
@@ -162,9 +145,10 @@ def _containers(view: View, report: Report, pod: Pod) -> Iterator[Cause]:
 
 def _container(view: View, report: Report, pod: Pod, each: Container) -> Iterator[Cause]:
     reason, ended = str(each.waiting.get("reason") or ""), str(each.ended.get("reason") or "")
+    refused = reason not in ("", "ContainerCreating", "PodInitializing", "CrashLoopBackOff")
     if reason in IMAGE_REASONS:
         yield _image(view, pod, each, reason)
-    elif (reason in START_REASONS or ended in START_REASONS) and not each.running:
+    elif refused or (ended in ("StartError", "ContainerCannotRun") and not each.running):
         if "failed to sync" not in str(each.waiting.get("message")):
             yield _not_started(view, pod, each, reason)
     elif each.running and each.init and not each.sidecar:
