@@ -1,7 +1,7 @@
 # Every target first makes the environment current (environment.sh; 0.02 s when nothing is to do).
 #
 #   make run MODEL=Qwen/Qwen2.5-0.5B-Instruct    another model: a hub id or a folder
-#   make run ARGS='02 -p LEVELS [1,4]'             what `workshop run --help` lists
+#   make run ARGS='02 -p MOST_IN_FLIGHT 8'       what `workshop run --help` lists
 #   make test PYTHON=/usr/bin/python3.11         another interpreter to make the environment with
 
 .SILENT:

@@ -324,7 +324,7 @@ _PATHS = {
         "serve-paths-vllm-0.29.0.jsonl",
         {
             "vLLM alone": ("vLLM alone", 1, 1),
-            "Ray Serve, as here": ("ray.serve.llm, 1000, direct streaming", 1, 1),
+            "Ray Serve, GPU manifest": ("ray.serve.llm, 1000, direct streaming", 1, 1),
             "limit 64": ("ray.serve.llm, max_ongoing_requests 64", 1, 1),
             "written by hand": ("hand-written deployment", 1, 1),
         },

@@ -1,7 +1,7 @@
 """The `workshop` command: what people do without a notebook.
 
 ```
-workshop run 02 -p LEVELS '[1, 4]'
+workshop run 02 -p MOST_IN_FLIGHT 8
 workshop diagnose SNAPSHOT.json --json
 workshop --help
 ```
