@@ -109,7 +109,7 @@ def plot_groups(frame: pd.DataFrame, group: int) -> Figure:
     row_labels(right, list(_VARIANTS))
     right.margins(x=0.28)
     right.legend(loc="upper right", ncols=2, frameon=False, fontsize=9, borderaxespad=0)
-    title = f"Two completions' advantages: {chosen['problem'].iloc[0]}"
+    title = f"Two completions for {chosen['problem'].iloc[0]}"
     finish(right, title, x="advantage", ylim=(len(_VARIANTS) - 0.4, -0.9))
     return figure
 
