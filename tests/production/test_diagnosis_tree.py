@@ -1,28 +1,15 @@
-"""The tree and its four rules, where no recording shows them."""
+"""The tree and its rules, where no recording shows them, and issues that need several objects."""
 
 import pytest
-from small import (
-    at,
-    container,
-    crashed,
-    event,
-    look,
-    node,
-    pending,
-    pod,
-    running,
-    service,
-    thing,
-    waiting,
-)
-
-from workshop_lib.production.diagnosis import diagnose
+import small
+from small import at, container, crashed, event, look, node, pending, pod, running, service, thing
 
 HEAD = {"ray.io/cluster": "rc", "ray.io/node-type": "head"}
 WORKER = {"ray.io/cluster": "rc", "ray.io/node-type": "worker"}
 INDEX = "batch.kubernetes.io/job-completion-index"
 PROBE = {"readinessProbe": {"httpGet": {"path": "/health", "port": 8000}, "periodSeconds": 5}}
 READY = running(ready=True)
+TRACEBACK = "Traceback (most recent call last):\n"
 
 
 def rank(index, state, log_name="main", **more):
@@ -37,25 +24,144 @@ def headless(**more):
     return service("ray", spec.pop("selector", {"app": "ray"}), 6379, **spec)
 
 
+def head(state=READY, *others, **more):
+    first = container(state, "ray-head", **more)
+    return pod("rc-head", first, *others, owner="RayCluster/rc", labels=HEAD)
+
+
+def worker(init="wait-gcs-ready"):
+    """A worker whose init container waits for the head."""
+    waits = container(running(1500), init, env={"FQ_RAY_IP": "rc-svc.demo.svc.cluster.local"})
+    main = container(small.waiting("PodInitializing"), "ray-worker")
+    more = {"owner": "RayCluster/rc", "labels": WORKER, "phase": "Pending"}
+    return pod("rc-worker", main, inits=[waits], **more)
+
+
+def ray_service(**status):
+    ready = {"type": "Ready", "status": "False", "reason": "Initializing", "message": "it starts"}
+    conditions = [{**ready, "lastTransitionTime": at(1500)}]
+    inner = {"rayClusterName": "rc", **status}
+    return thing("RayService", "rs", {}, {"pendingServiceStatus": inner, "conditions": conditions})
+
+
+# -- public issues: the objects, the logs, words of the first finding and of none ---------------
+
+UP = [head(), service("rc-svc", HEAD, 6379, clusterIP="None")]
+A10 = (
+    "Deployment 'VLLMDeployment:amazon--LightGPT' in application 'ray-llm' 1 replicas that have "
+    'taken more than 30s to be scheduled. Resources required for each replica: [{"CPU": 1.0, '
+    '"accelerator_type_a10": 0.01}], total resources available: {}.'
+)
+SERVE_404 = "Fail to create / update Serve applications. err: UpdateDeployments fail: 404 Not Found"
+ALIVE = "Readiness probe failed: Ray cluster status: 1/2 nodes alive.\nCluster is NOT ready."
+TRIED = (
+    "The deployment failed to start 3 times in a row. See controller logs for details. Error:\n"
+    "\x1b[36mray::ServeReplica:llms:LLM.__init__()\x1b[39m (pid=9, ip=10.0.0.2)\n"
+    "ValueError: max_num_batched_tokens (2048) is smaller than max_model_len (8192)."
+)
+
+
+def application(status, inner, message):
+    deployment = {"status": inner, "message": message}
+    app = {"status": status, "serveDeploymentStatuses": {"V": deployment}}
+    return ray_service(
+        applicationStatuses={"app": {**app, "message": "Deploying app 'app' failed"}}
+    )
+
+
+LOADS = {"httpGet": {"port": 8000}, "periodSeconds": 30, "failureThreshold": 240}
+ISSUES = {
+    "ray-project/kuberay#3897": (
+        [head(crashed()), worker()],
+        {
+            "rc-head/ray-head": "[2025-07-28 08:40:52,953 E 1 43] gcs_rpc_client.h:196: Failed to "
+            "connect to GCS within 60 seconds. GCS may have been killed.\n",
+            "rc-worker/wait-gcs-ready": "1400 seconds elapsed: Waiting for GCS to be ready.\n",
+        },
+        ["rc-head", "GCS"],
+        ["init-waiting"],
+    ),
+    "RBLN-SW/vllm-rbln#1000": (
+        [pod("vllm-0", container(running(1700, started=False), startupProbe=LOADS))],
+        {
+            "vllm-0/main": "(Worker_PP2 pid=99) ERROR 06-25 15:28:30 [core.py:866] RuntimeError: "
+            "SYS_EBUSY: Lack of device memory. (code: -16)\n(EngineCore pid=4) ERROR 06-25 "
+            "15:28:30 [core.py:866] Not enough memory for 24 blocks of KV cache.\n"
+            + "(APIServer pid=1) INFO Waiting for 1 local core engine proc(s) to start.\n"
+            * 9
+        },
+        ["24 blocks of KV"],
+        ["waits for something"],
+    ),
+    "ray-project/ray-llm#143": (
+        [head(), application("DEPLOYING", "UPDATING", A10)],
+        {},
+        ["accelerator_type_a10"],
+        [],
+    ),
+    "ray-project/ray#49224": (
+        [head(), application("DEPLOY_FAILED", "DEPLOY_FAILED", TRIED)],
+        {},
+        ["max_num_batched_tokens"],
+        [],
+    ),
+    "ray-project/ray#46308": (
+        [head(), ray_service(), event("RayService/rs", "WaitForServe", SERVE_404, normal=True)],
+        {},
+        ["404"],
+        [],
+    ),
+    "ray-project/kuberay#960": (
+        [head(READY, container(crashed(), "autoscaler"))],
+        {
+            "rc-head/autoscaler": f"{TRACEBACK}requests.exceptions.HTTPError: 403 Client Error: "
+            "Forbidden for url: https://kubernetes.default:443/apis/ray.io/v1\n"
+        },
+        ["403", "kubernetes.default"],
+        ["Hugging Face"],
+    ),
+    "vllm-project/production-stack#653": (
+        [
+            head(running(), readinessProbe={"exec": {"command": ["python3", "/s/wait.py"]}}),
+            event("Pod/rc-head", "Unhealthy", ALIVE),
+        ],
+        {},
+        ["1/2 nodes alive"],
+        [],
+    ),
+    "ray-project/kuberay#2540": (
+        [*UP, worker()],
+        {"rc-worker/wait-gcs-ready": "ray.exceptions.RpcError: Timed out while waiting for GCS.\n"},
+        ["GCS", "rc-worker"],
+        [],
+    ),
+    "ray-project/kuberay#1187": (
+        [*UP, worker("init")],
+        {"rc-worker/init": "nslookup: can't resolve 'rc-svc.demo.svc.cluster.local'\n" * 20},
+        ["DNS"],
+        [],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ISSUES)
+def test_a_public_issue_of_several_objects(name):
+    objects, logs, must, never = ISSUES[name]
+    found = look(*objects, logs=logs)
+    first, whole = str(found[0]).lower(), str(found).lower()
+    assert [word for word in must if word.lower() not in first] == [], found
+    assert [word for word in never if word.lower() in whole] == [], found
+
+
 # -- what failed outranks what waits for it -------------------------------------------------------
 
 
 def test_a_worker_that_waits_is_explained_by_the_head_that_crashes():
-    head = pod("rc-head", container(crashed(), "ray"), owner="RayCluster/rc", labels=HEAD)
-    waits = container(running(1500), "wait-gcs-ready")
-    worker = pod(
-        "rc-worker",
-        container(waiting("PodInitializing")),
-        inits=[waits],
-        owner="RayCluster/rc",
-        labels=WORKER,
-        phase="Pending",
-    )
     logs = {
-        "rc-head/ray": "Traceback (most recent call last):\nOddError: unheard of\n",
+        "rc-head/ray-head": f"{TRACEBACK}OddError: unheard of\n",
         "rc-worker/wait-gcs-ready": "15 seconds elapsed: Waiting for GCS to be ready.\n",
     }
-    found = look(head, worker, logs=logs)
+    found = look(head(crashed()), worker(), UP[1], logs=logs)
     assert found.rules == ["container-exit"] and "Pod/rc-worker" in found[0].explains
     assert "OddError: unheard of" in found[0].cause and "the Ray head" in found[0].cause
 
@@ -79,36 +185,25 @@ def test_the_rank_that_ended_and_the_one_that_only_noticed():
 
 
 def test_a_pod_that_was_told_to_stop_is_explained_by_its_job():
-    failed = {
-        "type": "Failed",
-        "status": "True",
-        "reason": "DeadlineExceeded",
-        "message": "Job was",
-    }
+    failed = {"type": "Failed", "status": "True", "reason": "DeadlineExceeded", "message": "x"}
     job = thing("Job", "ray", {"activeDeadlineSeconds": 9}, {"conditions": [failed]})
     assert look(job, rank(0, crashed(143))).rules == ["job-deadline"]
 
 
 # -- the first error, and how containers end ------------------------------------------------------
 
-ENDS = {
-    "killed": (crashed(137), "", "killed", "SIGKILL"),
-    "segfault": (crashed(139), "", "segfault", "SIGSEGV"),
-    "no log": (crashed(3), "", "container-exit", "no log of it was kept"),
-    "last words": (crashed(3), "hello\nthe disk is on fire\n", "container-exit", "disk is on fire"),
-    "ends well": (crashed(0, "Completed"), "bye\n", "container-completes", "foreground"),
-    "by its env": (
-        crashed(),
-        "ValueError: no such table at db.example.org here\n",
-        "container-exit",
-        "DB_HOST=db.example.org",
-    ),
-}
+ENDS = [
+    (crashed(137), "", "killed", "SIGKILL"),
+    (crashed(139), "", "segfault", "SIGSEGV"),
+    (crashed(3), "", "container-exit", "no log of it was kept"),
+    (crashed(3), "hello\nthe disk is on fire\n", "container-exit", "disk is on fire"),
+    (crashed(0, "Completed"), "bye\n", "container-completes", "foreground"),
+    (crashed(), "ValueError: no table at db.example.org\n", "container-exit", "DB_HOST=db.exam"),
+]
 
 
-@pytest.mark.parametrize("name", ENDS)
-def test_how_a_container_ended(name):
-    state, log, rule, words = ENDS[name]
+@pytest.mark.parametrize(("state", "log", "rule", "words"), ENDS)
+def test_how_a_container_ended(state, log, rule, words):
     body = pod("vllm-0", container(state, env={"DB_HOST": "db.example.org"}))
     found = look(body, logs={"vllm-0/main": log})
     assert found.rules[0].startswith(rule) and words in str(found[0])
@@ -149,60 +244,37 @@ TAINT = {"key": "nvidia.com/gpu", "value": "true", "effect": "NoSchedule"}
 NO_GPU = (
     "0/2 nodes are available: 2 Insufficient nvidia.com/gpu. preemption: 0/2 nodes are available"
 )
-SCHEDULING = {
-    "nobody offers": ([node()], NO_GPU, GPU, "gpu-not-offered", "no node offers any"),
-    "more than any": (
-        [node(**{"nvidia.com/gpu": "4"})],
-        NO_GPU,
-        {"nvidia.com/gpu": "8"},
-        "gpu-too-large",
-        "4 nvidia.com/gpu",
-    ),
-    "taken": ([node(**{"nvidia.com/gpu": "8"})], NO_GPU, GPU, "insufficient-gpu", "hold it"),
-    "nodes unread": ([], NO_GPU, GPU, "insufficient-gpu", "not known whether"),
-    "a taint on the one that has it": (
-        [node("a"), node("b", taints=[TAINT], **{"nvidia.com/gpu": "8"})],
-        "0/2 nodes are available: 1 Insufficient nvidia.com/gpu, 1 node(s) had untolerated taint "
-        "{nvidia.com/gpu: true}.",
+CONTROL = {"key": "node-role.kubernetes.io/control-plane", "effect": "NoSchedule"}
+EIGHT = {"nvidia.com/gpu": "8"}
+OF_2 = "0/2 nodes are available: 1 Insufficient"
+TAINTED = f"{OF_2} nvidia.com/gpu, 1 node(s) had untolerated taint {{nvidia.com/gpu: true}}."
+CONTROLS = (
+    f"{OF_2} cpu, 1 node(s) had untolerated taint {{node-role.kubernetes.io/control-plane: }}."
+)
+CORDONED = "0/1 nodes are available: 1 node(s) were unschedulable."
+MOON = "0/1 nodes are available: 1 node(s) had the moon."
+# The nodes, what the scheduler says, what the pod asks for: the rule, and words of the cause.
+SCHEDULING = [
+    ([node()], NO_GPU, GPU, "gpu-not-offered", "no node offers any"),
+    ([node(**{"nvidia.com/gpu": "4"})], NO_GPU, EIGHT, "gpu-too-large", "4 nvidia.com/gpu"),
+    ([node(**EIGHT)], NO_GPU, GPU, "insufficient-gpu", "hold it"),
+    ([], NO_GPU, GPU, "insufficient-gpu", "not known whether"),
+    (
+        [node("a"), node("b", taints=[TAINT], **EIGHT)],
+        TAINTED,
         GPU,
         "taint-not-tolerated",
         "nvidia.com/gpu=true",
     ),
-    "the control plane's taint is no cause": (
-        [
-            node(
-                "a",
-                taints=[{"key": "node-role.kubernetes.io/control-plane", "effect": "NoSchedule"}],
-            ),
-            node("b"),
-        ],
-        "0/2 nodes are available: 1 Insufficient cpu, 1 node(s) had untolerated taint "
-        "{node-role.kubernetes.io/control-plane: }.",
-        {"cpu": "6"},
-        "insufficient-cpu",
-        "6 cpu",
-    ),
-    "cordoned": (
-        [],
-        "0/1 nodes are available: 1 node(s) were unschedulable.",
-        {},
-        "nodes-cordoned",
-        "cordoned",
-    ),
-    "no node at all": ([], "no nodes available to schedule pods", {}, "no-nodes", "no node"),
-    "unheard of": (
-        [],
-        "0/1 nodes are available: 1 node(s) had the moon.",
-        {},
-        "scheduler-refuses",
-        "the moon",
-    ),
-}
+    ([node("a", taints=[CONTROL]), node("b")], CONTROLS, {"cpu": "6"}, "insufficient-cpu", "6 cpu"),
+    ([], CORDONED, {}, "nodes-cordoned", "cordoned"),
+    ([], "no nodes available to schedule pods", {}, "no-nodes", "no node"),
+    ([], MOON, {}, "scheduler-refuses", "the moon"),
+]
 
 
-@pytest.mark.parametrize("name", SCHEDULING)
-def test_why_no_node_takes_a_pod(name):
-    nodes, message, resources, rule, words = SCHEDULING[name]
+@pytest.mark.parametrize(("nodes", "message", "resources", "rule", "words"), SCHEDULING)
+def test_why_no_node_takes_a_pod(nodes, message, resources, rule, words):
     found = look(pending(message, resources=resources), *nodes)
     assert found.rules == [rule] and words in found[0].cause and message in found[0].evidence
 
@@ -246,36 +318,22 @@ def test_events_of_deleted_objects_are_no_findings():
 
 def test_what_was_said_before_an_object_became_ready_is_over():
     """Ray Serve lost a replica and has it again; KubeRay's warning stays among the events."""
-    service = {
-        "metadata": {"name": "app", "creationTimestamp": "2026-11-29T15:33:00Z"},
-        "spec": {},
-        "status": {
-            "conditions": [
-                {"type": "Ready", "status": "True", "lastTransitionTime": "2026-11-29T15:34:01Z"}
-            ]
-        },
-    }
-    warning = {
-        "type": "Warning", "reason": "ServeNotReady", "message": "application app is UNHEALTHY",
-        "involvedObject": {"kind": "RayService", "name": "app"},
-        "firstTimestamp": "2026-11-29T15:33:57Z", "lastTimestamp": "2026-11-29T15:33:57Z",
-    }  # fmt: skip
-    said = {"taken_at": "2026-11-29T15:34:10Z", "rayservices": [service], "events": [warning]}
-    assert not list(diagnose(said))
-    warning["lastTimestamp"] = "2026-11-29T15:34:05Z"  # and here it is ill again
-    assert [finding.rule for finding in diagnose(said)] == ["operator-warning"]
+    ready = {"type": "Ready", "status": "True", "lastTransitionTime": at(9)}
+    serves = thing("RayService", "app", {}, {"conditions": [ready]})
+    told = ("RayService/app", "ServeNotReady", "application app is UNHEALTHY")
+    assert look(serves, event(*told, ago=13)).verdict == "healthy"
+    assert look(serves, event(*told, ago=5)).rules == ["operator-warning"]  # ill again
 
 
 def test_a_refusal_that_was_got_over_is_over():
-    refused = event(
-        "ReplicaSet/vllm-5d",
-        "FailedCreate",
-        "is forbidden: exceeded quota: q, requested: pods=1, used: pods=1, limited: pods=1",
-        ago=90,
+    said = "is forbidden: exceeded quota: q, requested: pods=1, used: pods=1, limited: pods=1"
+    refused, of = (
+        event("ReplicaSet/vllm-5d", "FailedCreate", said, 90),
+        thing("ReplicaSet", "vllm-5d"),
     )
-    assert look(refused, thing("ReplicaSet", "vllm-5d")).rules == ["quota-exceeded"]
+    assert look(refused, of).rules == ["quota-exceeded"]
     created = event("ReplicaSet/vllm-5d", "SuccessfulCreate", "Created pod: x", 5, True)
-    assert look(refused, thing("ReplicaSet", "vllm-5d"), created).verdict == "healthy"
+    assert look(refused, of, created).verdict == "healthy"
 
 
 def test_nodes_where_they_may_be_read():
@@ -303,19 +361,17 @@ def test_what_is_left_when_the_way_is_in_order():
     assert "not known yet why" in found[0].cause.lower() and "DNS" in found[0].fix
 
 
+OTHER_PORT = {**FROM_RAY, "ports": [{"port": 8265}]}
 WAYS = {
     "no such Service": ([service("other", None)], "service-name-unknown"),
     "selects nobody": ([headless(selector={"app": "rey"})], "service-selector"),
     "closed": ([headless(), policy("deny", policyTypes=["Ingress"])], "network-policy"),
-    "another port": (
-        [headless(), policy("some", ingress=[{**FROM_RAY, "ports": [{"port": 8265}]}])],
-        "network-policy",
-    ),
+    "another port": ([headless(), policy("some", ingress=[OTHER_PORT])], "network-policy"),
     "open": (
         [headless(), policy("deny", policyTypes=["Ingress"]), policy("in", ingress=[FROM_RAY])],
         "waits-though-well",
     ),
-    "may not send": (
+    "no egress": (
         [headless(), policy("out", {INDEX: "1"}, policyTypes=["Egress"])],
         "network-policy",
     ),
@@ -339,14 +395,9 @@ def test_a_name_that_fails_under_policies_without_port_53():
     logs = {"client-1/main": "curl: (6) Could not resolve host: vllm\n"}
     client = pod("client-1", container(crashed(6)), labels={"app": "client"})
     server = pod("vllm-0", container(READY), labels={"app": "vllm"})
-    only = policy(
-        "only",
-        {"app": "client"},
-        policyTypes=["Egress"],
-        egress=[
-            {"to": [{"podSelector": {"matchLabels": {"app": "vllm"}}}], "ports": [{"port": 8000}]}
-        ],
-    )
+    to = [{"podSelector": {"matchLabels": {"app": "vllm"}}}]
+    egress = {"policyTypes": ["Egress"], "egress": [{"to": to, "ports": [{"port": 8000}]}]}
+    only = policy("only", {"app": "client"}, **egress)
     found = look(client, server, service("vllm", {"app": "vllm"}), only, logs=logs)
     assert found.rules == ["network-policy"] and "port 53" in found[0].cause
 
@@ -366,23 +417,16 @@ def test_a_rank_that_dials_the_head_of_a_former_run(line, state, phase):
 
 
 def test_services_that_lead_nowhere():
-    up = pod(
-        "vllm-0",
-        container(READY, ports=[{"name": "http", "containerPort": 8000}]),
-        labels={"app": "vllm"},
-    )
-    wrong = service("vllm", {"app": "vllm"}, 80)
-    assert look(up, wrong).rules == ["service-target-port"]
+    labels, ports = {"app": "vllm"}, [{"name": "http", "containerPort": 8000}]
+    up = pod("vllm-0", container(READY, ports=ports), labels=labels)
+    assert look(up, service("vllm", labels, 80)).rules == ["service-target-port"]
     assert look(up, service("vllm", {"app": "vlm"})).rules == ["service-selector"]
-    failed = pod(
-        "vllm-0", container(crashed()), labels={"app": "vllm"}, owner="Job/vllm", phase="Failed"
-    )
-    both = look(failed, service("vllm", {"app": "vllm"}), logs={"vllm-0/main": "OddError: x\n"})
+    failed = pod("vllm-0", container(crashed()), labels=labels, owner="Job/vllm", phase="Failed")
+    both = look(failed, service("vllm", labels), logs={"vllm-0/main": "OddError: x\n"})
     assert both.rules == ["container-exit"]  # no second finding for pods that failed
-    zero = thing(
-        "Deployment", "vllm", {"replicas": 0, "template": {"metadata": {"labels": {"app": "vllm"}}}}
-    )
-    assert look(zero, service("vllm", {"app": "vllm"})).rules == ["scaled-to-zero"]
+    zero = {"replicas": 0, "template": {"metadata": {"labels": labels}}}
+    none = look(thing("Deployment", "vllm", zero), service("vllm", labels))
+    assert none.rules == ["scaled-to-zero"]
 
 
 # -- probes ---------------------------------------------------------------------------------------
@@ -398,13 +442,9 @@ def test_a_server_that_loads_has_its_time():
 
 
 def test_a_busy_servers_late_answers_do_not_hide_what_it_says():
-    late = event("Pod/vllm-0", "Unhealthy", "Readiness probe failed: context deadline exceeded", 5)
-    says = event(
-        "Pod/vllm-0",
-        "Unhealthy",
-        "Readiness probe failed: HTTP probe failed with statuscode: 404",
-        60,
-    )
+    failed, about = "Readiness probe failed: ", ("Pod/vllm-0", "Unhealthy")
+    late = event(*about, f"{failed}context deadline exceeded", 5)
+    says = event(*about, f"{failed}HTTP probe failed with statuscode: 404", 60)
     found = look(pod("vllm-0", container(running(900), **PROBE)), late, says)
     assert "404" in found[0].evidence[0]
 
@@ -489,28 +529,43 @@ def test_operators_and_what_they_say():
 
 
 def test_rays_own_state():
-    head = pod("rc-head", container(READY, "ray"), owner="RayCluster/rc", labels=HEAD)
     why = "Unexpected termination: health check failed due to missing too many heartbeats"
     dead = {"nodes": [{"node_ip": "10.0.0.9", "state": "DEAD", "state_message": why}]}
-    assert look(head, ray=dead).rules == ["ray-node-dead"]
+    assert look(head(), ray=dead).rules == ["ray-node-dead"]
     lost = pod("rc-w", container(crashed(137, "OOMKilled")), labels=WORKER)
-    assert look(head, lost, ray=dead).rules == ["oom-killed"]
+    assert look(head(), lost, ray=dead).rules == ["oom-killed"]
     job = {"jobs": [{"status": "FAILED", "job_id": "1", "message": "exit 1\nOddError: unheard of"}]}
-    assert "OddError: unheard of" in look(head, ray=job)[0].cause
+    assert "OddError: unheard of" in look(head(), ray=job)[0].cause
 
 
 def test_a_retry_that_works_is_no_fault_and_an_eviction_is_said_last():
-    first = rank(0, crashed(), name="ray-0-aaaaa", phase="Failed", age=900)
+    old = {"name": "ray-0-aaaaa", "phase": "Failed", "age": 900}
     second = rank(0, READY, name="ray-0-bbbbb", age=300)
-    assert look(first, second).verdict == "healthy"
-    evicted = rank(
-        0,
-        crashed(143),
-        name="ray-0-aaaaa",
-        phase="Failed",
-        age=900,
-        reason="Evicted",
-        message="The node was low on resource: memory.",
-    )
-    other = pod("x", container(waiting("ErrImageNeverPull", "x")))
-    assert look(evicted, second, other).rules == ["image-never-pulled", "evicted"]
+    assert look(rank(0, crashed(), **old), second).verdict == "healthy"
+    low = {"reason": "Evicted", "message": "The node was low on resource: memory."}
+    other = pod("x", container(small.waiting("ErrImageNeverPull", "x")))
+    found = look(rank(0, crashed(143), **old, **low), second, other)
+    assert found.rules == ["image-never-pulled", "evicted"]
+
+
+def test_who_fails_again_and_again_is_well_when_it_has_run_longer_than_usual():
+    ended = {"terminated": {"exitCode": 1, "reason": "Error", "finishedAt": at(700)}}
+    logs = {"vllm-0/main/previous": "OddError: unheard of\n", "vllm-0/main": "serving\n"}
+    often = running(700, ready=True, restartCount=2, lastState=ended)
+    assert look(pod("vllm-0", container(often)), logs=logs).rules == ["container-exit"]
+    once = pod("vllm-0", container(often | {"restartCount": 7}))
+    assert look(once, logs=logs).verdict == "healthy"
+
+
+def test_a_job_in_a_queue_of_kueue():
+    labels = {"kueue.x-k8s.io/queue-name": "gpu"}
+    job = thing("Job", "train", {"suspend": True}, labels=labels)
+    told = event("Job/train", "Pending", "insufficient unused quota, 8 more needed", normal=True)
+    found = look(job, told)
+    assert found.rules == ["job-queued"] and "8 more needed" in found[0].evidence[0]
+    assert "kubectl edit" not in found[0].fix
+
+
+def test_a_waiting_reason_that_is_unheard_of_is_told():
+    body = pod("vllm-0", container(small.waiting("Odd", "the widget is bent")), phase="Pending")
+    assert "the widget is bent" in look(body)[0].cause
