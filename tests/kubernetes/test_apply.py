@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from objects import claim, config_map, deployment, job, objects, ray_cluster, secret, service
 
-from workshop_lib.cluster import manifests
 from workshop_lib.cluster.kube import COMPONENT
 from workshop_lib.errors import (
     ClusterError,
@@ -22,8 +21,6 @@ from workshop_lib.errors import (
 )
 
 HTTP = Path(__file__).parents[1] / "data" / "kubernetes" / "http"
-
-DATA = Path(__file__).parents[1] / "data" / "kubernetes" / "http"
 
 
 def refused(kind, cluster, *bodies, component="demo", **options):
@@ -53,16 +50,6 @@ def test_a_field_that_is_no_more_applied_is_a_change(emulator, cluster):
     assert emulator.get("ConfigMap", "settings")["data"] == {"a": "1"}
 
 
-def test_every_object_carries_the_labels(emulator, cluster):
-    applied(cluster, config_map(), service(), job(), component="ray-cluster")
-    for kind, name in (("ConfigMap", "settings"), ("Service", "server"), ("Job", "talk")):
-        assert emulator.get(kind, name)["metadata"]["labels"].items() >= {
-            "app.kubernetes.io/part-of": "ray-vllm-workshop",
-            "app.kubernetes.io/managed-by": "workshop-lib",
-            COMPONENT: "ray-cluster",
-        }.items()  # fmt: skip
-
-
 def test_all_is_tried_before_anything_is_changed(emulator, cluster):
     applied(cluster, config_map(), service(), job())
     dry = [i for i, (m, path) in enumerate(emulator.requests) if "dryRun=All" in path]
@@ -86,26 +73,6 @@ def test_one_wrong_object_changes_nothing(emulator, cluster):
     assert len(emulator.sent("PATCH", "jobs/bad")) == 1, "a 500 that is an opinion is no hiccup"
 
 
-def test_several_refusals_are_counted(cluster):
-    wrong = [job(name) for name in ("one", "two", "three")]
-    for body in wrong:
-        body["spec"]["template"]["spec"]["restartPolicy"] = "Always"
-    assert "(and 2 more); nothing was changed" in refused(ManifestError, cluster, *wrong)
-
-
-def test_a_kind_that_the_workshop_does_not_use(emulator, cluster):
-    line = refused(ManifestError, cluster, {**config_map(), "kind": "DaemonSet"})
-    assert line.startswith("DaemonSet of v1: the workshop applies no such kind")
-    assert emulator.changes() == []
-
-
-def test_another_namespace_in_a_manifest(emulator, cluster):
-    body = config_map()
-    body["metadata"]["namespace"] = "production"
-    line = refused(ManifestError, cluster, body)
-    assert "it names the namespace 'production', not yours" in line
-
-
 def test_a_conflict_names_field_and_manager(emulator, cluster):
     applied(cluster, config_map(a="1"))
     body = {**config_map(a="theirs"), "metadata": {"name": "settings"}}
@@ -119,13 +86,6 @@ def test_a_conflict_names_field_and_manager(emulator, cluster):
     taken = applied(cluster, config_map(a="2"), force=True)
     assert taken.actions == {"ConfigMap/settings": "configured"}
     assert emulator.get("ConfigMap", "settings")["data"] == {"a": "2"}
-
-
-def test_somebody_elses_object_is_left_alone(emulator, cluster):
-    emulator.put(config_map(a="theirs"))
-    line = refused(ConflictError, cluster, config_map(), force=True)
-    assert "is there already in namespace 'workshop', and it is not the workshop's" in line
-    assert emulator.changes() == []
 
 
 def test_a_claim_is_shared_and_stays_with_the_first(emulator, cluster):
@@ -143,16 +103,7 @@ def test_a_claim_is_shared_and_stays_with_the_first(emulator, cluster):
     )
 
 
-def test_a_jobs_pods_cannot_change(emulator, cluster):
-    applied(cluster, job())
-    line = refused(ClusterError, cluster, job(image="x:2"))
-    assert line == (
-        "Job/talk: a Job's pods cannot change while it exists (spec.template); "
-        "first cluster.delete('demo'); nothing was changed"
-    )
-
-
-REFUSALS = json.loads((DATA / "refusals.json").read_text())
+REFUSALS = json.loads((HTTP / "refusals.json").read_text())
 SAID = {
     "apply-job-template": "Job/talk: a Job's pods cannot change while it exists (spec.template); "
     "first cluster.delete('demo'); nothing was changed",
@@ -194,46 +145,6 @@ def test_what_a_real_server_refused(emulator, cluster, name):
         ForbiddenError if response["status"] == 403 else ManifestError)  # fmt: skip
     assert refused(kind, cluster, body) == SAID[name]
     assert len(emulator.sent("PATCH")) == sent + 1, "an opinion is no hiccup"
-
-
-def test_a_namespace_lies_in_none(emulator, cluster):
-    body = REFUSALS["forbidden-namespace"]["response"]["body"]
-    emulator.fail("GET", "/api/v1/namespaces/workshop$", status=403, body=body)
-    namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "workshop"}}
-    assert refused(ForbiddenError, cluster, namespace) == (
-        "Namespace/workshop: user 'other' may not get namespaces in the whole cluster; ask for "
-        'this rule in a ClusterRole: {apiGroups: [""], resources: ["namespaces"], verbs: ["get"]}'
-    )
-
-
-def test_a_namespace_that_is_not_there(emulator, cluster):
-    cluster.namespace = "nowhere"
-    line = refused(NotFoundError, cluster, config_map())
-    assert line.startswith(
-        "the namespace 'nowhere' is not there; an administrator makes it with "
-        "cluster.apply('namespace'), which also limits and guards it, or with: "
-        "kubectl create namespace nowhere"
-    )
-
-
-def test_a_missing_operator(emulator, cluster):
-    emulator.crds = False
-    line = refused(OperatorError, cluster, config_map(), ray_cluster())
-    assert "the cluster knows no RayCluster (ray.io/v1): the KubeRay operator is not" in line
-    assert "helm install kuberay-operator" in line and "--version 1.7.1" in line
-    assert emulator.changes() == []
-
-
-def test_a_permission_that_is_missing(emulator, cluster):
-    emulator.forbidden = {("patch", "jobs")}
-    line = refused(ForbiddenError, cluster, config_map(), job())
-    assert line == (
-        "Job/talk: user 'system:serviceaccount:workshop:learner' may not patch jobs in namespace "
-        "'workshop'; ask for this rule in a Role: "
-        '{apiGroups: ["batch"], resources: ["jobs"], verbs: ["patch", "create"]}; '
-        "nothing was changed"
-    )
-    assert emulator.changes() == []
 
 
 def test_a_quota_is_explained_by_the_server(emulator, cluster):
@@ -287,6 +198,70 @@ def test_a_refusal_in_the_middle_says_what_was_changed(emulator, cluster):
     assert "Job/talk: scripted; changed before: ConfigMap/settings created" in line
 
 
+RECORDED_REFUSAL = REFUSALS["forbidden-namespace"]["response"]["body"]
+NAMESPACE = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "workshop"}}
+TERMINATING = {  # the NamespaceLifecycle admission's refusal; delete() would not wait for it
+    "kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "Forbidden", "code": 403,
+    "message": 'configmaps "settings" is forbidden: unable to create new content in namespace '
+               "workshop because it is being terminated",
+    "details": {"causes": [{"reason": "NamespaceTerminating", "field": "metadata.namespace",
+                            "message": "namespace workshop is being terminated"}]},
+}  # fmt: skip
+ELSEWHERE = {**config_map(), "metadata": {"name": "settings", "namespace": "production"}}
+
+FAULTS = {
+    "a missing permission": (
+        lambda e: e.forbidden.add(("patch", "jobs")), [config_map(), job()], ForbiddenError,
+        "Job/talk: user 'system:serviceaccount:workshop:learner' may not patch jobs in namespace "
+        "'workshop'; ask for this rule in a Role: "
+        '{apiGroups: ["batch"], resources: ["jobs"], verbs: ["patch", "create"]}',
+    ),
+    "a namespace lies in none": (
+        lambda e: e.fail("GET", "/api/v1/namespaces/workshop$", status=403, body=RECORDED_REFUSAL),
+        [NAMESPACE], ForbiddenError,
+        "Namespace/workshop: user 'other' may not get namespaces in the whole cluster; ask for "
+        'this rule in a ClusterRole: {apiGroups: [""], resources: ["namespaces"], verbs: ["get"]}',
+    ),
+    "a missing operator": (
+        lambda e: setattr(e, "crds", False), [config_map(), ray_cluster()], OperatorError,
+        "RayCluster/raycluster: the cluster knows no RayCluster (ray.io/v1): the KubeRay operator "
+        "is not installed here; who administers the cluster installs it with: helm install",
+    ),
+    "somebody else's object": (
+        lambda e: e.put(config_map(a="theirs")), [config_map()], ConflictError,
+        "ConfigMap/settings is there already in namespace 'workshop', and it is not the workshop's",
+    ),
+    "a namespace that ends": (
+        lambda e: e.fail("PATCH", "/configmaps/", status=403, body=TERMINATING), [config_map()],
+        ConflictError,
+        "the namespace 'workshop' is being deleted, and takes nothing new; apply again when it is "
+        "gone (kubectl get namespace workshop), or use another; nothing was changed",
+    ),
+    "another namespace": (
+        lambda e: None, [ELSEWHERE], ManifestError,
+        "manifests/base/test.yaml: ConfigMap/settings: it names the namespace 'production'",
+    ),
+    "another kind": (
+        lambda e: None, [{**config_map(), "kind": "DaemonSet"}], ManifestError,
+        "DaemonSet of v1: the workshop applies no such kind",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_is_in_the_way_is_said_and_nothing_is_changed(emulator, cluster, fault):
+    prepare, bodies, kind, line = FAULTS[fault]
+    prepare(emulator)
+    assert refused(kind, cluster, *bodies, force=True).startswith(line)
+    assert emulator.changes() == []
+
+
+def test_a_namespace_that_is_not_there(cluster):
+    cluster.namespace = "nowhere"
+    line = refused(NotFoundError, cluster, config_map())
+    assert "namespace 'nowhere' is not there; an administrator makes it with" in line
+
+
 # -- tokens -------------------------------------------------------------------------------------
 
 
@@ -304,17 +279,6 @@ def test_a_token_is_made_once(emulator, cluster, capfd):
     assert token(emulator) == first
     shown = "".join(capfd.readouterr()) + repr(work) + work._repr_html_()
     assert first not in shown and not any(first in path for _, path in emulator.requests)
-
-
-def test_an_existing_token_is_kept_whoever_made_it(emulator, cluster):
-    labels = {"app.kubernetes.io/part-of": "ray-vllm-workshop", COMPONENT: "demo",
-              "app.kubernetes.io/managed-by": "workshop-lib"}  # fmt: skip
-    value = base64.b64encode(b"theirs").decode()
-    body = secret()
-    body["metadata"]["labels"] = labels
-    emulator.put({**body, "data": {"auth_token": value}})
-    applied(cluster, secret())
-    assert token(emulator) == "theirs"
 
 
 def test_two_kernels_at_once_agree_on_one_token(emulator, cluster):
@@ -351,22 +315,6 @@ def test_a_lost_answer_does_not_change_the_token(emulator, cluster):
 # -- the workshop's own manifests -----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("profile", ["eks", "kind"])
-def test_own_components_are_applied(emulator, cluster, profile):
-    cluster.profile = profile
-    overlays = manifests.manifests_dir() / "overlays" / profile
-    names = sorted(path.parent.name for path in overlays.glob("*/kustomization.yaml"))
-    assert {"model", "ray-cluster", "raycluster", "ray-service", "vllm"} <= set(names)
-    for name in names:
-        work = cluster.apply(name)
-        assert set(work.actions.values()) <= {"created", "unchanged"}
-        assert set(cluster.apply(name).actions.values()) == {"unchanged"}
-        if name != "storage":  # a claim alone is no applied component
-            assert cluster.get(name).name == work.name
-        cluster.delete(name)
-    assert cluster.components() == []
-
-
 def test_the_price_is_said_before_anything_is_applied(emulator, cluster, capsys):
     cluster.profile = "eks"
     emulator.fail("PATCH", "dryRun=All", times=9, status=403)
@@ -378,24 +326,6 @@ def test_the_price_is_said_before_anything_is_applied(emulator, cluster, capsys)
     cluster.profile = "kind"
     cluster.apply("vllm")
     assert "$" not in capsys.readouterr().out
-
-
-def test_a_namespace_that_is_being_deleted(emulator, cluster):
-    """The NamespaceLifecycle admission's refusal; delete() would not wait for it."""
-    said = (
-        'configmaps "settings" is forbidden: unable to create new content in namespace workshop '
-        "because it is being terminated"
-    )
-    cause = {"reason": "NamespaceTerminating", "field": "metadata.namespace",
-             "message": "namespace workshop is being terminated"}  # fmt: skip
-    emulator.fail("PATCH", "/configmaps/", status=403, body={
-        "kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "Forbidden",
-        "code": 403, "message": said, "details": {"causes": [cause]}})  # fmt: skip
-    line = refused(ConflictError, cluster, config_map())
-    assert line == (
-        "the namespace 'workshop' is being deleted, and takes nothing new; apply again when it is "
-        "gone (kubectl get namespace workshop), or use another; nothing was changed"
-    )
 
 
 @pytest.mark.parametrize("manager", ["kuberay-operator", "kubectl-edit"])

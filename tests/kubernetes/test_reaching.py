@@ -206,11 +206,7 @@ def test_leaving_with_a_connection_open(cluster, served):
     idle.close()
 
 
-def test_what_cannot_be_forwarded(emulator, cluster, served):
-    with pytest.raises(NotFoundError, match="Service/server has no port 81; it has 80"):
-        cluster.forward("server", 81).__enter__()
-    with pytest.raises(NotFoundError, match="'none' is no running pod's name"):
-        cluster.forward("none", 80).__enter__()
+def test_a_service_without_a_ready_pod(emulator, cluster, served):
     emulator.store.drop(emulator.kind("Pod"), "workshop", "server-a")
     with pytest.raises(NotFoundError, match="Service/server has no ready pod behind it"):
         cluster.forward("server", 80).__enter__()
@@ -321,9 +317,3 @@ def test_a_server_that_does_not_open_the_socket(emulator, cluster, pod, monkeypa
 def test_a_port_where_nobody_listens_closes_the_connection(cluster, served):
     with cluster.forward("server-a", 9) as url, pytest.raises(httpx.HTTPError):
         get(url)
-
-
-def test_a_refused_forward_is_told_at_once(emulator, cluster, pod):
-    emulator.fail("GET", "/portforward", status=500)
-    with pytest.raises(ClusterError, match="forward to talk-0: the server answered 500: scripted"):
-        cluster.forward("talk-0", 8000).__enter__()

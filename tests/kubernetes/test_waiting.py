@@ -1,17 +1,13 @@
 """Waiting: on conditions, through trouble that passes, with reasons at the end."""
 
-import json
 import threading
 import time
-from pathlib import Path
 
 import pytest
 from local_helpers import until
 from objects import deployment, job, objects, ray_cluster
 
 from workshop_lib.errors import ClusterError, NotFoundError, WaitTimeoutError
-
-RECORDED = Path(__file__).parents[1] / "data" / "kubernetes"
 
 
 def started(cluster, body):
@@ -47,28 +43,6 @@ def event(about, reason, message, kind="Normal"):
     }  # fmt: skip
 
 
-def test_a_job_becomes_ready_and_complete(emulator, cluster):
-    work = started(cluster, job())
-    body = emulator.get("Job", "talk")
-    thread = later(
-        emulator,
-        lambda: emulator.add_pod(body, "talk-0-abcde"),
-        lambda: emulator.set_status("Job", "talk", ready=1, active=1),
-    )
-    assert work.wait_ready(timeout_s=300) is work
-    thread.join()
-    assert work.pods == ["talk-0-abcde"]
-    assert work.table().iloc[0]["state"] == "Running"
-    emulator.kubelet.log("talk-0-abcde").write("done")
-    thread = later(
-        emulator,
-        lambda: emulator.end_pod("talk-0-abcde"),
-        lambda: emulator.set_status("Job", "talk", conditions=[condition("Complete")]),
-    )
-    work.wait_complete(timeout_s=300)
-    thread.join()
-
-
 def test_a_server_that_stays_away_ends_the_wait(emulator, cluster):
     work = started(cluster, job())
     emulator.fail("GET", "", lost="before", times=10**6)
@@ -92,21 +66,6 @@ def test_trouble_in_between_does_not_end_a_wait(emulator, cluster):
     thread = later(emulator, lambda: emulator.set_status("Deployment", "server", **ready))
     work.wait_ready(timeout_s=300)
     thread.join()
-
-
-def test_what_is_pending_why_and_since_when(emulator, cluster):
-    """The recorded condition of a pod that asks for a GPU on a cluster that has none."""
-    recorded = json.loads((RECORDED / "insufficient-gpu.json").read_text())
-    said = recorded["condition"]
-    work = started(cluster, job())
-    pod = emulator.add_pod(emulator.get("Job", "talk"), "talk-abcde", phase="Pending")
-    pod["status"] = {"phase": "Pending", "conditions": [said]}
-    emulator.put(pod)
-    with pytest.raises(WaitTimeoutError) as error:
-        work.wait_ready(timeout_s=0.5)
-    line = str(error.value)
-    assert "Job/talk is not ready after 0.5 s: 0 of 1 pods ready; talk-abcde is Pending" in line
-    assert "since 03:57:14 UTC" in line and "Insufficient nvidia.com/gpu" in line
 
 
 def test_pods_that_may_not_be_made_are_explained_by_events(emulator, cluster):

@@ -1,6 +1,13 @@
-"""The overlays of the cluster profiles: rendered, checked against schemas, and not privileged."""
+"""Every profile's manifests: they render, fit the schemas, set only places that exist.
+
+That a real API server and its Pod Security admit them: tests/kubernetes/test_real_cluster.py.
+"""
 
 import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -8,49 +15,48 @@ from emulator import schema
 from manifest_checks import crd_problems, head_with_autoscaler, pod_specs
 
 from workshop_lib.cluster import manifests
+from workshop_lib.cluster.local.schema import checked
 from workshop_lib.cluster.manifests import problem_there
+from workshop_lib.cluster.settings import explain_settings
 from workshop_lib.errors import ManifestError
 
 ROOT = manifests.manifests_dir()
-COMPONENTS = sorted(
-    (path.parent.parent.name, path.parent.name)
-    for profile in ("eks", "kind")
-    for path in (ROOT / "overlays" / profile).glob("*/kustomization.yaml")
-)
+COMPONENTS = sorted(path.parts[-3:-1] for path in ROOT.glob("overlays/*/*/kustomization.yaml"))
+ON_CLUSTERS = [each for each in COMPONENTS if each[0] != "local"]
+SCRIPTS = sorted(ROOT.rglob("*.sh"))
 MONITORING = ("RAY_PROMETHEUS_HOST", "RAY_GRAFANA_HOST", "RAY_GRAFANA_IFRAME_HOST")
 A_VALUE = {"int": 3, "float": 0.5, "str": "org/name", "bool": True}
 TEXTS = ("org/name", "a-name", "0" * 64, "3Gi", "10.0.0.10")  # one of these fits each pattern
 
 
 def test_every_local_component_has_its_overlays():
-    local = {path.parent.name for path in (ROOT / "overlays/local").glob("*/kustomization.yaml")}
+    local = {name for profile, name in COMPONENTS if profile == "local"}
     for profile in ("eks", "kind"):
         assert local | {"storage"} <= {name for p, name in COMPONENTS if p == profile}
 
 
 @pytest.mark.parametrize(("profile", "component"), COMPONENTS)
-def test_every_field_is_known(profile, component):
-    for item in manifests.render(profile, component):
+def test_every_object_is_known_and_says_whose_it_is(profile, component):
+    objects = manifests.render(profile, component)
+    assert profile != "local" or checked(component, objects)
+    for item in objects:
         model = schema.model_of(item.body)
-        if model is not None:
-            assert schema.unknown_field(item.body, model) is None
+        assert model is None or schema.unknown_field(item.body, model) is None
         labels = item.body["metadata"]["labels"]
         assert labels["app.kubernetes.io/part-of"] == "ray-vllm-workshop"
         assert item.origin.startswith(("manifests/", "data/", "workshop_lib/"))
+        if "Ray" in item.kind:
+            assert crd_problems(item.body) == []
+            item.body["spec"]["rayVersoin"] = "2.60.0"
+            assert len(crd_problems(item.body)) == 1, "the check must see a misspelt field"
+        if item.kind == "Job" and item.body["spec"].get("successPolicy") and profile != "local":
+            # With no back-off it ends with its first lost pod: consolidating nodes must wait.
+            notes = item.body["spec"]["template"]["metadata"]["annotations"]
+            assert item.body["spec"]["backoffLimit"] == 0
+            assert notes["karpenter.sh/do-not-disrupt"] == "true"
 
 
-@pytest.mark.parametrize("profile", ["eks", "kind"])
-@pytest.mark.parametrize("component", ["raycluster", "ray-service", "autoscale"])
-def test_ray_objects_fit_the_crds(profile, component):
-    found = [o for o in manifests.render(profile, component) if "Ray" in o.kind]
-    assert found
-    for item in found:
-        assert crd_problems(item.body) == []
-        item.body["spec"]["rayVersoin"] = "2.60.0"
-        assert len(crd_problems(item.body)) == 1, "the check must see a misspelt field"
-
-
-@pytest.mark.parametrize(("profile", "component"), COMPONENTS)
+@pytest.mark.parametrize(("profile", "component"), ON_CLUSTERS)
 def test_no_container_has_privileges(profile, component):
     for item in manifests.render(profile, component):
         for spec in pod_specs(item.body):
@@ -78,33 +84,6 @@ def test_no_container_has_privileges(profile, component):
                 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("profile", "component"), COMPONENTS)
-def test_every_parameter_reaches_its_places(profile, component):
-    plain = [item.body for item in manifests.render(profile, component)]
-    for name, parameter in manifests.parameters_of(profile, component).items():
-        assert parameter.help.endswith(".")
-        value = parameter.allowed[-1] if parameter.allowed else A_VALUE[parameter.type]
-        if parameter.type == "str" and not parameter.allowed:
-            value = next(text for text in (value, *TEXTS) if not refused(parameter, text))
-        elif parameter.maximum is not None:
-            value = min(value, parameter.maximum)
-        changed = [i.body for i in manifests.render(profile, component, {name: value})]
-        assert changed != plain, f"{name} changes nothing"
-
-
-def test_what_cannot_be_evicted_asks_not_to_be():
-    """A Job with no back-off ends with its first lost pod: consolidating nodes must not cost it."""
-    found = 0
-    for profile, component in COMPONENTS:
-        for item in manifests.render(profile, component):
-            if item.kind == "Job" and item.body["spec"].get("successPolicy"):
-                found += 1
-                notes = item.body["spec"]["template"]["metadata"]["annotations"]
-                assert item.body["spec"]["backoffLimit"] == 0
-                assert notes["karpenter.sh/do-not-disrupt"] == "true"
-    assert found >= 5
-
-
 def refused(parameter, text):
     """Why a text is not taken: by the parameter's pattern, or by the places that it would get."""
     if parameter.pattern and not re.fullmatch(parameter.pattern, text):
@@ -117,55 +96,43 @@ def leaves(node, path=""):
     """Every value of an object by its path; a text that holds YAML is looked into."""
     if path.endswith("/serveConfigV2"):
         node = yaml.safe_load(node)
-    if isinstance(node, dict):
-        return {
-            k: v for key, each in node.items() for k, v in leaves(each, f"{path}/{key}").items()
-        }
-    if isinstance(node, list):
-        return {k: v for n, each in enumerate(node) for k, v in leaves(each, f"{path}/{n}").items()}
-    return {path: node}
+    if not isinstance(node, dict | list):
+        return {path: node}
+    entries = node.items() if isinstance(node, dict) else enumerate(node)
+    return {k: v for key, each in entries for k, v in leaves(each, f"{path}/{key}").items()}
 
 
 @pytest.mark.parametrize(("profile", "component"), COMPONENTS)
-def test_no_value_can_inject_yaml(profile, component):
+def test_every_parameter_reaches_its_places_as_data(profile, component):
     """What is set is a text at the parameter's places, whatever it looks like."""
     plain = [leaves(item.body) for item in manifests.render(profile, component)]
     for name, parameter in manifests.parameters_of(profile, component).items():
         assert name not in ("component", "force"), "apply has these itself"
-        if parameter.type != "str" or parameter.allowed:
-            continue
+        assert parameter.help.endswith(".")
+        is_text = parameter.type == "str" and not parameter.allowed
+        value = parameter.allowed[-1] if parameter.allowed else A_VALUE[parameter.type]
+        if is_text:
+            value = next(text for text in (value, *TEXTS) if not refused(parameter, text))
+        elif parameter.maximum is not None:
+            value = min(value, parameter.maximum)
+        changed = [leaves(i.body) for i in manifests.render(profile, component, {name: value})]
+        assert changed != plain, f"{name} changes nothing"
         value = 'x"\n  securityContext: {privileged: true}\n---\nkind: Pod\n# '
-        if why := refused(parameter, value):
+        if is_text and (why := refused(parameter, value)):
             with pytest.raises(ManifestError, match=re.escape(why)):
                 manifests.render(profile, component, {name: value})
-            continue
-        changed = [i.body for i in manifests.render(profile, component, {name: value})]
-        assert len(changed) == len(plain)
-        for before, body in zip(plain, changed, strict=True):
-            after = leaves(body)
-            assert before.keys() == after.keys()
-            for path in before:
-                if after[path] != before[path]:
-                    assert after[path] in (value, f"/models/{value.replace('/', '--')}")
-
-
-def test_a_value_inside_of_a_text_is_data_too():
-    value = "x\n  securityContext:\n    privileged: true\n# "
-    found = manifests.render("eks", "ray-service", {"model": value})
-    text = found[0].body["spec"]["serveConfigV2"]
-    config = yaml.safe_load(text)["applications"][0]["args"]["llm_configs"][0]
-    assert config["model_loading_config"]["model_id"] == value
-    with pytest.raises(ManifestError, match="'B200' is not one of A10G, A100"):
-        manifests.render("eks", "ray-service", {"accelerator": "B200"})
+        elif is_text:
+            changed = [leaves(i.body) for i in manifests.render(profile, component, {name: value})]
+            for before, after in zip(plain, changed, strict=True):
+                assert before.keys() == after.keys()
+                for path in before:
+                    given = (before[path], value, f"/models/{value.replace('/', '--')}")
+                    assert after[path] in given
 
 
 @pytest.mark.parametrize(
     "component",
-    [
-        name
-        for profile, name in COMPONENTS
-        if profile == "eks" and not name.endswith(("-efa", "service-s3"))
-    ],
+    [n for p, n in COMPONENTS if p == "eks" and not n.endswith(("-efa", "service-s3"))],
 )
 def test_eks_is_the_base_but_for_what_a_patch_explains(component):
     """What differs: the container that gives a volume to its user, where monitoring is, storage."""
@@ -198,3 +165,19 @@ def test_kind_is_small_and_has_no_gpu(component):
                     assert int(amounts["memory"].removesuffix("Gi").removesuffix("Mi")) <= 512
         if item.kind == "PersistentVolumeClaim":
             assert item.body["spec"]["storageClassName"] == "standard"
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_script_passes_shellcheck(script):
+    own = Path(sys.executable).with_name("shellcheck")
+    command = [own if own.exists() else shutil.which("shellcheck"), script]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("profile", ["local", "kind", "eks"])
+@pytest.mark.parametrize("component", ["ray-cluster", "raycluster", "grpo"])
+def test_what_is_written_of_settings_is_true(component, profile):
+    assert len(explain_settings(component, profile)) >= 6
+    with pytest.raises(ManifestError, match=r"has no spec\.comletions; correct the path"):
+        explain_settings(component, profile, {"spec.comletions": "how many"})

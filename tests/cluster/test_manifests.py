@@ -159,6 +159,8 @@ def test_components_of_this_project():
     for name in ("nonsense", ".", "..", "../eks", "vllm/../vllm", ""):
         with pytest.raises(ManifestError, match="there is no component"):
             manifests.render("local", name)
+    with pytest.raises(ManifestError, match=r"'storage' in profile 'local' \(only in eks, kind\)"):
+        manifests.render("local", "storage")
     with pytest.raises(ManifestError, match=r"in profile 'moon'; it has none"):
         manifests.render("moon", "vllm")
 

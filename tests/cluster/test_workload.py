@@ -1,11 +1,9 @@
 """What is computed from Kubernetes objects: states, readiness, failures, waiting."""
 
-from datetime import UTC, datetime, timedelta
-
 import pytest
 
 from workshop_lib.cluster.base import Workload
-from workshop_lib.cluster.kube import failure, pod_state, readiness, seconds_since
+from workshop_lib.cluster.kube import failure, pod_state, readiness
 from workshop_lib.cluster.records import LogLine, Observation
 from workshop_lib.errors import ClusterError, WaitTimeoutError
 
@@ -119,11 +117,6 @@ def test_failures():
     assert failure(body("Deployment")) is None
 
 
-def test_seconds_since():
-    stamp = (datetime.now(UTC) - timedelta(seconds=90)).strftime("%Y-%m-%dT%H:%M:%SZ")
-    assert seconds_since(stamp) == pytest.approx(90, abs=10)
-
-
 class FakeCluster:
     """A cluster that says what it is told to say."""
 
@@ -148,11 +141,6 @@ class FakeCluster:
 
 def workload(*observations, kind="Job", lines=()):
     return Workload(FakeCluster(*observations, lines=lines), "demo", kind, "x")
-
-
-def test_waiting_ends_when_it_is_ready():
-    work = workload(Observation(body("Job", ready=0)), Observation(body("Job", ready=1)))
-    assert work.wait_ready(timeout_s=60) is work
 
 
 def test_waiting_for_what_failed_quotes_the_first_that_did():
@@ -192,27 +180,6 @@ def test_a_long_event_is_cut_between_words():
     seen = Observation(body("Job"), [], [event])
     with pytest.raises(WaitTimeoutError, match=r"word …; next: read its table"):
         workload(seen).wait_ready(timeout_s=0)
-
-
-def test_waiting_in_vain_says_what_is_missing():
-    pending = pod(
-        phase="Pending",
-        conditions=[
-            condition(
-                "PodScheduled",
-                "False",
-                message="no room",
-                lastTransitionTime="2026-11-21T03:57:16Z",
-            )
-        ],
-    )
-    seen = Observation(body("Deployment", {"replicas": 1}), [pending])
-    with pytest.raises(WaitTimeoutError) as error:
-        workload(seen, kind="Deployment").wait_ready(timeout_s=0)
-    assert str(error.value) == (
-        "Deployment/x is not ready after 0 s: 0 of 1 pods ready; p is Pending "
-        "since 03:57:16 UTC: no room; next: read its table(), events() and logs()"
-    )
 
 
 def test_tables_have_columns_without_rows():
