@@ -15,10 +15,7 @@ from workshop_lib.tools.execute import CHECKOUT
 METADATA = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
 PARAMETERS = 'PROFILE = "none"  # which cluster\nSECONDS = 0  # how long a cell takes'
 
-FIGURE = """
-import matplotlib.pyplot as plt
-plt.figure(figsize=(3, 2)); plt.plot([1, 2]); plt.show()
-"""
+FIGURE = "import matplotlib.pyplot as plt\nplt.figure(figsize=(3, 2)); plt.plot([1, 2]); plt.show()"
 
 BUSY = """
 import json, os, subprocess, time
@@ -26,6 +23,22 @@ child = subprocess.Popen(["sleep", "600"])
 with open("../build/new.json", "w") as file: json.dump([os.getpid(), child.pid], file)
 os.rename("../build/new.json", "../build/pids.json")
 time.sleep(600)
+"""
+
+# Its `stop` takes a while: stopping.txt when it begins, stopped.txt when it has ended, and between
+# them for as long as there is a hold.txt.
+DRIVER = """
+import sys, time
+from pathlib import Path
+from workshop_lib.tools import run
+root = Path(sys.argv[1])
+def stop(state):
+    (root / "stopping.txt").touch()
+    while (root / "hold.txt").exists():
+        time.sleep(0.02)
+    (root / "stopped.txt").write_text(state)
+    return ""
+sys.exit(run.main(sys.argv[2:], root=root, stop=stop))
 """
 
 
@@ -41,25 +54,11 @@ def write(root, name, *sources, parameters=PARAMETERS):
 
 
 def start(root, *arguments):
-    """Start `run.main` in a process of its own; its `stop` takes a while.
-
-    It writes stopping.txt when it begins, goes on while there is a hold.txt, and writes
-    stopped.txt when it has ended.
-    """
-    driver = (
-        "import sys, time; from pathlib import Path\n"
-        "from workshop_lib.tools import run as command\n"
-        f"root = Path({str(root)!r})\n"
-        "def stop(state):\n"
-        "    (root / 'stopping.txt').touch()\n"
-        "    while (root / 'hold.txt').exists():\n"
-        "        time.sleep(0.02)\n"
-        "    with open(root / 'stopped.txt', 'a') as file: file.write(state + ' ')\n"
-        "    return ''\n"
-        "sys.exit(command.main(sys.argv[1:], root=root, stop=stop))\n"
-    )
-    return subprocess.Popen(
-        [sys.executable, "-c", driver, *arguments],
+    """Start `run.main` in a process of its own and wait until it is in the middle of a cell."""
+    write(root, "01_one", BUSY)
+    (root / "build").mkdir()
+    process = subprocess.Popen(
+        [sys.executable, "-c", DRIVER, str(root), *arguments],
         cwd=root,
         env={**os.environ, "PYTHONPATH": str(CHECKOUT)},
         stdout=subprocess.PIPE,
@@ -67,17 +66,18 @@ def start(root, *arguments):
         text=True,
         start_new_session=True,
     )
+    pids = root / "build" / "pids.json"
+    wait_for(lambda: pids.exists() or process.poll() is not None, "no cell began")
+    assert process.poll() is None, process.communicate()
+    return process, pids
 
 
 def wait_for(condition, what, timeout_s=300.0):
-    """Wait until a function's result is true, and return it."""
+    """Wait until a function's result is true."""
     end = time.monotonic() + timeout_s
-    while time.monotonic() < end:
-        result = condition()
-        if result:
-            return result
+    while not condition():
+        assert time.monotonic() < end, f"{what} after {timeout_s:g} s"
         time.sleep(0.05)
-    raise AssertionError(f"{what} after {timeout_s:g} s")
 
 
 def alive(pid):

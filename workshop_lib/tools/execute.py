@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import uuid
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,18 +25,13 @@ from workshop_lib.progress import Progress
 from workshop_lib.results import read_records
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-
     from jupyter_client.manager import KernelManager
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 """The folder that holds `workshop_lib`, so that kernels import this copy of it."""
 
-INJECTED_TAG = "injected-parameters"
-"""papermill's tag for the cell with the parameters of this run."""
-
-MARKER_TAG = "papermill-error-cell-tag"
-"""papermill's tag for its own notes about a failure."""
+INJECTED_TAG, MARKER_TAG = "injected-parameters", "papermill-error-cell-tag"
+"""papermill's tags for the cell with this run's parameters, and for its notes about a failure."""
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 STOP_TIMEOUT_S = 120.0
@@ -75,8 +71,6 @@ def find_notebooks(
     """Find notebooks named like `01_ray_cluster.ipynb`, sorted; `names` like `01` choose some."""
     folders = [folder, folder / "solutions"] if solutions else [folder]
     found = [path for each in folders for path in sorted(each.glob("[0-9][0-9]_*.ipynb"))]
-    if not found:
-        raise WorkshopError(f"there is no notebook in {folder} (NN_name.ipynb)")
     chosen = set()
     for name in names:
         stem = Path(name).name.removesuffix(".ipynb")
@@ -105,12 +99,11 @@ def kernel_environment(build: Path, state: str) -> dict[str, str]:
     foreign = ("JUPYTER_", "IPYTHON", "PYTHONSTARTUP", "PYTHONPATH", "PYTHONHOME", "JPY_")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
     private = build.resolve() / "jupyter"
+    folders = {f"JUPYTER_{name}_DIR": name.lower() for name in ("CONFIG", "DATA", "RUNTIME")}
     return {
         **kept,
+        **{name: str(private / folder) for name, folder in folders.items()},
         "IPYTHONDIR": str(private / "ipython"),
-        "JUPYTER_CONFIG_DIR": str(private / "config"),
-        "JUPYTER_DATA_DIR": str(private / "data"),
-        "JUPYTER_RUNTIME_DIR": str(private / "runtime"),
         "PYTHONPATH": str(CHECKOUT),
         "PYTHONNOUSERSITE": "1",
         # Figures belong in the output also where the caller says MPLBACKEND=Agg, as CI does.
@@ -175,17 +168,14 @@ def execute(
     code = [cell for cell in read_notebook(source).cells if cell.cell_type == "code"]
     total = sum(bool(cell.source.strip()) for cell in code)
     outcome = Outcome(str(output), cells=total, parameters=dict(parameters or {}))
-    number, line = 0, ""
+    at: dict[str, Any] = {"cell": 0, "source": ""}
 
     def begin(cell: Any, cell_index: int) -> None:
-        nonlocal number, line
         if INJECTED_TAG not in cell.metadata.get("tags", []):
-            number += 1
             line = next(filter(None, map(str.strip, cell.source.splitlines())), "")[:80]
-        shown.update(done=max(0, number - 1), text=f"cell {number}/{total}: {line}")
-
-    def failure(error: str) -> dict[str, Any]:
-        return {"cell": number, "source": line, "error": error}
+            at.update(cell=at["cell"] + 1, source=line)
+        text = "cell {cell}/{0}: {source}".format(total, **at)
+        shown.update(done=max(0, at["cell"] - 1), text=text)
 
     shown = Progress(total, label + source.stem, unit="cells", tick_s=1.0, stream=sys.stdout)
     # What papermill and nbclient raise for a cell, a dead kernel, a timeout; `outcome` keeps it.
@@ -209,11 +199,11 @@ def execute(
             log.unlink(missing_ok=True)
             shown.update(done=total, text="")
         except Interrupted as signalled:
-            outcome.status, outcome.failure = "interrupted", failure("interrupted")
+            outcome.status, outcome.failure = "interrupted", {**at, "error": "interrupted"}
             signalled.outcome = outcome  # type: ignore[attr-defined]
             raise
         except failures as error:
-            outcome.status, outcome.failure = "failed", failure(_last_line(error))
+            outcome.status, outcome.failure = "failed", {**at, "error": _last_line(error)}
             shown.update(text="")
             raise
         finally:
@@ -233,9 +223,6 @@ def _last_line(error: Exception) -> str:
     name, value = getattr(error, "ename", type(error).__name__), getattr(error, "evalue", error)
     text = re.sub(r"\x1b\[[0-9;]*m", "", f"{name}: {value}".removesuffix(": "))
     return text.strip().splitlines()[-1].strip()[:400]
-
-
-# -- how a command that executes notebooks begins and ends ------------------------------------
 
 
 def say(text: str, *, error: bool = False) -> None:
@@ -270,20 +257,20 @@ def signals_interrupt() -> Iterator[None]:
 def stop_everything(state: str) -> str:
     """Stop whatever runs in a state of the local cluster; what went wrong, or nothing."""
     command = [sys.executable, "-m", "workshop_lib.tools.cli", "clean", "--state", state]
-    process = subprocess.Popen(
-        command,
-        cwd=CHECKOUT,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,  # neither a terminal's Ctrl-C nor our own end reaches it
-    )
     try:
-        _, errors = process.communicate(timeout=STOP_TIMEOUT_S)
+        done = subprocess.run(
+            command,
+            cwd=CHECKOUT,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=STOP_TIMEOUT_S,
+            start_new_session=True,  # neither a terminal's Ctrl-C nor our own end reaches it
+        )
     except subprocess.TimeoutExpired:
         return f"stopping what ran takes more than {STOP_TIMEOUT_S:g} s; run `make clean`"
-    if process.returncode:
-        last = (errors.strip() or f"exit status {process.returncode}").splitlines()[-1]
+    if done.returncode:
+        last = (done.stderr.strip() or f"exit status {done.returncode}").splitlines()[-1]
         return f"stopping what ran failed: {last.strip()}; run `make clean`"
     return ""

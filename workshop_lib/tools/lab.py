@@ -1,15 +1,8 @@
 """`workshop lab`: JupyterLab, opened on the start page.
 
-```
-workshop lab --no-browser --port=9000    JupyterLab's own options
-workshop lab --notebooks copy/notebooks  a copy of the notebooks
-```
-
-As `lab_settings/` says, JupyterLab listens on this machine only, needs no network and asks no
-questions: one Ctrl-C ends it, nothing is looked up for news or updates, no pings disturb (there is
-no proxy on one machine), kernels do not warn of being overheard. The workshop's notebooks count
-as trusted, so that their tables look as committed. What JupyterLab would keep of that in the home
-folder lies in `build/lab` beside the notebooks; a learner's own settings are read and not changed.
+As `lab_settings/` says, it listens on this machine only, needs no network and asks no questions:
+one Ctrl-C ends it. The workshop's notebooks count as trusted, so that their tables look as
+committed. What JupyterLab would keep of that in the home folder lies in `build/lab`.
 """
 
 from __future__ import annotations
@@ -18,14 +11,11 @@ import argparse
 import os
 import shutil
 import signal
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from workshop_lib.cluster.local.cluster import LocalCluster
 from workshop_lib.tools.execute import CHECKOUT, find_notebooks, read_notebook, say
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 SETTINGS = Path(__file__).with_name("lab_settings")
 START_PAGE = "START.ipynb"

@@ -1,9 +1,7 @@
 """The HTML report of a run: one file that needs no network, to look at together.
 
-It is made from `build/results.json` and the executed notebooks that it names: where the time
-went, a card for each notebook with its key figure (of the cell tagged `key-figure`, else the
-last) and its results beside their bars (`templates/results.yaml`), every result, and the
-notebooks themselves.
+It is made from `build/results.json` and the executed notebooks that it names. A notebook's key
+figure is that of the cell tagged `key-figure`, else the last; `results.yaml` has the bars.
 """
 
 from __future__ import annotations
@@ -15,8 +13,9 @@ import io
 import json
 import operator
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
@@ -24,9 +23,6 @@ from workshop_lib.errors import WorkshopError
 from workshop_lib.progress import format_duration
 from workshop_lib.results import RECORD_MIME
 from workshop_lib.tools.execute import CHECKOUT, MARKER_TAG, read_notebook
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
 
 TEMPLATES = Path(__file__).with_name("templates")
 SIGNS = {"==": operator.eq, ">=": operator.ge, "<=": operator.le}
@@ -50,9 +46,7 @@ def readable(value: Any) -> str:
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "no", None: "unknown"}[value]
     if isinstance(value, int | float):
-        return (
-            f"{value:,.4g}" if isinstance(value, float) and abs(value) < 1000 else f"{value:,.0f}"
-        )
+        return format(value, ",.4g" if isinstance(value, float) and abs(value) < 1000 else ",.0f")
     if isinstance(value, dict) and value and all(isinstance(v, bool) for v in value.values()):
         return f"{sum(value.values())} of {len(value)}"
     if isinstance(value, list) and all(isinstance(v, int | float) for v in value):
@@ -64,8 +58,7 @@ def readable(value: Any) -> str:
 def key_results(records: Mapping[str, Any]) -> list[dict[str, Any]]:
     """What a notebook's card shows: label, value, bar, and whether it is met (None: no bar).
 
-    At most `KEYS_SHOWN`; those that miss their bar are always among them. A notebook with no
-    result in the table shows its own names.
+    At most `KEYS_SHOWN`; those that miss their bar are always among them.
     """
     table = yaml.safe_load((TEMPLATES / "results.yaml").read_text(encoding="utf-8"))
     known = {name: entry for name, entry in table.items() if name in records}

@@ -1,10 +1,7 @@
-"""`workshop run`: executes the notebooks, gathers their results and writes the report.
+"""`workshop run`: executes copies of the notebooks, gathers their results, writes the report.
 
-Copies are executed, into `build/run/`. `build/results.json` holds each notebook's time, status
-and recorded results, with the machine and versions they come from; `build/report.html` shows
-them. However it ends, everything that the notebooks started is stopped: they use the local
-cluster's state `run`, which nothing else uses. With `--keep-outputs` (`make notebooks`) what ran
-well replaces the outputs in `notebooks/`; otherwise that folder is only read.
+However it ends, everything that the notebooks started is stopped: they use the local cluster's
+state `run`, which nothing else uses. `notebooks/` is only read, except with `--keep-outputs`.
 """
 
 from __future__ import annotations
@@ -19,9 +16,10 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -41,9 +39,6 @@ from workshop_lib.tools.execute import (
     stop_everything,
 )
 from workshop_lib.tools.report import without_interactive, write_report
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
 
 STATE = "run"
 RUN_BAR_S = 10 * 60.0
@@ -83,26 +78,20 @@ def describe(root: Path) -> dict[str, Any]:
 
 
 def normalize(notebook: Any) -> Any:
-    """Strip an executed notebook of what papermill and this machine put into it.
-
-    Execution counts become 1 to n; widgets go, because they show nothing without a kernel, and
-    the static picture that each carries stays.
-    """
-    notebook["metadata"] = json.loads(json.dumps(METADATA))
-    cells = notebook["cells"]
-    notebook["cells"] = [c for c in cells if INJECTED_TAG not in c["metadata"].get("tags", [])]
+    """Strip an executed notebook of what papermill and this machine put into it."""
+    notebook.metadata = METADATA
+    cells = notebook.cells
+    notebook.cells = [cell for cell in cells if INJECTED_TAG not in cell.metadata.get("tags", [])]
     count = 0
-    for cell in notebook["cells"]:
-        metadata = cell["metadata"]
-        cell["metadata"] = {key: metadata[key] for key in KEPT_CELL_METADATA if metadata.get(key)}
-        if cell["cell_type"] != "code" or cell["execution_count"] is None:
-            continue
-        count += 1
-        cell["execution_count"] = count
-        cell["outputs"] = without_interactive(cell["outputs"])
-        for output in cell["outputs"]:
-            if output["output_type"] == "execute_result":
-                output["execution_count"] = count
+    for cell in notebook.cells:
+        metadata = cell.metadata
+        cell.metadata = {key: metadata[key] for key in KEPT_CELL_METADATA if metadata.get(key)}
+        if cell.cell_type == "code" and cell.execution_count is not None:
+            cell.execution_count = count = count + 1
+            cell.outputs = without_interactive(cell.outputs)
+            for output in cell.outputs:
+                if output.output_type == "execute_result":
+                    output.execution_count = count
     return notebook
 
 
@@ -166,29 +155,24 @@ def main(
     root: Path = CHECKOUT,
     stop: Callable[[str], str] = stop_everything,
 ) -> int:
-    """Execute notebooks, stop everything, report.
+    """Execute notebooks, stop everything, report; 0, 1 after a failure, 128 + signal after one.
 
     `root` holds `notebooks/` and `build/`; `stop` stops what a state runs, and returns what went
-    wrong. Returns 0, 1 after a failure, 128 + signal after a signal. What is refused before
-    anything begins is a `WorkshopError`.
+    wrong. What is refused before anything begins is a `WorkshopError`.
     """
     wishes = _parse(arguments)
     connect(wishes.profile)  # refuses an unknown profile
     sources = find_notebooks(root / "notebooks", wishes.names, solutions=wishes.keep_outputs)
     planned = plan(sources, wishes)
     (root / "build").mkdir(exist_ok=True)
-    lock = FileLock(root / "build" / f".{STATE}.lock")
     try:
-        lock.acquire(timeout=0)
+        lock = FileLock(root / "build" / f".{STATE}.lock").acquire(timeout=0)
     except Timeout:
         raise WorkshopError(
             "another command executes notebooks in this checkout; wait for it, or interrupt it"
         ) from None
-    try:
-        with signals_interrupt():
-            return _run(root, wishes, planned, stop)
-    finally:
-        lock.release()
+    with lock, signals_interrupt():
+        return _run(root, wishes, planned, stop)
 
 
 def _run(
@@ -239,12 +223,12 @@ def _run(
             say(f"{type(error).__name__}: {error}", error=True)
             status = status or 1
         seconds = time.monotonic() - began
-        everything = not (wishes.names or wishes.keep_outputs) and wishes.profile == "local"
+        part = wishes.names or wishes.keep_outputs or wishes.profile != "local"
         results = {
             **describe(root),
             "profile": wishes.profile,
             "seconds": round(seconds, 1),
-            "bar_s": RUN_BAR_S if everything else None,  # asked of a run of everything only
+            "bar_s": None if part else RUN_BAR_S,  # asked of a run of everything only
             "notebooks": {name: asdict(each) for name, each in outcomes.items()},
         }
         (build / "results.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
