@@ -37,7 +37,7 @@ def test_without_a_command_it_lists_them_and_nothing_is_reported_home(monkeypatc
     [
         (["nope"], 2, "no command 'nope'"),
         (["run", "99"], 1, "there is no notebook '99'"),
-        (["diagnose", "/no/such/file"], 1, "/no/such/file"),
+        (["diagnose", "/no/such/file"], 2, "/no/such/file"),
         (["recipe", "check", "/no/such/file"], 1, "/no/such/file"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",

@@ -141,7 +141,8 @@ class Checkout:
         )
         (self.root / "requirements.in").write_text("torch==2.13.0+cpu  # apart\n")
         (self.programs / "uv").symlink_to(UV)
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(("PIP_", "UV_", "CONDA"))}
+        foreign = ("PIP_", "UV_", "CONDA", "PYTHONPATH")
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(foreign)}
         self.variables = {
             **kept,
             "PATH": f"{self.programs}:{os.environ['PATH']}",
@@ -220,7 +221,9 @@ def test_installs_torch_the_lock_and_the_project_and_then_only_what_changes(chec
     assert "Installing 2 packages" in out and "is ready after" in out
     code = "import alpha, beta_two, torch, workshop_lib; print(torch.version)"
     python = checkout.root / ".venv/bin/python"
-    done = subprocess.run([python, "-c", code], cwd="/", capture_output=True, text=True)
+    done = subprocess.run(
+        [python, "-c", code], cwd="/", env=checkout.variables, capture_output=True, text=True
+    )
     assert done.stdout == "2.13.0+cpu\n", done.stderr
     stamp = checkout.root / ".venv/workshop-environment"
     before = stamp.stat().st_mtime_ns
