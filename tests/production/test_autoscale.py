@@ -17,7 +17,7 @@ def test_a_service_that_scales(new_cluster):
     with serve_app(service) as app:
         assert app.dashboard.status_without_token() == 401
         first = app.snapshot()
-        assert first.settled(1) and app.ask(3)["replica"] == first.running[0].name
+        assert first.settled(1) and app.ask(3)["replica"] == first.running[0].replica_id
         # Ray's page of metrics has the autoscaler's numbers after a moment.
         until(lambda: "counted_requests" in app.gauges(), timeout_s=120, every_s=0.5)
         seen = run_load(app, [(1, 1), (6, 1), (1, 1)], hold_s=2, settle_timeout_s=SETTLE_S)
@@ -47,9 +47,9 @@ def one_of_one(cluster, app):
     """The only replica dies: nobody answers until the next one runs."""
     service = cluster.apply("autoscale", max_replicas=1)
     app.wait_settings(max_replicas=1, timeout_s=SETTLE_S)
-    killed = app.wait_settled(1, timeout_s=SETTLE_S).running[0].name
+    killed = app.wait_settled(1, timeout_s=SETTLE_S).running[0].replica_id
     options = {"before_s": 2, "attempts": 1, "timeout_s": SETTLE_S}
     recovery = run_recovery(service, app, users=2, replicas=1, **options)
     assert recovery.recovered_s is not None
     assert recovery.run.counts()["lost_requests"] >= 1, "what it was working on is lost"
-    assert killed not in [each.name for each in app.snapshot().running]
+    assert killed not in [each.replica_id for each in app.snapshot().running]

@@ -50,7 +50,14 @@ from workshop_lib.production.autoscaling.load import Load, Request
 from workshop_lib.production.autoscaling.settings import AutoscalingSettings
 from workshop_lib.serving.memory import ModelShape
 
-SETTINGS = AutoscalingSettings(1, 4, 2.0, 2.0, 5.0, 3.0)
+SETTINGS = AutoscalingSettings(
+    min_replicas=1,
+    max_replicas=4,
+    target_ongoing_requests=2.0,
+    upscale_delay_s=2.0,
+    downscale_delay_s=5.0,
+    look_back_period_s=3.0,
+)
 
 
 def test_the_formula_is_that_of_the_installed_ray():
@@ -155,7 +162,7 @@ def test_failures_are_counted_and_further_attempts_are_rows():
         load.set_users(1)
         until(lambda: server.answered >= 2)
     first = load.frame().query("number == 0")
-    assert first["error"].tolist() == ["http 500", ""] and first["last"].tolist() == [False, True]
+    assert first["error"].tolist() == ["HTTP 500", ""] and first["last"].tolist() == [False, True]
     with Load(server.url) as load:  # it is gone
         load.set_users(1)
         until(lambda: load.attempts)
@@ -172,13 +179,15 @@ def test_an_interrupt_ends_the_load_at_once():
         assert not load.attempts
 
 
-def replica(name="a", state="RUNNING", pid=1, ip="127.0.0.2", started_s=10.0):
-    return Replica(name, state, pid, ip, started_s)
+def replica(name="a", *, pid=1, ip="127.0.0.2", start_s=10.0):
+    return Replica(replica_id=name, state="RUNNING", pid=pid, node_ip=ip, start_time_s=start_s)
 
 
 def snapshot(running=1):
-    replicas = tuple(replica(f"r{n}") for n in range(running))
-    return ServeSnapshot("HEALTHY", "", running, replicas, SETTINGS)
+    replicas = [replica(f"r{n}") for n in range(running)]
+    return ServeSnapshot(
+        status="HEALTHY", target_num_replicas=running, replicas=replicas, settings=SETTINGS
+    )
 
 
 CONFIG = {**vars(SETTINGS), "smoothing_factor": 1.0}
@@ -199,7 +208,7 @@ ANSWER = {"applications": {"recommender": {"deployments": {"Recommender": DEPLOY
 
 def test_snapshot_of_an_application_that_scales_up():
     seen = ServeSnapshot.of(ANSWER, "recommender")
-    assert [each.name for each in seen.running] == ["j4"] and seen.replicas[1].pid is None
+    assert [each.replica_id for each in seen.running] == ["j4"] and seen.replicas[1].pid is None
     assert seen.settings == SETTINGS and not seen.settled(2) and not seen.settled(1)
     assert str(seen) == "UPSCALING: 1 running, 1 starting of 2 replicas"
     with pytest.raises(NotFoundError, match=r"'llm' \(it has: recommender\)"):
@@ -273,7 +282,7 @@ def made_run(*, failures=0):
     for number in range(100):
         start_s = number * 0.25
         latency_ms = 900.0 if 5 <= start_s < 10 else 300.0
-        error = "http 500" if number < failures else ""
+        error = "HTTP 500" if number < failures else ""
         requests.append(Request(number, start_s, latency_ms, error, not error, 150.0))
         if error:
             requests.append(Request(number, start_s + 0.2, 300.0, "", True, 150.0))
@@ -387,7 +396,7 @@ def test_on_a_cluster_node_and_image_are_steps_too():
         {"reason": "Pulled", "lastTimestamp": stamp(at), "involvedObject": {"name": name}}
         for name, at in (("head", 14), ("worker", 21))
     ]
-    seen = replace(snapshot(1), replicas=(replica(started_s=ZERO_S + 24.5),))
+    seen = snapshot(1).model_copy(update={"replicas": [replica(start_s=ZERO_S + 24.5)]})
     steps = startup_timeline(
         replace(service, pods=[head, worker], events=pulled), seen,
         applied_s=ZERO_S + 2, answered_s=ZERO_S + 33,
@@ -401,7 +410,7 @@ def test_on_a_cluster_node_and_image_are_steps_too():
 
 def test_a_step_never_ends_before_the_one_before():
     """Timestamps of whole seconds lie up to a second before what they mean."""
-    seen = replace(snapshot(1), replicas=(replica(started_s=ZERO_S + 20.9),))
+    seen = snapshot(1).model_copy(update={"replicas": [replica(start_s=ZERO_S + 20.9)]})
     steps = startup_timeline(
         started_service(), seen, applied_s=ZERO_S + 3.6, answered_s=ZERO_S + 31.5
     )

@@ -161,11 +161,7 @@ def budget(learners: int = 1, *, spot: bool = False) -> Budget:
 
 
 def cluster_price(file: str | Path) -> str:
-    """What an eksctl ClusterConfig costs an hour: its machines now, and each group's most.
-
-    Raises:
-        WorkshopError: It cannot be read, or an instance type is not in the catalogue.
-    """
+    """What an eksctl ClusterConfig costs an hour: its machines now, and each group's most."""
     try:
         groups = yaml.safe_load(Path(file).read_text())["managedNodeGroups"]
     except (OSError, yaml.YAMLError, KeyError, TypeError) as error:

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from pydantic import BaseModel
+
 from workshop_lib.cluster.base import Workload, dashboard
 from workshop_lib.cluster.kube import conditions
 from workshop_lib.cluster.ray import RayDashboard
@@ -25,7 +27,9 @@ from workshop_lib.errors import (
     WaitTimeoutError,
     WorkshopError,
 )
+from workshop_lib.production.autoscaling.load import post
 from workshop_lib.production.autoscaling.settings import AutoscalingSettings
+from workshop_lib.production.monitoring.serving import read_page
 from workshop_lib.progress import Progress
 from workshop_lib.serving.metrics import parse_metrics
 
@@ -39,33 +43,23 @@ GAUGES = {
 }
 
 
-@dataclass(frozen=True)
-class Replica:
-    """A replica: its id, state, process, its node's address, its start (Unix time)."""
+class Replica(BaseModel):
+    """A replica, in Ray's words; its start is in Unix time."""
 
-    name: str
+    replica_id: str
     state: str
-    pid: int | None
-    node_ip: str
-    started_s: float
+    start_time_s: float
+    pid: int | None = None
+    node_ip: str | None = None
 
 
-@dataclass(frozen=True)
-class ServeSnapshot:
-    """A deployment as Serve's controller sees it.
-
-    Attributes:
-        status: Such as `UPSCALING`.
-        message: What Serve says about a problem.
-        target: Replicas that the controller works towards.
-        replicas: Those that there are.
-        settings: What the autoscaler runs with.
-    """
+class ServeSnapshot(BaseModel):
+    """A deployment as Serve's controller sees it, in Ray's words."""
 
     status: str
-    message: str
-    target: int
-    replicas: tuple[Replica, ...]
+    message: str = ""
+    target_num_replicas: int
+    replicas: list[Replica]
     settings: AutoscalingSettings
 
     @classmethod
@@ -82,46 +76,26 @@ class ServeSnapshot:
         config = found["deployment_config"].get("autoscaling_config")
         if not config:
             raise ClusterError(f"application {name!r} has no autoscaling_config: nothing scales it")
-        settings = {key: config[key] for key in AutoscalingSettings.__dataclass_fields__}
-        replicas = tuple(
-            Replica(
-                each["replica_id"],
-                each["state"],
-                each.get("pid"),
-                each.get("node_ip") or "",
-                each["start_time_s"],
-            )
-            for each in found["replicas"]
-        )
-        message = found.get("message") or app.get("message") or ""
-        target = found["target_num_replicas"]
-        return cls(found["status"], message, target, replicas, AutoscalingSettings(**settings))
+        return cls.model_validate({**found, "settings": config})
 
     @property
-    def running(self) -> tuple[Replica, ...]:
+    def running(self) -> list[Replica]:
         """The replicas that answer."""
-        return tuple(each for each in self.replicas if each.state == "RUNNING")
+        return [each for each in self.replicas if each.state == "RUNNING"]
 
     def settled(self, replicas: int) -> bool:
         """Whether there are exactly so many replicas, all running, and none on its way."""
-        return self.target == replicas == len(self.running) == len(self.replicas)
+        return self.target_num_replicas == replicas == len(self.running) == len(self.replicas)
 
     def __str__(self) -> str:
         states = Counter(each.state.lower() for each in self.replicas)
         listed = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
-        return f"{self.status}: {listed or 'no'} of {self.target} replicas"
+        return f"{self.status}: {listed or 'no'} of {self.target_num_replicas} replicas"
 
 
 @dataclass
 class ServeApp:
-    """One Serve application: what readers ask it, and what its controller says.
-
-    Attributes:
-        dashboard: The cluster's dashboard.
-        url: Where the application answers.
-        metrics_url: The head's metrics port.
-        name: The application's name.
-    """
+    """One Serve application: where it answers, and where its controller tells of it."""
 
     dashboard: RayDashboard
     url: str
@@ -139,14 +113,9 @@ class ServeApp:
 
     def gauges(self) -> dict[str, float]:
         """The autoscaler's numbers, as far as the head's page has them at this moment."""
-        import httpx
-
         try:
-            page = httpx.get(f"{self.metrics_url}/metrics", timeout=10, trust_env=False).text
-            # Ray's whole page has thousands of lines; only these are parsed.
-            lines = [line for line in page.splitlines() if line.startswith(tuple(GAUGES.values()))]
-            values = parse_metrics("\n".join(lines) + "\n").values
-        except (httpx.HTTPError, ServerError):
+            values = parse_metrics(read_page(self.metrics_url, tuple(GAUGES.values()))).values
+        except ServerError:
             return {}  # a page that is late or cut is a gap in the curve, no reason to stop
         return {name: values[gauge] for name, gauge in GAUGES.items() if gauge in values}
 
@@ -161,17 +130,11 @@ class ServeApp:
         """
         import httpx
 
-        try:
-            answer = httpx.post(self.url, json={"reader": reader}, timeout=30, trust_env=False)
-        except httpx.HTTPError as error:
-            raise ServerError(
-                f"{self.url} does not answer ({error or type(error).__name__}); "
-                f"is the application {self.name!r} RUNNING?"
-            ) from error
-        if answer.status_code != 200:
-            said = answer.text.strip()[:200]
-            raise ServerError(f"{self.url} answered {answer.status_code}: {said}")
-        return dict(answer.json())
+        with httpx.Client(trust_env=False, timeout=30) as client:
+            error, answer = post(client, self.url, reader)
+        if error:
+            raise ServerError(f"{self.url}: {error}; is the application {self.name!r} RUNNING?")
+        return answer
 
     def wait_settings(self, *, timeout_s: float = 120.0, **settings: float) -> ServeSnapshot:
         """Wait until Serve runs with changed settings, and return what was seen.
@@ -304,7 +267,7 @@ def startup_timeline(
         "the head's container runs": [_container_started(head)],
         "Ray's head is ready": [_since(head, "Ready")],
         "a worker's container runs": [_container_started(pod) for pod in workers],
-        "Serve starts the first replica": [each.started_s for each in snapshot.replicas],
+        "Serve starts the first replica": [each.start_time_s for each in snapshot.replicas],
         "the application is RUNNING": [_since(observation.body, "Ready")],
         "first answer": [answered_s],
     }

@@ -11,7 +11,7 @@ import math
 import threading
 import time
 from types import TracebackType
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from typing import Self
@@ -93,9 +93,10 @@ class Load:
                 number = next(self._numbers)
                 for attempt in range(1, self.most_attempts + 1):
                     start_s = self.elapsed_s
-                    error, service_ms = _post(client, self.url, number)
+                    error, answer = post(client, self.url, number)
                     latency_ms = 1000 * (self.elapsed_s - start_s)
                     last = not error or attempt == self.most_attempts
+                    service_ms = answer.get("service_ms", math.nan)
                     self.attempts.append(
                         Request(number, start_s, latency_ms, error, last, service_ms)
                     )
@@ -104,14 +105,12 @@ class Load:
                     time.sleep(PAUSE_S)
 
 
-def _post(client: httpx.Client, url: str, reader: int) -> tuple[str, float]:
-    """What failed, or nothing, and the replica's own time."""
+def post(client: httpx.Client, url: str, reader: int) -> tuple[str, dict[str, Any]]:
+    """One request: what failed, or nothing, and the answer."""
     import httpx
 
     try:
         answer = client.post(url, json={"reader": reader})
     except httpx.HTTPError as error:
-        return type(error).__name__, math.nan
-    if answer.status_code != 200:
-        return f"http {answer.status_code}", math.nan
-    return "", float(answer.json()["service_ms"])
+        return type(error).__name__, {}
+    return ("", answer.json()) if answer.status_code == 200 else (f"HTTP {answer.status_code}", {})

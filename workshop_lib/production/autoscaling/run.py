@@ -113,7 +113,7 @@ class _Observer:
         sample: dict[str, float] = {"time_s": self.load.elapsed_s, "users": self.load.users}
         with suppress(ClusterError):
             seen = self.latest = self.app.snapshot()
-            states = {"target": seen.target, "running": len(seen.running)}
+            states = {"target": seen.target_num_replicas, "running": len(seen.running)}
             self.samples.append({**sample, **states, **self.app.gauges()})
             return seen
         return None
@@ -250,8 +250,8 @@ def _kill(workload: Workload, replica: Replica) -> None:
     names = [p["metadata"]["name"] for p in pods if p["status"].get("podIP") == replica.node_ip]
     if not names:
         raise NotFoundError(
-            f"replica {replica.name} (process {replica.pid} on {replica.node_ip or 'no node'}) is "
-            "in no pod of this component; run it again"
+            f"replica {replica.replica_id} (process {replica.pid} on {replica.node_ip}) is in no pod "
+            "of this component; run it again"
         )
     done = workload.cluster.exec(names[0], ["bash", "-c", _KILL, "kill-replica", str(replica.pid)])
     if done.exit_code != 0:
@@ -310,8 +310,8 @@ def run_recovery(
         killed_s = load.elapsed_s
 
         def recovered(seen: ServeSnapshot) -> bool:
-            names = [each.name for each in seen.running]
-            return victim.name not in names and len(names) >= replicas
+            names = [each.replica_id for each in seen.running]
+            return victim.replica_id not in names and len(names) >= replicas
 
         back = observer.until(recovered, "killed one", timeout_s=timeout_s)
         recovered_s = observer.samples[-1]["time_s"] if back else None

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import yaml
+from pydantic import BaseModel
 
 from workshop_lib.cluster import manifests
 from workshop_lib.errors import ManifestError, WorkshopError
@@ -39,8 +39,7 @@ def desired_replicas(
     return max(min_replicas, min(max_replicas, math.ceil(ongoing / target)))
 
 
-@dataclass(frozen=True)
-class AutoscalingSettings:
+class AutoscalingSettings(BaseModel):
     """The part of an `autoscaling_config`, in Ray's words, that decides when replicas change."""
 
     min_replicas: int

@@ -33,12 +33,7 @@ _COLON = {
 
 
 def rule_groups() -> dict[str, Any]:
-    """The alerts and records of the component `monitoring`, as Prometheus reads them from a file.
-
-    Example:
-        >>> [group["name"] for group in rule_groups()["groups"]][:2]
-        ['workshop.records', 'workshop.serving']
-    """
+    """The alerts and records of the component `monitoring`, as in a file of Prometheus."""
     rules = [o.body for o in manifests.render("eks", "monitoring") if o.kind == "PrometheusRule"]
     return {"groups": [group for body in rules for group in body["spec"]["groups"]]}
 
@@ -94,24 +89,7 @@ class LocalPrometheus:
 def start_prometheus(
     cluster: Cluster, *, scrape_every_s: float = 15.0
 ) -> Iterator[LocalPrometheus]:
-    """Prometheus on this machine, on loopback, for the pods that run now, until the block ends.
-
-    It has the alerts of the manifests and reads the pages that their monitors name, through
-    `cluster.forward`; pods that come later are not read.
-
-    Args:
-        cluster: Where the pods run.
-        scrape_every_s: Seconds between two readings.
-
-    Raises:
-        EnvironmentError_: Prometheus is not installed.
-        NotFoundError: No pod has a page of metrics.
-        WorkshopError: Prometheus did not start.
-
-    Example:
-        >>> with start_prometheus(cluster, scrape_every_s=1) as prometheus:  # doctest: +SKIP
-        ...     prometheus.query("workshop:requests_running")
-    """
+    """Prometheus with the manifests' alerts, on loopback, for the pods that run now."""
     program = shutil.which("prometheus")
     if program is None:
         raise EnvironmentError_(

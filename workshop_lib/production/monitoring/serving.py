@@ -134,7 +134,7 @@ def watch_serving(
         urls = [stack.enter_context(forward(pod, port)) for pod in workload.pods]
         pool = stack.enter_context(ThreadPoolExecutor(1))
         progress = stack.enter_context(Progress(label="reading metrics"))
-        pages.append([_read(url) for url in urls])
+        pages.append([read_page(url, _NAMES) for url in urls])
         work, start_s = pool.submit(during or (lambda: None)), time.monotonic()
         ends_s = seconds
         while times_s[-1] < ends_s:
@@ -142,14 +142,14 @@ def watch_serving(
             times_s.append(time.monotonic() - start_s)
             if not work.done():
                 ends_s = times_s[-1] + seconds
-            pages.append([_read(url) for url in urls])
+            pages.append([read_page(url, _NAMES) for url in urls])
             progress.update(text=f"{len(pages)} readings")
         work.result()
     return serving_table(times_s, pages)
 
 
-def _read(url: str) -> str:
-    """What a page says of servers."""
+def read_page(url: str, names: tuple[str, ...]) -> str:
+    """What a server's page says of some metrics."""
     import httpx
 
     try:
@@ -161,7 +161,7 @@ def _read(url: str) -> str:
         ) from None
     # A page of Ray has thousands of lines; only these are parsed.
     lines = text.splitlines()
-    return "".join(f"{s}\n" for s in lines if s.removeprefix("# TYPE ").startswith(_NAMES))
+    return "".join(f"{s}\n" for s in lines if s.removeprefix("# TYPE ").startswith(names))
 
 
 def serving_table(times_s: Sequence[float], pages: Sequence[Sequence[str]]) -> pd.DataFrame:

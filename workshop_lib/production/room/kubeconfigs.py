@@ -22,13 +22,7 @@ from workshop_lib.production.room.roster import Learner
 def write_kubeconfigs(
     cluster: KubernetesCluster, learners: Sequence[Learner], folder: Path, *, hours: float = 8
 ) -> list[Path]:
-    """Write a kubeconfig for each learner, with the instructor's credentials.
-
-    The server may give a token less than the hours (EKS: 24 h at most).
-
-    Raises:
-        NotFoundError: A learner has no account yet; no file was written.
-    """
+    """Write a kubeconfig for each learner; the server may give it less hours (EKS: 24 at most)."""
     server, seconds = _server(cluster), round(hours * 3600)
     tokens = {learner.name: _token(cluster, learner.name, seconds) for learner in learners}
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)

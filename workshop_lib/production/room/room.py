@@ -53,13 +53,7 @@ def room_objects(learner: Learner, profile: str, room: str) -> dict[str, list[Ob
 
 
 class Room:
-    """The namespaces of a room; two rooms know nothing of each other.
-
-    Args:
-        cluster: The cluster, with credentials that may make namespaces: an administrator's, or
-            those of the component `instructor`.
-        name: The room's name, a label's value.
-    """
+    """The namespaces with a room's label; credentials are an administrator's or instructor's."""
 
     def __init__(self, cluster: KubernetesCluster, name: str = "workshop") -> None:
         self.cluster, self.name, self._api = cluster, name, cluster._api
@@ -76,12 +70,7 @@ class Room:
         return sorted(body["metadata"]["name"] for body in found)
 
     def plan(self, learners: Sequence[Learner]) -> pd.DataFrame:
-        """What `apply` would do; nothing is changed.
-
-        Returns:
-            One row a learner: `learner`, `gpus` (what the quota allows), `group`, `would`: create,
-            update, adopt (an administrator made it for the workshop), or refuse (not ours).
-        """
+        """What `apply` would do with each learner's namespace; nothing is changed."""
         import pandas as pd
 
         rows = []
@@ -110,19 +99,7 @@ class Room:
         return others.get(labels.get(ROOM), f"refuse: of room {labels.get(ROOM)}")
 
     def apply(self, learners: Sequence[Learner]) -> pd.DataFrame:
-        """Make every learner's namespace, quota, rights and account; again changes nothing.
-
-        All are looked at before the first is made: a namespace that is somebody else's refuses
-        the whole list.
-
-        Returns:
-            One row a learner: `learner`, and how many objects were `created`, `configured` and
-            `unchanged`.
-
-        Raises:
-            ConflictError: A namespace is not the workshop's, or another room's.
-            ForbiddenError: The credentials may not do it; the line names the missing rule.
-        """
+        """Make every learner's namespace, or none if one of them is somebody else's."""
         import pandas as pd
 
         plan = self.plan(learners)
@@ -145,16 +122,7 @@ class Room:
         return pd.DataFrame(rows)
 
     def clean(self, *, data: bool = False, timeout_s: float = 900.0) -> None:
-        """Remove what the learners of this room made, by the room's label.
-
-        Args:
-            data: Also the volumes with their data, and the namespaces themselves. Without it both
-                stay, and with them the price of the volumes.
-            timeout_s: The longest to wait for each namespace.
-
-        Raises:
-            ClusterError: Something is left; the line says what.
-        """
+        """Remove what learners made, with `data` also volumes, which else stay, and namespaces."""
         names = self.namespaces()
         for name in track(names, "cleaning"):
             there = self.of(name)
@@ -179,14 +147,7 @@ class Room:
                 time.sleep(0.5)
 
     def table(self) -> pd.DataFrame:
-        """How far everyone is: one row a namespace of this room.
-
-        Returns:
-            `learner`, `components` (what is applied), `pods` (ready of all), `checks` (passed
-            of shared, for each lesson), `open` (checks that did not pass),
-            `predictions` (what was expected -> what the run said), and `problems` (what
-            `diagnose` found, the root cause first).
-        """
+        """How far everyone is; problems are what `diagnose` found, the root cause first."""
         import pandas as pd
 
         names = self.namespaces()

@@ -12,15 +12,7 @@ from workshop_lib.errors import WorkshopError
 
 
 class Learner(BaseModel):
-    """One learner.
-
-    Attributes:
-        name: Also the namespace: a DNS label.
-        gpus: GPUs that the namespace may have at once; None for as many as the component
-            `namespace` allows.
-        group: The Kubernetes group that may work there, as an EKS access entry names it; empty
-            for one named after the learner.
-    """
+    """A namespace's name, its GPUs at once (None: the component's own), its Kubernetes group."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=True)
 
@@ -30,18 +22,7 @@ class Learner(BaseModel):
 
 
 def read_roster(file: str | Path) -> list[Learner]:
-    r"""Read a list of learners: a CSV with the column `name` and, if wanted, `gpus` and `group`.
-
-    Raises:
-        WorkshopError: The file cannot be read, is empty, or has a name that no namespace can
-            have: every wrong line is named.
-
-    Example:
-        >>> from tempfile import mkdtemp
-        >>> file = Path(mkdtemp()) / "learners.csv"
-        >>> file.write_text("name,gpus\nada,1") and read_roster(file)
-        [Learner(name='ada', gpus=1, group='')]
-    """
+    """Read a CSV with the column `name` and, if wanted, `gpus` and `group`."""
     try:
         text = Path(file).read_text(encoding="utf-8-sig")  # spreadsheets begin a CSV with a mark
     except (OSError, UnicodeDecodeError) as error:
