@@ -37,9 +37,7 @@ from workshop_lib.production.autoscaling import (
     check_scaling,
     desired_replicas,
     explain_autoscaling,
-    load_times,
     probe_budgets,
-    recorded_start_s,
     run,
     run_load,
     scaling_layers,
@@ -48,7 +46,6 @@ from workshop_lib.production.autoscaling import (
 from workshop_lib.production.autoscaling.app import Replica, ServeSnapshot
 from workshop_lib.production.autoscaling.load import Load, Request
 from workshop_lib.production.autoscaling.settings import AutoscalingSettings
-from workshop_lib.serving.memory import ModelShape
 
 SETTINGS = AutoscalingSettings(
     min_replicas=1,
@@ -363,65 +360,49 @@ def test_only_a_replica_of_serve_is_killed():
         run._kill(service, replica(ip="127.9.9.9"))
 
 
+ZERO_S = 1795269600.0  # 2026-11-21T14:00:00Z
+
+
 def stamp(second):
     return f"2026-11-21T14:00:{second:02d}Z"
 
 
-def started_service(*, started=3):
-    head = {
-        "metadata": {"name": "head"},
-        "status": {
-            "containerStatuses": [{"state": {"running": {"startedAt": stamp(started)}}}],
-            "conditions": [
-                {"type": "Ready", "status": "True", "lastTransitionTime": stamp(20)}
-            ],
-        },
-    }  # fmt: skip
-    ready = {"type": "Ready", "status": "True", "lastTransitionTime": stamp(32)}
-    return Observation({"kind": "RayService", "status": {"conditions": [ready]}}, [head])
+def condition(kind, second):
+    return {"type": kind, "status": "True", "lastTransitionTime": stamp(second)}
 
 
-ZERO_S = 1795269600.0  # 2026-11-21T14:00:00Z
+def pod(name, started, *conditions):
+    running = [{"state": {"running": {"startedAt": stamp(started)}}}]
+    status = {"containerStatuses": running, "conditions": list(conditions)}
+    return {"metadata": {"name": name}, "status": status}
 
 
-def test_on_a_cluster_node_and_image_are_steps_too():
-    service = started_service(started=16)
-    head = service.pods[0]
-    head["status"]["conditions"].append(
-        {"type": "PodScheduled", "status": "True", "lastTransitionTime": stamp(6)}
-    )
-    worker = {"metadata": {"name": "worker"}, "status": {"containerStatuses": [
-        {"state": {"running": {"startedAt": stamp(22)}}}]}}  # fmt: skip
-    pulled = [
+SERVICE = {"kind": "RayService", "status": {"conditions": [condition("Ready", 32)]}}
+
+
+def timeline(*, events=(), applied_s, head=3):
+    seen = snapshot().model_copy(update={"replicas": [replica(start_s=ZERO_S + 24.5)]})
+    conditions = condition("Ready", 20), condition("PodScheduled", 6)
+    pods = [pod("head", head, *conditions), pod("worker", 22)]
+    service = Observation(SERVICE, pods, list(events))
+    times = {"applied_s": ZERO_S + applied_s, "answered_s": ZERO_S + 33}
+    return startup_timeline(service, seen, **times)
+
+
+def test_a_cold_start_is_told_step_by_step():
+    events = [
         {"reason": "Pulled", "lastTimestamp": stamp(at), "involvedObject": {"name": name}}
         for name, at in (("head", 14), ("worker", 21))
     ]
-    seen = snapshot(1).model_copy(update={"replicas": [replica(start_s=ZERO_S + 24.5)]})
-    steps = startup_timeline(
-        replace(service, pods=[head, worker], events=pulled), seen,
-        applied_s=ZERO_S + 2, answered_s=ZERO_S + 33,
-    )  # fmt: skip
+    steps = timeline(events=events, applied_s=2, head=16)
     took = dict(zip(steps["step"], steps["took_s"], strict=True))
-    assert took["a node is found for the head"] == 4.0
-    assert took["its image is there"] == 8.0
+    assert took["a node is found for the head"] == 4.0 and took["its image is there"] == 8.0
     assert took["a worker's container runs"] == 2.0
     assert steps["done_after_s"].iloc[-1] == sum(took.values()) == 31.0
-
-
-def test_a_step_never_ends_before_the_one_before():
-    """Timestamps of whole seconds lie up to a second before what they mean."""
-    seen = snapshot(1).model_copy(update={"replicas": [replica(start_s=ZERO_S + 20.9)]})
-    steps = startup_timeline(
-        started_service(), seen, applied_s=ZERO_S + 3.6, answered_s=ZERO_S + 31.5
-    )
-    assert (steps["took_s"] >= 0).all()
-
-
-def test_a_warm_start_is_no_cold_start():
-    with pytest.raises(WorkshopError, match=r"running since 37 s before .*delete"):
-        startup_timeline(
-            started_service(), snapshot(1), applied_s=ZERO_S + 40, answered_s=ZERO_S + 41
-        )
+    # Timestamps of whole seconds lie up to a second before what they mean.
+    assert (timeline(applied_s=3.6)["took_s"] >= 0).all()
+    with pytest.raises(WorkshopError, match=r"running since 27 s before .*delete"):
+        timeline(applied_s=30)
 
 
 def test_probe_budgets_are_those_of_the_manifest():
@@ -431,19 +412,6 @@ def test_probe_budgets_are_those_of_the_manifest():
     assert probes.probe_budget_s({"initialDelaySeconds": 5, "periodSeconds": 2}) == 11
     with pytest.raises(ManifestError, match="has no Deployment"):
         probe_budgets("raycluster", "local")
-
-
-def test_a_small_budget_is_too_small_for_a_large_model():
-    shapes = [ModelShape.named("mistral-7b"), ModelShape.named("llama-3.1-70b")]
-    table = load_times(shapes, disk_mib_s=125, start_s=recorded_start_s(), budget_s=900)
-    assert table["fits"].tolist() == [True, False]
-    needed = table["needed_s"].tolist()
-    assert all(
-        10 * count >= each > 10 * (count - 1) - 1
-        for count, each in zip(table["failureThreshold_at_10_s"], needed, strict=True)
-    )
-    with pytest.raises(WorkshopError, match="loads nothing"):
-        load_times(shapes, disk_mib_s=0, start_s=1, budget_s=1)
 
 
 def test_settings_are_told_with_rays_own_defaults():

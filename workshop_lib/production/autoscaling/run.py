@@ -250,8 +250,8 @@ def _kill(workload: Workload, replica: Replica) -> None:
     names = [p["metadata"]["name"] for p in pods if p["status"].get("podIP") == replica.node_ip]
     if not names:
         raise NotFoundError(
-            f"replica {replica.replica_id} (process {replica.pid} on {replica.node_ip}) is in no pod "
-            "of this component; run it again"
+            f"replica {replica.replica_id} (process {replica.pid} on {replica.node_ip}) is in no "
+            "pod of this component; run it again"
         )
     done = workload.cluster.exec(names[0], ["bash", "-c", _KILL, "kill-replica", str(replica.pid)])
     if done.exit_code != 0:
