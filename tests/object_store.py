@@ -111,11 +111,12 @@ class Hub:
         sums: Name to a sum that is published instead of the right one.
         hang_after: Bytes of the next weights after which nothing comes until `released`.
         asked: (name, first byte asked for), of each download.
-        status: What is answered instead of the model, once set.
+        status, code: What is answered instead of the model, once set.
     """
 
     def __init__(self):
-        self.files, self.sums, self.asked, self.status = {}, {}, [], None
+        self.files, self.sums, self.asked = {}, {}, []
+        self.status, self.code = None, "RepoNotFound"
         self.hang_after, self.hung, self.released = None, threading.Event(), threading.Event()
 
     def listing(self):
@@ -139,7 +140,7 @@ class Hub:
             def do_GET(self):
                 path = self.path.partition("?")[0]
                 if hub.status:
-                    self.answer(b"", hub.status, X_Error_Code="RepoNotFound")
+                    self.answer(b"", hub.status, X_Error_Code=hub.code)
                 elif path.startswith("/api/models/org/tiny/tree/"):
                     self.answer(json.dumps(hub.tree()).encode())
                 elif path.startswith("/api/models/org/tiny"):

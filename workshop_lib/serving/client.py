@@ -1,8 +1,8 @@
 """A client for servers with the OpenAI API: vLLM by itself or behind Ray Serve.
 
-Chat goes through the `openai` package, as a learner would do it; what the API
-leaves out (`/health`, `/metrics`) goes over plain HTTP. Every failure comes as
-one line that names the server and says what to do.
+Chat goes through the `openai` package, as a learner would do it; what the API leaves out
+(`/health`, `/metrics`) goes over plain HTTP. Every failure comes as one line that names the
+server and says what to do.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeAlias
 from urllib.parse import urlsplit
 
@@ -21,16 +20,7 @@ from workshop_lib.errors import ServerError
 from workshop_lib.serving.metrics import ServerMetrics, parse_metrics
 
 if TYPE_CHECKING:
-    import httpx
     import openai
-
-__all__ = [
-    "ChatAnswer",
-    "ChatStream",
-    "ModelServer",
-    "Prompt",
-    "TextDelta",
-]
 
 # vLLM 0.32's words for a long prompt and for a large max_tokens.
 _CONTEXT_LIMIT = re.compile(r"maximum context length is (\d+)|max_model_len=(\d+)")
@@ -70,7 +60,6 @@ class ModelServer:
 
     Args:
         url: Its address, with or without `/v1`.
-        api_key: Key to send, if the server asks for one.
         timeout_s: Longest wait for an answer or for the next piece of a stream.
 
     Raises:
@@ -82,35 +71,26 @@ class ModelServer:
         'http://127.0.0.1:8000'
     """
 
-    def __init__(self, url: str, api_key: str | None = None, *, timeout_s: float = 120.0) -> None:
+    def __init__(self, url: str, *, timeout_s: float = 120.0) -> None:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ServerError(f"{url!r} is no server address; give one like http://127.0.0.1:8000")
         self.base_url = url.rstrip("/").removesuffix("/v1")
-        self.api_key = api_key
         self.timeout_s = timeout_s
         # A proxy from the environment cannot reach this machine's own addresses.
         self._trust_env = not (parts.hostname == "localhost" or parts.hostname.startswith("127."))
 
-    def __repr__(self) -> str:
-        return f"ModelServer({self.base_url!r})"
-
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc: object) -> None:
         self.close()
 
     def close(self) -> None:
         """Close the kept connections; a later call opens new ones."""
-        for client in ("_http", "_openai"):
-            if client in self.__dict__:
-                self.__dict__.pop(client).close()
+        self.__dict__.pop("_openai", None)
+        if http := self.__dict__.pop("_http", None):
+            http.close()
 
     def health(self) -> bool:
         """True when `/health` answers 200: the engine runs and takes requests."""
@@ -127,6 +107,12 @@ class ModelServer:
             raise ServerError(
                 f"{self.base_url}/v1/models is not the OpenAI API's list: {response.text[:80]!r}"
             ) from exc
+
+    def first_model(self) -> str:
+        """The first model that the server lists: the one to use when none is named."""
+        if not (names := self.models()):
+            raise ServerError(f"{self.base_url} serves no model")
+        return names[0]
 
     def metrics(self) -> ServerMetrics:
         """The server's Prometheus metrics at this moment."""
@@ -157,20 +143,12 @@ class ModelServer:
             >>> server.chat("What is a GPU?", max_tokens=20).completion_tokens  # doctest: +SKIP
             20
         """
-        body = self._body(prompt, max_tokens, temperature, model, extra)
+        body = self._body(prompt, max_tokens, temperature, model, **extra)
         return self._whole_answer(self._openai.chat.completions.create, body)
 
-    def complete(
-        self,
-        prompt: str,
-        *,
-        max_tokens: int = 128,
-        temperature: float = 0.0,
-        model: str | None = None,
-        **extra: Any,
-    ) -> ChatAnswer:
+    def complete(self, prompt: str, **settings: Any) -> ChatAnswer:
         """Have a text continued, as it is: chat would put it into the model's template."""
-        body = self._body(prompt, max_tokens, temperature, model, extra)
+        body = self._body(prompt, **settings)
         del body["messages"]
         return self._whole_answer(self._openai.completions.create, body | {"prompt": prompt})
 
@@ -191,15 +169,7 @@ class ModelServer:
             response_time_s=elapsed_s,
         )
 
-    def stream_chat(
-        self,
-        prompt: Prompt,
-        *,
-        max_tokens: int = 128,
-        temperature: float = 0.0,
-        model: str | None = None,
-        **extra: Any,
-    ) -> ChatStream:
+    def stream_chat(self, prompt: Prompt, *, max_tokens: int = 128) -> ChatStream:
         """Ask and get the answer piece by piece, each with its time.
 
         The request is sent when the stream is first iterated.
@@ -207,9 +177,6 @@ class ModelServer:
         Args:
             prompt: A user's message, or a list of messages with `role` and `content`.
             max_tokens: Longest answer, tokens.
-            temperature: 0 takes the most likely token each time.
-            model: Name of the model; by default the first that the server lists.
-            **extra: Further fields of the request's body.
 
         Raises:
             ServerError: As `chat`; while iterating also for a stream that breaks off.
@@ -218,17 +185,17 @@ class ModelServer:
             >>> for delta in server.stream_chat("What is a GPU?"):  # doctest: +SKIP
             ...     print(delta.text, end="")
         """
-        body = self._body(prompt, max_tokens, temperature, model, extra)
+        body = self._body(prompt, max_tokens)
         body |= {"stream": True, "stream_options": {"include_usage": True}}
         return ChatStream(self, body)
 
     def _body(
         self,
         prompt: Prompt,
-        max_tokens: int,
-        temperature: float,
-        model: str | None,
-        extra: dict[str, Any],
+        max_tokens: int = 128,
+        temperature: float = 0.0,
+        model: str | None = None,
+        **extra: Any,
     ) -> dict[str, Any]:
         if max_tokens < 1:
             raise ServerError(f"max_tokens must be at least 1, got {max_tokens}")
@@ -241,37 +208,20 @@ class ModelServer:
             "extra_body": extra or None,
         }
 
-    def first_model(self) -> str:
-        """The first model that the server lists: the one to use when none is named."""
-        if not (names := self.models()):
-            raise ServerError(f"{self.base_url} serves no model")
-        return names[0]
-
-    def _get(self, path: str, allow: tuple[int, ...] = ()) -> httpx.Response:
-        import httpx
-
+    def _get(self, path: str, allow: tuple[int, ...] = ()) -> Any:
         url = self.base_url + path
-        try:
+        with self._explained(""):
             response = self._http.get(url)
-        except httpx.ConnectError as exc:
-            raise self._down(exc) from exc
-        except httpx.TimeoutException as exc:
-            raise ServerError(f"{url} did not answer within {self.timeout_s:.0f} s") from exc
-        except httpx.HTTPError as exc:
-            raise ServerError(f"{url} broke off the connection: {exc}") from exc
-        if response.status_code == 401:
-            raise ServerError(f"{url} refused the key (401); pass api_key to ModelServer")
         if response.status_code != 200 and response.status_code not in allow:
             text = " ".join(response.text.split())[:120]
             raise ServerError(f"{url} answered {response.status_code}: {text or 'no text'}")
         return response
 
     @cached_property
-    def _http(self) -> httpx.Client:
-        import httpx
+    def _http(self) -> Any:
+        import openai
 
-        headers = {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}
-        return httpx.Client(headers=headers, timeout=self.timeout_s, trust_env=self._trust_env)
+        return openai.DefaultHttpxClient(trust_env=self._trust_env, timeout=self.timeout_s)
 
     @cached_property
     def _openai(self) -> openai.OpenAI:
@@ -279,22 +229,16 @@ class ModelServer:
 
         return openai.OpenAI(
             base_url=f"{self.base_url}/v1",
-            api_key=self.api_key or "none",
+            api_key="none",
             timeout=self.timeout_s,
             max_retries=0,  # a hidden second try would spoil every measured time
-            http_client=openai.DefaultHttpxClient(trust_env=self._trust_env),
-        )
-
-    def _down(self, exc: BaseException) -> ServerError:
-        return ServerError(
-            f"no server at {self.base_url} ({exc}); start one with cluster.apply('vllm'), "
-            "or read its log if it should be running"
+            http_client=self._http,
         )
 
     @contextmanager
     def _explained(self, model: str) -> Iterator[None]:
         """Turns the client library's exceptions into one line each."""
-        import httpx2  # what the openai package raises when a stream breaks off
+        import httpx2  # the openai package's client
         import openai
 
         url = self.base_url
@@ -304,9 +248,12 @@ class ModelServer:
             raise ServerError(f"{url} sent nothing for {self.timeout_s:.0f} s") from exc
         except (openai.APIConnectionError, httpx2.HTTPError) as exc:
             # The package wraps both a refused connection and one that breaks off later.
-            cause = exc.__cause__ or exc
+            cause = exc if isinstance(exc, httpx2.HTTPError) else exc.__cause__ or exc
             if isinstance(cause, httpx2.ConnectError):
-                raise self._down(cause) from exc
+                raise ServerError(
+                    f"no server at {url} ({cause}); start one with cluster.apply('vllm'), "
+                    "or read its log if it should be running"
+                ) from exc
             raise ServerError(f"{url} broke off the answer ({cause}); see its log") from exc
         except openai.APIStatusError as exc:
             raise self._refused(exc, model) from exc

@@ -6,13 +6,13 @@ Under Ray Serve the same metrics carry another prefix (`ray_vllm_` in place of
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from workshop_lib.errors import ServerError
 
-__all__ = ["Histogram", "ServerMetrics", "parse_metrics"]
-
-_PREFIXES = ("", "vllm:", "ray_vllm_")
+_Found = TypeVar("_Found")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,39 +46,32 @@ class ServerMetrics:
 
     def value(self, name: str) -> float:
         """A gauge or a counter, added up over its series."""
-        for prefix in _PREFIXES:
-            for suffix in ("", "_total"):
-                if (found := self.values.get(f"{prefix}{name}{suffix}")) is not None:
-                    return found
-        raise self._missing(name)
+        return self._find(self.values, name)
 
     def histogram(self, name: str) -> Histogram:
         """A histogram, added up over its series."""
-        for prefix in _PREFIXES:
-            if (found := self.histograms.get(prefix + name)) is not None:
-                return found
-        raise self._missing(name)
+        return self._find(self.histograms, name)
 
     def labels(self, name: str) -> dict[str, str]:
         """The labels of an info metric, for example `cache_config_info`."""
-        for prefix in _PREFIXES:
-            if (found := self.info.get(prefix + name)) is not None:
-                return found
-        raise self._missing(name)
+        return self._find(self.info, name)
 
-    def _missing(self, name: str) -> ServerError:
-        stem = name.split("_")[0]
-        near = sorted(k for k in (*self.values, *self.histograms, *self.info) if stem in k)[:5]
+    def _find(self, metrics: dict[str, _Found], name: str) -> _Found:
+        for prefix in ("", "vllm:", "ray_vllm_"):
+            for suffix in ("", "_total"):
+                if (found := metrics.get(f"{prefix}{name}{suffix}")) is not None:
+                    return found
+        near = sorted(known for known in metrics if name.split("_")[0] in known)[:5]
         hint = f"; similar: {', '.join(near)}" if near else ""
-        return ServerError(f"the server's /metrics has no {name!r}{hint}")
+        raise ServerError(f"the server's /metrics has no {name!r}{hint}")
 
 
 def parse_metrics(page: str) -> ServerMetrics:
     """Read the text of a `/metrics` page."""
     from prometheus_client.parser import text_string_to_metric_families
 
-    values: dict[str, float] = {}
-    sums: dict[str, list[float]] = {}
+    values: dict[str, float] = defaultdict(float)
+    counts: dict[str, float] = defaultdict(float)
     buckets: dict[str, dict[float, float]] = {}
     info: dict[str, dict[str, str]] = {}
     try:
@@ -88,18 +81,17 @@ def parse_metrics(page: str) -> ServerMetrics:
     for family in families:
         for sample in family.samples:
             if family.type != "histogram":
-                values[sample.name] = values.get(sample.name, 0.0) + sample.value
+                values[sample.name] += sample.value
                 if sample.name.endswith("_info"):
                     info[sample.name] = dict(sample.labels)
-            elif sample.name.endswith("_bucket"):
-                bounds = buckets.setdefault(family.name, {})
-                bound = float(sample.labels["le"])
-                bounds[bound] = bounds.get(bound, 0.0) + sample.value
-            elif sample.name.endswith(("_sum", "_count")):
-                count_and_sum = sums.setdefault(family.name, [0.0, 0.0])
-                count_and_sum[sample.name.endswith("_sum")] += sample.value
+                continue
+            bounds = buckets.setdefault(family.name, defaultdict(float))
+            if "le" in sample.labels:
+                bounds[float(sample.labels["le"])] += sample.value
+            else:
+                counts[sample.name] += sample.value
     histograms = {
-        name: Histogram(count, total, buckets.get(name, {}))
-        for name, (count, total) in sums.items()
+        name: Histogram(counts[f"{name}_count"], counts[f"{name}_sum"], dict(bounds))
+        for name, bounds in buckets.items()
     }
-    return ServerMetrics(values, histograms, info)
+    return ServerMetrics(dict(values), histograms, info)

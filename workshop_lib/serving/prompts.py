@@ -42,7 +42,7 @@ def read_prompts(path: str | Path) -> list[str]:
 
 def run_prompts(
     server: ModelServer,
-    prompts: str | Path | Sequence[str],
+    prompts: Sequence[str],
     results_file: str | Path,
     *,
     max_tokens: int = 128,
@@ -56,7 +56,7 @@ def run_prompts(
 
     Args:
         server: Where to send them.
-        prompts: A file with one prompt a line, or the prompts themselves.
+        prompts: The prompts; `read_prompts` reads a file of them.
         results_file: Text file for the answers, with times and token counts.
         max_tokens: Longest answer, tokens.
         on_progress: Called as (done, total, text) after each prompt.
@@ -66,59 +66,43 @@ def run_prompts(
         `completion_tokens`, `tokens_per_s`, `response`, `error`.
 
     Raises:
-        ServerError: The prompts cannot be read, or the server does not answer.
+        ServerError: There is no prompt, or the server does not answer.
 
     Example:
-        >>> table = run_prompts(server, "data/prompts.txt", "build/results.txt")  # doctest: +SKIP
+        >>> table = run_prompts(server, ["What is a GPU?"], "build/results.txt")  # doctest: +SKIP
     """
     import pandas as pd
 
-    texts = read_prompts(prompts) if isinstance(prompts, str | Path) else list(prompts)
-    if not texts:
+    if not prompts:
         raise ServerError("run_prompts needs at least one prompt")
     model = server.first_model()
     Path(results_file).parent.mkdir(parents=True, exist_ok=True)
+    columns = ["prompt", "response_time_s", "prompt_tokens", "completion_tokens"]
+    columns += ["tokens_per_s", "response", "error"]
     rows: list[dict[str, Any]] = []
     with Path(results_file).open("w", encoding="utf-8") as out:
-        out.write(f"Model {model} at {server.base_url}, {len(texts)} prompts\n")
-        for number, prompt in enumerate(texts, start=1):
-            row = _prompt_row(server, prompt, model, max_tokens)
+        out.write(f"Model {model} at {server.base_url}, {len(prompts)} prompts\n")
+        for number, prompt in enumerate(prompts, start=1):
+            row: dict[str, Any] = {"prompt": prompt}
+            try:
+                answer = server.chat(prompt, max_tokens=max_tokens, model=model)
+            except ServerError as exc:
+                server.health()  # raises if the server is gone: then the rest would fail as well
+                row["error"], said = str(exc), f"failed: {exc}"
+            else:
+                row["response_time_s"] = answer.response_time_s
+                row["prompt_tokens"] = answer.prompt_tokens
+                row["completion_tokens"] = answer.completion_tokens
+                row["tokens_per_s"] = answer.completion_tokens / answer.response_time_s
+                row["response"] = answer.text
+                said = (
+                    f"{answer.response_time_s:.2f} s, {answer.prompt_tokens} prompt tokens, "
+                    f"{answer.completion_tokens} completion tokens\n{answer.text.strip()}"
+                )
             rows.append(row)
-            out.write(_prompt_text(number, row))
+            out.write(f"\n[{number}] {prompt}\n    {said}\n")
             out.flush()
             if on_progress is not None:
-                done = row["error"] or f"{row['response_time_s']:.1f} s"
-                on_progress(number, len(texts), f"{prompt[:40]}: {done}")
-    return pd.DataFrame(rows)
-
-
-def _prompt_row(server: ModelServer, prompt: str, model: str, max_tokens: int) -> dict[str, Any]:
-    row: dict[str, Any] = {
-        "prompt": prompt,
-        "response_time_s": None,
-        "prompt_tokens": None,
-        "completion_tokens": None,
-        "tokens_per_s": None,
-        "response": None,
-        "error": None,
-    }
-    try:
-        answer = server.chat(prompt, max_tokens=max_tokens, model=model)
-    except ServerError as exc:
-        server.health()  # raises if the server is gone: then the rest would fail as well
-        return row | {"error": str(exc)}
-    return row | {
-        "response_time_s": answer.response_time_s,
-        "prompt_tokens": answer.prompt_tokens,
-        "completion_tokens": answer.completion_tokens,
-        "tokens_per_s": answer.completion_tokens / answer.response_time_s,
-        "response": answer.text,
-    }
-
-
-def _prompt_text(number: int, row: dict[str, Any]) -> str:
-    if row["error"]:
-        return f"\n[{number}] {row['prompt']}\n    failed: {row['error']}\n"
-    counts = f"{row['prompt_tokens']} prompt tokens, {row['completion_tokens']} completion tokens"
-    time_and_counts = f"{row['response_time_s']:.2f} s, {counts}"
-    return f"\n[{number}] {row['prompt']}\n    {time_and_counts}\n{row['response'].strip()}\n"
+                done = row.get("error") or f"{row['response_time_s']:.1f} s"
+                on_progress(number, len(prompts), f"{prompt[:40]}: {done}")
+    return pd.DataFrame(rows, columns=columns)

@@ -1,16 +1,13 @@
 """Small exact models of what happens inside a serving engine.
 
-Batching: which request runs in which step. Paging: block tables of PagedAttention, against memory
-reserved in one piece. `simulate_engine`: both together, as an engine's gauges would show them.
-Sharding: a layer's matrix products on several GPUs. Plain data in, plain data out: widgets drive
-them, `workshop_lib.plots` draws them.
+Plain data in, plain data out: widgets drive them, `workshop_lib.plots` draws them.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from workshop_lib.errors import WorkshopError
@@ -20,22 +17,12 @@ if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import NDArray
 
-__all__ = [
-    "EngineRun",
-    "Job",
-    "PagedCache",
-    "Paging",
-    "Run",
-    "Schedule",
-    "ShardedLayer",
-    "all_reduce_bytes",
-    "sharded_layer",
-    "simulate_batching",
-    "simulate_engine",
-    "simulate_paging",
-]
+__all__ = ["Job", "sharded_layer", "simulate_batching", "simulate_engine", "simulate_paging"]
 
 Policy = Literal["static", "continuous"]
+
+
+# -- batching: which request runs in which step ------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,16 +83,9 @@ def simulate_batching(
     jobs: Sequence[Job], *, slots: int, policy: Policy = "continuous"
 ) -> Schedule:
     """Run jobs on an engine with that many slots, first come, first served."""
-    if policy not in ("static", "continuous"):
-        raise WorkshopError(f"the policy {policy!r} is not known; use static or continuous")
-    if slots < 1 or not jobs:
-        raise WorkshopError(f"at least one slot and one job are needed, got {slots}, {len(jobs)}")
-    for job in jobs:
-        if job.tokens < 1 or job.arrival < 0:
-            raise WorkshopError(
-                f"{job.name}: tokens must be at least 1 and arrival at least 0, "
-                f"got {job.tokens} and {job.arrival}"
-            )
+    if not jobs:
+        raise WorkshopError("at least one job is needed")
+    _at_least_one(slots=slots, **{f"tokens of {job.name}": job.tokens for job in jobs})
     waiting = sorted(range(len(jobs)), key=lambda i: jobs[i].arrival)
     busy_until = [0] * slots
     runs: dict[int, Run] = {}
@@ -123,6 +103,10 @@ def simulate_batching(
     return Schedule(policy, slots, tuple(runs[index] for index in range(len(jobs))))
 
 
+# -- paging: block tables, against memory reserved in one piece --------------------------------
+
+
+@dataclass
 class PagedCache:
     """A KV cache cut into blocks, as vLLM's block manager keeps it.
 
@@ -130,14 +114,14 @@ class PagedCache:
     vllm/v1/core; prefix caching is left out.
     """
 
-    def __init__(self, blocks: int, block_size: int) -> None:
-        _at_least_one("blocks", blocks)
-        _at_least_one("block_size", block_size)
-        self.blocks = blocks
-        self.block_size = block_size
-        self.tables: dict[str, list[int]] = {}
-        self.tokens: dict[str, int] = {}
-        self._free = deque(range(1, blocks + 1))
+    blocks: int
+    block_size: int
+    tables: dict[str, list[int]] = field(default_factory=dict)
+    tokens: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _at_least_one(blocks=self.blocks, block_size=self.block_size)
+        self._free = deque(range(1, self.blocks + 1))
 
     @property
     def free_blocks(self) -> int:
@@ -146,7 +130,6 @@ class PagedCache:
 
     def append(self, request: str, tokens: int = 1) -> bool:
         """Store more tokens of a request; nothing changes when the blocks do not suffice."""
-        _at_least_one("tokens", tokens)
         total = self.tokens.get(request, 0) + tokens
         table = self.tables.get(request, [])
         missing = -(-total // self.block_size) - len(table)
@@ -158,8 +141,6 @@ class PagedCache:
 
     def release(self, request: str) -> None:
         """Give back all blocks of a request that has finished."""
-        if request not in self.tables:
-            raise WorkshopError(f"{request} holds no blocks; those that do: {list(self.tables)}")
         self._free.extendleft(self.tables.pop(request))
         del self.tokens[request]
 
@@ -186,34 +167,26 @@ class Paging:
     pieces: tuple[str, ...]
 
     @property
-    def held_slots(self) -> int:
-        """Token slots in blocks that some request holds."""
-        return self.block_size * sum(len(table) for table in self.tables.values())
-
-    @property
     def wasted_slots(self) -> int:
         """Held slots without a token: the empty ends of last blocks (internal fragmentation)."""
-        return self.held_slots - sum(self.tokens[request] for request in self.tables)
+        return self.block_size * len(self.fill) - sum(self.tokens[name] for name in self.tables)
 
     @property
     def wasted_slots_in_pieces(self) -> int:
         """Slots without a token when each request reserves `max_model_len` of them."""
-        return sum(self.max_model_len - self.tokens[request] for request in self.pieces)
+        return sum(self.max_model_len - self.tokens[name] for name in self.pieces)
 
     def summary(self) -> list[dict[str, Any]]:
         """Both ways as rows: requests stored, slots held, slots wasted."""
-        held = self.max_model_len * len(self.pieces)
-        rows = [
-            (f"blocks of {self.block_size}", len(self.tables), self.held_slots, self.wasted_slots),
-            (
-                f"one piece of {self.max_model_len:,}",
-                len(self.pieces),
-                held,
-                self.wasted_slots_in_pieces,
-            ),
+        ways = {
+            f"blocks of {self.block_size}": (self.tables, self.wasted_slots),
+            f"one piece of {self.max_model_len:,}": (self.pieces, self.wasted_slots_in_pieces),
+        }
+        held = self.block_size * len(self.fill), self.max_model_len * len(self.pieces)
+        return [
+            {"kept in": way, "requests": len(stored), "held": slots, "wasted": wasted}
+            for (way, (stored, wasted)), slots in zip(ways.items(), held, strict=True)
         ]
-        names = ("kept in", "requests", "held", "wasted")
-        return [dict(zip(names, row, strict=True)) for row in rows]
 
 
 def simulate_paging(
@@ -221,29 +194,25 @@ def simulate_paging(
 ) -> Paging:
     """Store requests in a cache in the order given, in blocks and in one piece each."""
     cache = PagedCache(blocks, block_size)
-    _at_least_one("max_model_len", max_model_len)
-    for request, count in tokens.items():
-        _at_least_one(f"tokens of {request}", count)
-        if count > max_model_len:
-            raise WorkshopError(
-                f"{request}: {count} tokens are more than max_model_len {max_model_len}"
-            )
-    admitted: dict[str, int] = {}
-    needed = 0
-    for request, count in tokens.items():
+    _at_least_one(**{f"tokens of {name}": count for name, count in tokens.items()})
+    if too_long := [name for name, count in tokens.items() if count > max_model_len]:
+        raise WorkshopError(
+            f"{too_long[0]}: {tokens[too_long[0]]} tokens are more than max_model_len "
+            f"{max_model_len}"
+        )
+    left, needed = {}, 0
+    for name, count in tokens.items():
         needed += -(-count // block_size)
         if needed > blocks:
             break
-        admitted[request] = count
-    left = dict(admitted)
-    while left:
-        for request in list(left):
-            step = min(block_size, left[request])
-            cache.append(request, step)
-            left[request] -= step
-            if not left[request]:
-                del left[request]
-    pieces = tuple(tokens)[: blocks * block_size // max_model_len]
+        left[name] = count
+    waiting = tuple(name for name in tokens if name not in left)
+    while left:  # in turn, a block at a time, as they would grow beside each other
+        for name in list(left):
+            cache.append(name, min(block_size, left[name]))
+            left[name] -= block_size
+            if left[name] <= 0:
+                del left[name]
     return Paging(
         block_size=block_size,
         blocks=blocks,
@@ -251,14 +220,18 @@ def simulate_paging(
         tables=cache.tables,
         fill=cache.fill(),
         tokens=dict(tokens),
-        waiting=tuple(request for request in tokens if request not in admitted),
-        pieces=pieces,
+        waiting=waiting,
+        pieces=tuple(tokens)[: blocks * block_size // max_model_len],
     )
 
 
-def _at_least_one(name: str, value: int) -> None:
-    if value < 1:
-        raise WorkshopError(f"{name} must be at least 1, got {value}")
+def _at_least_one(**values: int) -> None:
+    for name, value in values.items():
+        if value < 1:
+            raise WorkshopError(f"{name} must be at least 1, got {value}")
+
+
+# -- both together, as an engine's gauges show them --------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,14 +240,10 @@ class EngineRun:
 
     Attributes:
         schedule: Which request ran in which step.
-        blocks: Blocks of its cache.
-        block_size: Tokens in a block.
         gauges: One row a step: `step`, `running`, `waiting` (requests), `blocks` (in use).
     """
 
     schedule: Schedule
-    blocks: int
-    block_size: int
     gauges: pd.DataFrame
 
 
@@ -317,25 +286,23 @@ def simulate_engine(
     rows = []
     for step in range(schedule.steps):
         for run in schedule.runs:
-            name = run.job.name
             if run.end == step:
-                cache.release(name)
-        for run in schedule.runs:
+                cache.release(run.job.name)
+        running = [run for run in schedule.runs if run.start <= step < run.end]
+        for run in running:
             name = run.job.name
-            if not run.start <= step < run.end:
-                continue
             prompt = prompt_tokens if isinstance(prompt_tokens, int) else prompt_tokens[name]
             if not cache.append(name, prompt if run.start == step else 1):
                 raise WorkshopError(
                     f"{name} finds no free block in step {step}: {blocks} blocks of {block_size} "
                     "tokens are too few for these requests at once; use fewer or shorter ones"
                 )
-        running = [run for run in schedule.runs if run.start <= step < run.end]
-        waiting = [run for run in schedule.runs if run.job.arrival <= step < run.start]
-        used = sum(len(table) for table in cache.tables.values())
-        rows.append((step, len(running), len(waiting), used))
-    gauges = pd.DataFrame(rows, columns=["step", "running", "waiting", "blocks"])
-    return EngineRun(schedule, blocks, block_size, gauges)
+        waiting = sum(run.job.arrival <= step < run.start for run in schedule.runs)
+        rows.append((step, len(running), waiting, blocks - cache.free_blocks))
+    return EngineRun(schedule, pd.DataFrame(rows, columns=["step", "running", "waiting", "blocks"]))
+
+
+# -- tensor parallelism: a layer's matrix products on several GPUs -----------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -345,51 +312,32 @@ class ShardedLayer:
     Attributes:
         tp: GPUs.
         partial: What each GPU has before the all-reduce, each of shape (tokens, hidden): no
-            GPU has the answer.
-        output: Their sum, (tokens, hidden): what every GPU has after it.
+            GPU has the answer. Their sum is what every GPU has after it.
         whole: The same product by one GPU.
         weights_per_gpu: Numbers of the two matrices that each GPU holds.
     """
 
     tp: int
     partial: tuple[NDArray[np.float64], ...]
-    output: NDArray[np.float64]
     whole: NDArray[np.float64]
     weights_per_gpu: int
 
-    @property
-    def equal(self) -> bool:
-        """Whether the sum is the whole product, up to the order of the additions."""
-        import numpy as np
-
-        return bool(np.allclose(self.output, self.whole))
-
-    def sent_bytes(self, number_bytes: int = 2) -> float:
-        """Bytes that each GPU sends in the all-reduce."""
-        return all_reduce_bytes(self.output.size * number_bytes, self.tp)
-
     def row(self) -> dict[str, Any]:
-        """One row for a table: GPUs, weights on each, what is right, bytes sent by each."""
+        """One row for a table: GPUs, weights on each, what is right, bytes sent by each.
+
+        A ring all-reduce sends 2 (n - 1) / n times the tensor's size, here of 16-bit numbers.
+        Source: Patarasuk and Yuan, "Bandwidth optimal all-reduce algorithms for clusters of
+        workstations", 2009.
+        """
         import numpy as np
 
         return {
             "tp": self.tp,
             "weights on each GPU": self.weights_per_gpu,
             "one GPU's part is right": bool(np.allclose(self.partial[0], self.whole)),
-            "the sum is right": self.equal,
-            "bytes sent by each": int(self.sent_bytes()),
+            "the sum is right": bool(np.allclose(np.sum(self.partial, axis=0), self.whole)),
+            "bytes sent by each": int(2 * (self.tp - 1) / self.tp * self.whole.size * 2),
         }
-
-
-def all_reduce_bytes(size_bytes: float, gpus: int) -> float:
-    """Bytes that each GPU sends when a tensor is summed over all of them, as a ring.
-
-    Source: Patarasuk and Yuan, "Bandwidth optimal all-reduce algorithms for clusters of
-    workstations", 2009: 2 (n - 1) / n times the size.
-    """
-    if gpus < 1:
-        raise WorkshopError(f"at least one GPU is needed, got {gpus}")
-    return 2 * (gpus - 1) / gpus * size_bytes
 
 
 def sharded_layer(
@@ -418,27 +366,19 @@ def sharded_layer(
         >>> source = np.random.default_rng(0)
         >>> x, up = source.normal(size=(3, 8)), source.normal(size=(8, 16))
         >>> layer = sharded_layer(x, up, source.normal(size=(16, 8)), tp=4)
-        >>> layer.equal, len(layer.partial), layer.weights_per_gpu
+        >>> layer.row()["the sum is right"], len(layer.partial), layer.weights_per_gpu
         (True, 4, 64)
     """
     import numpy as np
 
-    if x.ndim != 2 or up.ndim != 2 or down.ndim != 2 or x.shape[1] != up.shape[0]:
-        raise WorkshopError(f"shapes {x.shape} and {up.shape} do not make a product")
-    if up.shape[1] != down.shape[0]:
-        raise WorkshopError(f"shapes {up.shape} and {down.shape} do not make a product")
-    inner = up.shape[1]
-    if tp < 1 or inner % tp:
-        raise WorkshopError(f"{inner} columns cannot be shared out over {tp} GPUs")
-    columns = np.split(up, tp, axis=1)
-    rows = np.split(down, tp, axis=0)
-    partial = tuple(
-        np.maximum(x @ column, 0) @ row for column, row in zip(columns, rows, strict=True)
-    )
+    if x.shape[1:] != up.shape[:1] or up.shape[1:] != down.shape[:1]:
+        raise WorkshopError(f"shapes {x.shape}, {up.shape}, {down.shape} do not make a product")
+    if tp < 1 or up.shape[1] % tp:
+        raise WorkshopError(f"{up.shape[1]} columns cannot be shared out over {tp} GPUs")
+    shards = list(zip(np.split(up, tp, axis=1), np.split(down, tp, axis=0), strict=True))
     return ShardedLayer(
         tp=tp,
-        partial=partial,
-        output=np.sum(partial, axis=0),
+        partial=tuple(np.maximum(x @ columns, 0) @ rows for columns, rows in shards),
         whole=np.maximum(x @ up, 0) @ down,
-        weights_per_gpu=columns[0].size + rows[0].size,
+        weights_per_gpu=shards[0][0].size + shards[0][1].size,
     )

@@ -277,7 +277,7 @@ class SweepRun:
         task = asyncio.current_task()
         self._cancel = lambda: task and loop.call_soon_threadsafe(task.cancel)
         url = f"{self._server.base_url}/v1/chat/completions"
-        client = StreamClient(url, api_key=self._server.api_key, timeout_s=self._timeout_s)
+        client = StreamClient(url, timeout_s=self._timeout_s)
         try:
             for plan in self._plans:
                 if self._stopped:

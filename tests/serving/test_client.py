@@ -50,12 +50,6 @@ def test_chat_returns_text_and_counts(stub: StreamingServer, server: ModelServer
     assert body["model"] == MODEL and body["ignore_eos"] is True and body["temperature"] == 0
 
 
-def test_chat_takes_messages(stub: StreamingServer, server: ModelServer) -> None:
-    messages = [{"role": "system", "content": "Be short."}, {"role": "user", "content": "Hi"}]
-    server.chat(messages, max_tokens=1)
-    assert stub.bodies[-1]["messages"] == messages
-
-
 def test_a_text_is_continued_as_it_is(stub: StreamingServer, server: ModelServer) -> None:
     answer = server.complete("one two three", max_tokens=4, temperature=1.0, seed=7)
     assert answer.text.split() == ["word"] * 4
@@ -198,14 +192,6 @@ def test_a_silent_server_is_not_waited_for_for_ever(stub: StreamingServer) -> No
     assert "sent nothing for" in one_line(caught)
 
 
-def test_key_is_sent_and_asked_for() -> None:
-    with StreamingServer(ttft_ms=1, itl_ms=1, api_key="secret-7") as stub:
-        assert ModelServer(stub.url, "secret-7").chat("Hi", max_tokens=1).completion_tokens == 1
-        with pytest.raises(ServerError) as caught:
-            ModelServer(stub.url).models()
-        assert "refused the key (401); pass api_key" in one_line(caught)
-
-
 @pytest.mark.parametrize("url", ["", "127.0.0.1:8000", "ftp://host", "http://"])
 def test_an_address_that_is_none_is_refused(url: str) -> None:
     with pytest.raises(ServerError, match="is no server address"):
@@ -226,33 +212,26 @@ def test_the_workshops_prompts() -> None:
 
 
 def test_run_prompts_writes_a_table_and_a_file(server: ModelServer, tmp_path: Path) -> None:
-    prompts = tmp_path / "prompts.txt"
-    prompts.write_text("# ours\nWhat is a GPU?\n\nFAULT:500 Hi\nWhat is a token?\n")
+    file = tmp_path / "prompts.txt"
+    file.write_text("# ours\nWhat is a GPU?\n\nFAULT:500 Hi\nWhat is a token?\n")
     results = tmp_path / "out" / "results.txt"
-    seen: list[tuple[int, int, str]] = []
+    seen: list[tuple[int, int]] = []
     table = run_prompts(
         server,
-        prompts,
+        read_prompts(file),
         results,
         max_tokens=3,
-        on_progress=lambda done, total, text: seen.append((done, total, text)),
+        on_progress=lambda done, total, text: seen.append((done, total)),
     )
     assert table.prompt.tolist() == ["What is a GPU?", "FAULT:500 Hi", "What is a token?"]
     good = table[table.error.isna()]
     assert good.completion_tokens.tolist() == [3, 3] and good.prompt_tokens.tolist() == [4, 4]
     assert (good.response_time_s >= 0.09).all()
     assert "engine is dead" in table.error[1]
-    assert [(done, total) for done, total, _ in seen] == [(1, 3), (2, 3), (3, 3)]
+    assert seen == [(1, 3), (2, 3), (3, 3)]
     text = results.read_text()
     assert "[1] What is a GPU?" in text and "3 completion tokens" in text
     assert "failed: " in text and text.count("word word word") == 2
-
-
-def test_run_prompts_takes_a_list(server: ModelServer, tmp_path: Path) -> None:
-    table = run_prompts(server, ["one", "two"], tmp_path / "results.txt", max_tokens=1)
-    assert table.prompt.tolist() == ["one", "two"]
-    with pytest.raises(ServerError, match="at least one prompt"):
-        run_prompts(server, [], tmp_path / "results.txt")
 
 
 def test_health_of_ray_serve() -> None:
@@ -267,13 +246,12 @@ def test_health_of_ray_serve() -> None:
 
 
 def test_run_prompts_stops_when_the_server_is_gone(tmp_path: Path) -> None:
-    prompts = tmp_path / "prompts.txt"
-    prompts.write_text("one\ntwo\nthree\n")
     results = tmp_path / "results.txt"
-    with StreamingServer(ttft_ms=1, itl_ms=1) as stub:
-        server = ModelServer(stub.url)
-        with pytest.raises(ServerError):
-            run_prompts(server, prompts, results, on_progress=lambda *_: stub.die())
+    with StreamingServer(ttft_ms=1, itl_ms=1) as stub, ModelServer(stub.url) as server:
+        with pytest.raises(ServerError, match="no server at"):
+            run_prompts(server, ["one", "two"], results, on_progress=lambda *_: stub.die())
+        with pytest.raises(ServerError, match="at least one prompt"):
+            run_prompts(server, [], results)
     assert "[1] one" in results.read_text() and "[2]" not in results.read_text()
 
 
