@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import ipaddress
+import itertools
 
 import pytest
 from manifest_checks import pod_templates
@@ -242,123 +243,111 @@ def reaches(profile, source, target, port):
     return admitted(profile, "Egress", source, target, port) and inwards
 
 
-def pod_of(profile, component, group=0):
-    """Where a component's pod runs, and its labels: those of its template and KubeRay's own."""
-    for item in manifests.render(profile, component):
-        for template in pod_templates(item.body)[group : group + 1]:
-            labels = dict(template["metadata"]["labels"])
-            if "Ray" in item.kind:
-                labels["ray.io/node-type"] = "worker" if group else "head"
-            return "workshop", labels
-    raise AssertionError(f"{component} has no pods")
+OUTSIDE = {
+    "operator": ("kuberay-system", {"app.kubernetes.io/name": "kuberay-operator"}),
+    "dns": ("kube-system", {"k8s-app": "kube-dns"}),
+    "prometheus": ("monitoring", {"app.kubernetes.io/name": "prometheus"}),
+    "impostor": ("default", {"app.kubernetes.io/name": "prometheus"}),
+    "grafana": ("monitoring", {"app.kubernetes.io/name": "grafana"}),
+    "stranger": ("default", {"app": "ray-cluster"}),
+    "internet": "140.82.112.3", "inside": "10.0.12.7", "node-credentials": "169.254.169.254",
+    "pod-identity": "169.254.170.23", "node-dns": "169.254.20.10",  # no pods: only addresses
+}  # fmt: skip
+RAY_PORTS = "6379 8265 10001 10002 19999"
+HEADS = "ray-cluster raycluster ray-service autoscale"
+
+# Who, whom, on which ports it may, and on which not.
+TALKS = [
+    *((each, each, RAY_PORTS, "") for each in ("ray-cluster", "raycluster", "grpo", "ray-service")),
+    (
+        "vllm model stale-address autoscale stranger",
+        "ray-cluster raycluster grpo ray-service",
+        "",
+        RAY_PORTS,
+    ),
+    ("ray-cluster raycluster grpo ray-service", "internet", "", f"443 {RAY_PORTS}"),
+    ("ray-cluster raycluster grpo ray-service vllm model", "dns", "53", ""),
+    # The operator reaches heads of its own clusters.
+    ("operator", "raycluster ray-service autoscale", "8265 8000", "10001"),
+    ("operator", "ray-cluster", "", "8265"),
+    # Prestage reaches the internet and its own credentials, not its node's.
+    ("prestage", "internet", "443", "80"),
+    ("prestage", "pod-identity", "80", ""),
+    ("prestage", "inside node-credentials", "", "80 443"),
+    ("model vllm", "pod-identity", "", "80"),
+    ("prestage", "model vllm", "", "8265"),
+    # Model servers answer the workshop's pods on one port.
+    ("ray-cluster", "vllm ray-service autoscale", "8000", "9000"),
+    ("stranger", "vllm ray-service autoscale", "", "8000"),
+    ("vllm ray-service", "internet", "", "443"),
+    # Prometheus reads pages, or its monitors' targets would never answer, and reaches nothing else.
+    ("prometheus", f"{HEADS} grpo", "8080", "6379 8265 10001"),
+    ("prometheus", "vllm", "8000", ""),
+    ("impostor", f"{HEADS} grpo", "", "8080"),
+    (HEADS, "prometheus", "9090", ""),
+    (HEADS, "grafana", "3000", "22"),
+    ("model", "grafana", "", "3000"),
+    # Only the model comes from outside.
+    ("model", "internet", "443", "80"),
+    ("model", "inside node-credentials", "", "80 443"),
+    ("vllm stale-address", "internet", "", "443"),
+    # A DNS cache on the node is no pod (kubernetes.io, NodeLocal DNSCache).
+    ("ray-cluster vllm model raycluster", "node-dns", "53", "80"),
+    ("ray-cluster vllm model raycluster", "node-credentials", "", "53"),
+]
 
 
-OPERATOR = ("kuberay-system", {"app.kubernetes.io/name": "kuberay-operator"})
-DNS = ("kube-system", {"k8s-app": "kube-dns"})
-PROMETHEUS = ("monitoring", {"app.kubernetes.io/name": "prometheus"})
-GRAFANA = ("monitoring", {"app.kubernetes.io/name": "grafana"})
-STRANGER = ("default", {"app": "ray-cluster"})
-INTERNET, INSIDE, CREDENTIALS = "140.82.112.3", "10.0.12.7", "169.254.169.254"
+@functools.cache
+def actor(profile, name):
+    """Where a component's pod runs, and its labels: those of its template and KubeRay's own.
 
-
-@pytest.mark.parametrize("profile", PROFILES)
-@pytest.mark.parametrize("component", ["ray-cluster", "raycluster", "grpo", "ray-service"])
-def test_a_ray_cluster_is_open_to_itself_only(profile, component):
-    own = pod_of(profile, component)
-    others = [pod_of(profile, each) for each in ("vllm", "model", "stale-address", "autoscale")]
-    for port in (6379, 8265, 10001, 10002, 19999):
-        assert reaches(profile, own, own, port)
-        for other in (*others, STRANGER):
-            assert not reaches(profile, other, own, port), (other, port)
-        assert not reaches(profile, own, INTERNET, port)
-    assert reaches(profile, own, DNS, 53)
-
-
-@pytest.mark.parametrize("profile", PROFILES)
-def test_the_operator_reaches_heads_of_its_own_clusters(profile):
-    for component in ("raycluster", "ray-service", "autoscale"):
-        head = pod_of(profile, component)
-        assert reaches(profile, OPERATOR, head, 8265) and reaches(profile, OPERATOR, head, 8000)
-        assert not reaches(profile, OPERATOR, head, 10001)
-    assert not reaches(profile, OPERATOR, pod_of(profile, "ray-cluster"), 8265)
-    assert not reaches("eks", OPERATOR, pod_of("eks", "raycluster", group=1), 8265)
-
-
-@pytest.mark.parametrize("profile", PROFILES)
-def test_prestage_reaches_the_internet_and_its_credentials(profile):
-    own, agent = pod_of(profile, "prestage"), "169.254.170.23"
-    assert reaches(profile, own, INTERNET, 443) and reaches(profile, own, agent, 80)
-    assert not reaches(profile, own, INTERNET, 80) and not reaches(profile, own, INSIDE, 443)
-    assert not reaches(profile, own, CREDENTIALS, 80), "a node's own credentials are not its"
-    for other in (pod_of(profile, "model"), pod_of(profile, "vllm")):
-        assert not reaches(profile, other, agent, 80) and not reaches(profile, own, other, 8265)
-
-
-@pytest.mark.parametrize("profile", PROFILES)
-def test_model_servers_answer_the_workshops_pods_on_one_port(profile):
-    for component in ("vllm", "ray-service", "autoscale"):
-        server = pod_of(profile, component)
-        assert reaches(profile, pod_of(profile, "ray-cluster"), server, 8000)
-        assert not reaches(profile, pod_of(profile, "ray-cluster"), server, 9000)
-        assert not reaches(profile, STRANGER, server, 8000)
-        assert not reaches(profile, server, INTERNET, 443) or component == "autoscale"
-
-
-@pytest.mark.parametrize("profile", PROFILES)
-def test_prometheus_reads_pages_and_reaches_nothing_else(profile):
-    """Otherwise the ServiceMonitors would find targets that never answer."""
-    impostor = ("default", PROMETHEUS[1])
-    for component in ("ray-cluster", "raycluster", "ray-service", "autoscale", "grpo"):
-        for group in (0, 1) if "Ray" in manifests.render(profile, component)[-1].kind else (0,):
-            try:
-                pod = pod_of(profile, component, group)
-            except AssertionError:
-                continue  # a head alone
-            assert reaches(profile, PROMETHEUS, pod, 8080)
-            assert not reaches(profile, impostor, pod, 8080)
-            for port in (6379, 8265, 10001):
-                assert not reaches(profile, PROMETHEUS, pod, port)
-    assert reaches(profile, PROMETHEUS, pod_of(profile, "vllm"), 8000)
-    for component in ("ray-cluster", "raycluster", "ray-service", "autoscale"):
-        head = pod_of(profile, component)
-        assert reaches(profile, head, PROMETHEUS, 9090) and reaches(profile, head, GRAFANA, 3000)
-        assert not reaches(profile, head, GRAFANA, 22)
-    assert not reaches(profile, pod_of(profile, "model"), GRAFANA, 3000)
+    `autoscale/1` is a worker of the component's first group.
+    """
+    if name in OUTSIDE:
+        return OUTSIDE[name]
+    component, _, group = name.partition("/")
+    kind, template = next(
+        (item.kind, found[int(group or 0)])
+        for item in manifests.render(profile, component)
+        if (found := pod_templates(item.body))
+    )
+    labels = dict(template["metadata"]["labels"])
+    if "Ray" in kind:
+        labels["ray.io/node-type"] = "worker" if group else "head"
+    return "workshop", labels
 
 
 @pytest.mark.parametrize("profile", PROFILES)
-def test_only_the_model_comes_from_outside(profile):
-    model = pod_of(profile, "model")
-    assert reaches(profile, model, INTERNET, 443) and reaches(profile, model, DNS, 53)
-    for target, port in ((INTERNET, 80), (INSIDE, 443), (CREDENTIALS, 443), (CREDENTIALS, 80)):
-        assert not reaches(profile, model, target, port)
-    for component in ("ray-cluster", "grpo", "vllm", "raycluster", "stale-address"):
-        assert not reaches(profile, pod_of(profile, component), INTERNET, 443)
+def test_who_talks_to_whom(profile):
+    wrong, rows = [], list(TALKS)
+    if profile == "eks":
+        rows += [
+            ("operator", "raycluster/1", "", "8265"),
+            ("prometheus", "raycluster/1", "8080", ""),
+            ("autoscale", "inside", "443", ""),
+            ("autoscale", "node-credentials", "", "443"),
+            ("autoscale/1", "inside", "", "443"),
+        ]
+    else:  # its workers are not added and removed by the head
+        rows += [("autoscale", "inside", "", "443")]
+    for sources, targets, may, may_not in rows:
+        for source, target in itertools.product(sources.split(), targets.split()):
+            for port in (*map(int, may.split()), *map(int, may_not.split())):
+                seen = reaches(profile, actor(profile, source), actor(profile, target), port)
+                if seen is not (str(port) in may.split()):
+                    wrong.append((source, target, port, seen))
+    assert wrong == []
 
 
-@pytest.mark.parametrize("profile", PROFILES)
-def test_a_dns_cache_on_the_node_answers(profile):
-    """It is no pod: only its address can be named (kubernetes.io, NodeLocal DNSCache)."""
-    for component in ("ray-cluster", "vllm", "model", "raycluster"):
-        pod = pod_of(profile, component)
-        assert reaches(profile, pod, "169.254.20.10", 53)
-        assert not reaches(profile, pod, "169.254.20.10", 80)
-        assert not reaches(profile, pod, CREDENTIALS, 53)
-    rules = namespace(profile, "NetworkPolicy", dns_cache="172.20.0.10")["dns"]["spec"]["egress"]
+def test_a_dns_cache_is_named_by_its_address():
+    rules = namespace("eks", "NetworkPolicy", dns_cache="172.20.0.10")["dns"]["spec"]["egress"]
     assert rules[0]["to"][1] == {"ipBlock": {"cidr": "172.20.0.10/32"}}
     assert {(each["protocol"], each["port"]) for each in rules[0]["ports"]} == {
         ("UDP", 53), ("TCP", 53),
     }  # fmt: skip
     for wrong in ("0.0.0.0/0", "10.0.0.256", "10.0.0", "", "10.0.0.1/8"):
         with pytest.raises(ManifestError, match="parameter dns_cache"):
-            namespace(profile, "NetworkPolicy", dns_cache=wrong)
-
-
-def test_only_the_autoscaler_reaches_the_api_server():
-    assert reaches("eks", pod_of("eks", "autoscale"), INSIDE, 443)
-    assert not reaches("eks", pod_of("eks", "autoscale"), CREDENTIALS, 443)
-    assert not reaches("eks", pod_of("eks", "autoscale", group=1), INSIDE, 443)
-    assert not reaches("kind", pod_of("kind", "autoscale"), INSIDE, 443)
+            namespace("eks", "NetworkPolicy", dns_cache=wrong)
 
 
 # -- labels ---------------------------------------------------------------------------------------
