@@ -312,6 +312,8 @@ def test_a_run_says_latency_reactions_and_losses():
     assert found.counts() == {"failed_attempts": 3, "lost_requests": 0}
     found.requests.loc[0, "last"] = True  # the user gave up
     assert found.counts()["lost_requests"] == 1
+    found.requests = found.requests[:50]  # none ended in the last part
+    assert found.summary()["p50_at_the_end_ms"].isna().tolist() == [False, True, True]
 
 
 def test_checks_see_what_went_wrong():

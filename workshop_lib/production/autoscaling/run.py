@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 SAMPLE_EVERY_S = 0.5
 PHASE_COLUMNS = ["users", "start_s", "end_s", "predicted", "replicas", "settled"]
 SAMPLE_COLUMNS = [
-    *("time_s", "users", "in_flight", "target", "running", "counted_requests", "queued_requests")
+    *("time_s", "users", "in_flight", "target", "running"),
+    *("counted_requests", "queued_requests"),
 ]
 
 
@@ -57,17 +58,15 @@ class ScalingRun:
         good = self.requests[self.requests["error"] == ""]
         ends_s = good["start_s"] + good["latency_ms"] / 1000
         table = self.phases[["users", "predicted", "replicas"]].copy()
-        table["answered"] = [
-            int(ends_s.between(start_s, end_s).sum())
-            for start_s, end_s in zip(self.phases["start_s"], self.phases["end_s"], strict=True)
-        ]
+        times_s = zip(self.phases["start_s"], self.phases["end_s"], strict=True)
+        table["answered"] = [int(ends_s.between(*each).sum()) for each in times_s]
         share = table["users"] / table["predicted"]
-        table["predicted_ms"] = (share * good["service_ms"].median()).round(0)
+        table["predicted_ms"] = share * good["service_ms"].median()
         table["p50_at_the_end_ms"] = [
-            round(good.loc[ends_s.between(end_s - last_s, end_s), "latency_ms"].median())
+            good.loc[ends_s.between(end_s - last_s, end_s), "latency_ms"].median()
             for end_s in self.phases["end_s"]
         ]
-        return table
+        return table.round({"predicted_ms": 0, "p50_at_the_end_ms": 0})
 
     def reactions(self) -> pd.DataFrame:
         """For each change of the load: when Serve's target followed, and when the replicas did.
