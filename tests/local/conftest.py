@@ -12,6 +12,7 @@ from local_helpers import assert_nothing_left, job, listening, until
 
 from workshop_lib.cluster.kube import component_of
 from workshop_lib.cluster.local.cluster import LocalCluster
+from workshop_lib.cluster.local.objects import all_objects
 
 NEIGHBOUR = "neighbour"
 
@@ -58,8 +59,8 @@ def _shared():
 def busy_cluster(_shared):
     """A state where a neighbour runs; what a test leaves is deleted, claims and all."""
     yield _shared
-    claims = [b for b in _shared._objects() if b["kind"] == "PersistentVolumeClaim"]
-    for name in {component_of(body) for body in _shared._objects()} - {NEIGHBOUR}:
+    claims = [b for b in all_objects(_shared.paths) if b["kind"] == "PersistentVolumeClaim"]
+    for name in {component_of(body) for body in all_objects(_shared.paths)} - {NEIGHBOUR}:
         ours = [body["metadata"]["name"] for body in claims if component_of(body) == name]
         _shared.delete(name, claims=ours)
     assert _shared.components() == [NEIGHBOUR]

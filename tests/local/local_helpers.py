@@ -65,6 +65,18 @@ def server(**spec):
     return items
 
 
+def sleeper(script, **spec):
+    """A Deployment of one container that runs a shell script, without volumes and probes."""
+    items = [item for item in objects("server") if item.kind == "Deployment"]
+    items[0].body["spec"] |= spec
+    container = pod_spec(items)["containers"][0]
+    pod_spec(items)["containers"] = [
+        {"name": "web", "image": container["image"], "command": ["bash", "-c", script]}
+    ]
+    del pod_spec(items)["volumes"]
+    return items
+
+
 def config_map(name, **data):
     return Object(
         {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": data}, "test"
@@ -74,6 +86,15 @@ def config_map(name, **data):
 def secret(name, **data):
     return Object(
         {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "stringData": data},
+        "test",
+    )
+
+
+def claim(name, storage="local-path"):
+    spec = {"storageClassName": storage, "accessModes": ["ReadWriteMany"]}
+    metadata = {"name": name}
+    return Object(
+        {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": metadata, "spec": spec},
         "test",
     )
 

@@ -18,7 +18,8 @@ from local_helpers import (
 )
 
 from workshop_lib.cluster.local import processes
-from workshop_lib.errors import ClusterError, WaitTimeoutError
+from workshop_lib.cluster.local.machine import capacity
+from workshop_lib.errors import ClusterError
 
 RECORDED = Path(__file__).parents[1] / "data/kubernetes"
 
@@ -44,11 +45,8 @@ def anonymous(events):
 
 
 def test_indexed_pods_know_their_rank_and_their_head(cluster):
-    script = "; ".join(
-        f"echo {name}=${name}"
-        for name in ("JOB_COMPLETION_INDEX", "HEAD_ADDRESS", "HEAD_URL", "NOT_AN_ADDRESS", "POD_IP",
-                     "INDEX_LABEL")
-    )  # fmt: skip
+    names = ("JOB_COMPLETION_INDEX", "HEAD_ADDRESS", "NOT_AN_ADDRESS", "POD_IP", "INDEX_LABEL")
+    script = "; ".join(f"echo {name}=${name}" for name in names)
     ranks = cluster.apply_objects("ranks", job(script, folder="indexed"))
     ranks.wait_complete(timeout_s=300)
     said = {0: {}, 1: {}}
@@ -60,7 +58,6 @@ def test_indexed_pods_know_their_rank_and_their_head(cluster):
     for rank in (0, 1):
         assert said[rank]["JOB_COMPLETION_INDEX"] == said[rank]["INDEX_LABEL"] == str(rank)
         assert said[rank]["HEAD_ADDRESS"] == f"{said[0]['POD_IP']}:7000"
-        assert said[rank]["HEAD_URL"] == f"http://{said[0]['POD_IP']}:7000/x"
         assert said[rank]["NOT_AN_ADDRESS"] == "see ranks-0.ranks:7000"
         assert said[rank]["POD_IP"].startswith(f"{network}.")
     assert said[0]["POD_IP"] != said[1]["POD_IP"]
@@ -178,18 +175,6 @@ def test_active_deadline(cluster):
     assert not shims(cluster, "Job/work")
 
 
-def test_parallelism_bounds_how_many_run(cluster):
-    script = "until [ -e $TMPDIR/go ]; do sleep 0.05; done"
-    work = cluster.apply_objects("work", job(script, completions=3, parallelism=2))
-    work.wait_ready(timeout_s=300)
-    assert len(work.pods) == 2
-    for name in work.pods:
-        cluster.exec(name, ["bash", "-c", "touch $TMPDIR/go"])
-    until(lambda: len(work.pods) == 3)
-    cluster.exec(work.pods[-1], ["bash", "-c", "touch $TMPDIR/go"])
-    work.wait_complete(timeout_s=300)
-
-
 def test_init_containers_come_first(cluster):
     items = job("cat $TMPDIR/made; exit 3")
     pod_spec(items)["initContainers"] = [
@@ -212,24 +197,19 @@ def test_init_containers_come_first(cluster):
 
 
 def test_gpus_that_are_not_there_leave_a_pod_pending(cluster):
+    """As a real scheduler says it; that a wait tells the reason is the protocol suite's."""
     items = job("true")
     pod_spec(items)["containers"][0]["resources"] = {"limits": {"example.com/gpu": "8"}}
     work = cluster.apply_objects("work", items)
     until(lambda: list(work.table()["state"]) == ["Pending"] and work.table()["reason"][0])
-    with pytest.raises(WaitTimeoutError) as error:
-        work.wait_ready(timeout_s=0.2)
-    why = r"is Pending since [\d:]{8} UTC: 0/1 nodes are available: 1 Insufficient example\.com/gpu"
-    assert re.search(why, str(error.value)), error.value
     real = recorded("insufficient-gpu")["condition"]
-    conditions = work.observe().pods[0]["status"]["conditions"]
     wanted = real["message"].replace("nvidia.com", "example.com")
+    conditions = work.observe().pods[0]["status"]["conditions"]
     assert facts(conditions) == [("PodScheduled", "False", real["reason"], wanted)]
     assert "FailedScheduling" in set(work.events()["reason"])
 
 
 def test_memory_of_pods_that_run_is_counted(cluster):
-    from workshop_lib.cluster.local.machine import capacity
-
     half = {"requests": {"memory": str(int(capacity()["memory"] * 0.6))}}
     items = job("until [ -e $TMPDIR/go ]; do sleep 0.05; done", completions=2, parallelism=2)
     pod_spec(items)["containers"][0]["resources"] = half

@@ -173,7 +173,7 @@ def copy(tmp_path):
     shutil.copytree(CHECKOUT / "workshop_lib", folder / "workshop_lib", ignore=ignore)
     (folder / "manifests").mkdir()
     yield folder
-    assert cli("clean", "--all", checkout=folder).returncode == 0
+    assert cli("clean", checkout=folder).returncode == 0
 
 
 def test_two_checkouts_side_by_side(cluster, copy):
@@ -193,7 +193,7 @@ def test_two_checkouts_side_by_side(cluster, copy):
     assert f"['web'] listening {copy}" in output
     listed = cli("status", checkout=copy).stdout
     assert f"state {state}: web" in listed and "Running" in listed
-    done = cli("clean", "--all", checkout=copy)
+    done = cli("clean", checkout=copy)
     assert (done.returncode, done.stderr) == (0, "") and state in done.stdout
     assert not (copy / ".workshop").exists()
     assert cluster.get("work").wait_ready(timeout_s=300), "the first one was left alone"
@@ -206,7 +206,7 @@ def test_clean_ends_what_a_deleted_checkout_left(copy):
     other.apply_objects("work", job(LONG)).wait_ready(timeout_s=300)
     moved = copy.with_name("moved")
     copy.rename(moved)
-    done = cli("clean", "--all", checkout=moved)
+    done = cli("clean", checkout=moved)
     assert not copy.exists(), "nothing makes it anew"
     moved.rename(copy)
     assert (done.returncode, done.stderr) == (0, "")

@@ -23,7 +23,6 @@ from workshop_lib.cluster.local import processes
 from workshop_lib.cluster.local.controllers import Controller, DeploymentController, JobController
 from workshop_lib.cluster.local.kuberay import RayClusterController, RayServiceController
 from workshop_lib.cluster.local.paths import StatePaths, json_files, write_json
-from workshop_lib.cluster.local.status import forget, status_file
 from workshop_lib.cluster.local.world import World
 from workshop_lib.errors import ClusterError
 
@@ -40,11 +39,7 @@ CONTROLLERS: Mapping[str, type[Controller]] = {
 
 
 class Agent:
-    """Reconciles all workloads of a state.
-
-    Args:
-        paths: The state's files.
-    """
+    """Reconciles all workloads of a state."""
 
     def __init__(self, paths: StatePaths) -> None:
         self.paths = paths
@@ -53,6 +48,7 @@ class Agent:
         self._controllers: dict[str, Controller] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._ending: dict[str, asyncio.Task[None]] = {}
+        self._written: dict[str, str] = {}
         self._said = ""
 
     async def run(self) -> None:
@@ -79,15 +75,16 @@ class Agent:
         """Start what was applied, end what was deleted."""
         wanted = {k: b for k, b in self.world.objects.items() if b["kind"] in WORKLOAD_KINDS}
         for key, body in wanted.items():
-            controller = self._controllers.get(key)
+            controller, metadata = self._controllers.get(key), body["metadata"]
             # A status that is there was written of a Job that is over, or under another agent:
             # what runs no more starts again when it is applied again, and not by itself.
-            if controller is None and not status_file(self.paths, key).exists():
-                self._start(key, body)
+            if controller is None and not self.paths.status_file(key).exists():
+                self._controllers[key] = CONTROLLERS[body["kind"]](self.world, body)
+                self._tasks[key] = asyncio.create_task(self._drive(self._controllers[key]))
             elif (
                 controller is not None
-                and controller.uid == body["metadata"]["uid"]
-                and controller.generation != body["metadata"]["generation"]
+                and controller.uid == metadata["uid"]
+                and controller.generation != metadata["generation"]
             ):
                 controller.update(body)
         for key, controller in self._controllers.items():
@@ -97,11 +94,7 @@ class Agent:
         for file in json_files(self.paths.statuses):
             key = file.stem.replace(".", "/", 1)
             if key not in wanted and key not in self._controllers:
-                forget(self.paths, key)
-
-    def _start(self, key: str, body: Mapping[str, Any]) -> None:
-        controller = self._controllers[key] = CONTROLLERS[body["kind"]](self.world, body)
-        self._tasks[key] = asyncio.create_task(self._drive(controller))
+                self.paths.forget(key)
 
     async def _drive(self, controller: Controller) -> None:
         try:
@@ -123,31 +116,31 @@ class Agent:
 
     async def _end(self, controller: Controller) -> None:
         """Stop a workload that was deleted, and remove what is its own."""
+        key = controller.key
         await self._halt(controller)
         for pod in controller.pods:
             pod.remove_files()
-        self.world.addresses.release(controller.key)
-        del self._controllers[controller.key], self._tasks[controller.key]
-        forget(self.paths, controller.key)
-        del self._ending[controller.key]
+        self.world.addresses.release(key)
+        del self._controllers[key], self._tasks[key], self._ending[key]
+        self._written.pop(key, None)
+        self.paths.forget(key)
 
     def _write(self) -> None:
         """Write the status of each workload that changed."""
         for key, controller in self._controllers.items():
-            if not controller.events.changed:
-                continue
-            controller.events.changed = False
-            whole = {
+            whole: dict[str, Any] = {
                 "status": controller.status(),
                 "pods": [pod.to_json() for pod in controller.pods],
                 "generation": controller.generation,
-                "events": controller.events.items,
+                "events": controller.events,
                 "agent": self.identity,
             }
+            if (text := repr(whole)) == self._written.get(key):
+                continue
             try:
-                write_json(status_file(self.paths, key), whole)
+                write_json(self.paths.status_file(key), whole)
+                self._written[key] = text
             except OSError as error:  # a full disk is no reason to let the pods down
-                controller.events.changed = True
                 self._complain(f"the status of {key} was not written: {error}")
 
     def _complain(self, problem: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,8 +18,8 @@ from workshop_lib.cluster.local.logs import read_logs
 from workshop_lib.cluster.local.objects import (
     action,
     all_objects,
+    data_of,
     find_object,
-    object_file,
     store_object,
 )
 from workshop_lib.cluster.local.paths import (
@@ -32,7 +31,6 @@ from workshop_lib.cluster.local.paths import (
     remove_tree,
     write_json,
 )
-from workshop_lib.cluster.local.podspec import object_data
 from workshop_lib.cluster.local.prerequisites import check_prerequisites
 from workshop_lib.cluster.local.schema import checked
 from workshop_lib.cluster.manifests import Object
@@ -111,7 +109,7 @@ class LocalCluster(Cluster):
         """Like `apply`, for objects rendered by the caller, in the order of applying."""
         bodies, notes = checked(component, objects)
         with self._changing():
-            old = {key_of(body): body for body in self._objects()}
+            old = {key_of(body): body for body in all_objects(self.paths)}
             actions = {
                 key_of(body): action(old.get(key_of(body)), body, component) for body in bodies
             }
@@ -122,11 +120,9 @@ class LocalCluster(Cluster):
             self._await_end([key for key in workloads if actions[key] == "created"])
             if workloads:
                 start_agent(self.paths)  # before the objects are there: see `status.look`
-            running = status.identity(self.paths)
             for key in workloads:
-                seen = status.read_status(self.paths, key)
-                if seen and not status.is_over(seen) and seen["agent"] != running:
-                    status.forget(self.paths, key)  # lost: the agent starts it again
+                if actions[key] != "created" and status.look(self.paths, key).lost:
+                    self.paths.forget(key)  # the agent starts it again
             for body in bodies:
                 if actions[key_of(body)] != "unchanged":
                     store_object(self.paths, component, body, old.get(key_of(body)))
@@ -149,7 +145,7 @@ class LocalCluster(Cluster):
         Files of the model cache stay, even when its claim is named: all checkouts share it.
         """
         with self._changing():
-            bodies = [body for body in self._objects() if component_of(body) == component]
+            bodies = [body for body in all_objects(self.paths) if component_of(body) == component]
             known = [b["metadata"]["name"] for b in bodies if b["kind"] == CLAIM]
             if unknown := sorted(set(claims) - set(known)):
                 raise NotFoundError(
@@ -158,35 +154,27 @@ class LocalCluster(Cluster):
                 )
             gone = [b for b in bodies if b["kind"] != CLAIM or b["metadata"]["name"] in claims]
             for body in gone:
-                object_file(self.paths, key_of(body)).unlink(missing_ok=True)
+                self.paths.object_file(key_of(body)).unlink(missing_ok=True)
             self._await_end([key_of(b) for b in bodies if b["kind"] in WORKLOAD_KINDS])
             for name in claims:
                 remove_tree(self.paths.claims / name)
-            if not any(body["kind"] in WORKLOAD_KINDS for body in self._objects()):
-                self._stop_everything()
+            if not any(body["kind"] in WORKLOAD_KINDS for body in all_objects(self.paths)):
+                stop_agent(self.paths)
 
     def _await_end(self, keys: Sequence[str]) -> None:
         """Wait until the agent has ended workloads whose objects are gone."""
         deadline = time.monotonic() + END_TIMEOUT_S
         for key in keys:
-            while status.status_file(self.paths, key).exists():
+            while self.paths.status_file(key).exists():
                 if status.identity(self.paths) is None:  # what it had is stopped here
-                    self._stop_everything()
-                    status.forget(self.paths, key)
+                    stop_agent(self.paths)
+                    self.paths.forget(key)
                 elif time.monotonic() > deadline:
                     raise ClusterError(
                         f"{key} did not end in {END_TIMEOUT_S:g} s; see {self.paths.agent_log}, "
                         "then stop everything with: make clean"
                     )
                 time.sleep(0.02)
-
-    def _stop_everything(self) -> None:
-        if left := stop_agent(self.paths):
-            pids = ",".join(map(str, left))
-            raise ClusterError(
-                f"processes {pids} of state {self.paths.state!r} survived SIGKILL; "
-                f"see what they wait for with: ps -o pid,stat,wchan,args -p {pids}"
-            )
 
     def clean(self) -> None:
         """Stop and remove everything of this state, claims and logs included.
@@ -197,17 +185,15 @@ class LocalCluster(Cluster):
         moved = not self.paths.home.is_dir()  # the checkout was deleted or moved away
         with contextlib.nullcontext() if moved else self._changing():
             remove_tree(self.paths.objects)  # first: see `status.look`
-            self._stop_everything()
+            stop_agent(self.paths)
             self.paths.remove()
 
     # -- reading ------------------------------------------------------------------------------
 
-    def _objects(self) -> list[dict[str, Any]]:
-        return all_objects(self.paths)
-
     def components(self) -> list[str]:
         """The names of the components that are applied; kept claims alone do not count."""
-        return sorted({component_of(b) for b in self._objects() if b["kind"] != CLAIM})
+        found = all_objects(self.paths)
+        return sorted({component_of(body) for body in found if body["kind"] != CLAIM})
 
     def remains(self) -> Remains:
         """What of this state is there: objects, and processes and ports beside theirs."""
@@ -215,7 +201,7 @@ class LocalCluster(Cluster):
 
     def objects_of(self, component: str) -> list[dict[str, Any]]:
         """A component's objects as they were applied, volume claims apart."""
-        bodies = [body for body in self._objects() if component_of(body) == component]
+        bodies = [b for b in all_objects(self.paths) if component_of(b) == component]
         return [body for body in bodies if body["kind"] != CLAIM]
 
     def observe(self, kind: str, name: str) -> Observation:
@@ -225,18 +211,15 @@ class LocalCluster(Cluster):
             NotFoundError: There is no such object.
             ClusterError: It was running when this machine stopped, or its agent.
         """
-        look = status.look(self.paths, kind, name)
+        look = status.look(self.paths, f"{kind}/{name}")
         if look.lost:
             component = component_of(look.body)
             raise ClusterError(
                 f"{kind}/{name} {status.LOST}; start it again with cluster.apply({component!r})"
             )
         fresh = look.seen.get("generation") == look.body["metadata"]["generation"]
-        return Observation(
-            {**look.body, "status": look.seen.get("status", {}) if fresh else {}},
-            look.seen.get("pods", []),
-            look.seen.get("events", []),
-        )
+        seen = look.seen.get("status", {}) if fresh else {}
+        return Observation({**look.body, "status": seen}, look.pods, look.seen.get("events", []))
 
     def logs(
         self,
@@ -250,8 +233,9 @@ class LocalCluster(Cluster):
     ) -> Iterator[LogLine]:
         """The lines that a workload's containers wrote, pod by pod; with `follow`, new ones too."""
         return read_logs(
-            self.paths, kind, name, follow=follow, previous=previous, tail=tail, timeout_s=timeout_s
-        )
+            self.paths, f"{kind}/{name}",
+            follow=follow, previous=previous, tail=tail, timeout_s=timeout_s,
+        )  # fmt: skip
 
     def take_snapshot(self) -> dict[str, Any]:
         """Everything that is known here, as one JSON object; no Secret is in it."""
@@ -259,8 +243,7 @@ class LocalCluster(Cluster):
 
     def secret(self, name: str, key: str) -> str:
         """A Secret's value, for use and not for show."""
-        find = functools.partial(find_object, self.paths)
-        data = object_data(find, "Secret", name, optional=True)
+        data = data_of(find_object(self.paths, f"Secret/{name}") or {"kind": "Secret"})
         if key in data:
             return data[key].decode()
         raise NotFoundError(f"Secret/{name} with key {key!r} is not there; apply its component")

@@ -13,7 +13,7 @@ from workshop_lib.cluster.local.paths import TEMPORARY, checkout, read_json
 from workshop_lib.errors import ClusterError, WorkshopError
 
 
-def _states() -> dict[tuple[Path, str], None]:
+def _states() -> list[tuple[Path, str]]:
     """Every state of this checkout, and of checkouts that are no more, in order.
 
     Those with a folder here, and those that only have one under /tmp.
@@ -28,37 +28,35 @@ def _states() -> dict[tuple[Path, str], None]:
             # A checkout that was moved or deleted cannot clean up after itself any more.
             if owner["state"] and (there == home or not there.exists()):
                 found.add((there, owner["state"]))
-    return dict.fromkeys(sorted(found))
+    return sorted(found)
 
 
-def _clean(states: list[tuple[Path, str]]) -> int:
+def _clean(clusters: list[LocalCluster]) -> int:
     failed = 0
-    for home, state in states:
-        print(f"Stopping what runs in state {state!r} (up to 30 s) ...", flush=True)
+    for cluster in clusters:
+        print(f"Stopping what runs in state {cluster.paths.state!r} (up to 30 s) ...", flush=True)
         try:
-            LocalCluster(state=state, home=home).clean()
+            cluster.clean()
         except WorkshopError as error:  # the others are stopped all the same
             print(f"{type(error).__name__}: {error}", file=sys.stderr)
             failed = 1
     if not failed:
-        names = ", ".join(state for _, state in states)
+        names = ", ".join(each.paths.state for each in clusters)
         print(f"Nothing of the workshop runs any more ({names or 'nothing did'}).")
     return failed
 
 
-def _status(states: list[tuple[Path, str]]) -> int:
-    for home, state in states:
-        cluster = LocalCluster(state=state, home=home)
-        print(f"state {state}: {', '.join(cluster.components()) or 'nothing applied'}")
-        for component in cluster.components():
+def _status(clusters: list[LocalCluster]) -> int:
+    for cluster in clusters:
+        components = cluster.components()
+        print(f"state {cluster.paths.state}: {', '.join(components) or 'nothing applied'}")
+        for component in components:
             try:
-                pods = cluster.get(component).observe().pods
+                for pod in cluster.get(component).observe().pods:
+                    print(f"  {component:14} {pod['metadata']['name']:40} {pod_state(pod)[0]}")
             except ClusterError as error:
                 print(f"  {component:14} {error}")
-                continue
-            for pod in pods:
-                print(f"  {component:14} {pod['metadata']['name']:40} {pod_state(pod)[0]}")
-    if not states:
+    if not clusters:
         print("Nothing of the workshop runs.")
     return 0
 
@@ -74,12 +72,11 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("command", choices=("clean", "status"))
     parser.add_argument("--state", help="one state; default: every state of this checkout")
-    parser.add_argument("--all", action="store_true", help="every state of this checkout")
     options = parser.parse_args(arguments)
-    one = options.state and not options.all
-    states = [(checkout(), options.state)] if one else list(_states())
     try:
-        return (_clean if options.command == "clean" else _status)(states)
+        states = [(checkout(), options.state)] if options.state else _states()
+        clusters = [LocalCluster(state=state, home=home) for home, state in states]
+        return (_clean if options.command == "clean" else _status)(clusters)
     except WorkshopError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import itertools
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from workshop_lib.cluster.kube import INDEX
@@ -18,23 +19,11 @@ from workshop_lib.cluster.local.network import Endpoint, named_ports
 from workshop_lib.cluster.local.pod import Pod
 from workshop_lib.cluster.local.world import Conditions, Events, World, now, suffix
 
-__all__ = ["Controller", "DeploymentController", "JobController", "ReplicaSet", "indexes"]
+__all__ = ["Controller", "DeploymentController", "JobController", "ReplicaSet"]
 
 BACKOFF_LIMIT_S = 600.0
 
-
-def indexes(text: str) -> set[int]:
-    """The indexes in a list such as `0,2-4`.
-
-    Example:
-        >>> sorted(indexes("0,2-4"))
-        [0, 2, 3, 4]
-    """
-    found: set[int] = set()
-    for part in filter(None, text.split(",")):
-        first, _, last = part.partition("-")
-        found.update(range(int(first), int(last or first) + 1))
-    return found
+Json = Mapping[str, Any]
 
 
 class Controller:
@@ -45,7 +34,7 @@ class Controller:
         body: The workload's object.
     """
 
-    def __init__(self, world: World, body: Mapping[str, Any]) -> None:
+    def __init__(self, world: World, body: Json) -> None:
         self.world = world
         self.kind: str = body["kind"]
         self.name: str = body["metadata"]["name"]
@@ -56,11 +45,10 @@ class Controller:
         self.pods: list[Pod] = []
         self.update(body)
 
-    def update(self, body: Mapping[str, Any]) -> None:
+    def update(self, body: Json) -> None:
         """Take a changed object."""
-        self.spec: Mapping[str, Any] = body["spec"]
+        self.spec: Json = body["spec"]
         self.generation: int = body["metadata"]["generation"]
-        self.events.changed = True
 
     @property
     def over(self) -> bool:
@@ -79,9 +67,20 @@ class Controller:
         """Record an event about the workload."""
         self.events.say((self.kind, self.name), reason, message, kind)
 
-    def condition(self, kind: str, met: bool, reason: str, message: str = "", **more: str) -> None:
-        """Set a condition, keeping the time of its last change."""
-        self.events.changed |= self.conditions.set(kind, met, reason, message, **more)
+    def new_pod(
+        self,
+        name: str,
+        template: Json,
+        endpoint: Endpoint,
+        labels: Mapping[str, str],
+        annotations: Mapping[str, str],
+    ) -> Pod:
+        """Create a pod that the workload owns."""
+        self.say("SuccessfulCreate", f"Created pod: {name}")
+        return Pod(
+            self.world, self.events, (self.kind, self.name), template,
+            name=name, endpoint=endpoint, labels=labels, annotations=annotations,
+        )  # fmt: skip
 
     async def stop(self, why: str) -> None:
         """Stop every pod and wait for its end."""
@@ -91,21 +90,19 @@ class Controller:
 class JobController(Controller):
     """Drives one Job: plain or Indexed, with back-off and success policy."""
 
-    def __init__(self, world: World, body: Mapping[str, Any]) -> None:
+    def __init__(self, world: World, body: Json) -> None:
         super().__init__(world, body)
         self.indexed = self.spec.get("completionMode") == "Indexed"
         self.completions: int = self.spec.get("completions", 1)
         self.succeeded: set[int] = set()
         self.failed = 0
-        self._start_time = now()
+        self._times = {"startTime": now()}
         self._began = time.monotonic()
-        self._completion_time = ""
         self._running: dict[int, Pod] = {}
         self._failed_in_row = 0
         self._not_before = 0.0
-        if "subdomain" in self.spec["template"]["spec"]:
-            for index in range(self.completions):
-                self._endpoint(index)  # before any pod starts, so each can be told of all
+        for index in range(self.completions):
+            self._endpoint(index)  # before any pod starts, so each can be told of all
 
     def _endpoint(self, index: int) -> Endpoint:
         ports = named_ports(self.spec["template"]["spec"])
@@ -115,18 +112,16 @@ class JobController(Controller):
         """The Job's status; counts of nothing are left out, as Kubernetes does."""
         there = [pod for pod in self.pods if not pod.finished]
         active = [pod for pod in there if not pod.stopping]
+        counts = {"active": len(active), "succeeded": len(self.succeeded), "failed": self.failed}
         status: dict[str, Any] = {
-            "startTime": self._start_time,
+            **self._times,
             "ready": sum(pod.ready for pod in active),
             "terminating": len(there) - len(active),
             "conditions": self.conditions.to_json(),
+            **{name: count for name, count in counts.items() if count},
         }
-        counts = {"active": len(active), "succeeded": len(self.succeeded), "failed": self.failed}
-        status |= {name: count for name, count in counts.items() if count}
         if self.indexed and self.succeeded:
             status["completedIndexes"] = _ranges(self.succeeded)
-        if self._completion_time:
-            status["completionTime"] = self._completion_time
         return status
 
     @property
@@ -141,26 +136,30 @@ class JobController(Controller):
             # seen together.
             await asyncio.sleep(0.1)
             self._collect()
-        deadline_s = self.spec.get("activeDeadlineSeconds")
+        deadline_s = self.spec.get("activeDeadlineSeconds", float("inf"))
+        rules = self.spec.get("successPolicy", {}).get("rules", [])
         # The Job controller's own order: of what is seen at once, failures count first.
         if self.failed > self.spec.get("backoffLimit", 6):
             message = "Job has reached the specified backoff limit"
-            await self._finish("FailureTarget", "Failed", "BackoffLimitExceeded", message)
-        elif deadline_s is not None and time.monotonic() - self._began >= deadline_s:
+            await self._finish("Failed", "BackoffLimitExceeded", message)
+        elif time.monotonic() - self._began >= deadline_s:
             message = "Job was active longer than specified deadline"
-            await self._finish("FailureTarget", "Failed", "DeadlineExceeded", message)
-        elif rule := self._matched_rule():
-            await self._finish("SuccessCriteriaMet", "Complete", "SuccessPolicy", rule)
+            await self._finish("Failed", "DeadlineExceeded", message)
+        elif any(int(rule["succeededIndexes"]) in self.succeeded for rule in rules):
+            await self._finish("Complete", "SuccessPolicy", "Matched rules at index 0")
         elif len(self.succeeded) >= self.completions:
             message = "Reached expected number of succeeded pods"
-            await self._finish("SuccessCriteriaMet", "Complete", "CompletionsReached", message)
+            await self._finish("Complete", "CompletionsReached", message)
         elif time.monotonic() >= self._not_before:
-            self._fill()
+            for index in range(self.completions):
+                done = index in self.succeeded or index in self._running
+                if not done and len(self._running) < self.spec.get("parallelism", 1):
+                    self._running[index] = self._new_pod(index)
+                    self.pods.append(self._running[index])
 
     def _collect(self) -> bool:
         """Count the pods that ended since the last look, and say whether any did."""
         ended = [index for index, pod in self._running.items() if pod.finished]
-        failed = False
         for index in ended:
             if self._running.pop(index).outcome() == "Succeeded":
                 self.succeeded.add(index)
@@ -168,30 +167,11 @@ class JobController(Controller):
             else:
                 self.failed += 1
                 self._failed_in_row += 1
-                failed = True
-            self.events.changed = True
-        if failed:
-            exponent = min(max(self._failed_in_row - 1, 0), 10)
-            wait_s = self.world.settings["restart_backoff_s"] * 2**exponent
-            self._not_before = time.monotonic() + min(wait_s, BACKOFF_LIMIT_S)
+                wait_s = self.world.settings["restart_backoff_s"] * 2 ** min(
+                    self._failed_in_row - 1, 10
+                )
+                self._not_before = time.monotonic() + min(wait_s, BACKOFF_LIMIT_S)
         return bool(ended)
-
-    def _matched_rule(self) -> str | None:
-        for number, rule in enumerate(self.spec.get("successPolicy", {}).get("rules", [])):
-            asked = indexes(rule.get("succeededIndexes", "")) or set(range(self.completions))
-            if len(self.succeeded & asked) >= rule.get("succeededCount", len(asked)):
-                return f"Matched rules at index {number}"
-        return None
-
-    def _fill(self) -> None:
-        """Create the pods that are missing."""
-        for index in range(self.completions):
-            if len(self._running) >= self.spec.get("parallelism", 1):
-                return
-            if index not in self.succeeded and index not in self._running:
-                pod = self._running[index] = self._new_pod(index)
-                self.pods.append(pod)
-                self.say("SuccessfulCreate", f"Created pod: {pod.name}")
 
     def _new_pod(self, index: int) -> Pod:
         template = self.spec["template"]
@@ -201,37 +181,33 @@ class JobController(Controller):
             "controller-uid": self.uid,
             "job-name": self.name,
         }
-        annotations = {}
-        name = f"{self.name}-{suffix()}"
-        if self.indexed:
-            name = f"{self.name}-{index}-{suffix()}"
-            labels[INDEX] = annotations[INDEX] = str(index)
-            rank = {"name": "JOB_COMPLETION_INDEX", "value": str(index)}
-            spec = dict(template["spec"])
-            for kind in ("containers", "initContainers"):
-                if kind in spec:
-                    spec[kind] = [{**c, "env": [rank, *c.get("env", [])]} for c in spec[kind]]
-            template = {**template, "spec": spec}
-        return Pod(
-            self.world, self.events, ("Job", self.name), template,
-            name=name, endpoint=self._endpoint(index), labels=labels, annotations=annotations,
-        )  # fmt: skip
+        endpoint = self._endpoint(index)
+        if not self.indexed:
+            return self.new_pod(f"{self.name}-{suffix()}", template, endpoint, labels, {})
+        rank = {"name": "JOB_COMPLETION_INDEX", "value": str(index)}
+        spec = dict(template["spec"])
+        for kind in ("containers", "initContainers"):
+            spec[kind] = [{**c, "env": [rank, *c.get("env", [])]} for c in spec.get(kind, [])]
+        own = {INDEX: str(index)}
+        name = f"{self.name}-{index}-{suffix()}"
+        return self.new_pod(name, {**template, "spec": spec}, endpoint, labels | own, own)
 
-    async def _finish(self, first: str, last: str, reason: str, message: str) -> None:
+    async def _finish(self, last: str, reason: str, message: str) -> None:
         """Say what was reached, stop the pods that still run, then say that it is over."""
-        self.condition(first, True, reason, message, lastProbeTime=now())
+        first = "SuccessCriteriaMet" if last == "Complete" else "FailureTarget"
+        self.conditions.set(first, True, reason, message, lastProbeTime=now())
         still = [pod for pod in self.pods if not pod.finished]
         # On a cluster these pods are deleted; here they stay to be read.
-        await asyncio.gather(*(pod.stop(f"the Job was over: {message}") for pod in still))
+        await self.stop(f"the Job was over: {message}")
         for pod in still:
             self.say("SuccessfulDelete", f"Deleted pod: {pod.name}")
         if last == "Complete":
-            self._completion_time = now()
+            self._times["completionTime"] = now()
             self.say("Completed", "Job completed")
         else:
             self.failed += len(still)
             self.say(reason, message, "Warning")
-        self.condition(last, True, reason, message, lastProbeTime=now())
+        self.conditions.set(last, True, reason, message, lastProbeTime=now())
 
 
 def _ranges(numbers: set[int]) -> str:
@@ -241,13 +217,10 @@ def _ranges(numbers: set[int]) -> str:
         >>> _ranges({0, 2, 3, 4, 6, 7})
         '0,2-4,6,7'
     """
-    runs: list[list[int]] = []
-    for number in sorted(numbers):
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
-    parts = [f"{run[0]}-{run[-1]}" if len(run) > 2 else ",".join(map(str, run)) for run in runs]
+    parts = []
+    for _, run in itertools.groupby(enumerate(sorted(numbers)), lambda pair: pair[1] - pair[0]):
+        found = [str(number) for _, number in run]
+        parts.append(f"{found[0]}-{found[-1]}" if len(found) > 2 else ",".join(found))
     return ",".join(parts)
 
 
@@ -256,24 +229,21 @@ class ReplicaSet:
 
     Args:
         controller: Whose pods they are.
-        prefix: Beginning of their names.
-        labels: Labels beside the template's.
         slots: Beginning of their address owners, such as `Deployment/vllm`.
+        keeps_addresses: Whether the next pod in a slot has the address of the one before it.
     """
 
-    keeps_addresses = False
-    """Whether the next pod in a slot has the address and ports of the one before it."""
+    # Set before the first look, and changed when the object does.
+    prefix: str
+    labels: Mapping[str, str]
+    ports: Mapping[str, int]
+    template: Callable[[Endpoint], Json]
+    version = ""
+    replicas = 0
 
-    def __init__(
-        self, controller: Controller, prefix: str, labels: Mapping[str, str], slots: str
-    ) -> None:
-        self.controller = controller
-        self.prefix = prefix
-        self.labels = labels
-        self.slots = slots
-        self.template: Mapping[str, Any] = {}
-        self.version = ""
-        self.replicas = 0
+    def __init__(self, controller: Controller, slots: str, *, keeps_addresses: bool) -> None:
+        self.controller, self.slots = controller, slots
+        self.keeps_addresses = keeps_addresses
         self._live: dict[int, tuple[Pod, str]] = {}
 
     @property
@@ -287,6 +257,10 @@ class ReplicaSet:
         live = self._live.values()
         return sum(version == self.version and not pod.stopping for pod, version in live)
 
+    def endpoint(self, slot: int) -> Endpoint:
+        """The address of the pod in a slot."""
+        return self.controller.world.addresses.assign(f"{self.slots}/{slot}", self.ports)
+
     async def reconcile(self) -> None:
         """One look: stop what should not be, start what is missing."""
         wrong = []
@@ -299,18 +273,9 @@ class ReplicaSet:
         await asyncio.gather(*(self._remove(slot) for slot in wrong))
         for slot in range(self.replicas):
             if slot not in self._live:
-                endpoint = self.endpoint(slot)
-                pod = Pod(
-                    self.controller.world,
-                    self.controller.events,
-                    (self.controller.kind, self.controller.name),
-                    self.pod_template(endpoint),
-                    name=f"{self.prefix}-{suffix()}",
-                    endpoint=endpoint,
-                    labels=self.labels,
-                )
+                at, name = self.endpoint(slot), f"{self.prefix}-{suffix()}"
+                pod = self.controller.new_pod(name, self.template(at), at, self.labels, {})
                 self._live[slot] = (pod, self.version)
-                self.controller.say("SuccessfulCreate", f"Created pod: {pod.name}")
 
     async def _remove(self, slot: int) -> None:
         pod, _ = self._live[slot]
@@ -324,31 +289,25 @@ class ReplicaSet:
         if slot >= self.replicas or not self.keeps_addresses:
             self.controller.world.addresses.release(f"{self.slots}/{slot}")
 
-    def endpoint(self, slot: int) -> Endpoint:
-        """The address of the pod in a slot."""
-        ports = named_ports(self.template["spec"])
-        return self.controller.world.addresses.assign(f"{self.slots}/{slot}", ports)
-
-    def pod_template(self, endpoint: Endpoint) -> Mapping[str, Any]:
-        """The template of a pod with this address."""
-        return self.template
-
 
 class DeploymentController(Controller):
     """Drives one Deployment; a changed template replaces all pods at once."""
 
-    def __init__(self, world: World, body: Mapping[str, Any]) -> None:
-        self._set = ReplicaSet(self, "", {}, f"Deployment/{body['metadata']['name']}")
+    def __init__(self, world: World, body: Json) -> None:
+        slots = f"Deployment/{body['metadata']['name']}"
+        self._set = ReplicaSet(self, slots, keeps_addresses=False)
         super().__init__(world, body)
 
-    def update(self, body: Mapping[str, Any]) -> None:
+    def update(self, body: Json) -> None:
         """Take a changed number of replicas or a changed template."""
         super().update(body)
-        template = json.dumps(self.spec["template"], sort_keys=True)
-        self._set.template = self.spec["template"]
-        self._set.version = hashlib.sha256(template.encode()).hexdigest()[:10]
-        self._set.prefix = f"{self.name}-{self._set.version}"
-        self._set.labels = {"pod-template-hash": self._set.version}
+        template = self.spec["template"]
+        version = hashlib.sha256(json.dumps(template, sort_keys=True).encode()).hexdigest()[:10]
+        self._set.version = version
+        self._set.template = lambda endpoint: template
+        self._set.ports = named_ports(template["spec"])
+        self._set.prefix = f"{self.name}-{version}"
+        self._set.labels = {"pod-template-hash": version}
         self._set.replicas = self.spec.get("replicas", 1)
 
     async def step(self) -> None:

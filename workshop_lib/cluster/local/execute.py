@@ -6,7 +6,7 @@ import contextlib
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
-from typing import IO, Any
+from typing import Any
 
 from workshop_lib.cluster.local import processes
 from workshop_lib.cluster.local.paths import StatePaths, read_json
@@ -29,15 +29,13 @@ def execute(
         NotFoundError: The container is not there, or does not run.
         ClusterError: The command does not exist, or took too long.
     """
-    name = pod["metadata"]["name"]
-    names = [each["name"] for each in pod["spec"]["containers"]]
-    container = container or names[0]
-    if container not in names:
-        raise NotFoundError(f"{name} has no container {container!r}; it has {', '.join(names)}")
-    known = read_json(paths.environments / f"{name}.{container}.json")
+    name, main = pod["metadata"]["name"], pod["spec"]["containers"][0]["name"]
+    if container not in (None, main):
+        raise NotFoundError(f"{name} has no container {container!r}; it has {main}")
+    known = read_json(paths.environments / f"{name}.{main}.json")
     if known is None:
         raise NotFoundError(
-            f"container {container!r} of {name} does not run; see its workload's table()"
+            f"container {main!r} of {name} does not run; see its workload's table()"
         )
     if not command:
         raise ClusterError(f"exec in {name}: there is no command")
@@ -48,9 +46,8 @@ def execute(
                 list(command), env=known["environment"], cwd=known["folder"],
                 start_new_session=True, stdin=subprocess.DEVNULL, stdout=output, stderr=errors,
             )  # fmt: skip
-        except (OSError, ValueError) as error:
-            reason = error.strerror if isinstance(error, OSError) else error
-            raise ClusterError(f"exec in {name}: {command[0]!r}: {reason}") from None
+        except OSError as error:
+            raise ClusterError(f"exec in {name}: {command[0]!r}: {error.strerror}") from None
         try:
             code = process.wait(timeout_s)
         except subprocess.TimeoutExpired:
@@ -63,10 +60,9 @@ def execute(
                 processes.stop(lambda: processes.tree(process.pid), grace_s=0.0)
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(5.0)
+        texts = []
+        for file in (output, errors):
+            file.seek(0)
+            texts.append(file.read().decode(errors="replace"))
         # A signal's number as kubectl reports it.
-        return ExecResult(128 - code if code < 0 else code, _text(output), _text(errors))
-
-
-def _text(file: IO[bytes]) -> str:
-    file.seek(0)
-    return file.read().decode(errors="replace")
+        return ExecResult(128 - code if code < 0 else code, *texts)

@@ -75,19 +75,13 @@ def start_agent(paths: StatePaths) -> None:
     if identity(paths) is not None and not (read_json(paths.agent) or {}).get("stopping"):
         return
     # One that was told to stop, by a kernel that was interrupted meanwhile, starts nothing more.
-    if left := stop_agent(paths):
-        raise ClusterError(f"processes of an earlier agent survive SIGKILL: {left}")
-    command = [
-        sys.executable,
-        "-m",
-        "workshop_lib.cluster.local.agent",
-        str(paths.home),
-        paths.state,
-    ]
+    stop_agent(paths)
+    module = "workshop_lib.cluster.local.agent"
     try:
         # A session of its own: a terminal's Ctrl-C does not reach it.
         started = subprocess.run(
-            command, capture_output=True, text=True, env=node_environment(paths.runtime),
+            [sys.executable, "-m", module, str(paths.home), paths.state],
+            capture_output=True, text=True, env=node_environment(paths.runtime),
             cwd=paths.runtime, timeout=START_S, check=False, start_new_session=True,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
@@ -97,16 +91,17 @@ def start_agent(paths: StatePaths) -> None:
         raise ClusterError(f"the agent did not start: {''.join(last)[-300:]}")
 
 
-def stop_agent(paths: StatePaths) -> list[int]:
+def stop_agent(paths: StatePaths) -> None:
     """Stop every process of a state.
 
-    Returns:
-        The processes that could not be stopped; empty when all is well.
+    Raises:
+        ClusterError: One of them survived.
     """
     try:
         running = identity(paths)
     except ClusterError:
         running = None  # its file is damaged: found by the folder's name below
+    left: list[int] = []
     if running is not None:
         pid, ticks = running
         write_json(paths.agent, {"pid": pid, "ticks": ticks, "stopping": True})
@@ -114,8 +109,12 @@ def stop_agent(paths: StatePaths) -> list[int]:
         deadline = time.monotonic() + STOP_S
         while processes.is_running(pid, ticks) and time.monotonic() < deadline:
             time.sleep(0.02)
-        # Nothing is left of one that ended; one that is held up by a pod is killed with its pods.
-        if left := processes.stop(lambda: processes.tree(pid), grace_s=0.0):
-            return left
+        if processes.is_running(pid, ticks):  # held up by a pod: it is killed with its pods
+            left = processes.stop(lambda: processes.tree(pid), grace_s=0.0)
     # What a killed agent left behind is known by our private folder's name.
-    return processes.stop_mentioning(paths.runtime, grace_s=STOP_S)
+    if left := left or processes.stop_mentioning(paths.runtime, grace_s=STOP_S):
+        pids = ",".join(map(str, left))
+        raise ClusterError(
+            f"processes {pids} of state {paths.state!r} survived SIGKILL; "
+            f"see what they wait for with: ps -o pid,stat,wchan,args -p {pids}"
+        )

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from workshop_lib.cluster.kube import INDEX
+from workshop_lib.cluster.kube import INDEX, container_statuses
 from workshop_lib.cluster.local import status
 from workshop_lib.cluster.local.paths import StatePaths
 from workshop_lib.cluster.records import LogLine
@@ -22,8 +22,7 @@ Pod = Mapping[str, Any]
 
 def read_logs(
     paths: StatePaths,
-    kind: str,
-    name: str,
+    key: str,
     *,
     follow: bool,
     previous: bool,
@@ -31,24 +30,22 @@ def read_logs(
     timeout_s: float | None,
 ) -> Iterator[LogLine]:
     """The lines that a workload's containers wrote, as `LocalCluster.logs` gives them."""
-    look = status.look(paths, kind, name)
-    pods = look.seen.get("pods", [])
-    if previous and not any(
-        each["restartCount"] for pod in pods for each in pod["status"]["containerStatuses"]
-    ):
-        raise NotFoundError(f"{kind}/{name}: nothing was restarted: there is no previous run")
-    deadline = time.monotonic() + timeout_s if timeout_s is not None else None
-    reader = _LogReader(paths.logs / f"{kind}.{name}", tail=tail, previous=previous)
+    look = status.look(paths, key)
+    restarted = (c["restartCount"] for pod in look.pods for c in container_statuses(pod).values())
+    if previous and not any(restarted):
+        raise NotFoundError(f"{key}: nothing was restarted: there is no previous run")
+    deadline = time.monotonic() + (float("inf") if timeout_s is None else timeout_s)
+    reader = _LogReader(paths.log_folder(key), tail=tail, previous=previous)
     while True:
-        late = deadline is not None and time.monotonic() > deadline
+        late = time.monotonic() > deadline
         over = not follow or late or look.lost or status.is_over(look.seen)
-        yield from reader.read(look.seen.get("pods", []), over=over)
+        yield from reader.read(look.pods, over=over)
         if over:
             return
         time.sleep(LOOK_EVERY_S)
         # Asked before reading: what is written until the end is read after it is known.
         try:
-            look = status.look(paths, kind, name)
+            look = status.look(paths, key)
         except NotFoundError:  # deleted while it was followed
             yield from reader.read([], over=True)
             return
@@ -64,9 +61,7 @@ class _LogReader:
     """
 
     def __init__(self, folder: Path, *, tail: int | None, previous: bool) -> None:
-        self.folder = folder
-        self.tail = tail
-        self.previous = previous
+        self.folder, self.tail, self.previous = folder, tail, previous
         self._offsets: dict[Path, int] = {}
         self._begun: dict[tuple[str, str], int] = {}
         self._pods: dict[str, Pod] = {}
@@ -79,26 +74,22 @@ class _LogReader:
             over: Nothing more will be written: half a line at the end is a line too.
         """
         now: dict[str, Pod] = {pod["metadata"]["name"]: pod for pod in pods}
-        gone = {name: pod for name, pod in self._pods.items() if name not in now}
-        for name, pod in {**gone, **now}.items():
-            yield from self._pod_lines(pod, over=over or name in gone)
+        for name, pod in {**self._pods, **now}.items():
+            yield from self._pod_lines(name, pod, over=over or name not in now)
         self._pods = now
         self.tail = None
 
-    def _pod_lines(self, pod: Pod, *, over: bool) -> Iterator[LogLine]:
-        name, seen = pod["metadata"]["name"], pod["status"]
-        rank = (pod["metadata"].get("annotations") or {}).get(INDEX)
-        for each in [*seen["initContainerStatuses"], *seen["containerStatuses"]]:
+    def _pod_lines(self, pod_name: str, pod: Pod, *, over: bool) -> Iterator[LogLine]:
+        rank = pod["metadata"]["annotations"].get(INDEX)
+        for name, each in container_statuses(pod).items():
             last = each["restartCount"]
-            begun = self._begun.setdefault((name, each["name"]), last)
-            runs = range(last - 1, last) if self.previous else range(begun, last + 1)
+            begun = self._begun.setdefault((pod_name, name), last)
             ended = "terminated" in each["state"] or "terminated" in each["lastState"]
-            for run in runs:
+            for run in range(last - 1, last) if self.previous else range(begun, last + 1):
                 final = over or run < last or ("running" not in each["state"] and ended)
-                file = self.folder / name / each["name"] / f"{run}.log"
-                for text in self._new_lines(file, final):
-                    yield LogLine(name, None if rank is None else int(rank), each["name"], text)
-            self._begun[(name, each["name"])] = last
+                for text in self._new_lines(self.folder / pod_name / name / f"{run}.log", final):
+                    yield LogLine(pod_name, None if rank is None else int(rank), name, text)
+            self._begun[(pod_name, name)] = last
 
     def _new_lines(self, file: Path, final: bool) -> Iterator[str]:
         """Whole lines of a file that were not given yet; a last half line when it is final."""
@@ -111,9 +102,7 @@ class _LogReader:
             return
         end = len(data) if final else data.rfind(b"\n") + 1
         self._offsets[file] = offset + end
-        lines = data[:end].split(b"\n")
-        if lines[-1] == b"":
-            lines.pop()
+        lines = data[:end].removesuffix(b"\n").split(b"\n") if end else []
         if self.tail is not None:
             lines = lines[-self.tail :] if self.tail else []
         for line in lines:

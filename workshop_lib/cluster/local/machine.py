@@ -14,17 +14,17 @@ __all__ = ["capacity", "unschedulable"]
 CGROUPS = Path("/sys/fs/cgroup")
 
 
-def _cgroup_values(file: str) -> Iterator[list[str]]:
-    """A cgroup file's words, of this process's group and of those above it that have the file."""
-    group = "/"
+def _limits(file: str) -> Iterator[list[str]]:
+    """A cgroup file's words, of this process's group and of those above it, where it sets one."""
+    group = ""
     with contextlib.suppress(OSError):
         lines = Path("/proc/self/cgroup").read_text().splitlines()
-        group = next((line[3:] for line in lines if line.startswith("0::")), group)
-    folder = CGROUPS / group.lstrip("/")
-    for each in (folder, *folder.parents):
-        if each.is_relative_to(CGROUPS):
-            with contextlib.suppress(OSError):
-                yield (each / file).read_text().split()
+        group = next((line[3:].lstrip("/") for line in lines if line.startswith("0::")), "")
+    for each in (CGROUPS / group, *(CGROUPS / group).parents):
+        with contextlib.suppress(OSError):
+            words = (each / file).read_text().split() if each.is_relative_to(CGROUPS) else []
+            if words and words[0] != "max":
+                yield words
 
 
 def capacity() -> dict[str, float]:
@@ -38,14 +38,10 @@ def capacity() -> dict[str, float]:
     """
     cpu = float(len(os.sched_getaffinity(0)))
     memory = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    for quota, period in (words for words in _cgroup_values("cpu.max") if len(words) == 2):
-        cpu = cpu if quota == "max" else min(cpu, float(quota) / float(period))
-    for (limit,) in (words for words in _cgroup_values("memory.max") if len(words) == 1):
-        memory = memory if limit == "max" else min(memory, float(limit))
     gpus = sum(re.fullmatch(r"nvidia\d+", each.name) is not None for each in Path("/dev").iterdir())
     return {
-        "cpu": cpu,
-        "memory": memory,
+        "cpu": min([cpu, *(float(quota) / float(period) for quota, period in _limits("cpu.max"))]),
+        "memory": min([memory, *(float(limit) for (limit,) in _limits("memory.max"))]),
         "ephemeral-storage": float(shutil.disk_usage("/tmp").free),
         "nvidia.com/gpu": float(gpus),
     }
@@ -54,32 +50,24 @@ def capacity() -> dict[str, float]:
 def unschedulable(
     wanted: Mapping[str, float], running: Iterable[Mapping[str, float]]
 ) -> str | None:
-    """Why a pod cannot be placed, in the kube-scheduler's words; None when it can.
-
-    The words are those of Kubernetes 1.36: what the node never has cannot be got by
-    preempting other pods, and what it has is held by pods of the same priority.
+    """Why a pod cannot be placed, in the words of Kubernetes 1.36; None when it can.
 
     Args:
         wanted: The pod's requests by resource.
         running: The requests of each pod that is placed.
-
-    Example:
-        >>> print(unschedulable({"example.com/gpu": 8.0}, []).split(". ")[0])
-        0/1 nodes are available: 1 Insufficient example.com/gpu
     """
-    offered = capacity()
-    used: dict[str, float] = {}
-    for pod in running:
-        for name, amount in pod.items():
-            used[name] = used.get(name, 0.0) + amount
+    offered, placed = capacity(), list(running)
+    used = {name: sum(pod.get(name, 0.0) for pod in placed) for name in wanted}
     missing = [
         name
         for name, amount in sorted(wanted.items())
-        if amount > 0 and amount + used.get(name, 0.0) > offered.get(name, 0.0) + 1e-9
+        if amount > 0 and amount + used[name] > offered.get(name, 0.0) + 1e-9
     ]
     if not missing:
         return None
     reasons = ", ".join(f"1 Insufficient {name}" for name in missing)
+    # What the node never has cannot be got by preempting other pods; what it has is held by
+    # pods of the same priority.
     never = any(wanted[name] > offered.get(name, 0.0) for name in missing)
     preemption = (
         "1 Preemption is not helpful for scheduling."

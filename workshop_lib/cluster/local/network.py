@@ -1,15 +1,13 @@
 """Addresses: each pod gets a loopback address of its own, as in a cluster.
 
-All of 127.0.0.0/8 is this machine, so a pod can have `127.x.y.2` and the next one
-`127.x.y.3`, and both can listen on port 8000. Some ports are taken all the same: a server
-that listens on every address (Ray's GCS does, whatever it is told) blocks its port for
-everyone. Such a port is moved, and the pod is told by an annotation for each named port.
+All of 127.0.0.0/8 is this machine, so two pods can listen on port 8000. A server that listens
+on every address (Ray's GCS does, whatever it is told) blocks its port for everyone: such a port
+is moved, and the pod is told by an annotation for each named port.
 """
 
 from __future__ import annotations
 
 import itertools
-import re
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,16 +16,8 @@ from typing import Any
 
 from workshop_lib.errors import ClusterError
 
-__all__ = [
-    "Addresses",
-    "Endpoint",
-    "is_free",
-    "listening",
-    "named_ports",
-    "port_annotations",
-    "real_port",
-    "replace_address",
-]  # fmt: skip
+__all__ = ["Addresses", "Endpoint", "Hosts", "is_free", "listening", "named_ports",
+           "port_annotations", "real_port", "replace_address"]  # fmt: skip
 
 PORT_ANNOTATION = "workshop.techpulse/port."
 """Prefix of the annotation that tells a pod the port it got: `…/port.http: "8000"`."""
@@ -37,6 +27,9 @@ EVERYWHERE = {"gcs-server", "metrics", "client", "dashboard-agent"}
 
 # Ray's workers use 10002 to 19999, the system's ephemeral ports start at 32768.
 MOVED_PORTS = range(20000, 32000)
+
+Hosts = Mapping[str, tuple[str, Mapping[str, int]]]
+"""The name of a rank of an Indexed Job to its address, and the port in fact for a declared one."""
 
 
 @dataclass(frozen=True)
@@ -72,25 +65,21 @@ class Addresses:
         """
         if owner in self._known:
             return self._known[owner]
-        taken = {int(each.ip.rpartition(".")[2]) for each in self._known.values()}
-        free = next((number for number in range(2, 255) if number not in taken), None)
-        if free is None:
+        taken = {each.ip for each in self._known.values()}
+        addresses = (f"{self._network}.{number}" for number in range(2, 255))
+        ip = next((each for each in addresses if each not in taken), None)
+        if ip is None:
             raise ClusterError(
                 f"no address is left for {owner}: 253 pods run; "
                 "delete some with cluster.delete(...)"
             )
-        ip = f"{self._network}.{free}"
-        promised = {
-            (port, name in EVERYWHERE)
-            for e in self._known.values()
-            for name, port in e.ports.items()
-        }
+        promised = [item for each in self._known.values() for item in each.ports.items()]
         chosen: dict[str, int] = {}
         for name, wanted in ports.items():
             everywhere = name in EVERYWHERE
             # What a pod was promised may not listen yet.
-            used = {port for port, all_of_them in promised if everywhere or all_of_them}
-            used |= set(chosen.values())
+            used = {port for each, port in promised if everywhere or each in EVERYWHERE}
+            used.update(chosen.values())
             moved = (MOVED_PORTS[(self._offset + n) % len(MOVED_PORTS)] for n in range(12000))
             chosen[name] = next(
                 port
@@ -120,12 +109,8 @@ def is_free(address: str, port: int) -> bool:
 
 def named_ports(spec: Mapping[str, Any]) -> dict[str, int]:
     """A pod spec's named ports; a port without a name cannot be moved."""
-    return {
-        port["name"]: port["containerPort"]
-        for container in spec["containers"]
-        for port in container.get("ports", [])
-        if "name" in port
-    }
+    ports = [port for each in spec["containers"] for port in each.get("ports", [])]
+    return {port["name"]: port["containerPort"] for port in ports if "name" in port}
 
 
 def port_annotations(endpoint: Endpoint) -> dict[str, str]:
@@ -144,51 +129,23 @@ def real_port(pod: Mapping[str, Any], wanted: int | str) -> int | None:
     return None
 
 
-_ADDRESS = re.compile(
-    r"(?P<scheme>[a-z]+://)?(?P<host>[a-z0-9.-]+?)(:(?P<port>\d+))?(?P<path>/.*)?"
-)
-_LONG = re.compile(r"\.default(\.svc(\.cluster\.local)?)?$")
-
-
-def replace_address(value: str, hosts: Mapping[str, tuple[Endpoint, Mapping[int, str]]]) -> str:
-    """Put the real address in place of a value that is the address of a rank of an Indexed Job.
-
-    Args:
-        value: A value of an environment variable, or an argument.
-        hosts: `pod.service` to its endpoint, and its declared ports' names.
-
-    Returns:
-        The value; changed only when all of it is `host`, `host:port` or a URL of them. A
-        word without a dot is no rank's address and stays as it is.
+def replace_address(value: str, hosts: Hosts) -> str:
+    """Put the real address in place of a value that is all of it a rank's `host` or `host:port`.
 
     Example:
-        >>> head = {"a-0.a": (Endpoint("127.9.9.2", {"gcs": 20001}), {6379: "gcs"})}
+        >>> head = {"a-0.a": ("127.9.9.2", {"6379": 20001})}
         >>> replace_address("a-0.a:6379", head), replace_address("say a-0.a", head)
         ('127.9.9.2:20001', 'say a-0.a')
     """
-    match = _ADDRESS.fullmatch(value)
-    if match is None or (match["path"] and not match["scheme"]):
+    host, colon, port = value.partition(":")
+    if host not in hosts:
         return value
-    found = hosts.get(match["host"]) or hosts.get(_LONG.sub("", match["host"]))
-    if found is None:
-        return value
-    endpoint, names = found
-    port = match["port"] and endpoint.ports.get(names.get(int(match["port"]), ""), match["port"])
-    return "".join(
-        (match["scheme"] or "", endpoint.ip, f":{port}" if port else "", match["path"] or "")
-    )
+    ip, ports = hosts[host]
+    return f"{ip}{colon}{ports.get(port, port)}"
 
 
 def listening(network: str) -> list[str]:
-    """Addresses in a network of this machine where something listens, as `ip:port`.
-
-    Args:
-        network: Its first three bytes, such as `127.20.3`.
-
-    Example:
-        >>> listening("127.255.255")
-        []
-    """
+    """Where something listens in a network, such as `127.20.3`, of this machine, as `ip:port`."""
     found = []
     for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
         _, local, _, state = line.split()[:4]

@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
+import base64
 import copy
 import secrets
 import uuid
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from workshop_lib.cluster.kube import CLAIM, COMPONENT, component_of, key_of
 from workshop_lib.cluster.local.paths import StatePaths, json_files, read_json, write_json
 from workshop_lib.errors import ClusterError
 
-__all__ = ["action", "all_objects", "find_object", "object_file", "store_object"]
+__all__ = ["GENERATE", "action", "all_objects", "data_of", "find_object", "store_object"]
 
 Json = Mapping[str, Any]
 
 GENERATE = "workshop.techpulse/generate"
 """Annotation of a Secret: the key that apply fills with a random value, once."""
 
-
-def object_file(paths: StatePaths, key: str) -> Path:
-    """Where an object is kept."""
-    return paths.objects / f"{key.replace('/', '.', 1)}.json"
+FIXED = {"Job": "a Job's pods", "RayCluster": "a Ray cluster's pods",
+         "RayService": "a Ray cluster's pods", CLAIM: "a volume"}  # fmt: skip
+"""What cannot change while an object of a kind exists."""
 
 
 def all_objects(paths: StatePaths) -> list[dict[str, Any]]:
@@ -31,23 +30,35 @@ def all_objects(paths: StatePaths) -> list[dict[str, Any]]:
     return [body for f in json_files(paths.objects) if (body := read_json(f)) is not None]
 
 
-def find_object(paths: StatePaths, kind: str, name: str) -> dict[str, Any] | None:
-    """One applied object, or None."""
-    found: dict[str, Any] | None = read_json(object_file(paths, f"{kind}/{name}"))
+def find_object(paths: StatePaths, key: str) -> dict[str, Any] | None:
+    """One applied object by its `Kind/name`, or None."""
+    found: dict[str, Any] | None = read_json(paths.object_file(key))
     return found
+
+
+def data_of(body: Json) -> dict[str, bytes]:
+    """A ConfigMap's or Secret's entries."""
+    data, plain = body.get("data") or {}, body.get("stringData") or {}
+    encoded = body["kind"] == "Secret"
+    return {
+        **{key: base64.b64decode(text) if encoded else text.encode() for key, text in data.items()},
+        **{key: text.encode() for key, text in plain.items()},
+    }
 
 
 def store_object(paths: StatePaths, component: str, body: Json, old: Json | None) -> None:
     """Keep an object, with what a cluster adds to it: uid, generation, a generated value."""
-    metadata = dict(body["metadata"])
-    metadata["labels"] = {**metadata.get("labels", {}), COMPONENT: component}
     before = old["metadata"] if old else {}
-    metadata["generation"] = before.get("generation", 0) + 1
-    metadata["uid"] = before.get("uid") or str(uuid.uuid4())
+    metadata = {
+        **body["metadata"],
+        "labels": {**body["metadata"].get("labels", {}), COMPONENT: component},
+        "generation": before.get("generation", 0) + 1,
+        "uid": before.get("uid") or str(uuid.uuid4()),
+    }
     stored = {**body, "metadata": metadata}
     if old is None and (key := _generated_key(body)):
         stored["stringData"] = {**body.get("stringData", {}), key: secrets.token_hex(32)}
-    write_json(object_file(paths, key_of(body)), stored)
+    write_json(paths.object_file(key_of(body)), stored)
 
 
 def _generated_key(body: Json) -> str | None:
@@ -63,28 +74,21 @@ def action(old: Json | None, body: Json, component: str) -> str:
     """
     if old is None:
         return "created"
+    kind, owner = body["kind"], component_of(old)
     same = _content(old) == _content(body)
-    owner = component_of(old)
-    if owner != component:
-        # Several components may use one volume; it stays with the one that made it.
-        if body["kind"] == CLAIM and same:
-            return "unchanged"
+    # Several components may use one volume; it stays with the one that made it.
+    if owner != component and not (kind == CLAIM and same):
         raise ClusterError(
             f"{key_of(body)} belongs to component {owner!r} already; "
             f"first cluster.delete({owner!r})"
         )
-    if same or (body["kind"] == "Secret" and _generated_key(body)):
+    if same or (kind == "Secret" and _generated_key(body)):
         return "unchanged"
-    for kinds, what in (
-        (("Job",), "a Job's pods"),
-        (("RayCluster", "RayService"), "a Ray cluster's pods"),
-        ((CLAIM,), "a volume"),
-    ):
-        if body["kind"] in kinds and _fixed(old) != _fixed(body):
-            raise ClusterError(
-                f"{key_of(body)}: {what} cannot change while it exists; "
-                f"first cluster.delete({owner!r})"
-            )
+    if kind in FIXED and _fixed(old) != _fixed(body):
+        raise ClusterError(
+            f"{key_of(body)}: {FIXED[kind]} cannot change while it exists; "
+            f"first cluster.delete({owner!r})"
+        )
     return "configured"
 
 
@@ -98,7 +102,7 @@ def _fixed(body: Json) -> Any:
     spec = copy.deepcopy(dict(body["spec"]))
     for field in ("serveConfigV2", "backoffLimit", "activeDeadlineSeconds"):
         spec.pop(field, None)
-    for group in spec.get("rayClusterConfig", spec).get("workerGroupSpecs", []):
+    for group in spec.get("workerGroupSpecs", []):
         for field in ("replicas", "minReplicas", "maxReplicas"):
             group.pop(field, None)
     return spec

@@ -1,9 +1,7 @@
 """Where one state of the local cluster keeps its files, and how they are written.
 
-What should last (objects, statuses, logs, claims) lies in the checkout, under
-`.workshop/<state>`. Sockets and scratch volumes lie under /tmp in a folder with a short
-name, because a Unix socket's path ends at 107 bytes and Ray's take 70 of them. The name is
-a hash of the checkout and the state, so two checkouts, or two states of one, never meet.
+What should last lies in the checkout, under `.workshop/<state>`; sockets and scratch volumes
+lie under /tmp in a folder with a short name, because a Unix socket's path ends at 107 bytes.
 """
 
 from __future__ import annotations
@@ -24,10 +22,8 @@ from typing import Any
 
 from workshop_lib.errors import ClusterError
 
-__all__ = [
-    "Busy", "StatePaths", "checkout", "json_files", "locked", "read_json", "remove_tree",
-    "write_json",
-]  # fmt: skip
+__all__ = ["Busy", "StatePaths", "checkout", "json_files", "locked", "read_json", "remove_tree",
+           "write_json"]  # fmt: skip
 
 TEMPORARY = Path("/tmp")
 
@@ -41,18 +37,16 @@ def checkout() -> Path:
     return Path(__file__).resolve().parents[3]
 
 
-def write_json(path: Path, data: Any, *, mode: int = 0o600) -> None:
-    """Write JSON so that a reader sees the old file or the new one, never half of it.
+def write_json(path: Path, data: Any) -> None:
+    """Write JSON, readable by its owner alone; a reader sees the old file or the new one.
 
-    Only the owner may read it by default: Secrets pass here. A state's folder that was
-    removed is not made anew.
+    A state's folder that was removed is not made anew.
     """
     path.parent.mkdir(exist_ok=True)
     descriptor, scratch = tempfile.mkstemp(prefix=".", suffix=".new", dir=path.parent)
     try:
         with os.fdopen(descriptor, "w") as file:
             json.dump(data, file, indent=1)
-        Path(scratch).chmod(mode)
         Path(scratch).replace(path)
     except BaseException:
         Path(scratch).unlink(missing_ok=True)
@@ -162,6 +156,7 @@ class StatePaths:
                 "digits and '-'"
             )
         self.home, self.state = home, state
+        # Two checkouts, or two states of one, never meet: their hashes differ.
         digest = hashlib.sha256(f"{home.resolve()}\0{state}".encode()).digest()
         # The first three bytes of this state's loopback addresses, and where it begins to
         # look for free ports: elsewhere than other states.
@@ -169,19 +164,36 @@ class StatePaths:
         self.offset = int.from_bytes(digest[2:4], "big")
         # What lasts.
         self.folder = home / ".workshop" / state
-        self.objects = self.folder / "objects"  # applied objects: `<Kind>.<name>.json`
+        self.objects = self.folder / "objects"  # applied objects
         self.statuses = self.folder / "status"  # what the agent says of each workload
         self.logs = self.folder / "logs"  # `<Kind>.<name>/<pod>/<container>/<restart>.log`
         self.claims = self.folder / "claims"  # persistent volume claims' data
         self.settings = self.folder / "settings.json"  # what apply tells the agent
         self.agent_log = self.folder / "agent.log"
         self.lock = self.folder / "lock"  # held by whoever changes this state
-        # Sockets and scratch volumes: a short path of our own.
+        # Sockets and scratch volumes.
         self.runtime = TEMPORARY / f"ws-{digest.hex()[:10]}"
         self.environments = self.runtime / "env"  # of each running container, for `exec`
         self.volumes = self.runtime / "v"  # `<last byte of the pod's address>-<volume>`
         self.owner = self.runtime / "owner.json"  # whose folder this is: checkout and state
         self.agent = self.runtime / "agent.json"  # the agent's process id and start time
+
+    def object_file(self, key: str) -> Path:
+        """Where an object is kept, by its `Kind/name`."""
+        return self.objects / f"{key.replace('/', '.', 1)}.json"
+
+    def status_file(self, key: str) -> Path:
+        """Where the agent's word on a workload is kept."""
+        return self.statuses / f"{key.replace('/', '.', 1)}.json"
+
+    def log_folder(self, key: str) -> Path:
+        """Where a workload's pods write their logs."""
+        return self.logs / key.replace("/", ".", 1)
+
+    def forget(self, key: str) -> None:
+        """Remove what is kept of a workload that ended: its logs, and then its status."""
+        remove_tree(self.log_folder(key))
+        self.status_file(key).unlink(missing_ok=True)
 
     def create(self) -> None:
         """Make the folders.

@@ -8,7 +8,6 @@ cluster too.
 
 from __future__ import annotations
 
-import base64
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -18,68 +17,51 @@ from typing import Any
 
 from workshop_lib.cluster.kube import INDEX, parse_quantity
 from workshop_lib.cluster.local.machine import capacity
-from workshop_lib.cluster.local.network import replace_address
+from workshop_lib.cluster.local.network import Hosts, replace_address
+from workshop_lib.cluster.local.objects import data_of
 from workshop_lib.cluster.local.paths import remove_tree
 
-__all__ = [
-    "ConfigError", "PodContext", "Volumes", "container_command",
-    "container_environment", "object_data", "rewrite", "working_folder",
-]  # fmt: skip
+__all__ = ["FIELD", "NotYet", "PodContext", "Volumes", "container_command",
+           "container_environment", "rewrite", "working_folder"]  # fmt: skip
 
 Spec = Mapping[str, Any]
-Find = Callable[[str, str], Mapping[str, Any] | None]
+Find = Callable[[str], Mapping[str, Any] | None]
 
 FIELD = re.compile(r"metadata\.(labels|annotations)\['([^']+)'\]|metadata\.name|status\.podIP")
 """The fields of the downward API that are played."""
 
 
-class ConfigError(Exception):
-    """What a kubelet reports as CreateContainerConfigError or FailedMount."""
+class NotYet(Exception):
+    """What a kubelet reports as CreateContainerNotYet or FailedMount."""
 
 
 @dataclass(frozen=True)
 class PodContext:
-    """What a pod's containers are resolved against.
+    """What a container is resolved against.
 
     Attributes:
         metadata: The pod's metadata (name, labels, annotations).
         ip: Its address.
-        mounts: Mount path to folder, for each container by name.
-        hosts: The addresses of the ranks of Indexed Jobs (see `replace_address`).
-        find: Returns the body of a ConfigMap or Secret, or None: `find(kind, name)`.
+        mounts: Mount path to folder.
+        hosts: The addresses of the ranks of Indexed Jobs.
+        find: Returns an object by its `Kind/name`, or None.
         base: The environment that every container starts from.
     """
 
     metadata: Spec
     ip: str
-    mounts: Mapping[str, Mapping[str, Path]]
-    hosts: Mapping[str, Any]
+    mounts: Mapping[str, Path]
+    hosts: Hosts
     find: Find
     base: Mapping[str, str]
 
 
-def object_data(find: Find, kind: str, name: str, *, optional: bool = False) -> dict[str, bytes]:
-    """A ConfigMap's or Secret's entries; none of an optional one that is not there."""
-    body = find(kind, name)
-    if body is None:
-        if optional:
-            return {}
-        raise ConfigError(f'{kind.lower()} "{name}" not found')
-    if kind == "ConfigMap":
-        return {key: text.encode() for key, text in (body.get("data") or {}).items()}
-    return {
-        **{key: base64.b64decode(text) for key, text in (body.get("data") or {}).items()},
-        **{key: text.encode() for key, text in (body.get("stringData") or {}).items()},
-    }
-
-
-def rewrite(value: str, mounts: Mapping[str, Path], hosts: Mapping[str, Any]) -> str:
+def rewrite(value: str, mounts: Mapping[str, Path], hosts: Hosts) -> str:
     """Real folders for mount paths and real addresses for names, in a whole value or `--flag=`."""
     flag, equals, rest = value.partition("=") if value.startswith("--") else ("", "", value)
     for mount in sorted(mounts, key=len, reverse=True):
-        base = mount.rstrip("/")
-        if rest.rstrip("/") == base or rest.startswith(f"{base}/"):
-            return f"{flag}{equals}{mounts[mount]}{rest[len(base) :]}"
+        if rest == mount or rest.startswith(f"{mount}/"):
+            return f"{flag}{equals}{mounts[mount]}{rest[len(mount) :]}"
     return f"{flag}{equals}{replace_address(rest, hosts)}"
 
 
@@ -87,9 +69,7 @@ def _expand(text: str, environment: Mapping[str, str]) -> str:
     """Kubernetes' own `$(NAME)`: an unknown name stays as it is, `$$(NAME)` is literal."""
 
     def value(match: re.Match[str]) -> str:
-        if match[0].startswith("$$"):
-            return match[0][1:]
-        return environment.get(match[1], match[0])
+        return match[0][1:] if match[0].startswith("$$") else environment.get(match[1], match[0])
 
     return re.sub(r"\$?\$\(([A-Za-z_][A-Za-z0-9_.-]*)\)", value, text)
 
@@ -108,31 +88,36 @@ def _from_source(source: Spec, container: Spec, context: PodContext) -> str:
         amount = parse_quantity(limits[what]) if what in limits else capacity()[what]
         return str(math.ceil(amount))
     name, key = source["configMapKeyRef"]["name"], source["configMapKeyRef"]["key"]
-    data = object_data(context.find, "ConfigMap", name)
+    data = _data(context.find, "ConfigMap", name)
     if key not in data:
-        raise ConfigError(f"couldn't find key {key} in ConfigMap default/{name}")
-    return rewrite(data[key].decode(), context.mounts[container["name"]], context.hosts)
+        raise NotYet(f"couldn't find key {key} in ConfigMap default/{name}")
+    return rewrite(data[key].decode(), context.mounts, context.hosts)
+
+
+def _data(find: Find, kind: str, name: str) -> dict[str, bytes]:
+    if (body := find(f"{kind}/{name}")) is None:
+        raise NotYet(f'{kind.lower()} "{name}" not found')
+    return data_of(body)
 
 
 def container_environment(container: Spec, context: PodContext) -> dict[str, str]:
     """A container's environment, as a kubelet would build it.
 
     Raises:
-        ConfigError: A ConfigMap or key is missing.
+        NotYet: A ConfigMap or key is missing.
     """
-    # A pod's host name; in an Indexed Job that of the rank, the same in every run.
-    rank = (context.metadata.get("annotations") or {}).get(INDEX)
-    host = context.metadata["name"]
-    if rank is not None:
-        host = f"{context.metadata['labels']['job-name']}-{rank}"
     environment: dict[str, str] = {}
     for entry in container.get("env", []):
         if "valueFrom" in entry:
             value = _from_source(entry["valueFrom"], container, context)
         else:
-            mounts = context.mounts[container["name"]]
-            value = _expand(rewrite(entry.get("value", ""), mounts, context.hosts), environment)
+            real = rewrite(entry.get("value", ""), context.mounts, context.hosts)
+            value = _expand(real, environment)
         environment[entry["name"]] = value
+    # A pod's host name; in an Indexed Job that of the rank, the same in every run.
+    host = context.metadata["name"]
+    if INDEX in (context.metadata.get("annotations") or {}):
+        host = host.rpartition("-")[0]
     return {**context.base, "HOSTNAME": host, **environment}
 
 
@@ -140,17 +125,15 @@ def container_command(
     container: Spec, context: PodContext, environment: Mapping[str, str]
 ) -> list[str]:
     """A container's command line, with `$(NAME)` from its environment."""
-    mounts = context.mounts[container["name"]]
     words = [*container["command"], *container.get("args", [])]
-    return [_expand(rewrite(word, mounts, context.hosts), environment) for word in words]
+    return [_expand(rewrite(word, context.mounts, context.hosts), environment) for word in words]
 
 
 def working_folder(container: Spec, context: PodContext) -> Path:
     """The folder that a container starts in: the manifest's in a volume, else its scratch."""
-    wanted = container.get("workingDir")
-    if wanted is None:
+    if (wanted := container.get("workingDir")) is None:
         return Path(context.base["TMPDIR"])
-    folder = Path(rewrite(wanted, context.mounts[container["name"]], {}))
+    folder = Path(rewrite(wanted, context.mounts, {}))
     folder.mkdir(parents=True, exist_ok=True)  # as a container runtime does
     return folder
 
@@ -161,7 +144,7 @@ class Volumes:
     Args:
         spec: The pod's spec.
         scratch: Prefix of the folders that are its own, such as `/tmp/ws-1/v/7`.
-        find: Returns the body of a ConfigMap or Secret, or None.
+        find: Returns an object by its `Kind/name`, or None.
         claim: Returns the folder behind a claim.
     """
 
@@ -170,58 +153,53 @@ class Volumes:
             volume["name"]: (volume, Path(f"{scratch}-{number}"))
             for number, volume in enumerate(spec.get("volumes", []))
         }
-        self._find = find
-        self._claim = claim
+        self._find, self._claim = find, claim
         self.temporary = Path(f"{scratch}-t")
-
-    @property
-    def own(self) -> list[Path]:
+        self.own = [self.temporary, *(folder for _, folder in self._volumes.values())]
         """The folders that go with the pod."""
-        return [self.temporary, *(folder for _, folder in self._volumes.values())]
 
     def prepare(self) -> None:
         """Make every folder, empty what is the pod's own, write the files.
 
         Raises:
-            ConfigError: A ConfigMap, Secret, key or claim is not there.
+            NotYet: A ConfigMap, Secret, key or claim is not there.
         """
         for folder in self.own:
             remove_tree(folder)
             folder.mkdir(parents=True, mode=0o700)
         for name, (volume, folder) in self._volumes.items():
-            if "persistentVolumeClaim" in volume:
-                self._claim(volume["persistentVolumeClaim"]["claimName"])
-            elif "configMap" in volume or "secret" in volume:
-                try:
-                    _write_files(volume, folder, self._find)
-                except ConfigError as error:
-                    problem = f'MountVolume.SetUp failed for volume "{name}" : {error}'
-                    raise ConfigError(problem) from None
+            try:
+                self._fill(volume, folder)
+            except NotYet as error:
+                raise NotYet(f'MountVolume.SetUp failed for volume "{name}" : {error}') from None
 
-    def mounts(self, container: Spec) -> dict[str, Path]:
+    def _fill(self, volume: Spec, folder: Path) -> None:
+        """Write the files of a ConfigMap or Secret volume."""
+        source = volume.get("configMap") or volume.get("secret")
+        if source is None:
+            return
+        kind = "ConfigMap" if "configMap" in volume else "Secret"
+        name = source["name"] if kind == "ConfigMap" else source["secretName"]
+        if source.get("optional") and self._find(f"{kind}/{name}") is None:
+            return
+        data = _data(self._find, kind, name)
+        for item in source.get("items") or [{"key": key, "path": key} for key in data]:
+            if item["key"] not in data:
+                raise NotYet(f"references non-existent config key: {item['key']}")
+            file = folder / item["path"]
+            file.parent.mkdir(parents=True, exist_ok=True)
+            # A Secret is for its owner alone, whatever mode the manifest gives a cluster's user.
+            file.touch(mode=0o600 if kind == "Secret" else 0o644)
+            file.write_bytes(data[item["key"]])
+
+    def mounts(self, container: Spec, *, claims_only: bool = False) -> dict[str, Path]:
         """Mount path to folder, for one container."""
         found = {}
         for mount in container.get("volumeMounts", []):
             volume, folder = self._volumes[mount["name"]]
-            if "persistentVolumeClaim" in volume:
-                folder = self._claim(volume["persistentVolumeClaim"]["claimName"])
-            found[mount["mountPath"]] = folder
+            claim = volume.get("persistentVolumeClaim")
+            if claim or not claims_only:
+                found[mount["mountPath"].rstrip("/")] = (
+                    self._claim(claim["claimName"]) if claim else folder
+                )
         return found
-
-
-def _write_files(volume: Spec, folder: Path, find: Find) -> None:
-    """The files of a ConfigMap or Secret volume."""
-    kind = "ConfigMap" if "configMap" in volume else "Secret"
-    source = volume["configMap"] if kind == "ConfigMap" else volume["secret"]
-    name = source["name"] if kind == "ConfigMap" else source["secretName"]
-    data = object_data(find, kind, name, optional=source.get("optional", False))
-    # A Secret is for its owner alone, whatever mode the manifest gives a cluster's user.
-    mode = 0o600 if kind == "Secret" else source.get("defaultMode", 0o644)
-    for item in source.get("items") or [{"key": key, "path": key} for key in data]:
-        if item["key"] not in data:
-            raise ConfigError(f"references non-existent config key: {item['key']}")
-        file = folder / item["path"]
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.touch(mode=0o600)
-        file.write_bytes(data[item["key"]])
-        file.chmod(mode)

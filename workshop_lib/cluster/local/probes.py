@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 __all__ = ["Prober"]
@@ -18,9 +17,8 @@ class Prober:
         container: The container's spec.
         ip: The pod's address.
         port: Returns the real port behind a probe's number or name.
-        fail: Takes what a failed probe has to say.
-        started: Called when the startup probe has succeeded.
-        ready: Called with each answer about readiness.
+        tell: Takes what a failed probe has to say.
+        status: The container's status, whose `started` and `ready` it sets.
     """
 
     def __init__(
@@ -28,18 +26,11 @@ class Prober:
         container: Mapping[str, Any],
         ip: str,
         port: Callable[[int | str], int],
-        *,
-        fail: Callable[[str], None],
-        started: Callable[[], None],
-        ready: Callable[[bool], None],
+        tell: Callable[[str], None],
+        status: dict[str, Any],
     ) -> None:
-        self._container = container
-        self._ip = ip
-        self._port = port
-        self._fail = fail
-        self._started = started
-        self._ready = ready
-        self._began = time.monotonic()
+        self._container, self._ip, self._port = container, ip, port
+        self._tell, self._status = tell, status
 
     async def run(self) -> str:
         """Startup first; then readiness and liveness side by side.
@@ -48,71 +39,53 @@ class Prober:
             The probe for whose sake the container must be stopped, `startup` or `liveness`;
             without such a failure it runs until it is cancelled.
         """
-        startup, readiness, liveness = (
-            self._container.get(f"{kind}Probe") for kind in ("startup", "readiness", "liveness")
-        )
-        if startup and not await self._until_started(startup):
-            return "startup"
-        self._started()
-        if not readiness:
-            self._ready(True)
-        watching = asyncio.create_task(self._watch_readiness(readiness)) if readiness else None
+        if "startupProbe" in self._container:
+            async for failures, limit in self._ask("startup"):
+                if failures == limit:
+                    return "startup"
+                if failures == 0:
+                    break
+        self._status["started"] = True
+        if "readinessProbe" not in self._container:
+            self._status["ready"] = True
+        watching = asyncio.create_task(self._watch_readiness())
         try:
-            await (self._until_unhealthy(liveness) if liveness else asyncio.Event().wait())
-            return "liveness"
+            async for failures, limit in self._ask("liveness"):
+                if failures == limit:
+                    return "liveness"
+            never: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+            return await never
         finally:
-            if watching:
-                watching.cancel()
+            watching.cancel()
 
-    async def _initial_delay(self, probe: Mapping[str, Any]) -> None:
-        """Wait for a probe's `initialDelaySeconds`, which begin with the container."""
-        passed_s = time.monotonic() - self._began
-        await asyncio.sleep(max(0.0, probe.get("initialDelaySeconds", 0) - passed_s))
+    async def _watch_readiness(self) -> None:
+        async for failures, limit in self._ask("readiness"):
+            if failures in (0, limit):
+                self._status["ready"] = failures == 0
 
-    async def _until_started(self, probe: Mapping[str, Any]) -> bool:
-        await self._initial_delay(probe)
-        failures = 0
-        while await self._fails(probe, "Startup"):
-            failures += 1
-            if failures >= probe.get("failureThreshold", 3):
-                return False
-            await asyncio.sleep(probe.get("periodSeconds", 10))
-        return True
+    async def _ask(self, kind: str) -> AsyncIterator[tuple[int, int]]:
+        """After each time that a probe was run: its failures in a row, and how many are too many.
 
-    async def _until_unhealthy(self, probe: Mapping[str, Any]) -> None:
-        await self._initial_delay(probe)
-        failures = 0
-        while True:
-            failures = failures + 1 if await self._fails(probe, "Liveness") else 0
-            if failures >= probe.get("failureThreshold", 3):
-                return
-            await asyncio.sleep(probe.get("periodSeconds", 10))
-
-    async def _watch_readiness(self, probe: Mapping[str, Any]) -> None:
-        await self._initial_delay(probe)
-        period_s = probe.get("periodSeconds", 10)
-        failures = 0
-        # Until it is ready for the first time, failures decide nothing: asking more often
-        # at first spares a learner the wait for the next period.
-        wait_s = 0.1
-        while True:
-            failures = failures + 1 if await self._fails(probe, "Readiness") else 0
-            if failures in (0, probe.get("failureThreshold", 3)):
-                self._ready(failures == 0)
-            wait_s = min(2 * wait_s, period_s) if failures else period_s
+        Nothing when the container has no such probe.
+        """
+        probe = self._container.get(f"{kind}Probe")
+        failures, wait_s = 0, 0.1
+        while probe:
+            port, path = self._port(probe["httpGet"]["port"]), probe["httpGet"].get("path", "/")
+            problem = await _problem(self._ip, port, path, float(probe.get("timeoutSeconds", 1)))
+            failures = failures + 1 if problem else 0
+            if problem:
+                self._tell(f"{kind.capitalize()} probe failed: {problem}")
+            yield failures, probe.get("failureThreshold", 3)
+            # Until it is ready, failures of readiness decide nothing: asking more often at first
+            # spares a learner the wait for the next period.
+            period_s = float(probe.get("periodSeconds", 10))
+            hurry = kind == "readiness" and failures
+            wait_s = min(2 * wait_s, period_s) if hurry else period_s
             await asyncio.sleep(wait_s)
 
-    async def _fails(self, probe: Mapping[str, Any], kind: str) -> bool:
-        """Run a probe once."""
-        action = probe["httpGet"]
-        port, path = self._port(action["port"]), action.get("path", "/")
-        problem = await _http_problem(self._ip, port, path, float(probe.get("timeoutSeconds", 1)))
-        if problem is not None:
-            self._fail(f"{kind} probe failed: {problem}")
-        return problem is not None
 
-
-async def _http_problem(ip: str, port: int, path: str, timeout_s: float) -> str | None:
+async def _problem(ip: str, port: int, path: str, timeout_s: float) -> str | None:
     """What is wrong with a GET, in a kubelet's words, or None: a status from 200 to 399 is well."""
     url = f'Get "http://{ip}:{port}{path}"'
     writer = None

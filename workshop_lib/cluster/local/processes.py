@@ -1,11 +1,7 @@
 """Process trees on Linux: who descends from whom, and stopping all of them.
 
-Ray's agents outlive a killed `ray start`, so a process group is not enough. What holds is
-the kernel's own bookkeeping: a process that is a *child subreaper* becomes the parent of
-every orphan below it, so its descendants are complete at any time.
-
-This module uses the standard library alone: `shim.py` runs it once for every container,
-and its start-up time and memory are paid each time.
+A child subreaper becomes the parent of every orphan below it, so its descendants are complete
+at any time. Standard library alone: `shim.py` runs this once for every container.
 """
 
 from __future__ import annotations
@@ -57,7 +53,7 @@ def _stat(pid: int) -> tuple[str, int, int] | None:
 def start_ticks(pid: int) -> int | None:
     """Start time in clock ticks since boot: with the pid, a process's identity."""
     stat = _stat(pid)
-    return None if stat is None else stat[2]
+    return stat and stat[2]
 
 
 def is_running(pid: int, ticks: int | None = None) -> bool:
@@ -69,7 +65,7 @@ def is_running(pid: int, ticks: int | None = None) -> bool:
 def parent_of(pid: int) -> int | None:
     """A process's parent; None when it is gone."""
     stat = _stat(pid)
-    return None if stat is None else stat[1]
+    return stat and stat[1]
 
 
 def command_line(pid: int) -> list[bytes]:
@@ -87,19 +83,16 @@ def all_pids() -> list[int]:
 
 def descendants(root: int) -> list[int]:
     """Every running process below `root`, children before grandchildren."""
+    stats = {pid: stat for pid in all_pids() if (stat := _stat(pid)) is not None}
     children: dict[int, list[int]] = {}
-    running: set[int] = set()
-    for pid in all_pids():
-        if (stat := _stat(pid)) is not None:
-            children.setdefault(stat[1], []).append(pid)
-            if stat[0] not in "ZX":
-                running.add(pid)
+    for pid, (_, parent, _) in stats.items():
+        children.setdefault(parent, []).append(pid)
     found: list[int] = []
     level = [root]
     while level:
         level = [child for pid in level for child in children.get(pid, [])]
         found += level
-    return [pid for pid in found if pid in running]
+    return [pid for pid in found if stats[pid][0] not in "ZX"]
 
 
 def tree(root: int) -> list[int]:
@@ -119,7 +112,6 @@ def send(pids: Iterable[int], number: int) -> None:
 
 
 def _reap() -> None:
-    """Collect our own dead children, so that they do not stay as zombies."""
     try:
         while os.waitpid(-1, os.WNOHANG) != (0, 0):
             pass

@@ -1,13 +1,9 @@
 """One container: runs a command and takes everything it started down with it.
 
-Run by the agent as `python shim.py MARK PARENT GRACE_S LOG_FILE -- COMMAND...`. In a
-container, the end of process 1 ends every other process there, because the kernel tears
-down the PID namespace. A plain process has no such thing, so the shim is the subreaper of
-its command, and stops what is left when the command ends, when the shim is told to end
-(SIGTERM), or when the agent dies. It ends with the command's exit code; 128 + n for signal
-n, as a kubelet reports it. MARK names the workload for whoever looks for its shims.
-
-It is a script of the standard library alone, because one runs for each container.
+Run by the agent as `python shim.py MARK PARENT GRACE_S LOG_FILE -- COMMAND...`. A container's
+PID namespace ends with its process 1; here the shim is the subreaper of its command, and stops
+what is left when the command ends, when it is told to (SIGTERM), or when the agent dies. It
+ends with the command's exit code, 128 + n for signal n. MARK names the workload.
 """
 
 from __future__ import annotations
@@ -45,15 +41,12 @@ def main(arguments: list[str]) -> int:
     # Before the command starts: a TERM that comes while it does must not be lost.
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGALRM, kill)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal is not ours
     processes.become_subreaper()
     processes.end_with_parent()
     if os.getppid() != int(parent):  # it died before we could ask to be told
         return 143
     log = Path(log_file).open("ab", buffering=0)  # noqa: SIM115  (lives as long as the shim)
     try:
-        # An ignored signal stays ignored across exec, so the command gets it back.
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
         child = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
         )
@@ -61,18 +54,14 @@ def main(arguments: list[str]) -> int:
         # What a shell says, and its exit codes, when a command cannot start.
         log.write(f'exec: "{command[0]}": {error.strerror}\n'.encode())
         return 127 if isinstance(error, FileNotFoundError) else 126
-    finally:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
     if told_to_stop:
         stop(signal.SIGTERM, None)
     code = _wait(child.pid)
     child = None
     signal.setitimer(signal.ITIMER_REAL, 0)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    below = os.getpid()
-    processes.stop(
-        lambda: processes.descendants(below), grace_s=min(3.0, float(grace_s)), reap=True
-    )
+    me = os.getpid()
+    processes.stop(lambda: processes.descendants(me), grace_s=min(3.0, float(grace_s)), reap=True)
     return 128 - code if code < 0 else code
 
 

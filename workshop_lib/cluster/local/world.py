@@ -12,7 +12,6 @@ import secrets
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,18 +20,14 @@ from typing import Any
 from workshop_lib.cluster.kube import key_of, requests_of
 from workshop_lib.cluster.local import processes
 from workshop_lib.cluster.local.machine import unschedulable
-from workshop_lib.cluster.local.network import Addresses, Endpoint, named_ports
+from workshop_lib.cluster.local.network import Addresses, Hosts, named_ports
 from workshop_lib.cluster.local.objects import all_objects
 from workshop_lib.cluster.local.paths import StatePaths, read_json
-from workshop_lib.cluster.local.podspec import ConfigError
+from workshop_lib.cluster.local.podspec import NotYet
 
 __all__ = ["Conditions", "Events", "World", "now", "suffix"]
 
 EVENT_LIMIT = 300
-
-# A clock of the file system ticks a few hundred times a second: what was changed so shortly
-# ago may be changed again without a sign of it.
-FRESH_S = 1.0
 
 
 def now() -> str:
@@ -46,33 +41,22 @@ def suffix() -> str:
 
 
 class Conditions:
-    """The conditions of one object; each keeps the time of its last change.
-
-    Example:
-        >>> conditions = Conditions()
-        >>> conditions.set("Ready", False, "Starting"), conditions.set("Ready", False, "Starting")
-        (True, False)
-    """
+    """The conditions of one object; each keeps the time of its last change."""
 
     def __init__(self) -> None:
         self._by_type: dict[str, dict[str, Any]] = {}
 
-    def set(self, kind: str, met: bool, reason: str = "", message: str = "", **more: str) -> bool:
-        """Set a condition, and say whether anything changed."""
-        old = self._by_type.get(kind, {})
-        new = {
+    def set(self, kind: str, met: bool, reason: str = "", message: str = "", **more: str) -> None:
+        """Set a condition."""
+        old, status = self._by_type.get(kind, {}), "True" if met else "False"
+        since = old["lastTransitionTime"] if old.get("status") == status else now()
+        told = {"reason": reason, "message": message, **more}
+        self._by_type[kind] = {
             "type": kind,
-            "status": "True" if met else "False",
-            **({"reason": reason} if reason else {}),
-            **({"message": message} if message else {}),
-            **more,
+            "status": status,
+            **{name: text for name, text in told.items() if text},
+            "lastTransitionTime": since,
         }
-        if new == {key: old[key] for key in old if key != "lastTransitionTime"}:
-            return False
-        same = old.get("status") == new["status"]
-        new["lastTransitionTime"] = old["lastTransitionTime"] if same else now()
-        self._by_type[kind] = new
-        return True
 
     def is_true(self, kind: str) -> bool:
         """Whether the condition is there and met."""
@@ -80,44 +64,28 @@ class Conditions:
 
     def to_json(self) -> list[dict[str, Any]]:
         """The conditions, in the order in which they appeared."""
-        return [dict(condition) for condition in self._by_type.values()]
+        return list(self._by_type.values())
 
 
-class Events:
-    """What happened to one workload and its pods; `changed` says that its status is out of date."""
-
-    def __init__(self) -> None:
-        self.items: list[dict[str, Any]] = []
-        self.changed = True
+class Events(list[dict[str, Any]]):
+    """What happened to one workload and its pods."""
 
     def say(self, about: tuple[str, str], reason: str, message: str, kind: str = "Normal") -> None:
         """Record an event about `(kind, name)`; the same one again only counts up."""
-        self.changed = True
         who = {"kind": about[0], "name": about[1]}
-        for event in self.items[-20:]:
-            if (event["involvedObject"], event["reason"], event["message"]) == (
-                who, reason, message,
-            ):  # fmt: skip
+        what = {"type": kind, "reason": reason, "message": message, "involvedObject": who}
+        for event in self[-20:]:
+            if what.items() <= event.items():
                 event["count"] += 1
                 event["lastTimestamp"] = now()
                 return
-        moment = now()
-        self.items.append(
-            {
-                "type": kind, "reason": reason, "message": message, "count": 1,
-                "firstTimestamp": moment, "lastTimestamp": moment, "involvedObject": who,
-                "reportingComponent": "local-cluster",
-            }
-        )  # fmt: skip
-        del self.items[:-EVENT_LIMIT]
+        times = {"firstTimestamp": now(), "lastTimestamp": now()}
+        self.append({**what, "count": 1, **times, "reportingComponent": "local-cluster"})
+        del self[:-EVENT_LIMIT]
 
 
 class World:
-    """The state's objects as the API server has them, and this machine as its node.
-
-    Args:
-        paths: The state's files.
-    """
+    """The state's objects as the API server has them, and this machine as its node."""
 
     def __init__(self, paths: StatePaths) -> None:
         self.paths = paths
@@ -126,47 +94,47 @@ class World:
         self.settings: dict[str, Any] = {}
         self._placed: dict[str, Mapping[str, float]] = {}
         self._children: dict[int, asyncio.Future[int]] = {}
-        self._read_at: tuple[int, int] | None = None
+        self._read: list[tuple[str, int, int]] = []
 
     # -- objects -------------------------------------------------------------------------------
 
     def refresh(self) -> None:
         """Read what was applied, if it changed since the last look."""
-        changed = self.paths.objects.stat().st_mtime_ns
-        told = self.paths.settings.stat().st_mtime_ns
-        if (changed, told) == self._read_at and time.time() - changed / 1e9 > FRESH_S:
-            return
-        self.objects = {key_of(body): body for body in all_objects(self.paths)}
-        self.settings = read_json(self.paths.settings) or {}
-        self._read_at = (changed, told)
+        found = [
+            (file.name, stat.st_ino, stat.st_mtime_ns)
+            for file in [self.paths.settings, *sorted(self.paths.objects.iterdir())]
+            if (stat := file.stat())
+        ]
+        if found != self._read:
+            self.objects = {key_of(body): body for body in all_objects(self.paths)}
+            self.settings = read_json(self.paths.settings) or {}
+            self._read = found
 
-    def find(self, kind: str, name: str) -> dict[str, Any] | None:
-        """One applied object, or None."""
-        return self.objects.get(f"{kind}/{name}")
+    def find(self, key: str) -> dict[str, Any] | None:
+        """One applied object by its `Kind/name`, or None."""
+        return self.objects.get(key)
 
-    def hosts(self) -> dict[str, tuple[Endpoint, dict[int, str]]]:
-        """The ranks of Indexed Jobs by their DNS names: address, and the declared ports' names."""
+    def hosts(self) -> Hosts:
+        """The ranks of Indexed Jobs by their DNS names: address and ports."""
         found = {}
         for key, body in self.objects.items():
-            if body["kind"] != "Job" or "subdomain" not in body["spec"]["template"]["spec"]:
-                continue
-            spec = body["spec"]["template"]["spec"]
-            names = {port: name for name, port in named_ports(spec).items()}
-            for index in range(body["spec"].get("completions", 1)):
-                if endpoint := self.addresses.find(f"{key}/{index}"):
+            spec = body["spec"]["template"]["spec"] if body["kind"] == "Job" else {}
+            for index in range(body["spec"]["completions"] if "subdomain" in spec else 0):
+                if at := self.addresses.find(f"{key}/{index}"):
                     host = f"{body['metadata']['name']}-{index}.{spec['subdomain']}"
-                    found[host] = (endpoint, names)
+                    ports = {str(p): at.ports[name] for name, p in named_ports(spec).items()}
+                    found[host] = (at.ip, ports)
         return found
 
     def claim(self, name: str) -> Path:
         """The folder behind a claim; the model cache is shared between checkouts.
 
         Raises:
-            ConfigError: There is no such claim.
+            NotYet: There is no such claim.
         """
-        body = self.find("PersistentVolumeClaim", name)
+        body = self.find(f"PersistentVolumeClaim/{name}")
         if body is None:
-            raise ConfigError(f'persistentvolumeclaim "{name}" not found')
+            raise NotYet(f'persistentvolumeclaim "{name}" not found')
         cache = body["spec"]["storageClassName"] == "model-cache"
         folder = Path(self.settings["models"]) if cache else self.paths.claims / name
         folder.mkdir(parents=True, exist_ok=True)
@@ -174,18 +142,21 @@ class World:
 
     # -- placement -----------------------------------------------------------------------------
 
-    def place(self, pod: str, spec: Mapping[str, Any]) -> str | None:
-        """Reserve a pod's requests on this machine, or say why they do not fit."""
+    def place(self, pod: str, spec: Mapping[str, Any]) -> None:
+        """Reserve a pod's requests on this machine.
+
+        Raises:
+            NotYet: They do not fit, or a claim is not there.
+        """
         for volume in spec.get("volumes", []):
-            claim = (volume.get("persistentVolumeClaim") or {}).get("claimName")
-            if claim and self.find("PersistentVolumeClaim", claim) is None:
-                missing = f'persistentvolumeclaim "{claim}" not found'
-                return f"0/1 nodes are available: {missing}. not found"
+            name = volume.get("persistentVolumeClaim", {}).get("claimName")
+            if name and self.find(f"PersistentVolumeClaim/{name}") is None:
+                missing = f'persistentvolumeclaim "{name}" not found'
+                raise NotYet(f"0/1 nodes are available: {missing}. not found")
         wanted = requests_of(spec)
-        problem = unschedulable(wanted, (r for p, r in self._placed.items() if p != pod))
-        if problem is None:
-            self._placed[pod] = wanted
-        return problem
+        if problem := unschedulable(wanted, self._placed.values()):
+            raise NotYet(problem)
+        self._placed[pod] = wanted
 
     def unplace(self, pod: str) -> None:
         """Give back what a pod reserved."""
@@ -207,8 +178,7 @@ class World:
             # No site-packages and no PYTHON* variables for the shim: it starts faster.
             [sys.executable, "-S", "-E", str(processes.SHIM), f"{self.paths.runtime}:{key}",
              str(os.getpid()), str(grace_s), str(log), "--", *command],
-            env=dict(environment), cwd=folder, start_new_session=True,
-            stdin=subprocess.DEVNULL, close_fds=True,
+            env=dict(environment), cwd=folder, start_new_session=True, stdin=subprocess.DEVNULL,
         )  # fmt: skip
         process.returncode = 0  # `reap` collects it, and Popen must not
         ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
@@ -225,12 +195,8 @@ class World:
                 if ended is not None and not ended.done():
                     ended.set_result(128 - code if code < 0 else code)
                     killed |= code < 0
-        if killed:
-            self.kill_orphans()
-
-    def kill_orphans(self) -> None:
-        """Kill the children that this subreaper did not start, and all below them."""
-        me = os.getpid()
-        for pid in processes.descendants(me):
-            if processes.parent_of(pid) == me and pid not in self._children:
-                processes.send(processes.tree(pid), signal.SIGKILL)
+        if killed:  # this subreaper's children that it did not start, and all below them
+            me = os.getpid()
+            for pid in processes.descendants(me):
+                if processes.parent_of(pid) == me and pid not in self._children:
+                    processes.send(processes.tree(pid), signal.SIGKILL)

@@ -1,0 +1,173 @@
+"""The pure parts of the local cluster: the node, addresses, environment and command."""
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from workshop_lib.cluster.local import machine
+from workshop_lib.cluster.local.network import Addresses, real_port
+from workshop_lib.cluster.local.podspec import (
+    NotYet,
+    PodContext,
+    container_command,
+    container_environment,
+    rewrite,
+    working_folder,
+)
+from workshop_lib.errors import ClusterError
+
+
+def test_what_fits_and_what_does_not(monkeypatch):
+    monkeypatch.setattr(machine, "capacity", lambda: {"cpu": 2.0, "memory": 8.0})
+    assert machine.unschedulable({"cpu": 2.0, "memory": 8.0, "nvidia.com/gpu": 0.0}, []) is None
+    assert machine.unschedulable({"cpu": 1.0}, [{"cpu": 1.0}]) is None
+    full = machine.unschedulable({"cpu": 1.5, "memory": 1.0}, [{"cpu": 1.0}])
+    assert full == (
+        "0/1 nodes are available: 1 Insufficient cpu. no new claims to deallocate, preemption: "
+        "0/1 nodes are available: 1 No preemption victims found for incoming pod."
+    )
+    never = machine.unschedulable({"cpu": 3.0, "nvidia.com/gpu": 1.0}, [])
+    assert never.startswith(
+        "0/1 nodes are available: 1 Insufficient cpu, 1 Insufficient nvidia.com/gpu."
+    )
+    assert never.endswith("1 Preemption is not helpful for scheduling.")
+
+
+def test_limits_of_a_container_count(monkeypatch, tmp_path):
+    whole = machine.capacity()
+    monkeypatch.setattr(machine, "CGROUPS", tmp_path)
+    for cpu, memory, expected in (
+        ("max 100000\n", "max\n", (whole["cpu"], whole["memory"])),
+        ("50000 100000\n", "1048576\n", (0.5, 1048576.0)),
+    ):
+        (tmp_path / "cpu.max").write_text(cpu)
+        (tmp_path / "memory.max").write_text(memory)
+        found = machine.capacity()
+        assert found["cpu"] >= expected[0] and found["memory"] >= expected[1]
+    assert (found["cpu"], found["memory"]) == expected
+
+
+def test_each_owner_has_its_own_address():
+    book = Addresses("127.77.1", 5)
+    one, two = (book.assign(f"Job/a/{index}", {"http": 8000}) for index in (0, 1))
+    assert (one.ip, two.ip) == ("127.77.1.2", "127.77.1.3") and one.ports == {"http": 8000}
+    assert book.assign("Job/a/0", {"http": 8000}) is one is book.find("Job/a/0")
+    kept = book.assign("Job/ab/0", {})
+    book.release("Job/a")
+    assert book.find("Job/a/0") is None and book.find("Job/ab/0") is kept
+    assert book.assign("Job/b/0", {}).ip == one.ip, "addresses are used again"
+    for number in range(251):
+        book.assign(f"Job/c/{number}", {})
+    with pytest.raises(ClusterError, match="no address is left for Job/d/0: 253 pods"):
+        book.assign("Job/d/0", {})
+
+
+def test_ports_that_are_taken_are_moved():
+    book, other = Addresses("127.77.1", 5), Addresses("127.77.2", 4000)
+    with socket.socket() as stranger:
+        stranger.bind(("0.0.0.0", 0))
+        stranger.listen()
+        taken = stranger.getsockname()[1]
+        assert 20000 <= book.assign("Job/a/0", {"http": taken}).ports["http"] < 32000
+    # What listens on every address is given once, before anybody listens.
+    ports = {"gcs-server": 6399, "metrics": 6398}
+    one, two, there = (
+        each.assign(name, ports) for each, name in ((book, "x"), (book, "y"), (other, "z"))
+    )
+    assert not set(one.ports.values()) & set(two.ports.values())
+    assert book.assign("plain", {"http": 6399}).ports["http"] not in one.ports.values()
+    assert not set(two.ports.values()) & set(there.ports.values()), "states look elsewhere"
+
+
+def test_real_port():
+    ports = [{"name": "http", "containerPort": 8000}, {"containerPort": 9000}]
+    annotations = {"workshop.techpulse/port.http": "20007"}
+    pod = {"metadata": {"annotations": annotations}, "spec": {"containers": [{"ports": ports}]}}
+    found = [real_port(pod, wanted) for wanted in ("http", 8000, 9000, 1, "grpc")]
+    assert found == [20007, 20007, 9000, None, None]
+
+
+HOSTS = {"ranks-0.ranks": ("127.9.9.2", {"7000": 20001})}
+MOUNTS = {"/data": Path("/real/1"), "/data/inner": Path("/real/2")}
+OBJECTS = {"ConfigMap/c": {"kind": "ConfigMap", "data": {"path": "/data/x"}}}
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("/data", "/real/1"), ("/data/a b", "/real/1/a b"), ("/data/inner/x", "/real/2/x"),
+        ("--dir=/data/x", "--dir=/real/1/x"), ("--h=ranks-0.ranks:7000", "--h=127.9.9.2:20001"),
+        ("ranks-0.ranks", "127.9.9.2"), ("ranks-0.ranks:7001", "127.9.9.2:7001"),
+        # Whatever is more, or else, than a path or an address stays as it is.
+        *((same, same) for same in (
+            "/database", "x/data", "-d/data", "echo /data", "", "ranks", "see ranks-0.ranks:7000",
+            "ranks-0.ranks/v1", "ranks-00.ranks:7000", "ranks-0.ranks\n",
+        )),
+    ],
+)  # fmt: skip
+def test_whole_values_are_rewritten(value, expected):
+    assert rewrite(value, MOUNTS, HOSTS) == expected
+
+
+def context(mounts=MOUNTS):
+    return PodContext(
+        metadata={"name": "p-1", "labels": {"l": "L"}, "annotations": {"a/b": "A"}},
+        ip="127.9.9.9", mounts=mounts, hosts=HOSTS, find=OBJECTS.get,
+        base={"PATH": "/bin", "TMPDIR": "/scratch"},
+    )  # fmt: skip
+
+
+def environment(values, **more):
+    env = [
+        {"name": name, **({"value": value} if isinstance(value, str) else {"valueFrom": value})}
+        for name, value in values
+    ]
+    return container_environment({"name": "main", "env": env, **more}, context())
+
+
+def test_values_refer_to_what_came_before():
+    found = environment(
+        [("A", "1"), ("B", "$(A)$(A)"), ("C", "$$(A) $(LATER) $A ${A} $(not valid)"),
+         ("LATER", "x"), ("A", "2")],
+    )  # fmt: skip
+    assert found == {
+        "PATH": "/bin", "TMPDIR": "/scratch", "HOSTNAME": "p-1",
+        "A": "2", "B": "11", "C": "$(A) $(LATER) $A ${A} $(not valid)", "LATER": "x",
+    }  # fmt: skip
+
+
+def test_downward_api_and_resources(monkeypatch):
+    monkeypatch.setattr(
+        "workshop_lib.cluster.local.podspec.capacity", lambda: {"cpu": 4.0, "memory": 2.0**33}
+    )
+    fields = {"NAME": "metadata.name", "IP": "status.podIP", "L": "metadata.labels['l']",
+              "A": "metadata.annotations['a/b']", "NONE": "metadata.labels['none']"}  # fmt: skip
+    found = environment(
+        [
+            *((name, {"fieldRef": {"fieldPath": path}}) for name, path in fields.items()),
+            ("CPU", {"resourceFieldRef": {"resource": "limits.cpu"}}),
+            ("MEMORY", {"resourceFieldRef": {"resource": "limits.memory"}}),
+            ("PATHS", {"configMapKeyRef": {"name": "c", "key": "path"}}),
+        ],
+        resources={"limits": {"cpu": "1500m"}},
+    )
+    expected = {"NAME": "p-1", "IP": "127.9.9.9", "L": "L", "A": "A", "NONE": "", "CPU": "2",
+                "MEMORY": str(2**33), "PATHS": "/real/1/x"}  # fmt: skip
+    assert expected.items() <= found.items()
+    for name, key, said in (("none", "x", 'configmap "none" not found'),
+                            ("c", "x", "couldn't find key x in ConfigMap default/c")):  # fmt: skip
+        with pytest.raises(NotYet, match=said):
+            environment([("X", {"configMapKeyRef": {"name": name, "key": key}})])
+
+
+def test_command_and_working_folder(tmp_path):
+    container = {"name": "main", "command": ["serve", "/data/model"],
+                 "args": ["ranks-0.ranks:7000", "$(PORT)", "$$(PORT)"]}  # fmt: skip
+    assert container_command(container, context(), {"PORT": "99"}) == [
+        "serve", "/real/1/model", "127.9.9.2:20001", "99", "$(PORT)",
+    ]  # fmt: skip
+    here = context({"/data": tmp_path})
+    assert working_folder({"name": "main"}, here) == Path("/scratch")
+    assert working_folder({"name": "main", "workingDir": "/data/a/b"}, here) == tmp_path / "a/b"
+    assert (tmp_path / "a/b").is_dir()
