@@ -27,22 +27,32 @@ from local_helpers import (
 from workshop_lib.cluster.local import processes, status
 from workshop_lib.cluster.local.cluster import LocalCluster
 from workshop_lib.cluster.local.launch import stop_agent
-from workshop_lib.cluster.local.paths import StatePaths, locked, write_json
+from workshop_lib.cluster.local.paths import StatePaths, write_json
 from workshop_lib.errors import ClusterError, NotFoundError
 
 LONG = "echo up; sleep 600"
 
 
-def python(code, *arguments, wait=True, checkout=CHECKOUT, **options):
-    """Run Python code in a process of its own, as another kernel would."""
+PROLOGUE = """
+import sys
+from local_helpers import job, server, texts, until
+from workshop_lib.cluster.local.cluster import LocalCluster
+cluster = LocalCluster(state=sys.argv[1])
+"""
+
+
+def kernel(cluster, code, *arguments, checkout=CHECKOUT, **options):
+    """Run Python code about a cluster's state in a process of its own, as another kernel would."""
     environment = {**os.environ, "PYTHONPATH": f"{checkout}:{CHECKOUT / 'tests/local'}"}
-    process = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)],
+    words = [PROLOGUE + textwrap.dedent(code), cluster.paths.state, *map(str, arguments)]
+    return subprocess.Popen(
+        [sys.executable, "-c", *words],
         env=environment, cwd=checkout, text=True, stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT, **options,
     )  # fmt: skip
-    if not wait:
-        return process
+
+
+def output_of(process):
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     return output
@@ -62,33 +72,23 @@ def cli(*arguments, checkout=CHECKOUT):
 def test_state_is_found_again(cluster):
     work = cluster.apply_objects("work", job(LONG)).wait_ready(timeout_s=300)
     code = """
-        import sys
-        from workshop_lib import connect
-        cluster = connect("local", state=sys.argv[1])
         work = cluster.get("work").wait_ready(timeout_s=300)
-        print(cluster.components(), work.pods, [line.text for line in work.logs()])
+        print(cluster.components(), work.pods, texts(work))
         print(cluster.exec("work", ["echo", "hello"]))
         cluster.delete("work")
     """
     pods = work.pods
-    assert f"['work'] {pods} ['up']\nhello\n" in python(code, cluster.paths.state)
+    assert f"['work'] {pods} ['up']\nhello\n" in output_of(kernel(cluster, code))
     assert cluster.components() == [] and not processes.mentioning(cluster.paths.runtime)
 
 
 def test_two_kernels_apply_at_once(cluster):
     code = """
-        import sys
-        from local_helpers import job
-        from workshop_lib.cluster.local.cluster import LocalCluster
         name = sys.argv[2]
-        cluster = LocalCluster(state=sys.argv[1])
         cluster.apply_objects(name, job("echo up; sleep 600", name=name)).wait_ready(timeout_s=300)
     """
-    names = ["same", "same", "other", "third"]
-    kernels = [python(code, cluster.paths.state, name, wait=False) for name in names]
-    for kernel in kernels:
-        output, _ = kernel.communicate(timeout=300)
-        assert kernel.returncode == 0, output
+    for each in [kernel(cluster, code, name) for name in ("same", "same", "other", "third")]:
+        output_of(each)
     assert cluster.components() == ["other", "same", "third"]
     for name in cluster.components():
         assert len(shims(cluster, f"Job/{name}")) == 1
@@ -102,11 +102,7 @@ def test_two_kernels_apply_at_once(cluster):
 def test_looking_while_another_kernel_applies_and_deletes(cluster, tmp_path):
     """Whoever looks at any instant sees a component or that it is not there, and nothing else."""
     code = """
-        import sys
         from pathlib import Path
-        from local_helpers import job, until
-        from workshop_lib.cluster.local.cluster import LocalCluster
-        cluster = LocalCluster(state=sys.argv[1])
         for remove in (cluster.clean, lambda: cluster.delete("work")) * 2:
             work = cluster.apply_objects("work", job("echo up; sleep 600"))
             work.wait_ready(timeout_s=300)
@@ -114,7 +110,7 @@ def test_looking_while_another_kernel_applies_and_deletes(cluster, tmp_path):
             remove()
     """
     looked = tmp_path / "looked"
-    other = python(code, cluster.paths.state, looked, wait=False)
+    other = kernel(cluster, code, looked)
     seen = set()
     while other.poll() is None:
         if "Job" in seen:
@@ -126,39 +122,31 @@ def test_looking_while_another_kernel_applies_and_deletes(cluster, tmp_path):
         except NotFoundError:
             seen.add("not there")
         assert cluster.diagnose().verdict
-    assert other.returncode == 0, other.stdout.read()
+    output_of(other)
     assert {"Job", "not there"} <= seen <= {"Job", "not there", "up"}
 
 
 def test_locks(cluster, monkeypatch):
     """A holder is named; a killed one's lock is free; clean takes the file away under others."""
     code = """
-        import os, signal, sys
-        from pathlib import Path
-        from workshop_lib.cluster.local.paths import locked
-        with locked(Path(sys.argv[1]), timeout_s=1):
+        import os, signal
+        with cluster._changing():
             os.kill(os.getpid(), signal.SIGKILL)
     """
-    python(code, cluster.paths.lock, wait=False).communicate(timeout=300)
+    assert kernel(cluster, code).wait(timeout=300) == -signal.SIGKILL
     cluster.apply_objects("work", job("true")).wait_complete(timeout_s=300)
     monkeypatch.setattr("workshop_lib.cluster.local.cluster.LOCK_TIMEOUT_S", 0.2)
-    with locked(cluster.paths.lock, timeout_s=1), pytest.raises(ClusterError) as error:
+    with cluster._changing(), pytest.raises(ClusterError) as error:
         cluster.delete("work")
     assert f"has been locked by process {os.getpid()} for 0.2 s" in str(error.value)
     cluster.delete("work")
     code = """
-        import sys
-        from local_helpers import job
-        from workshop_lib.cluster.local.cluster import LocalCluster
-        cluster = LocalCluster(state=sys.argv[1])
         for _ in range(3):
             cluster.apply_objects("work", job("echo up; sleep 600"))
             cluster.clean()
     """
-    kernels = [python(code, cluster.paths.state, wait=False) for _ in range(2)]
-    for kernel in kernels:
-        output, _ = kernel.communicate(timeout=300)
-        assert kernel.returncode == 0, output
+    for each in [kernel(cluster, code) for _ in range(2)]:
+        output_of(each)
     assert_nothing_left(cluster)
 
 
@@ -180,16 +168,12 @@ def test_two_checkouts_side_by_side(cluster, copy):
     state = cluster.paths.state
     cluster.apply_objects("work", job(LONG)).wait_ready(timeout_s=300)
     code = """
-        import sys
-        from local_helpers import server, texts
-        from workshop_lib.cluster.local.cluster import LocalCluster
-        cluster = LocalCluster(state=sys.argv[1])
         web = cluster.apply_objects("web", server()).wait_ready(timeout_s=300)
         print(cluster.components(), texts(web)[0].split()[0], cluster.paths.home)
         with cluster.forward("server", 80) as url:
             assert not url.startswith(f"http://{sys.argv[2]}.")
     """
-    output = python(code, state, cluster.paths.network, checkout=copy)
+    output = output_of(kernel(cluster, code, cluster.paths.network, checkout=copy))
     assert f"['web'] listening {copy}" in output
     listed = cli("status", checkout=copy).stdout
     assert f"state {state}: web" in listed and "Running" in listed
@@ -216,11 +200,7 @@ def test_clean_ends_what_a_deleted_checkout_left(copy):
 
 # -- killed processes -----------------------------------------------------------------------------
 
-KERNEL = """
-import sys
-from local_helpers import job, server
-from workshop_lib.cluster.local.cluster import LocalCluster
-cluster = LocalCluster(state=sys.argv[1])
+ALL_THE_TIME = """
 while True:
     work = cluster.apply_objects("work", job("trap '' TERM; echo up; while :; do sleep 1; done"))
     cluster.apply_objects("web", server(replicas=2)).wait_ready(timeout_s=300)
@@ -235,9 +215,9 @@ while True:
 def test_killed_at_any_moment(cluster, victims):
     """Whoever dies while a kernel applies and deletes: `make clean` leaves nothing."""
     for moment_s in (None, random.uniform(0.5, 2.5)):
-        kernel = python(KERNEL, cluster.paths.state, wait=False, start_new_session=True)
-        while moment_s is None and kernel.stdout.readline().strip() != "up":
-            assert kernel.poll() is None
+        busy = kernel(cluster, ALL_THE_TIME, start_new_session=True)
+        while moment_s is None and busy.stdout.readline().strip() != "up":
+            assert busy.poll() is None
         time.sleep(moment_s or 0.0)
         with contextlib.suppress(ProcessLookupError, TypeError):  # none runs at this moment
             if victims in ("agent", "agent and shims", "all"):
@@ -247,10 +227,10 @@ def test_killed_at_any_moment(cluster, victims):
                     for pid in shims(cluster, key):
                         os.kill(pid, signal.SIGKILL)
         if victims in ("kernel", "all"):
-            os.killpg(kernel.pid, signal.SIGKILL)
+            os.killpg(busy.pid, signal.SIGKILL)
         else:
-            kernel.terminate()
-        kernel.communicate(timeout=300)
+            busy.terminate()
+        busy.communicate(timeout=300)
         done = cli("clean", "--state", cluster.paths.state)
         assert (done.returncode, done.stderr) == (0, ""), (victims, moment_s)
         assert_nothing_left(cluster)
@@ -327,40 +307,29 @@ def test_apply_after_an_interrupted_removal(cluster, command):
     until(lambda: texts(work) == ["up"])
     pod = work.pods[0]
     log = cluster.paths.logs / "Job.work" / pod / "main" / "0.log"
-    code = f"""
-        import sys
-        from workshop_lib.cluster.local.cluster import LocalCluster
-        LocalCluster(state=sys.argv[1]).{command}
-    """
-    kernel = python(code, cluster.paths.state, wait=False)
+    other = kernel(cluster, f"cluster.{command}")
     until(lambda: "told" in log.read_text())
-    kernel.send_signal(signal.SIGINT)
-    output, _ = kernel.communicate(timeout=300)
-    assert "KeyboardInterrupt" in output
+    other.send_signal(signal.SIGINT)
+    assert "KeyboardInterrupt" in other.communicate(timeout=300)[0]
     work = cluster.apply_objects("work", items).wait_ready(timeout_s=300)
     assert work.pods != [pod] and len(shims(cluster, "Job/work")) == 1
 
 
 def test_ctrl_c_in_the_kernel_does_not_reach_the_pods(cluster):
     code = """
-        import sys
-        from local_helpers import job
-        from workshop_lib.cluster.local.cluster import LocalCluster
-        cluster = LocalCluster(state=sys.argv[1])
         work = cluster.apply_objects("work", job("echo up; sleep 600")).wait_ready(timeout_s=300)
         print("ready", flush=True)
         work.wait_complete(timeout_s=600)
     """
-    kernel = python(code, cluster.paths.state, wait=False, start_new_session=True)
-    while kernel.stdout.readline().strip() != "ready":
-        assert kernel.poll() is None
+    other = kernel(cluster, code, start_new_session=True)
+    while other.stdout.readline().strip() != "ready":
+        assert other.poll() is None
     running = shims(cluster, "Job/work")
-    os.killpg(kernel.pid, signal.SIGINT)
-    output, _ = kernel.communicate(timeout=300)
-    assert "KeyboardInterrupt" in output
-    work = cluster.get("work").wait_ready(timeout_s=300)
+    os.killpg(other.pid, signal.SIGINT)
+    assert "KeyboardInterrupt" in other.communicate(timeout=300)[0]
+    cluster.get("work").wait_ready(timeout_s=300)
     assert shims(cluster, "Job/work") == running
-    assert cluster.exec(work.pods[0], ["echo", "alive"]).stdout == "alive\n"
+    assert cluster.exec("work", ["echo", "alive"]).stdout == "alive\n"
 
 
 # -- damaged files, names ------------------------------------------------------------------------

@@ -27,12 +27,7 @@ Json = Mapping[str, Any]
 
 
 class Controller:
-    """What drives the pods of one workload; the agent calls `step` ten times a second.
-
-    Args:
-        world: The state's surroundings.
-        body: The workload's object.
-    """
+    """What drives the pods of one workload; the agent calls `step` ten times a second."""
 
     def __init__(self, world: World, body: Json) -> None:
         self.world = world
@@ -227,10 +222,7 @@ def _ranges(numbers: set[int]) -> str:
 class ReplicaSet:
     """Equal pods in numbered slots; a pod that ends is replaced in its slot.
 
-    Args:
-        controller: Whose pods they are.
-        slots: Beginning of their address owners, such as `Deployment/vllm`.
-        keeps_addresses: Whether the next pod in a slot has the address of the one before it.
+    `slots` begins their addresses' owners; with `keeps_addresses` the next pod has the same.
     """
 
     # Set before the first look, and changed when the object does.

@@ -23,12 +23,7 @@ def execute(
     container: str | None,
     timeout_s: float,
 ) -> ExecResult:
-    """Run a command with a container's environment and working folder.
-
-    Raises:
-        NotFoundError: The container is not there, or does not run.
-        ClusterError: The command does not exist, or took too long.
-    """
+    """Run a command with a container's environment and working folder."""
     name, main = pod["metadata"]["name"], pod["spec"]["containers"][0]["name"]
     if container not in (None, main):
         raise NotFoundError(f"{name} has no container {container!r}; it has {main}")

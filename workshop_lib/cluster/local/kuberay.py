@@ -44,9 +44,8 @@ SERVE_LOOK_EVERY_S = 0.5
 def derived_objects(body: Json) -> list[dict[str, Any]]:
     """The objects that the operator makes beside the pods of a RayCluster or RayService.
 
-    Returns:
-        An empty Secret, named like the cluster, that apply fills with a random token; a
-        headless Service for the head; and one for Serve (RayService).
+    An empty Secret, named like the cluster, that apply fills with a random token; a headless
+    Service for the head; and one for Serve (RayService).
     """
     name = body["metadata"]["name"]
     origin = {"ray.io/originated-from-cr-name": name}

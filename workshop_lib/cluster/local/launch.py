@@ -43,11 +43,7 @@ PATIENCE = {
 
 
 def node_environment(runtime: Path) -> dict[str, str]:
-    """The environment that every pod starts from.
-
-    Args:
-        runtime: The state's private folder, by which strays are recognised.
-    """
+    """The environment that every pod starts from; strays are recognised by `runtime`."""
     environment = {
         name: value
         for name, value in os.environ.items()
@@ -67,11 +63,7 @@ def node_environment(runtime: Path) -> dict[str, str]:
 
 
 def start_agent(paths: StatePaths) -> None:
-    """Start the state's agent unless it runs, and end what one before it left behind.
-
-    Raises:
-        ClusterError: It did not start.
-    """
+    """Start the state's agent unless it runs, and end what one before it left behind."""
     if identity(paths) is not None and not (read_json(paths.agent) or {}).get("stopping"):
         return
     # One that was told to stop, by a kernel that was interrupted meanwhile, starts nothing more.
@@ -92,11 +84,7 @@ def start_agent(paths: StatePaths) -> None:
 
 
 def stop_agent(paths: StatePaths) -> None:
-    """Stop every process of a state.
-
-    Raises:
-        ClusterError: One of them survived.
-    """
+    """Stop every process of a state."""
     try:
         running = identity(paths)
     except ClusterError:

@@ -52,13 +52,7 @@ def read_logs(
 
 
 class _LogReader:
-    """Reads the logs of one workload's pods, each line once.
-
-    Args:
-        folder: Where they lie: `<pod>/<container>/<restart>.log`.
-        tail: Only so many last lines of each container, of what is there at first.
-        previous: The run before each container's last restart instead of the last one.
-    """
+    """Reads the logs of one workload's pods, each line once; `tail` counts what is there."""
 
     def __init__(self, folder: Path, *, tail: int | None, previous: bool) -> None:
         self.folder, self.tail, self.previous = folder, tail, previous
@@ -67,11 +61,9 @@ class _LogReader:
         self._pods: dict[str, Pod] = {}
 
     def read(self, pods: list[dict[str, Any]], *, over: bool) -> Iterator[LogLine]:
-        """The lines that are new since the last call.
+        """The lines that are new since the last call; pods that are gone are read out.
 
-        Args:
-            pods: The workload's pods now; those of the last call that are gone are read out.
-            over: Nothing more will be written: half a line at the end is a line too.
+        When it is over, nothing more will be written: half a line at the end is a line, too.
         """
         now: dict[str, Pod] = {pod["metadata"]["name"]: pod for pod in pods}
         for name, pod in {**self._pods, **now}.items():

@@ -50,12 +50,7 @@ def capacity() -> dict[str, float]:
 def unschedulable(
     wanted: Mapping[str, float], running: Iterable[Mapping[str, float]]
 ) -> str | None:
-    """Why a pod cannot be placed, in the words of Kubernetes 1.36; None when it can.
-
-    Args:
-        wanted: The pod's requests by resource.
-        running: The requests of each pod that is placed.
-    """
+    """Why a pod cannot be placed beside others, in Kubernetes 1.36's words; None when it can."""
     offered, placed = capacity(), list(running)
     used = {name: sum(pod.get(name, 0.0) for pod in placed) for name in wanted}
     missing = [

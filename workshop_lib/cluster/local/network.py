@@ -41,12 +41,7 @@ class Endpoint:
 
 
 class Addresses:
-    """Who has which address and ports in one state; the agent's own, so it needs no lock.
-
-    Args:
-        network: The first three bytes of its addresses.
-        offset: Where it begins to look for free ports: elsewhere than other states.
-    """
+    """Who has which address and ports in one state; the agent's own, so it needs no lock."""
 
     def __init__(self, network: str, offset: int) -> None:
         self._network = network
@@ -58,11 +53,7 @@ class Addresses:
         return self._known.get(owner)
 
     def assign(self, owner: str, ports: Mapping[str, int]) -> Endpoint:
-        """Give an owner an address, and for each named port one that is free; once.
-
-        Raises:
-            ClusterError: The state's 253 addresses are used up.
-        """
+        """Give an owner an address, and for each named port one that is free; once."""
         if owner in self._known:
             return self._known[owner]
         taken = {each.ip for each in self._known.values()}

@@ -68,9 +68,7 @@ def _generated_key(body: Json) -> str | None:
 def action(old: Json | None, body: Json, component: str) -> str:
     """What applying an object will do: `created`, `configured` or `unchanged`.
 
-    Raises:
-        ClusterError: It would take another component's object, or change what cannot
-            change while it exists.
+    Another component's object is not taken, and nothing changes that cannot while it exists.
     """
     if old is None:
         return "created"

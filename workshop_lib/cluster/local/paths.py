@@ -16,7 +16,7 @@ import shutil
 import stat
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -117,36 +117,22 @@ def remove_tree(folder: Path) -> None:
     Raises:
         ClusterError: Something could not be deleted.
     """
-
-    def open_up(function: Callable[..., Any], path: str, error: Any) -> None:
-        if isinstance(error[1], FileNotFoundError):
-            return  # a process that just ended took it away itself
-        with contextlib.suppress(OSError):
-            for each in (Path(path).parent, Path(path)):
-                if not each.is_symlink() and each.is_dir():
-                    each.chmod(0o700)
-            if Path(path).is_dir() and not Path(path).is_symlink():
-                shutil.rmtree(path)
-            else:
-                Path(path).unlink()
-
     if folder.is_symlink():
         folder.unlink()
-    elif folder.is_dir():
-        shutil.rmtree(folder, onerror=open_up)
-        if folder.exists():
-            raise ClusterError(f"{folder} could not be deleted; look at who owns what is in it")
+        return
+    for each, _, _ in os.walk(folder):
+        with contextlib.suppress(OSError):  # another user's, or a process took it away itself
+            Path(each).chmod(0o700)
+    shutil.rmtree(folder, ignore_errors=True)
+    if folder.exists():
+        raise ClusterError(f"{folder} could not be deleted; look at who owns what is in it")
 
 
 class StatePaths:
-    """The folders and files of one state.
-
-    Args:
-        home: The checkout.
-        state: The state's name: `default`, `run` (make run), one for each test.
+    """The folders and files of one state of a checkout.
 
     Raises:
-        ClusterError: The name is not valid.
+        ClusterError: The state's name is not valid.
     """
 
     def __init__(self, home: Path, state: str) -> None:
@@ -196,11 +182,7 @@ class StatePaths:
         self.status_file(key).unlink(missing_ok=True)
 
     def create(self) -> None:
-        """Make the folders.
-
-        Raises:
-            ClusterError: Another user owns the folder in /tmp.
-        """
+        """Make the folders, unless another user owns the one in /tmp."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileExistsError):
             self.runtime.mkdir(mode=0o700)
@@ -216,11 +198,7 @@ class StatePaths:
         write_json(self.owner, {"home": str(self.home), "state": self.state})
 
     def remove(self) -> None:
-        """Delete both folders.
-
-        Raises:
-            ClusterError: Something could not be deleted.
-        """
+        """Delete both folders."""
         remove_tree(self.runtime)
         for entry in self.folder.glob("*"):
             if entry.is_dir() and not entry.is_symlink():

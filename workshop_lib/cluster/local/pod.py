@@ -27,16 +27,13 @@ from workshop_lib.cluster.local.podspec import (
     container_environment,
     working_folder,
 )
-from workshop_lib.cluster.local.probes import Prober
+from workshop_lib.cluster.local.probes import watch
 from workshop_lib.cluster.local.world import Conditions, Events, World, now
 
 __all__ = ["Pod"]
 
 GRACE_LIMIT_S = 15.0
 """No pod on this machine takes longer to stop, whatever its grace period says."""
-
-FORGIVEN_AFTER_S = 600.0
-"""A kubelet forgets earlier crashes when a container has run for ten minutes."""
 
 BACKOFF_LIMIT_S = 300.0
 
@@ -88,12 +85,9 @@ class Container:
         first_s = float(self.pod.world.settings["restart_backoff_s"])
         backoff_s = 0.0  # the first restart comes at once
         while (prepared := await self._prepared()) is not None:
-            began = time.monotonic()
             await self._run_once(prepared)
             if self.pod.stopping or not again:
                 return
-            if time.monotonic() - began > FORGIVEN_AFTER_S:
-                backoff_s = 0.0
             self.status["lastState"] = self.status["state"]
             if backoff_s:
                 where = f"{self.pod.name}_default({self.pod.metadata['uid']})"
@@ -143,15 +137,17 @@ class Container:
             "started": False,
             "ready": False,
         }
-        self.pod.container_started(self)
+        if self is self.pod.main:
+            self.pod.phase = "Running"
+        self.pod.event("Started", "Container started")
         if self.pod.stopping:  # stop() came while the process was being made
             self.send(signal.SIGTERM)
-        watch = asyncio.create_task(self._watch_probes())
+        probes = asyncio.create_task(self._watch_probes())
         code = await ended
-        watch.cancel()
-        await asyncio.wait({watch})
-        if not watch.cancelled():
-            watch.result()  # a defect in a probe must not pass
+        probes.cancel()
+        await asyncio.wait({probes})
+        if not probes.cancelled():
+            probes.result()  # a defect in a probe must not pass
         self._pid = None
         environment_file.unlink(missing_ok=True)
         self._ended(code, "Completed" if code == 0 else "Error")
@@ -183,7 +179,7 @@ class Container:
         def tell(problem: str) -> None:
             self.pod.event("Unhealthy", problem, "Warning")
 
-        failed = await Prober(self.spec, self.pod.ip, port, tell, self.status).run()
+        failed = await watch(self.spec, self.pod.ip, port, tell, self.status)
         what_next = ", will be restarted" if self.pod.restarts else ""
         self.pod.event("Killing", f"Container {self.name} failed {failed} probe{what_next}")
         self.send(signal.SIGTERM)
@@ -204,18 +200,7 @@ def _cannot_start(prepared: _Prepared) -> str | None:
 
 
 class Pod:
-    """A pod that runs, or ran, on this machine.
-
-    Args:
-        world: The state's surroundings (objects, addresses, placement, processes).
-        events: Where its workload's events go.
-        owner: Kind and name of its workload.
-        template: The pod template's `metadata` and `spec`.
-        name: The pod's name.
-        endpoint: Its address and ports.
-        labels: Labels beside the template's.
-        annotations: Annotations beside the template's.
-    """
+    """A pod that runs, or ran, on this machine; its labels are beside its template's."""
 
     def __init__(
         self,
@@ -308,12 +293,6 @@ class Pod:
         """Record an event about this pod."""
         self._events.say(("Pod", self.name), reason, message, kind)
 
-    def container_started(self, container: Container) -> None:
-        """Take note that one of its containers has a process."""
-        if container is self.main:
-            self.phase = "Running"
-        self.event("Started", "Container started")
-
     # -- its life ----------------------------------------------------------------------------
 
     async def _run(self) -> None:
@@ -365,11 +344,7 @@ class Pod:
         return self.main.succeeded and not self.stopping
 
     def context(self, container: Mapping[str, Any]) -> PodContext:
-        """What the values of a container refer to, as it is now.
-
-        Raises:
-            NotYet: A claim is not there any more.
-        """
+        """What the values of a container refer to, as it is now."""
         return PodContext(
             metadata=self.metadata,
             ip=self.ip,
@@ -384,10 +359,7 @@ class Pod:
         return self._volumes.mounts(self.main.spec, claims_only=True)
 
     async def retried(self, do: Callable[[], T], tell: Callable[[str], None]) -> T | None:
-        """What a function returns in the end; a new reason why it cannot yet is told.
-
-        None when the pod is to stop first.
-        """
+        """What a function returns in the end, or None; a new reason why it cannot yet is told."""
         said = ""
         while not self.stopping:
             try:
@@ -406,11 +378,7 @@ class Pod:
             await asyncio.sleep(min(0.05, seconds))
 
     async def stop(self, why: str) -> None:
-        """TERM every container, wait the grace period, make sure that all ended.
-
-        Args:
-            why: What a reader of the pod's status is told.
-        """
+        """TERM every container, wait the grace period, make sure that all ended."""
         if self.finished:
             return
         self.stopping = True

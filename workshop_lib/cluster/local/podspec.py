@@ -37,23 +37,14 @@ class NotYet(Exception):
 
 @dataclass(frozen=True)
 class PodContext:
-    """What a container is resolved against.
-
-    Attributes:
-        metadata: The pod's metadata (name, labels, annotations).
-        ip: Its address.
-        mounts: Mount path to folder.
-        hosts: The addresses of the ranks of Indexed Jobs.
-        find: Returns an object by its `Kind/name`, or None.
-        base: The environment that every container starts from.
-    """
+    """What a container is resolved against."""
 
     metadata: Spec
     ip: str
-    mounts: Mapping[str, Path]
+    mounts: Mapping[str, Path]  # mount path to folder
     hosts: Hosts
     find: Find
-    base: Mapping[str, str]
+    base: Mapping[str, str]  # the environment that every container starts from
 
 
 def rewrite(value: str, mounts: Mapping[str, Path], hosts: Hosts) -> str:
@@ -101,11 +92,7 @@ def _data(find: Find, kind: str, name: str) -> dict[str, bytes]:
 
 
 def container_environment(container: Spec, context: PodContext) -> dict[str, str]:
-    """A container's environment, as a kubelet would build it.
-
-    Raises:
-        NotYet: A ConfigMap or key is missing.
-    """
+    """A container's environment, as a kubelet would build it."""
     environment: dict[str, str] = {}
     for entry in container.get("env", []):
         if "valueFrom" in entry:
@@ -141,11 +128,7 @@ def working_folder(container: Spec, context: PodContext) -> Path:
 class Volumes:
     """A pod's volumes: folders of this machine, filled from ConfigMaps and Secrets.
 
-    Args:
-        spec: The pod's spec.
-        scratch: Prefix of the folders that are its own, such as `/tmp/ws-1/v/7`.
-        find: Returns an object by its `Kind/name`, or None.
-        claim: Returns the folder behind a claim.
+    Those that go with the pod begin with `scratch`; `claim` returns the folder behind a claim.
     """
 
     def __init__(self, spec: Spec, scratch: str, find: Find, claim: Callable[[str], Path]) -> None:
@@ -159,11 +142,7 @@ class Volumes:
         """The folders that go with the pod."""
 
     def prepare(self) -> None:
-        """Make every folder, empty what is the pod's own, write the files.
-
-        Raises:
-            NotYet: A ConfigMap, Secret, key or claim is not there.
-        """
+        """Make every folder, empty what is the pod's own, write the files."""
         for folder in self.own:
             remove_tree(folder)
             folder.mkdir(parents=True, mode=0o700)

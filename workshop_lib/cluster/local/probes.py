@@ -7,82 +7,69 @@ import contextlib
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
-__all__ = ["Prober"]
+__all__ = ["watch"]
 
 
-class Prober:
-    """Runs the probes of one container while it runs.
+async def watch(
+    container: Mapping[str, Any],
+    ip: str,
+    port: Callable[[int | str], int],
+    tell: Callable[[str], None],
+    status: dict[str, Any],
+) -> str:
+    """Run a container's probes: startup first; then readiness and liveness side by side.
 
     Args:
         container: The container's spec.
         ip: The pod's address.
         port: Returns the real port behind a probe's number or name.
         tell: Takes what a failed probe has to say.
-        status: The container's status, whose `started` and `ready` it sets.
+        status: The container's status, whose `started` and `ready` are set.
+
+    Returns:
+        The probe for whose sake the container must be stopped, `startup` or `liveness`;
+        without such a failure it runs until it is cancelled.
     """
 
-    def __init__(
-        self,
-        container: Mapping[str, Any],
-        ip: str,
-        port: Callable[[int | str], int],
-        tell: Callable[[str], None],
-        status: dict[str, Any],
-    ) -> None:
-        self._container, self._ip, self._port = container, ip, port
-        self._tell, self._status = tell, status
-
-    async def run(self) -> str:
-        """Startup first; then readiness and liveness side by side.
-
-        Returns:
-            The probe for whose sake the container must be stopped, `startup` or `liveness`;
-            without such a failure it runs until it is cancelled.
-        """
-        if "startupProbe" in self._container:
-            async for failures, limit in self._ask("startup"):
-                if failures == limit:
-                    return "startup"
-                if failures == 0:
-                    break
-        self._status["started"] = True
-        if "readinessProbe" not in self._container:
-            self._status["ready"] = True
-        watching = asyncio.create_task(self._watch_readiness())
-        try:
-            async for failures, limit in self._ask("liveness"):
-                if failures == limit:
-                    return "liveness"
-            never: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-            return await never
-        finally:
-            watching.cancel()
-
-    async def _watch_readiness(self) -> None:
-        async for failures, limit in self._ask("readiness"):
-            if failures in (0, limit):
-                self._status["ready"] = failures == 0
-
-    async def _ask(self, kind: str) -> AsyncIterator[tuple[int, int]]:
-        """After each time that a probe was run: its failures in a row, and how many are too many.
-
-        Nothing when the container has no such probe.
-        """
-        probe = self._container.get(f"{kind}Probe")
+    async def ask(kind: str) -> AsyncIterator[tuple[int, int]]:
+        """After each time a probe was run: its failures in a row, and how many are too many."""
+        probe = container.get(f"{kind}Probe")
         failures, wait_s = 0, 0.1
         while probe:
-            port, path = self._port(probe["httpGet"]["port"]), probe["httpGet"].get("path", "/")
-            problem = await _problem(self._ip, port, path, float(probe.get("timeoutSeconds", 1)))
+            number, path = port(probe["httpGet"]["port"]), probe["httpGet"].get("path", "/")
+            problem = await _problem(ip, number, path, float(probe.get("timeoutSeconds", 1)))
             failures = failures + 1 if problem else 0
             if problem:
-                self._tell(f"{kind.capitalize()} probe failed: {problem}")
+                tell(f"{kind.capitalize()} probe failed: {problem}")
             yield failures, probe.get("failureThreshold", 3)
             # Until it is ready, failures of readiness decide nothing: asking more often at first
             # spares a learner the wait for the next period.
             period_s = float(probe.get("periodSeconds", 10))
-            hurry = kind == "readiness" and failures
-            wait_s = min(2 * wait_s, period_s) if hurry else period_s
+            wait_s = min(2 * wait_s, period_s) if kind == "readiness" and failures else period_s
             await asyncio.sleep(wait_s)
+
+    async def watch_readiness() -> None:
+        async for failures, limit in ask("readiness"):
+            if failures in (0, limit):
+                status["ready"] = failures == 0
+
+    async for failures, limit in ask("startup"):
+        if failures == limit:
+            return "startup"
+        if failures == 0:
+            break
+    status["started"] = True
+    if "readinessProbe" not in container:
+        status["ready"] = True
+    watching = asyncio.create_task(watch_readiness())
+    try:
+        async for failures, limit in ask("liveness"):
+            if failures == limit:
+                return "liveness"
+        never: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        return await never
+    finally:
+        watching.cancel()
 
 
 async def _problem(ip: str, port: int, path: str, timeout_s: float) -> str | None:

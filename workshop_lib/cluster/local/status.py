@@ -39,17 +39,11 @@ LOG_BYTES = 65536
 
 
 class Look(NamedTuple):
-    """What is known of an object at one instant.
+    """What is known of an object at one instant."""
 
-    Attributes:
-        body: The object as it was applied.
-        seen: What the agent wrote; empty before it wrote anything.
-        lost: Whether its pods ended with the agent that owned them.
-    """
-
-    body: dict[str, Any]
-    seen: dict[str, Any]
-    lost: bool
+    body: dict[str, Any]  # as it was applied
+    seen: dict[str, Any]  # what the agent wrote; empty before it wrote anything
+    lost: bool  # its pods ended with the agent that owned them
 
     @property
     def pods(self) -> list[dict[str, Any]]:
@@ -107,11 +101,7 @@ def live_pods(paths: StatePaths) -> Iterator[dict[str, Any]]:
 
 
 def find_pod(paths: StatePaths, name: str) -> dict[str, Any]:
-    """A pod that has not ended, by its name or the beginning of it (`ray-cluster-0`).
-
-    Raises:
-        NotFoundError: No pod has that name, or several do.
-    """
+    """A pod that has not ended, by its name or the beginning of it (`ray-cluster-0`)."""
     pods = {
         pod["metadata"]["name"]: pod
         for pod in live_pods(paths)
@@ -126,11 +116,7 @@ def find_pod(paths: StatePaths, name: str) -> dict[str, Any]:
 
 
 def address_of(paths: StatePaths, target: str, port: int) -> str:
-    """Where a port of a Service or pod really is, as `ip:port`: a ready pod's own address.
-
-    Raises:
-        NotFoundError: No such target, port or ready pod.
-    """
+    """Where a port of a Service or pod really is, as `ip:port`: a ready pod's own address."""
     service = find_object(paths, f"Service/{target}")
     if service is None:
         pod = find_pod(paths, target)
@@ -247,10 +233,8 @@ def _log_ends(folder: Path, pod: Json) -> dict[str, str]:
 def _tail(file: Path) -> str:
     """The end of a file, whole lines; empty when there is none, or not any more."""
     try:
-        with file.open("rb") as log:
-            size = log.seek(0, 2)
-            log.seek(max(0, size - LOG_BYTES))
-            data = log.read()
+        data = file.read_bytes()
     except FileNotFoundError:
         return ""
-    return (data.partition(b"\n")[2] if size > LOG_BYTES else data).decode(errors="replace")
+    end = data if len(data) <= LOG_BYTES else data[-LOG_BYTES:].partition(b"\n")[2]
+    return end.decode(errors="replace")

@@ -127,11 +127,7 @@ class World:
         return found
 
     def claim(self, name: str) -> Path:
-        """The folder behind a claim; the model cache is shared between checkouts.
-
-        Raises:
-            NotYet: There is no such claim.
-        """
+        """The folder behind a claim; the model cache is shared between checkouts."""
         body = self.find(f"PersistentVolumeClaim/{name}")
         if body is None:
             raise NotYet(f'persistentvolumeclaim "{name}" not found')
@@ -143,11 +139,7 @@ class World:
     # -- placement -----------------------------------------------------------------------------
 
     def place(self, pod: str, spec: Mapping[str, Any]) -> None:
-        """Reserve a pod's requests on this machine.
-
-        Raises:
-            NotYet: They do not fit, or a claim is not there.
-        """
+        """Reserve a pod's requests on this machine, if they fit and its claims are there."""
         for volume in spec.get("volumes", []):
             name = volume.get("persistentVolumeClaim", {}).get("claimName")
             if name and self.find(f"PersistentVolumeClaim/{name}") is None:
