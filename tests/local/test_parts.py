@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from workshop_lib.cluster.local import machine
-from workshop_lib.cluster.local.network import Addresses, real_port
+from workshop_lib.cluster.local.network import Addresses
 from workshop_lib.cluster.local.podspec import (
     NotYet,
     PodContext,
@@ -35,29 +35,23 @@ def test_what_fits_and_what_does_not(monkeypatch):
 
 
 def test_limits_of_a_container_count(monkeypatch, tmp_path):
-    whole = machine.capacity()
     monkeypatch.setattr(machine, "CGROUPS", tmp_path)
-    for cpu, memory, expected in (
-        ("max 100000\n", "max\n", (whole["cpu"], whole["memory"])),
-        ("50000 100000\n", "1048576\n", (0.5, 1048576.0)),
-    ):
-        (tmp_path / "cpu.max").write_text(cpu)
-        (tmp_path / "memory.max").write_text(memory)
-        found = machine.capacity()
-        assert found["cpu"] >= expected[0] and found["memory"] >= expected[1]
-    assert (found["cpu"], found["memory"]) == expected
+    (tmp_path / "cpu.max").write_text("50000 100000\n")
+    (tmp_path / "memory.max").write_text("max\n")
+    whole = machine.capacity()
+    (tmp_path / "memory.max").write_text("1048576\n")
+    limited = machine.capacity()
+    assert (limited["cpu"], limited["memory"]) == (0.5, 1048576.0) and whole["memory"] > 2**20
 
 
 def test_each_owner_has_its_own_address():
     book = Addresses("127.77.1", 5)
     one, two = (book.assign(f"Job/a/{index}", {"http": 8000}) for index in (0, 1))
     assert (one.ip, two.ip) == ("127.77.1.2", "127.77.1.3") and one.ports == {"http": 8000}
-    assert book.assign("Job/a/0", {"http": 8000}) is one is book.find("Job/a/0")
     kept = book.assign("Job/ab/0", {})
     book.release("Job/a")
     assert book.find("Job/a/0") is None and book.find("Job/ab/0") is kept
-    assert book.assign("Job/b/0", {}).ip == one.ip, "addresses are used again"
-    for number in range(251):
+    for number in range(252):  # addresses are used again
         book.assign(f"Job/c/{number}", {})
     with pytest.raises(ClusterError, match="no address is left for Job/d/0: 253 pods"):
         book.assign("Job/d/0", {})
@@ -78,14 +72,6 @@ def test_ports_that_are_taken_are_moved():
     assert not set(one.ports.values()) & set(two.ports.values())
     assert book.assign("plain", {"http": 6399}).ports["http"] not in one.ports.values()
     assert not set(two.ports.values()) & set(there.ports.values()), "states look elsewhere"
-
-
-def test_real_port():
-    ports = [{"name": "http", "containerPort": 8000}, {"containerPort": 9000}]
-    annotations = {"workshop.techpulse/port.http": "20007"}
-    pod = {"metadata": {"annotations": annotations}, "spec": {"containers": [{"ports": ports}]}}
-    found = [real_port(pod, wanted) for wanted in ("http", 8000, 9000, 1, "grpc")]
-    assert found == [20007, 20007, 9000, None, None]
 
 
 HOSTS = {"ranks-0.ranks": ("127.9.9.2", {"7000": 20001})}

@@ -8,10 +8,9 @@ import json
 import os
 import secrets
 import signal
-import socket
 import subprocess
 import sys
-import time
+import tempfile
 import urllib.error
 import urllib.request
 import uuid
@@ -29,11 +28,10 @@ from workshop_lib.cluster.local.network import is_free
 
 OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 READY_S = 300
-BIN = Path(sys.executable).parent
 
 
 def get(url, token=None):
-    """JSON of a GET, and the status."""
+    """The status of a GET, and what it answered."""
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     try:
         with OPENER.open(urllib.request.Request(url, headers=headers), timeout=120) as answer:
@@ -42,15 +40,11 @@ def get(url, token=None):
         return error.code, None
 
 
-def nodes(url, token):
-    """Addresses and states of a Ray cluster's nodes, the dead ones too."""
+def alive(url, token):
+    """Addresses of a Ray cluster's nodes, without the dead ones."""
     status, answer = get(f"{url}/api/v0/nodes", token)
     found = answer["data"]["result"]["result"] if status == 200 else []
-    return {node["node_ip"]: node["state"] for node in found}
-
-
-def alive(url, token):
-    return sorted(ip for ip, state in nodes(url, token).items() if state == "ALIVE")
+    return sorted(node["node_ip"] for node in found if node["state"] == "ALIVE")
 
 
 class ForeignRay:
@@ -59,12 +53,12 @@ class ForeignRay:
     def __init__(self, folder):
         self.token = secrets.token_hex(32)
         self.port, self.dashboard, client = (
-            port if is_free("0.0.0.0", port) else self._free() for port in (6379, 8265, 10001)
+            port if is_free("0.0.0.0", port) else port + 20000 for port in (6379, 8265, 10001)
         )
         self.url = f"http://127.0.0.1:{self.dashboard}"
-        self.environment = {
+        environment = {
             **os.environ, **PATIENCE, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token,
-            "PATH": f"{BIN}:{os.environ['PATH']}",
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         }  # fmt: skip
         command = [
             "ray", "start", "--head", "--block", "--disable-usage-stats", f"--port={self.port}",
@@ -76,20 +70,11 @@ class ForeignRay:
         self.process = subprocess.Popen(
             [sys.executable, str(processes.SHIM), "foreign", str(os.getpid()), "5",
              str(folder / "log"), "--", *command],
-            env=self.environment, start_new_session=True,
+            env=environment, start_new_session=True,
         )  # fmt: skip
 
-    @staticmethod
-    def _free():
-        with socket.socket() as probe:
-            probe.bind(("0.0.0.0", 0))
-            return probe.getsockname()[1]
-
-    def has_ended(self):
-        return self.process.poll() is not None
-
     def is_up(self):
-        assert not self.has_ended()
+        assert self.process.poll() is None
         try:
             return alive(self.url, self.token)
         except OSError:
@@ -105,39 +90,18 @@ class ForeignRay:
         assert len(pids) == len(core)
         return [(pid, processes.start_ticks(pid)) for pid in pids]
 
-    def computes(self):
-        """Whether it runs a task."""
-        code = """
-import ray, sys
-ray.init(address=sys.argv[1], logging_level="ERROR", log_to_driver=False)
-print("six times seven is", ray.get(ray.remote(lambda: 6 * 7).remote()))
-"""
-        done = subprocess.run(
-            [sys.executable, "-c", code, f"127.0.0.1:{self.port}"], env=self.environment,
-            capture_output=True, text=True, timeout=180, check=False,
-        )  # fmt: skip
-        return "six times seven is 42" in done.stdout or done.stdout + done.stderr
-
 
 @pytest.fixture(scope="module")
-def foreign(tmp_path_factory):
+def foreign():
     # A socket's path is short, and pytest's folders are long.
-    folder = Path(f"/tmp/fr-{uuid.uuid4().hex[:8]}")
-    folder.mkdir()
-    for _ in range(3):  # a port may be taken meanwhile, or the machine too busy for `ray start`
-        ray = ForeignRay(folder)
+    with tempfile.TemporaryDirectory(prefix="fr-", dir="/tmp") as folder:
+        ray = ForeignRay(Path(folder))
         try:
-            until(lambda ray=ray: ray.has_ended() or ray.is_up(), timeout_s=READY_S, every_s=0.5)
-            if ray.has_ended():
-                continue
+            until(ray.is_up, timeout_s=READY_S, every_s=0.5)
             yield ray
-            break
         finally:
             ray.process.send_signal(signal.SIGTERM)
             ray.process.wait(timeout=300)
-    else:
-        pytest.fail((folder / "log").read_text()[-2000:])
-    subprocess.run(["rm", "-rf", str(folder)], check=True)
 
 
 @pytest.fixture
@@ -206,13 +170,8 @@ def test_raycluster_replaces_a_killed_worker(foreign, cluster):
         until(lambda: len(alive(url, token)) == 2, timeout_s=300)
         assert status_of(ray, 0)["restartCount"] == 0, "the head went on"
         assert "Node status" in ray_status(cluster, "raycluster-head")
-    began = time.monotonic()
     cluster.delete("raycluster")
-    print(f"delete took {time.monotonic() - began:.1f} s")
-    cluster.clean()
-    assert_nothing_left(cluster)
-    assert foreign.is_up()
-    assert foreign.computes() is True
+    assert foreign.is_up(), "the stranger was left alone"
 
 
 def ray_status(cluster, pod):

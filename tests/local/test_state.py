@@ -347,17 +347,6 @@ def test_damaged_state_says_so_and_can_be_cleaned(cluster):
     assert_nothing_left(cluster)
 
 
-def test_full_disk_is_one_line(cluster, monkeypatch):
-    def full(path, data):
-        raise OSError(28, "No space left on device", str(path))
-
-    monkeypatch.setattr("workshop_lib.cluster.local.cluster.write_json", full)
-    with pytest.raises(ClusterError, match=r"settings.json: No space left on device"):
-        cluster.apply_objects("work", job(LONG))
-    monkeypatch.undo()
-    cluster.apply_objects("work", job("true")).wait_complete(timeout_s=300)
-
-
 def test_folder_of_somebody_else_in_tmp_is_refused(cluster, tmp_path):
     cluster.paths.runtime.symlink_to(tmp_path)
     with pytest.raises(ClusterError, match="belongs to another user"):
@@ -377,15 +366,13 @@ def test_agent_that_does_not_start_says_why(cluster, monkeypatch, tmp_path):
 
 def test_states_are_apart_and_their_names_leave_room_for_sockets(new_cluster):
     """Ray puts sockets with 62 bytes of path below a pod's scratch folder; 107 is the limit."""
-    for state in ("", "A", "a b", "../x", "-a", "a" * 33, "a/b", "ä"):
+    for state in ("", "A", "a b", "../x", "-a", "a" * 33):
         with pytest.raises(ClusterError, match="is not valid"):
             LocalCluster(state=state)
-    others = [StatePaths(CHECKOUT, "one"), StatePaths(CHECKOUT, "two")]
-    assert len({p.runtime for p in others} | {p.network for p in others}) == 4
-    cluster = new_cluster(state="s" * 32)
-    items = job('echo "$TMPDIR"; sleep 600', name="n" * 63)
+    cluster, other = new_cluster(state="s" * 32), StatePaths(CHECKOUT, "one")
+    assert {cluster.paths.runtime, cluster.paths.network}.isdisjoint({other.runtime, other.network})
+    items = job("sleep 600", name="n" * 63)
     pod_spec(items)["volumes"] = [{"name": f"v{number}", "emptyDir": {}} for number in range(12)]
-    work = cluster.apply_objects("work", items).wait_ready(timeout_s=300)
-    until(lambda: texts(work))
+    cluster.apply_objects("work", items).wait_ready(timeout_s=300)
     longest = max(len(str(path)) for path in cluster.paths.volumes.iterdir())
     assert longest + len("/session_2026-11-21_11-02-04_735874_1699123/sockets/plasma_store") <= 107

@@ -72,7 +72,6 @@ class Agent:
         ending.result()
 
     def _reconcile(self) -> None:
-        """Start what was applied, end what was deleted."""
         wanted = {k: b for k, b in self.world.objects.items() if b["kind"] in WORKLOAD_KINDS}
         for key, body in wanted.items():
             controller, metadata = self._controllers.get(key), body["metadata"]
@@ -108,7 +107,6 @@ class Agent:
             raise
 
     async def _halt(self, controller: Controller) -> None:
-        """Stop driving a workload, and its pods."""
         task = self._tasks[controller.key]
         task.cancel()
         await asyncio.wait({task})
@@ -126,7 +124,6 @@ class Agent:
         self.paths.forget(key)
 
     def _write(self) -> None:
-        """Write the status of each workload that changed."""
         for key, controller in self._controllers.items():
             whole: dict[str, Any] = {
                 "status": controller.status(),

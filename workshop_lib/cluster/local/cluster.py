@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import subprocess
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,10 +13,10 @@ from typing import Any
 from workshop_lib.checklist import CheckList
 from workshop_lib.cluster.base import Cluster, Workload, handle
 from workshop_lib.cluster.kube import CLAIM, WORKLOAD_KINDS, component_of, key_of
-from workshop_lib.cluster.local import status
-from workshop_lib.cluster.local.execute import execute
+from workshop_lib.cluster.local import processes, status
 from workshop_lib.cluster.local.launch import node_environment, start_agent, stop_agent
 from workshop_lib.cluster.local.logs import read_logs
+from workshop_lib.cluster.local.machine import check_prerequisites
 from workshop_lib.cluster.local.objects import (
     action,
     all_objects,
@@ -23,7 +25,6 @@ from workshop_lib.cluster.local.objects import (
     store_object,
 )
 from workshop_lib.cluster.local.paths import (
-    Busy,
     StatePaths,
     checkout,
     locked,
@@ -31,7 +32,6 @@ from workshop_lib.cluster.local.paths import (
     remove_tree,
     write_json,
 )
-from workshop_lib.cluster.local.prerequisites import check_prerequisites
 from workshop_lib.cluster.local.schema import checked
 from workshop_lib.cluster.manifests import Object
 from workshop_lib.cluster.records import ExecResult, LogLine, Observation, Remains
@@ -45,9 +45,6 @@ LOCK_TIMEOUT_S = 180.0
 END_TIMEOUT_S = 60.0
 """How long workloads may take to end: their pods' grace of at most 15 s, and a machine's load."""
 
-RESTART_BACKOFF_S = 10.0
-"""A kubelet's and the Job controller's first wait after a failure; it doubles each time."""
-
 
 class LocalCluster(Cluster):
     """Plays the workshop's manifests as processes of this machine.
@@ -59,7 +56,7 @@ class LocalCluster(Cluster):
         state: The state's name; two states know nothing of each other.
         home: The checkout; default: the one that this library lies in.
         restart_backoff_s: How long the second restart of a failed container waits, and a
-            Job's first retry; kept with the state. Default: what it was, at first 10 s.
+            Job's first retry, as a kubelet and the Job controller do; it doubles each time.
 
     Example:
         >>> cluster = LocalCluster(state="demo")
@@ -78,7 +75,7 @@ class LocalCluster(Cluster):
         *,
         state: str = "default",
         home: Path | None = None,
-        restart_backoff_s: float | None = None,
+        restart_backoff_s: float = 10.0,
     ) -> None:
         self.paths = StatePaths((home or checkout()).resolve(), state)
         self._restart_backoff_s = restart_backoff_s
@@ -94,11 +91,6 @@ class LocalCluster(Cluster):
         try:
             with locked(self.paths.lock, timeout_s=LOCK_TIMEOUT_S):
                 yield
-        except Busy as error:
-            raise ClusterError(
-                f"state {self.paths.state!r} has been locked by {error} for {LOCK_TIMEOUT_S:g} s; "
-                "wait for its apply or delete to end"
-            ) from None
         except OSError as error:
             where = error.filename or self.paths.folder
             raise ClusterError(
@@ -130,10 +122,8 @@ class LocalCluster(Cluster):
 
     def _write_settings(self) -> None:
         """Tell the agent what pods start from: this kernel's environment, not an earlier one's."""
-        known = read_json(self.paths.settings) or {}
         settings = {
-            "restart_backoff_s": self._restart_backoff_s
-            or known.get("restart_backoff_s", RESTART_BACKOFF_S),
+            "restart_backoff_s": self._restart_backoff_s,
             "environment": node_environment(self.paths.runtime),
             "models": str(models_dir()),
         }
@@ -250,7 +240,7 @@ class LocalCluster(Cluster):
 
     def prerequisites(self) -> CheckList:
         """Whether this machine can play the components; what a laptop has not is said."""
-        return check_prerequisites(self.paths)
+        return check_prerequisites(self.paths.network)
 
     # -- reaching in --------------------------------------------------------------------------
 
@@ -264,7 +254,40 @@ class LocalCluster(Cluster):
     ) -> ExecResult:
         """Run a command with a container's environment and working folder."""
         found = status.find_pod(self.paths, pod)
-        return execute(self.paths, found, command, container, timeout_s)
+        name, main = found["metadata"]["name"], found["spec"]["containers"][0]["name"]
+        if container not in (None, main):
+            raise NotFoundError(f"{name} has no container {container!r}; it has {main}")
+        known = read_json(self.paths.environments / f"{name}.{main}.json")
+        if known is None:
+            raise NotFoundError(
+                f"container {main!r} of {name} does not run; see its workload's table()"
+            )
+        # Files and no pipes: what the command leaves in the background would keep a pipe open.
+        with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
+            try:
+                process = subprocess.Popen(
+                    list(command), env=known["environment"], cwd=known["folder"],
+                    start_new_session=True, stdin=subprocess.DEVNULL, stdout=output, stderr=errors,
+                )  # fmt: skip
+            except OSError as error:
+                raise ClusterError(f"exec in {name}: {command[0]!r}: {error.strerror}") from None
+            try:
+                code = process.wait(timeout_s)
+            except subprocess.TimeoutExpired:
+                raise ClusterError(
+                    f"exec in {name}: {' '.join(command)[:80]!r} did not end within {timeout_s:g} "
+                    "s and was killed; give it more with timeout_s="
+                ) from None
+            finally:
+                if process.poll() is None:
+                    processes.stop(lambda: processes.tree(process.pid), grace_s=0.0)
+                    process.wait()
+            texts = []
+            for file in (output, errors):
+                file.seek(0)
+                texts.append(file.read().decode(errors="replace"))
+            # A signal's number as kubectl reports it.
+            return ExecResult(128 - code if code < 0 else code, *texts)
 
     @contextlib.contextmanager
     def forward(self, target: str, port: int) -> Iterator[str]:

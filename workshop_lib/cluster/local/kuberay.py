@@ -89,7 +89,6 @@ def _resources(container: Json) -> dict[str, str]:
 
 
 def _addresses(endpoint: Endpoint, head: Endpoint | None) -> dict[str, str]:
-    """The flags that put a node on its own address and ports."""
     flags = {
         "node-ip-address": endpoint.ip,
         "metrics-export-port": str(endpoint.ports["metrics"]),
@@ -324,7 +323,6 @@ class RayServiceController(RayClusterController):
             self.say("ServeNotReady", text[:1000], "Warning")
 
     def _request(self, method: str, body: Json | None = None) -> dict[str, Any]:
-        """Ask the head's dashboard about Serve."""
         import httpx  # here: it is slow to import, and no other workload needs it
 
         endpoint = self._head.endpoint(0)

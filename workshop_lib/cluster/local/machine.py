@@ -1,4 +1,4 @@
-"""This machine as a Kubernetes node: what it has, and whether a pod fits beside the others."""
+"""This machine as a Kubernetes node: what it has, whether a pod fits beside the others."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-__all__ = ["capacity", "unschedulable"]
+from workshop_lib.checklist import Check, CheckList
+from workshop_lib.cluster.local.network import is_free
+
+__all__ = ["capacity", "check_prerequisites", "unschedulable"]
 
 CGROUPS = Path("/sys/fs/cgroup")
 
@@ -72,4 +75,42 @@ def unschedulable(
     return (
         f"0/1 nodes are available: {reasons}. no new claims to deallocate, "
         f"preemption: 0/1 nodes are available: {preemption}"
+    )
+
+
+NOT_ASKED = {
+    "Kubernetes 1.33 or newer": "this machine plays the manifests itself: there is no API server",
+    "NVIDIA device plugin": "no GPU is asked for: Ray counts logical ones here",
+    "EFA device plugin": "processes of one machine talk over loopback",
+    "KubeRay is installed": "RayCluster and RayService are played without the operator",
+    "storage class": "claims are folders",
+    "quota for the largest component": "nobody shares this machine through a quota",
+    "the rights of a learner": "the machine is yours",
+    "images can be pulled": "no container runs: programs come from this environment",
+    "Karpenter NodePools are ready": "there is one node, this one",
+}
+
+
+def check_prerequisites(network: str) -> CheckList:
+    """What is asked of a cluster, asked of this machine, whose pods get addresses of a network."""
+    room = capacity()
+    memory_gib, disk_gib = room["memory"] / 2**30, room["ephemeral-storage"] / 2**30
+    address = f"{network}.254"
+    return CheckList(
+        [
+            Check(
+                "nodes are ready",
+                room["cpu"] >= 2 and memory_gib >= 12 and disk_gib >= 4,
+                f"this machine: {room['cpu']:g} cores, {memory_gib:.1f} GiB, "
+                f"{disk_gib:.1f} GiB free in /tmp",
+                "two cores, 12 GiB of memory and 4 GiB in /tmp are needed; see README",
+            ),
+            Check(
+                "pods can have addresses",
+                is_free(address, 0),
+                f"a server can listen on {address}",
+                "all of 127.0.0.0/8 has to be this machine, as on Linux (macOS has 127.0.0.1 only)",
+            ),
+            *(Check(name, None, why, applies=False) for name, why in NOT_ASKED.items()),
+        ]
     )

@@ -22,14 +22,17 @@ from typing import Any
 
 from workshop_lib.errors import ClusterError
 
-__all__ = ["Busy", "StatePaths", "checkout", "json_files", "locked", "read_json", "remove_tree",
-           "write_json"]  # fmt: skip
+__all__ = [
+    "StatePaths",
+    "checkout",
+    "json_files",
+    "locked",
+    "read_json",
+    "remove_tree",
+    "write_json",
+]
 
 TEMPORARY = Path("/tmp")
-
-
-class Busy(Exception):
-    """Somebody else holds a lock; the message names the process."""
 
 
 def checkout() -> Path:
@@ -77,13 +80,13 @@ def json_files(folder: Path) -> list[Path]:
 
 @contextlib.contextmanager
 def locked(path: Path, *, timeout_s: float) -> Iterator[None]:
-    """Hold a file's lock; the operating system gives it back however this process ends.
+    """Hold a state's lock; the operating system gives it back however this process ends.
 
     The file may be deleted by whoever holds the lock (`clean` does): those who waited
     notice that, and start again with a new file.
 
     Raises:
-        Busy: Another process, named in the message, had it all the time.
+        ClusterError: Another process had it all the time.
     """
     deadline = time.monotonic() + timeout_s
     while True:
@@ -100,7 +103,10 @@ def locked(path: Path, *, timeout_s: float) -> Iterator[None]:
             holder = os.pread(descriptor, 20, 0).decode(errors="replace").strip()
             if time.monotonic() > deadline:
                 os.close(descriptor)
-                raise Busy(f"process {holder or 'unknown'}") from None
+                raise ClusterError(
+                    f"state {path.parent.name!r} has been locked by process "
+                    f"{holder or 'unknown'} for {timeout_s:g} s; wait for what it does to end"
+                ) from None
             time.sleep(0.05)
         os.close(descriptor)
     try:

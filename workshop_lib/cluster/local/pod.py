@@ -115,7 +115,6 @@ class Container:
         return await self.pod.retried(prepare, tell)
 
     async def _run_once(self, prepared: _Prepared) -> None:
-        """Start the process, watch its probes, wait for its end."""
         environment_file = self.pod.world.paths.environments / f"{self.pod.name}.{self.name}.json"
         problem = _cannot_start(prepared)
         if problem is None:
@@ -162,7 +161,6 @@ class Container:
         return pod.world.spawn(pod.key, *prepared, log, grace_s)
 
     def _ended(self, code: int, reason: str, **more: str) -> None:
-        """Write down how a run ended."""
         began = self.status["state"].get("running", {}).get("startedAt", now())
         ended = {"exitCode": code, "reason": reason, "startedAt": began, "finishedAt": now()}
         self.status |= {"ready": False, "started": False, "state": {"terminated": ended | more}}

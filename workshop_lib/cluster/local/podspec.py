@@ -66,7 +66,6 @@ def _expand(text: str, environment: Mapping[str, str]) -> str:
 
 
 def _from_source(source: Spec, container: Spec, context: PodContext) -> str:
-    """The value of a `valueFrom`."""
     if "fieldRef" in source:
         path = source["fieldRef"]["fieldPath"]
         if (match := FIELD.fullmatch(path)) and match[1]:
@@ -153,7 +152,6 @@ class Volumes:
                 raise NotYet(f'MountVolume.SetUp failed for volume "{name}" : {error}') from None
 
     def _fill(self, volume: Spec, folder: Path) -> None:
-        """Write the files of a ConfigMap or Secret volume."""
         source = volume.get("configMap") or volume.get("secret")
         if source is None:
             return

@@ -141,7 +141,6 @@ def address_of(paths: StatePaths, target: str, port: int) -> str:
 
 
 def _is_behind(service: Json, pod: Json) -> bool:
-    """Whether a Service sends connections to a pod now."""
     spec = service["spec"]
     early = spec.get("publishNotReadyAddresses") and pod["status"]["phase"] == "Running"
     selected = spec["selector"].items() <= labels_of(pod).items()
