@@ -76,7 +76,7 @@ def test_ports_that_are_taken_are_moved():
 
 HOSTS = {"ranks-0.ranks": ("127.9.9.2", {"7000": 20001})}
 MOUNTS = {"/data": Path("/real/1"), "/data/inner": Path("/real/2")}
-OBJECTS = {"ConfigMap/c": {"kind": "ConfigMap", "data": {"path": "/data/x"}}}
+OBJECTS = {"ConfigMap/c": {"data": {"path": "/data/x"}}}
 
 
 @pytest.mark.parametrize(

@@ -233,7 +233,7 @@ class LocalCluster(Cluster):
 
     def secret(self, name: str, key: str) -> str:
         """A Secret's value, for use and not for show."""
-        data = data_of(find_object(self.paths, f"Secret/{name}") or {"kind": "Secret"})
+        data = data_of(find_object(self.paths, f"Secret/{name}") or {})
         if key in data:
             return data[key].decode()
         raise NotFoundError(f"Secret/{name} with key {key!r} is not there; apply its component")

@@ -54,7 +54,7 @@ def derived_objects(body: Json) -> list[dict[str, Any]]:
         metadata = {"name": name + suffix, "labels": dict(origin)}
         return {"apiVersion": "v1", "kind": kind, "metadata": metadata, **rest}
 
-    secret = named("Secret", "", data={})
+    secret = named("Secret", "")
     secret["metadata"]["annotations"] = {GENERATE: "auth_token"}
     ports = [{"name": n, "port": p} for n, p in HEAD_PORTS.items() if n != "dashboard-agent"]
     selector = {**origin, "ray.io/node-type": "head"}
@@ -326,7 +326,7 @@ class RayServiceController(RayClusterController):
         import httpx  # here: it is slow to import, and no other workload needs it
 
         endpoint = self._head.endpoint(0)
-        token = data_of(self.world.find(f"Secret/{self.name}") or {"kind": "Secret"})["auth_token"]
+        token = data_of(self.world.find(f"Secret/{self.name}") or {})["auth_token"]
         try:
             # A proxy that is configured for the outside has nothing to do with this machine.
             with httpx.Client(trust_env=False, timeout=20.0) as client:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import copy
 import secrets
 import uuid
@@ -38,12 +37,8 @@ def find_object(paths: StatePaths, key: str) -> dict[str, Any] | None:
 
 def data_of(body: Json) -> dict[str, bytes]:
     """A ConfigMap's or Secret's entries."""
-    data, plain = body.get("data") or {}, body.get("stringData") or {}
-    encoded = body["kind"] == "Secret"
-    return {
-        **{key: base64.b64decode(text) if encoded else text.encode() for key, text in data.items()},
-        **{key: text.encode() for key, text in plain.items()},
-    }
+    entries = {**body.get("data", {}), **body.get("stringData", {})}
+    return {key: text.encode() for key, text in entries.items()}
 
 
 def store_object(paths: StatePaths, component: str, body: Json, old: Json | None) -> None:
