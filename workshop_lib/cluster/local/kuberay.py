@@ -134,8 +134,6 @@ def _ray_template(
         ],
         "ports": [{"name": name, "containerPort": port} for name, port in ports.items()],
         "env": [
-            # Whoever deletes a cluster on a laptop does not wait for its requests to end.
-            {"name": "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S", "value": "0"},
             *container.get("env", []),
             # As KubeRay sets it; here it also keeps `ray status` from finding every Ray around.
             {"name": "RAY_ADDRESS", "value": f"{gcs.ip}:{gcs.ports['gcs-server']}"},

@@ -54,6 +54,9 @@ def node_environment(runtime: Path) -> dict[str, str]:
     environment["PYTHONPATH"] = str(checkout())
     environment["PYTHONUNBUFFERED"] = "1"
     environment |= PATIENCE
+    # Whoever deletes a Ray cluster here does not wait for its requests to end: by default a node
+    # drains for 30 s, and asks a head that may have ended already.
+    environment["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"] = "0"
     environment["WORKSHOP_RUNTIME"] = str(runtime)
     for name in ("no_proxy", "NO_PROXY"):  # a proxy to the outside is not asked for this machine
         if any(key.lower().endswith("_proxy") for key in environment):
