@@ -293,7 +293,10 @@ def run_recovery(
         >>> run_recovery(service, app, users=3, replicas=2).recovered_s   # doctest: +SKIP
     """
     settings = app.snapshot().settings
-    with Load(app.url, attempts=attempts) as load, Progress(None, "kill a replica") as progress:
+    with (
+        Load(app.url, attempts=attempts) as load,
+        Progress(None, "kill a replica", unit="s") as progress,
+    ):
         observer = _Observer(app, load, progress)
         load.set_users(users)
         there = observer.until(
