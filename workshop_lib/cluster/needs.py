@@ -65,7 +65,8 @@ def _add(needs: Needs, component: str, body: Json) -> None:
     needs.kinds.add(body["kind"])
     total = needs.amounts.setdefault(component, defaultdict(float))
     if body["kind"] == CLAIM:
-        needs.storage_classes |= {spec["storageClassName"]} if "storageClassName" in spec else set()
+        if spec.get("storageClassName"):  # empty: a volume that is there already
+            needs.storage_classes.add(spec["storageClassName"])
         total["requests.storage"] += parse_quantity(spec["resources"]["requests"]["storage"])
     for rule in body["rules"] if body["kind"] == "Role" else []:
         needs.rules |= {

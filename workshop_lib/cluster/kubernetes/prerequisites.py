@@ -24,7 +24,7 @@ from workshop_lib.cluster.kube import (
     labels_of,
     parse_quantity,
     pod_state,
-)
+)  # fmt: skip
 from workshop_lib.cluster.kubernetes.api import JSON, Api
 from workshop_lib.cluster.kubernetes.resources import Resource, operator_hint, resource_of_kind
 from workshop_lib.cluster.needs import Needs, needs_of
@@ -99,14 +99,7 @@ class _Cluster:
 
 
 def check_prerequisites(api: Api, namespace: str, profile: str, version: str) -> CheckList:
-    """Whether a cluster has what the components of a profile need.
-
-    Args:
-        api: The API server.
-        namespace: The learner's.
-        profile: Whose components.
-        version: The server's version, such as `v1.36.0`.
-    """
+    """Whether a cluster has what the components of a profile need, in the learner's namespace."""
     cluster = _Cluster(api, namespace, version, needs_of(profile))
     needs = cluster.needs
     classes = ", ".join(sorted(needs.storage_classes))
@@ -179,17 +172,16 @@ def _gpus(cluster: _Cluster) -> Found:
     return most >= wanted, seen, "add nodes with GPUs, such as p4d.24xlarge, or a NodePool"
 
 
-def _plugin(cluster: _Cluster, device: str, count: Callable[[str], int]) -> Found:
-    """Whether nodes of types that have a device offer it."""
+def _plugin(cluster: _Cluster, device: str, of_type: str) -> Found:
+    """Whether nodes of types that have a device offer it; `of_type`: its count's field."""
     nodes = cluster.items("Node", f"kubectl describe nodes | grep {device}")
     having, lacking = 0, []
     for node in nodes:
         kind = labels_of(node).get(INSTANCE_TYPE, "")
-        if kind not in catalogue() or not count(kind):
-            continue
-        having += 1
-        if (offers := _offered([node], device)) != count(kind):
-            lacking.append(f"{_name(node)} ({kind}) offers {offers} of {count(kind)}")
+        if wanted := getattr(catalogue().get(kind), of_type, 0):
+            having += 1
+            if (offers := _offered([node], device)) != wanted:
+                lacking.append(f"{_name(node)} ({kind}) offers {offers} of {wanted}")
     if not having:
         offered = _offered(nodes, device)
         seen = f"{offered} offered" if offered else f"no node of a type with {device}"
@@ -201,13 +193,13 @@ def _plugin(cluster: _Cluster, device: str, count: Callable[[str], int]) -> Foun
 def _device_plugin(cluster: _Cluster) -> Found:
     if not cluster.needs.gpus_of_a_pod:
         raise _NotAskedError("no component of this profile asks for GPUs")
-    return _plugin(cluster, GPU, lambda kind: catalogue()[kind].gpus)
+    return _plugin(cluster, GPU, "gpus")
 
 
 def _efa_plugin(cluster: _Cluster) -> Found:
     if not cluster.needs.efa:
         raise _NotAskedError("no component of this profile asks for EFA")
-    passed, seen, fix = _plugin(cluster, EFA, lambda kind: catalogue()[kind].efa)
+    passed, seen, fix = _plugin(cluster, EFA, "efa")
     only = f"; only {' and '.join(cluster.needs.efa)} need it"
     return passed, seen if passed else seen + only, fix
 
@@ -273,15 +265,15 @@ def _quota(cluster: _Cluster) -> Found:
         status = quota.get("status") or {}
         for key, limit in (status.get("hard") or quota["spec"].get("hard") or {}).items():
             resource = key if key == "requests.storage" else key.removeprefix("requests.")
-            amounts = {c: a[resource] for c, a in cluster.needs.amounts.items() if resource in a}
-            if not amounts:
+            asked = [(a[resource], c) for c, a in cluster.needs.amounts.items() if resource in a]
+            if not asked:
                 continue
             looked += 1
-            component = max(amounts, key=lambda each: amounts[each])
+            most, component = max(asked)
             used = parse_quantity((status.get("used") or {}).get(key, 0))
-            if parse_quantity(limit) - used < amounts[component]:
+            if parse_quantity(limit) - used < most:
                 short.append(f"{key}: {_amount(used)} of {limit} used, "
-                             f"{component} asks for {_amount(amounts[component])}")  # fmt: skip
+                             f"{component} asks for {_amount(most)}")  # fmt: skip
     fix = "delete what runs (cluster.components()), or ask for more quota"
     return not short, "; ".join(short) or f"{looked} limits looked at", fix
 
@@ -291,31 +283,28 @@ def _amount(value: float) -> str:
 
 
 def _rights(cluster: _Cluster) -> Found:
+    """A SelfSubjectAccessReview of each rule, which every user may ask for."""
+
+    def may(rule: tuple[str, str, str]) -> bool | None:
+        plural, _, sub = rule[1].partition("/")
+        asked = {"namespace": cluster.namespace, "verb": rule[2], "group": rule[0],
+                 "resource": plural, **({"subresource": sub} if sub else {})}  # fmt: skip
+        body = {"apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectAccessReview",
+                "spec": {"resourceAttributes": asked}}  # fmt: skip
+        answer = cluster.api.request("POST", ACCESS_REVIEW, body=body, content_type=JSON)
+        return bool(answer.json()["status"]["allowed"]) if answer.ok else None
+
     rules = sorted(cluster.needs.rules)
     with ThreadPoolExecutor(8) as pool:
-        allowed = list(pool.map(lambda rule: _may(cluster, *rule), rules))
-    if unknown := allowed.count(None):
+        allowed = dict(zip(rules, pool.map(may, rules), strict=True))
+    if unknown := list(allowed.values()).count(None):
         command = f"kubectl -n {cluster.namespace} auth can-i --list"
         return None, f"{unknown} of {len(rules)} reviews were refused", command
-    missing = [f"{verb} {resource}" for (_, resource, verb), may in zip(rules, allowed, strict=True)
-               if not may]  # fmt: skip
+    missing = [f"{verb} {resource}" for (_, resource, verb), yes in allowed.items() if not yes]
     few = ", ".join(missing[:4]) + (f" and {len(missing) - 4} more" if len(missing) > 4 else "")
     seen = f"{len(rules) - len(missing)} of {len(rules)} granted{f'; not: {few}' if few else ''}"
-    return not missing, seen, (
-        'ask an administrator for cluster.apply("namespace", learners=<your group>)'
-    )  # fmt: skip
-
-
-def _may(cluster: _Cluster, group: str, resource: str, verb: str) -> bool | None:
-    """A SelfSubjectAccessReview, which every user may ask for."""
-    plural, _, sub = resource.partition("/")
-    asked = {"namespace": cluster.namespace, "verb": verb, "group": group, "resource": plural}
-    if sub:
-        asked["subresource"] = sub
-    body = {"apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectAccessReview",
-            "spec": {"resourceAttributes": asked}}  # fmt: skip
-    answer = cluster.api.request("POST", ACCESS_REVIEW, body=body, content_type=JSON)
-    return bool(answer.json()["status"]["allowed"]) if answer.ok else None
+    fix = 'ask an administrator for cluster.apply("namespace", learners=<your group>)'
+    return not missing, seen, fix
 
 
 def _images(cluster: _Cluster) -> Found:
