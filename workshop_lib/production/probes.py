@@ -184,20 +184,16 @@ def load_times(
 
     if disk_mib_s <= 0:
         raise WorkshopError(f"a disk that gives {disk_mib_s:g} MiB/s loads nothing")
+    columns = ["model", "weights_gib", "read_s", "start_s", "needed_s", "budget_s", "fits"]
     rows = []
     for shape in shapes:
         weights_gib = shape.weights_bytes() / 2**30
-        needed_s = weights_gib * 1024 / disk_mib_s + start_s
-        rows.append(
-            {
-                "model": shape.name,
-                "weights_gib": round(weights_gib, 1),
-                "read_s": round(needed_s - start_s),
-                "start_s": round(start_s),
-                "needed_s": round(needed_s),
-                "budget_s": round(budget_s),
-                "fits": needed_s <= budget_s,
-                "failureThreshold_at_10_s": math.ceil(needed_s / 10),
-            }
-        )
-    return pd.DataFrame(rows)
+        read_s = weights_gib * 1024 / disk_mib_s
+        needed_s = read_s + start_s
+        row = [
+            shape.name,
+            round(weights_gib, 1),
+            *map(round, (read_s, start_s, needed_s, budget_s)),
+        ]
+        rows.append([*row, needed_s <= budget_s, math.ceil(needed_s / 10)])
+    return pd.DataFrame(rows, columns=[*columns, "failureThreshold_at_10_s"])

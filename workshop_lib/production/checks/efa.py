@@ -324,7 +324,6 @@ def check_pingpong(output: str) -> Check:
 
 
 def _said(line: str) -> str:
-    """A log line from NCCL or libfabric on, cut to a length that a table takes."""
     start = re.search(r"NCCL |libfabric", line)
     return " ".join(line[start.start() if start else 0 :].split())[:160]
 

@@ -128,7 +128,6 @@ def _number(gpu: Gpu, name: str) -> float | None:
 
 
 def _problems(gpu: Gpu) -> list[tuple[str, str]]:
-    """What is wrong with a GPU: evidence and fix."""
     look = f"{RESET}; look for its XID in dmesg"
     if "line" in gpu:
         fix = look if _is_lost(gpu["line"]) else "run it again"

@@ -133,7 +133,6 @@ def check_laptop() -> CheckList:
 
 
 def _kubectl() -> tuple[bool | None, str]:
-    """Whether there is a kubectl that is new enough, and which."""
     try:
         command = [manifests._kubectl(), "version", "--client"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
@@ -147,7 +146,6 @@ def _kubectl() -> tuple[bool | None, str]:
 
 
 def _get(cluster: Any, path: str) -> tuple[Mapping[str, Any] | None, str]:
-    """What the API server answers, or why it does not answer."""
     answer = cluster._api.request("GET", path)
     if answer.ok:
         return answer.json(), ""

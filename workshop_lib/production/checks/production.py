@@ -126,7 +126,6 @@ def _at(body: Any, *path: str) -> Any:
 
 
 def _number(value: object) -> float | None:
-    """A number, also as text; None for anything else, such as a reference to another key."""
     with suppress(ValueError):
         return float(str(value))
     return None

@@ -95,7 +95,6 @@ def from_log(view: View, pod: Pod, each: Container, reading: logs.Reading, stage
 
 
 def _unknown(view: View, pod: Pod, each: Container, waits: bool, checked: str) -> Match:
-    """What is said of a container when no pattern knows its line."""
     name = pod.name if len(pod.containers) == 1 else f"{pod.name} -c {each.name}"
     before = " --previous" if each.running and each.restarts else ""
     words = {"logs": f"kubectl logs {name}{before}", "age": f"{view.age_s(each.started):.0f} s"}
@@ -167,7 +166,6 @@ def why_ended(view: View, pod: Pod, each: Container) -> Cause:
 
 
 def _stopped_by_probe(view: View, pod: Pod, each: Container) -> Cause | None:
-    """The liveness or startup probe that had a container stopped, when one had."""
     text = rf"ontainer {re.escape(each.name)} failed (?:liveness|startup) probe"
     kills = [e for e in view.events(pod.ref, "Killing") if re.search(text, e.message)]
     if not kills:
@@ -212,7 +210,6 @@ def runs(view: View, report: Report, pod: Pod, each: Container) -> Iterator[Caus
 
 
 def _goes_on(view: View, pod: Pod, each: Container) -> Iterator[Cause]:
-    """A container that is ready, and whose log ends with something that hangs."""
     reading = logs.still_waits(each.log, view.facts(pod), ready=True)
     if reading.match:
         cause = from_log(view, pod, each, reading, Stage.HEALTH)
@@ -234,7 +231,6 @@ def former_head(view: View, pod: Pod, each: Container) -> Iterator[Cause]:
 
 
 def _unready(view: View, report: Report, pod: Pod, each: Container) -> Iterator[Cause]:
-    """A container that runs and is not ready: a probe, a wait, or it still starts."""
     age_s, facts = view.age_s(each.started), view.facts(pod)
     kind = "Readiness" if each.up or not each.probe("startup")[0] else "Startup"
     detail = _typical(_probe_events(view, pod, each, kind, each.started))
@@ -282,7 +278,6 @@ def _typical(events: list[Event]) -> str:
 
 
 def _wrong_port(pod: Pod, each: Container, kind: str, detail: str) -> Cause | None:
-    """A probe that asks another port than its server listens on."""
     asked = each.probe(kind)[2]
     told = listens_on(pod, each) if "refused" in detail and asked else []
     if not told or asked in told:
@@ -339,7 +334,6 @@ def _failed_part(each: Container, kind: str, detail: str) -> str:
 
 
 def _no_proxy(view: View) -> str:
-    """The setting of a RayService that keeps Serve's proxy off the workers."""
     configs = (str(body["spec"].get("serveConfigV2") or "") for body in view.items("RayService"))
     found = (re.search(r"proxy_location: *(?:HeadOnly|Disabled)", each) for each in configs)
     return next((place[0] for place in found if place), "")

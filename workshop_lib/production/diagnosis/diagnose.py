@@ -104,7 +104,6 @@ def _leftovers(view: View, report: Report, covered: set[str]) -> Iterator[Cause]
 
 
 def _is_old(view: View, report: Report, objects: list[str], what: str, since: float) -> bool:
-    """Whether it had its time; else it is noted that it still starts."""
     young = bool(since) and view.age_s(since) < NEWS_S
     if young:
         report.starts(objects, f"{objects[0]}: {what} yet ({view.age_s(since):.0f} s old)")

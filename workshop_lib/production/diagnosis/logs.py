@@ -101,7 +101,6 @@ def lines_of(text: str) -> tuple[str, ...]:
 
 @functools.lru_cache(maxsize=2048)
 def _index(text: str) -> tuple[str, list[int]]:
-    """The last lines of a log as one text, and where each of them ends."""
     lines = lines_of(text)
     return "\n".join(lines), list(accumulate(len(line) + 1 for line in lines))
 
@@ -154,7 +153,6 @@ def _errors(text: str) -> tuple[_Line, ...]:
 
 
 def _details(lines: tuple[str, ...], place: int) -> Iterator[str]:
-    """The lines of a message that goes on below its error's name."""
     for raw in lines[place + 1 : place + 1 + DETAIL]:
         plain, _ = _plain(raw)
         if _MILD.search(raw[:120]) or _RAISED.search(plain) or plain.startswith("Traceback"):

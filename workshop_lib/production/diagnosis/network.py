@@ -193,7 +193,6 @@ def service_causes(view: View, report: Report) -> Iterator[Cause]:
 
 
 def _makers(view: View, service: Json) -> set[str]:
-    """Who makes or made the pods that a Service means."""
     selector = {"matchLabels": service["spec"].get("selector") or {}}
     found = set()
     for body in view.items("Deployment", "StatefulSet", "ReplicaSet", "Job"):

@@ -78,7 +78,6 @@ def lacks(view: View, body: Json) -> str:
 
 
 def _node(view: View, node: Json) -> Iterator[Cause]:
-    """A node that is not ready, runs out of something, or of which a watcher says something."""
     name, found = node["metadata"]["name"], conditions(node)
     ready = found.pop("Ready", {}) or {}
     on_it = [pod.ref for pod in view.pods if pod.node == name and not pod.over]
@@ -104,7 +103,6 @@ def _node(view: View, node: Json) -> Iterator[Cause]:
 
 
 def _claim(view: View, report: Report, claim: Json) -> Iterator[Cause]:
-    """A claim without a volume, with the pods that mount it."""
     name, wanted = claim["metadata"]["name"], claim["spec"].get("storageClassName")
     users = [pod.ref for pod in view.pods if not pod.over and name in pod.claims]
     phase, age_s = claim["status"].get("phase"), view.age_s(made(claim))
@@ -164,7 +162,6 @@ def _refusals(view: View) -> Iterator[Cause]:
 
 
 def _job(view: View, job: Json) -> Iterator[Cause]:
-    """A Job that failed, or is suspended."""
     name, found = job["metadata"]["name"], conditions(job)
     pods = {pod.ref for pod in view.pods_of(ref(job))}
     if is_on(found, "Complete", "SuccessCriteriaMet"):
@@ -254,7 +251,6 @@ def _said(view: View, body: Json, event: Event, pods: set[str]) -> Cause:
 
 
 def _ray_state(view: View) -> Iterator[Cause]:
-    """What Ray says of its own jobs, nodes and placement groups."""
     everybody = set(view.pod_of)
     for job in view.ray("jobs"):
         if job.get("status") == "FAILED":
@@ -280,7 +276,6 @@ def _ray_state(view: View) -> Iterator[Cause]:
 def _applications(
     report: Report, apps: Mapping[str, Any], below: str, objects: list[str], pods: set[str]
 ) -> Iterator[Cause]:
-    """Serve applications that are not deployed or not well."""
     for name, app in apps.items():
         state, inner = str(app.get("status") or ""), app.get(below) or {}
         sick = [n for n, d in inner.items() if d.get("status") in ("UNHEALTHY", "DEPLOY_FAILED")]

@@ -90,7 +90,6 @@ def _lost_node(view: View, _: Report, pod: Pod) -> Iterator[Cause]:
 
 
 def _unprepared(view: View, report: Report, pod: Pod) -> Iterator[Cause]:
-    """A pod that has a node and does not get as far as its containers."""
     early = (None, "ContainerCreating", "PodInitializing")
     begun = any(
         c.ended or c.running or c.waiting.get("reason") not in early for c in pod.containers
@@ -188,7 +187,6 @@ def _image(view: View, pod: Pod, each: Container, reason: str) -> Cause:
 
 
 def _not_started(view: View, pod: Pod, each: Container, reason: str) -> Cause:
-    """Why a container could not be made or started, from the runtime's words."""
     hooks = view.events(pod.ref, "FailedPostStartHook")
     first, second = each.waiting, each.ended
     states = (second, first) if reason == "CrashLoopBackOff" else (first, second)
@@ -206,7 +204,6 @@ def _not_started(view: View, pod: Pod, each: Container, reason: str) -> Cause:
 
 
 def _init(view: View, report: Report, pod: Pod, each: Container) -> Iterator[Cause]:
-    """An init container that runs: it may wait for what does not come."""
     age_s, reading = view.age_s(each.started), logs.still_waits(each.log, view.facts(pod))
     named = the_way(view, pod, *containers.host_of(pod, each, reading)).wrong is not None
     patient = age_s < WAITS_S or not (reading.line or each.name.startswith("wait"))

@@ -151,7 +151,6 @@ def _offers(node: Json, resource: str) -> float:
 
 
 def _taints(pod: Pod, node: Json) -> list[Json]:
-    """A node's taints that keep a pod away."""
 
     def tolerates(each: Json, taint: Json) -> bool:
         equal = (each.get("value") or "") == (taint.get("value") or "")
@@ -170,7 +169,6 @@ def _selected(pod: Pod, node: Json) -> bool:
 
 
 def _known(pod: Pod, match: Match, reason: str, message: str, nodes: list[Json]) -> Cause:
-    """A reason that a pattern knows, with what the pod and the nodes say of it."""
     named = _TAINT.search(reason)
     taints = [(t["key"], t.get("value") or "") for node in nodes for t in _taints(pod, node)]
     taints = [each for each in taints if not _CONTROL_PLANE.search(each[0])] or [("", "")]

@@ -306,7 +306,6 @@ class View:
         return Event(*what, body.get("type") != "Normal", count, str(about.get("fieldPath") or ""))
 
     def _latest(self, events: list[Json]) -> float:
-        """When the snapshot was taken, by the latest time in it."""
         times = [_time(event) for event in events]
         for body in self.items("Pod", "Job", "Node"):
             times += [made(body), *map(seconds, _STAMP.findall(str(body["status"])))]
@@ -332,7 +331,6 @@ def _objects(snapshot: Json, key: str, kind: str) -> list[Json]:
 
 
 def _time(event: Json) -> float:
-    """When an event was last seen."""
     stamps = [event.get(key) for key in ("lastTimestamp", "eventTime", "firstTimestamp")]
     stamps.append((event.get("series") or {}).get("lastObservedTime"))
     return max(map(seconds, stamps)) or made(event)
