@@ -41,6 +41,14 @@ class Quiet(http.server.BaseHTTPRequestHandler):
             self.wfile.write(body)
 
 
+def client(service, address):
+    """A client of moto's server, with keys that it does not ask for."""
+    import boto3
+
+    keys = {"aws_access_key_id": "x", "aws_secret_access_key": "y"}
+    return boto3.client(service, endpoint_url=address, region_name="us-east-1", **keys)
+
+
 class Store:
     """moto's server with the right role and a node's; every test has a bucket of its own.
 
@@ -50,17 +58,10 @@ class Store:
 
     def __init__(self, address):
         self.address, self.bucket = address, ""
-        self.s3, self.sts, self.iam = (self.client(name) for name in ("s3", "sts", "iam"))
+        self.s3, self.sts, self.iam = (client(name, address) for name in ("s3", "sts", "iam"))
         for role in (ROLE, "node"):
             with contextlib.suppress(self.iam.exceptions.EntityAlreadyExistsException):
                 self.iam.create_role(RoleName=role, AssumeRolePolicyDocument="{}")
-
-    def client(self, service):
-        import boto3
-
-        keys = {"aws_access_key_id": "x", "aws_secret_access_key": "y"}
-        region = {"region_name": "us-east-1"}
-        return boto3.client(service, endpoint_url=self.address, **region, **keys)
 
     def new_bucket(self):
         self.bucket = f"workshop-models-{uuid.uuid4().hex[:12]}"
