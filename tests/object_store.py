@@ -175,7 +175,7 @@ class Hub:
                 self.wfile.flush()
                 if stop is not None:
                     hub.hung.set()
-                    hub.released.wait(60)
+                    hub.released.wait(600)
                     self.close_connection = True
 
         return Handler

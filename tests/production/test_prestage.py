@@ -73,7 +73,7 @@ def run(*steps, **settings):
     said = ""
     for step in steps or ("identity", "download", "upload"):
         process = start(step, **settings)
-        said += process.communicate(timeout=120)[0]
+        said += process.communicate(timeout=600)[0]
         if process.returncode:
             break
     assert "Traceback" not in said, said
@@ -115,7 +115,7 @@ def test_another_version_replaces_what_is_there(store, hub):
 def test_a_killed_download_is_gone_on_with_by_the_next_pod(store, hub):
     hub.hang_after = 21_000_000
     process = start("download")
-    assert hub.hung.wait(60)
+    assert hub.hung.wait(300)
     process.kill()
     process.communicate()
     hub.released.set()
