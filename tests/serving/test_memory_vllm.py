@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,32 +22,21 @@ WINDOWS = {
 
 
 def vllm_capacity(
-    windows: list[int], length: int, memory: int, **sizes: Any
-) -> tuple[int, float, int]:
-    """Blocks, concurrency and tokens as vLLM computes them for layers with these windows."""
-    import torch
+    windows: Sequence[int], length: int, memory: int, **sizes: Any
+) -> tuple[int, int, Any]:
+    """Blocks, tokens and concurrency as vLLM computes them for layers with these windows."""
     from vllm.v1.kv_cache_interface import FullAttentionSpec, SlidingWindowSpec
 
-    sizes = {
-        "block_size": 16,
-        "num_kv_heads": 8,
-        "head_size": 128,
-        "dtype": torch.bfloat16,
-        **sizes,
+    specs = {
+        f"layer.{i}": SlidingWindowSpec(block_size=16, sliding_window=window, **sizes)
+        if window
+        else FullAttentionSpec(block_size=16, **sizes)
+        for i, window in enumerate(windows)
     }
-    return capacity_of_specs(
-        {
-            f"layer.{i}": SlidingWindowSpec(sliding_window=window, **sizes)
-            if window
-            else FullAttentionSpec(**sizes)
-            for i, window in enumerate(windows)
-        },
-        length,
-        memory,
-    )
+    return capacity_of_specs(specs, length, memory)
 
 
-def capacity_of_specs(specs: dict[str, Any], length: int, memory: int) -> tuple[int, float, int]:
+def capacity_of_specs(specs: dict[str, Any], length: int, memory: int) -> tuple[int, int, Any]:
     from vllm.config import CacheConfig, VllmConfig
     from vllm.v1.core import kv_cache_utils
 
@@ -57,32 +47,25 @@ def capacity_of_specs(specs: dict[str, Any], length: int, memory: int) -> tuple[
     config.scheduler_config.disable_hybrid_kv_cache_manager = False
     found = kv_cache_utils.get_kv_cache_configs(config, [specs], [memory])[0]
     tokens, concurrency = kv_cache_utils.get_kv_cache_capacity(config, found)
-    return found.num_blocks, concurrency, tokens
+    return found.num_blocks, tokens, pytest.approx(concurrency)
+
+
+def ours(shape: ModelShape, length: int, memory: int, **settings: Any) -> tuple[int, int, Any]:
+    found = kv_cache_capacity(memory, shape, max_model_len=length, **settings)
+    return found.blocks, found.tokens, found.concurrency
 
 
 @pytest.mark.parametrize("name", WINDOWS)
 @pytest.mark.parametrize("length", [1000, 4096, 32_768])
 def test_capacity_equals_vllms(name: str, length: int) -> None:
+    import torch
+
     windows = WINDOWS[name]
-    shape = ModelShape(
-        name=name,
-        architecture="LlamaForCausalLM",
-        layers=len(windows),
-        hidden_size=4096,
-        intermediate_size=14336,
-        heads=32,
-        kv_heads=8,
-        head_dim=128,
-        vocab_size=32_000,
-        max_positions=32_768,
-        tied_embeddings=False,
-        windows=tuple(windows) if any(windows) else (),
-    )
+    changes = {"layers": len(windows), "windows": tuple(windows) if any(windows) else ()}
+    shape = ModelShape.named("mistral-7b").model_copy(update=changes)
     memory = 30 * GIB + 12_345
-    capacity = kv_cache_capacity(memory, shape, max_model_len=length)
-    blocks, concurrency, tokens = vllm_capacity(windows, length, memory)
-    assert (capacity.blocks, capacity.tokens) == (blocks, tokens)
-    assert capacity.concurrency == pytest.approx(concurrency)
+    sizes = {"num_kv_heads": 8, "head_size": 128, "dtype": torch.bfloat16}
+    assert ours(shape, length, memory) == vllm_capacity(windows, length, memory, **sizes)
 
 
 SPLITS = [
@@ -102,18 +85,15 @@ def test_known_models_take_as_many_bytes_as_vllms_specs(name: str, tp: int, kv_d
     import torch
 
     shape = ModelShape.named(name)
-    windows = list(shape.windows) or [0] * shape.layers
-    blocks, concurrency, tokens = vllm_capacity(
-        windows,
+    expected = vllm_capacity(
+        shape.windows or [0] * shape.layers,
         8000,
         10 * GIB,
         num_kv_heads=max(1, shape.kv_heads // tp),
         head_size=shape.head_dim,
         dtype=torch.uint8 if kv_dtype == "fp8" else torch.bfloat16,
     )
-    capacity = kv_cache_capacity(10 * GIB, shape, max_model_len=8000, tp=tp, kv_dtype=kv_dtype)
-    assert (capacity.blocks, capacity.tokens) == (blocks, tokens)
-    assert capacity.concurrency == pytest.approx(concurrency)
+    assert ours(shape, 8000, 10 * GIB, tp=tp, kv_dtype=kv_dtype) == expected
 
 
 @pytest.mark.parametrize("tp", [1, 2, 4])
@@ -131,9 +111,7 @@ def test_latent_attention_takes_as_many_bytes_as_vllms_spec(tp: int) -> None:
         dtype=torch.bfloat16,
     )
     specs = {f"layer.{i}": spec for i in range(shape.layers)}
-    blocks, _, tokens = capacity_of_specs(specs, 4096, 10 * GIB)
-    capacity = kv_cache_capacity(10 * GIB, shape, max_model_len=4096, tp=tp)
-    assert (capacity.blocks, capacity.tokens) == (blocks, tokens)
+    assert ours(shape, 4096, 10 * GIB, tp=tp) == capacity_of_specs(specs, 4096, 10 * GIB)
 
 
 def test_block_tables_equal_vllms() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 import random
 
 import numpy as np
@@ -10,7 +9,6 @@ import pytest
 
 from workshop_lib.errors import WorkshopError
 from workshop_lib.plots import plot_batching, plot_paging
-from workshop_lib.serving import simulators
 from workshop_lib.serving.simulators import (
     Job,
     PagedCache,
@@ -154,8 +152,3 @@ def test_the_sum_of_the_parts_is_the_whole(tp: int) -> None:
 def test_what_cannot_be_multiplied_is_refused(x, up, down, tp, words) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(WorkshopError, match=words):
         sharded_layer(x, up, down, tp=tp)
-
-
-def test_examples_in_the_docstrings() -> None:
-    result = doctest.testmod(simulators)
-    assert result.failed == 0 and result.attempted > 0

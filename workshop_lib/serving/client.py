@@ -30,14 +30,9 @@ Prompt: TypeAlias = str | Sequence[dict[str, str]]
 
 @dataclass(frozen=True, slots=True)
 class ChatAnswer:
-    """A whole answer.
+    """A whole answer; tokens are as the server counted them.
 
-    Attributes:
-        text: What the model wrote.
-        prompt_tokens: Tokens of the prompt, as the server counted them.
-        completion_tokens: Tokens of the answer, as the server counted them.
-        finish_reason: `stop` (the model ended) or `length` (`max_tokens` reached).
-        response_time_s: From sending the request to having the whole answer.
+    `finish_reason` is `stop` (the model ended) or `length` (`max_tokens` reached).
     """
 
     text: str
@@ -281,12 +276,8 @@ class ModelServer:
 class ChatStream:
     """A streamed answer: iterate it once for its pieces; afterwards it holds the whole.
 
-    Attributes:
-        deltas: The pieces so far. The server's empty first message is none: it
-            carries the role and no text, and would make the first token look too early.
-        prompt_tokens, completion_tokens: As the server counted them; None until the end.
-        finish_reason: `stop` or `length`; empty until the end.
-        e2e_ms: From sending the request to the end of the stream; None until then.
+    The server's empty first message is no piece: it carries the role and no text, and would make
+    the first token look too early. Token counts are the server's; None until the end.
     """
 
     server: ModelServer

@@ -27,13 +27,7 @@ Policy = Literal["static", "continuous"]
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A request: when it arrives and how many tokens it wants, one a step.
-
-    Attributes:
-        name: Shown in figures.
-        arrival: Step at which it arrives, from 0.
-        tokens: Steps that it runs; the first one also reads its prompt.
-    """
+    """A request: the step at which it arrives, from 0, and how many tokens it wants, one a step."""
 
     name: str
     arrival: int

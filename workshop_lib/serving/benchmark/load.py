@@ -90,9 +90,6 @@ def ramp(start: int = 1, limit: int = 256, *, factor: int = 2) -> tuple[int, ...
         limit: No level is above it; at most 4096.
         factor: How many times the one before each level is.
 
-    Raises:
-        WorkshopError: A value that makes no ramp.
-
     Example:
         >>> ramp(1, 40)
         (1, 2, 4, 8, 16, 32)
@@ -229,15 +226,8 @@ class SweepRun:
     def wait(self, on_progress: OnProgress | None = None) -> BenchmarkResult:
         """Wait for the end and return the result; an interrupt returns what has finished.
 
-        Args:
-            on_progress: Called as (done, total, text) in this thread; the total is 0 while it
-                is not known.
-
-        Raises:
-            ServerError: Every warm-up request of the first level failed.
-
-        Example:
-            >>> result = start_sweep(server, prompts).wait()  # doctest: +SKIP
+        `on_progress` is called as (done, total, text) in this thread; the total is 0 while it is
+        not known. Raises ServerError when every warm-up request of the first level failed.
         """
         counts = [plan.requests for plan in self._plans]
         total = sum(count or 0 for count in counts) if None not in counts else 0
@@ -534,10 +524,6 @@ def run_sweep(
         prompts: Sent in turn, over and over.
         on_progress: Called as (done, total, text).
         **options: As for `start_sweep`: `levels` or `rates_per_s`, `max_tokens`, ...
-
-    Raises:
-        WorkshopError: A parameter that makes no sense.
-        ServerError: The server does not answer, or fails every warm-up request.
 
     Example:
         >>> result = run_sweep(server, ["What is a GPU?"], levels=(1, 4))  # doctest: +SKIP

@@ -37,10 +37,8 @@ class EngineObservation:
     Attributes:
         requests: One row a request: `request`, `tokens` and `prompt_tokens` as the server
             counted them, `sent_s`, `first_s` (its first text), `end_s`.
-        samples: One row a reading of `/metrics`: `time_s`, `running`, `waiting` (requests),
-            `blocks` (in use).
-        blocks: Blocks of the server's cache that requests can take.
-        block_size: Tokens in a block.
+        samples: One row a reading of `/metrics`: `time_s`, `running`, `waiting`, `blocks` (in use).
+        blocks, block_size: Blocks that requests can take, and tokens in one.
     """
 
     requests: pd.DataFrame

@@ -27,15 +27,10 @@ class RequestRecord:
 
     On Linux that clock is CLOCK_MONOTONIC, so another process's stamps compare.
 
-    Attributes:
-        start_s: When it was handed to the connection.
-        due_s: When it should have been. Latencies count from here, so that a client or a server
-            that holds requests back cannot make them look fast.
-        text_s: Arrival of each message with text; several tokens may share one.
-        end_s: When the answer was complete, or failed.
-        prompt_tokens, completion_tokens: As the server counted them.
-        error: Empty, or refused, timeout, closed, malformed, empty, server, http <status>.
-        detail: The server's or system's own words about the failure.
+    Latencies count from `due_s`, when it should have been handed to the connection (`start_s`), so
+    that a client or a server that holds requests back cannot make them look fast. `text_s` is the
+    arrival of each message with text; several tokens may share one. `error` is empty or one of
+    refused, timeout, closed, malformed, empty, server, http <status>.
     """
 
     start_s: float
@@ -81,13 +76,9 @@ class RequestRecord:
 class LevelRecord:
     """One level of a sweep.
 
-    Attributes:
-        load: Requests in flight, or in an open loop requests a second.
-        requests: What was answered or failed.
-        server_ms: Means over the same requests from the server's own histograms
-            (`ttft`, `itl`, `e2e`), empty where the server has no metrics.
-        tokens_per_step: Tokens of answers that one step of the engine makes, on average: about 1
-            for one request alone. None where the server does not count its steps.
+    `load` is requests in flight, or in an open loop requests a second. `server_ms` has means from
+    the server's own histograms (`ttft`, `itl`, `e2e`) and `tokens_per_step` the answers' tokens
+    that a step of the engine makes, on average; empty and None where the server has no metrics.
     """
 
     load: float
@@ -137,15 +128,10 @@ class BenchmarkResult:
     `rate_per_s` for an open one.
 
     Attributes:
-        url: What was loaded.
-        settings: How.
+        url, settings: What was loaded, and how.
         level_records: The measurements.
         stopped: Whether somebody stopped it before its end.
         ended: Why it ended by itself before its last level: the server is saturated, or gone.
-
-    Example:
-        >>> result = run_sweep(server, prompts, levels=(1, 4, 8))  # doctest: +SKIP
-        >>> result.levels[["concurrency", "ttft_p50_ms", "output_tokens_per_s"]]  # doctest: +SKIP
     """
 
     url: str

@@ -31,17 +31,7 @@ _SETTINGS: dict[str, tuple[Any, str]] = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the budget of a model on a device.
-
-    Args:
-        argv: Arguments; those of the command line by default.
-
-    Returns:
-        Exit code: 0, or 2 for bad input. A model that does not fit is an answer, not an error.
-
-    Example:
-        >>> main(["--config", "config.json", "--gpu", "h200", "--json"])  # doctest: +SKIP
-    """
+    """Print the budget of a model; 2 for bad input. One that does not fit is an answer, too."""
     options = _parser().parse_args(argv)
     given = {name: value for name, value in vars(options).items() if name in _SETTINGS}
     given = {name: value for name, value in given.items() if value is not None}

@@ -43,8 +43,7 @@ def served_shape(
         parameters: As for `cluster.apply`.
 
     Raises:
-        ManifestError: The manifest does not say enough.
-        ModelError: The model's architecture is not known.
+        ManifestError, ModelError: The manifest does not say enough, or an unknown architecture.
 
     Example:
         >>> served_shape("local").dtype   # doctest: +SKIP
@@ -68,14 +67,7 @@ def predict_budget(
     Everything is read from the manifest that `cluster.apply` would send: the model, its number
     format, the longest request, GPUs and their share, or the CPU's KV cache.
 
-    Args:
-        profile: The profile, as for `connect`.
-        component: A component that is a vLLM Deployment.
-        parameters: As for `cluster.apply`.
-
-    Raises:
-        ManifestError: The manifest does not say enough.
-        ModelError: The model's architecture is not known.
+    Args, Raises: As for `served_shape`.
 
     Example:
         >>> predict_budget("local", "vllm", {"kv_gib": 2}).kv.tokens   # doctest: +SKIP

@@ -1,9 +1,7 @@
 """The memory of a GPU that trains a policy with GRPO, and of its generation.
 
-A step has two phases that do not overlap: vLLM generates, then the trainer updates. On dedicated
-GPUs each phase has its own; colocated they take turns on the same ones, and what the other phase
-leaves behind counts. The trainer's parts follow from the model; only activations and runtime are
-estimates.
+The two phases of a step do not overlap: vLLM generates, then the trainer updates. The trainer's
+parts follow from the model; only activations and runtime are estimates.
 """
 
 from __future__ import annotations

@@ -143,12 +143,7 @@ class KVCapacity:
     groups: int = 1
 
     def line(self, device: str = "GPU") -> str:
-        """The engine's start line for this cache on a `GPU` or `CPU`, as vLLM 0.32 logs it.
-
-        Example:
-            >>> KVCapacity(23296, 182, 128, 1024, 22.75, True).line("CPU")[:32]
-            'CPU KV cache size: 23,296 tokens'
-        """
+        """The engine's start line for this cache on a `GPU` or `CPU`, as vLLM 0.32 logs it."""
         return (
             f"{device} KV cache size: {self.tokens:,} tokens, Maximum concurrency for "
             f"{self.max_model_len:,} tokens per request: {self.concurrency:.2f}x"
@@ -441,8 +436,7 @@ def gpu_budget(
         kv_dtype: Number format of the KV cache; `auto` is the weights' format.
         enforce_eager: Whether vLLM runs without CUDA graphs and without compiling.
         max_num_batched_tokens: Tokens of one step; by default vLLM's choice for the device.
-        max_num_seqs: Requests of one step; by default vLLM's choice for the device, but no
-            more than the tokens.
+        max_num_seqs: Requests of one step; likewise.
         vllm: vLLM's version; what is measured is 0.25.1 and, for 0.29 and later, 0.29.0.
 
     Raises:
