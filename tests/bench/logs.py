@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import http.server
 import itertools
 import json
-import selectors
 import socket
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -95,98 +96,67 @@ def _block() -> bytes:
     return b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces)
 
 
-class MockApi:
-    """An API server with one pod whose log is long: blocks made beforehand, a copy a line.
+class MockApi(http.server.BaseHTTPRequestHandler):
+    """An API server with one pod whose log is long: blocks made beforehand, a copy a line."""
 
-    A number of lines is answered with the address, None with what was sent since: for each log its
-    lines and the seconds until the reader hung up.
-    """
+    protocol_version = "HTTP/1.1"
+    block = b""
+    blocks = 0  # of the log
+    served: list[tuple[int, float]] = []  # noqa: RUF012 - lines, seconds until the reader hung up
 
-    def __init__(self, control: Connection) -> None:
-        self._control = control
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self._url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
-        self._selector = selectors.DefaultSelector()
-        self._received: dict[socket.socket, bytes] = {}
-        self._block = _block()
-        self._blocks = 0
-        self._served: list[tuple[int, float]] = []
+    def log_message(self, *_: Any) -> None:
+        """Keep quiet."""
 
-    def run(self) -> None:
-        """Serve until the control connection is closed; while a log is sent, nothing else."""
-        self._selector.register(self._control.fileno(), selectors.EVENT_READ)
-        self._selector.register(self._listener, selectors.EVENT_READ)
-        with contextlib.suppress(EOFError), self._listener, self._selector:
-            while True:
-                for key, _ in self._selector.select():
-                    if key.fileobj is self._listener:
-                        client, _ = self._listener.accept()
-                        client.settimeout(60)
-                        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                        self._received[client] = b""
-                        self._selector.register(client, selectors.EVENT_READ)
-                    elif isinstance(key.fileobj, socket.socket):
-                        self._read(key.fileobj)
-                    else:
-                        self._obey(self._control.recv())
-
-    def _obey(self, lines: int | None) -> None:
-        if lines is None:
-            self._control.send(self._served)
-            return
-        self._blocks, self._served = -(-lines // BLOCK_LINES), []
-        self._control.send(self._url)
-
-    def _read(self, client: socket.socket) -> None:
-        """Answer the requests of one connection; they are GETs, without a body."""
-        stays = False
-        with contextlib.suppress(OSError):
-            data = client.recv(1 << 16)
-            *requests, self._received[client] = (self._received[client] + data).split(b"\r\n\r\n")
-            stays = bool(data) and all(
-                self._respond(client, head.decode("latin-1").split(" ")[1]) for head in requests
-            )
-        if not stays:
-            del self._received[client]
-            self._selector.unregister(client)
-            client.close()
-
-    def _respond(self, client: socket.socket, target: str) -> bool:
-        path = urlsplit(target).path
+    def do_GET(self) -> None:
+        path = urlsplit(self.path).path
         if path == f"{_POD_PATH}/log":
-            self._send_log(client)
-            return False
-        body, status = _OBJECTS.get(path), "200 OK"
-        if body is None:
-            body, status = _NOT_FOUND, "404 Not Found"
-        data = json.dumps(body).encode()
-        head = f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {len(data)}"
-        client.sendall(head.encode() + b"\r\n\r\n" + data)
-        return True
+            self._send_log()
+            return
+        data = json.dumps(_OBJECTS.get(path, _NOT_FOUND)).encode()
+        self.send_response(200 if path in _OBJECTS else 404)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
 
-    def _send_log(self, client: socket.socket) -> None:
+    def _send_log(self) -> None:
         began_s = time.monotonic()
-        client.sendall(
+        self.close_connection = True
+        self.connection.sendall(
             b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nTransfer-Encoding: chunked\r\n"
             b"Connection: close\r\n\r\n"
         )
         first = f"{_BEGAN:%Y-%m-%dT%H:%M:%S}"[:_TENS].encode()
-        for number in range(self._blocks):
+        for number in range(self.blocks):
             at = _BEGAN + datetime.timedelta(seconds=number * BLOCK_S)
             stamp = f"{at:%Y-%m-%dT%H:%M:%S}"[:_TENS].encode()
-            client.sendall(self._block.replace(first, stamp))
-        client.sendall(b"0\r\n\r\n")
-        client.shutdown(socket.SHUT_WR)
-        while client.recv(1 << 16):  # until it hangs up: it has read all
+            self.connection.sendall(self.block.replace(first, stamp))
+        self.connection.sendall(b"0\r\n\r\n")
+        self.connection.shutdown(socket.SHUT_WR)
+        while self.connection.recv(1 << 16):  # until it hangs up: it has read all
             pass
-        self._served.append((self._blocks * BLOCK_LINES, time.monotonic() - began_s))
+        self.served.append((self.blocks * BLOCK_LINES, time.monotonic() - began_s))
 
 
-def serve(control: Connection) -> None:
-    """Be the mock API server; the first message says that it listens."""
-    server = MockApi(control)
-    control.send(None)
-    server.run()
+def serve(link: Connection) -> None:
+    """Be the mock API server: a number of lines is answered with the address, None with `served`.
+
+    The reader's end of a log is seen by its thread a moment after the reader has answered.
+    """
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), MockApi)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    MockApi.block = _block()
+
+    def obey(lines: int | None) -> Any:
+        if lines is None:
+            deadline_s = time.monotonic() + 30
+            while not MockApi.served and time.monotonic() < deadline_s:
+                time.sleep(0.001)
+            return MockApi.served
+        MockApi.blocks, MockApi.served = -(-lines // BLOCK_LINES), []
+        return f"http://127.0.0.1:{server.server_port}"
+
+    answer(link, obey)
 
 
 @contextlib.contextmanager
