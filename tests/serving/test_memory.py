@@ -441,11 +441,10 @@ def test_shapes_are_found_by_repository() -> None:
 
 def test_the_trainers_state_is_sixteen_bytes_a_parameter() -> None:
     shape = named("mistral-7b")
-    alone = training_budget(shape, "h100", reference="gpu")
+    alone = training_budget(shape, "h100")
     state = ("weights", "gradients", "optimizer")
     assert sum(alone.update[part] for part in state) == pytest.approx(16 * shape.parameters / GIB)
-    assert alone.update["reference"] == pytest.approx(4 * shape.parameters / GIB)
-    shared = training_budget(shape, "h100", reference="gpu", gpus=8)
+    shared = training_budget(shape, "h100", gpus=8)
     assert shared.update["optimizer"] == pytest.approx(alone.update["optimizer"] / 8)
     assert not alone.fits and "LoRA or more GPUs" in alone.reason
     assert shared.fits and shared.reason == ""
@@ -456,11 +455,11 @@ def test_lora_keeps_the_frozen_weights_in_float32() -> None:
     budget = training_budget(named("llama-3.1-70b"), "h100", gpus=2, tp=2, lora_rank=16)
     assert budget.update["weights"] == pytest.approx(131.8, abs=0.5)
     assert not budget.fits and "most of it weights; use more GPUs" in budget.reason
-    small = training_budget(named("mistral-7b"), "a100-40", lora_rank=16, reference="gpu")
+    small = training_budget(named("mistral-7b"), "a100-40", lora_rank=16)
     # 16 · (inputs + outputs) of seven projections in 32 layers.
     trained = 41_943_040
     assert small.update["optimizer"] == pytest.approx(8 * trained / GIB)
-    assert small.update["reference"] == 0 and small.fits
+    assert small.fits
     with pytest.raises(WorkshopError, match="LoRA on experts"):
         training_budget(named("mixtral-8x7b"), "h100", lora_rank=16)
 

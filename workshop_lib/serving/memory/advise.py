@@ -17,14 +17,11 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+NODE_GPUS, SHARE = 8, 0.90
+
+
 def advise(
-    shape: ModelShape,
-    device: str | Device,
-    *,
-    requests: int = 64,
-    max_model_len: int = 4096,
-    gpu_memory_utilization: float = 0.90,
-    gpus_per_node: int = 8,
+    shape: ModelShape, device: str | Device, *, requests: int = 64, max_model_len: int = 4096
 ) -> list[dict[str, Any]]:
     """Ways to serve a model, as rows of `advise_table`, the one with the fewest GPUs first.
 
@@ -32,19 +29,13 @@ def advise(
     nodes is cut into pipeline stages. Among ways with as many GPUs the smaller TP comes first:
     it spends less on communication.
     """
-    if requests < 1 or gpus_per_node < 1:
-        raise WorkshopError(
-            f"requests and gpus_per_node must be at least 1, got {requests} and {gpus_per_node}"
-        )
-    splits = [(tp, 1) for tp in shape.tp_sizes(gpus_per_node) if gpus_per_node % tp == 0]
-    if splits[-1][0] == gpus_per_node:
-        splits += [(gpus_per_node, pp) for pp in (2, 3, 4)]
-    share, length = gpu_memory_utilization, max_model_len
+    splits = [(tp, 1) for tp in shape.tp_sizes(NODE_GPUS) if NODE_GPUS % tp == 0]
+    if splits[-1][0] == NODE_GPUS:
+        splits += [(NODE_GPUS, pp) for pp in (2, 3, 4)]
     plans = []
     for tp, pp in splits:
-        budget = gpu_budget(
-            shape, device, gpu_memory_utilization=share, max_model_len=length, tp=tp, pp=pp
-        )
+        sizes: dict[str, Any] = {"max_model_len": max_model_len, "tp": tp, "pp": pp}
+        budget = gpu_budget(shape, device, gpu_memory_utilization=SHARE, **sizes)
         held = int(budget.kv.concurrency)
         if not budget.fits or not held:
             continue
@@ -53,10 +44,8 @@ def advise(
             {
                 "model": budget.model.split("/")[-1],
                 "device": budget.device,
-                "tp": tp,
-                "pp": pp,
-                "gpu_memory_utilization": share,
-                "max_model_len": length,
+                **sizes,
+                "gpu_memory_utilization": SHARE,
                 "replicas": replicas,
                 "gpus": replicas * tp * pp,
                 "weights_gib": round(budget.weights_gib, 1),
@@ -76,15 +65,14 @@ def advise_table(shapes: Sequence[ModelShape], device: str | Device, **load: Any
     Args:
         shapes: The models.
         device: A name for `find_device`, or a device of your own.
-        **load: `requests` of `max_model_len` tokens to hold at once (64 of 4096), and the
-            `gpu_memory_utilization` (0.9) and `gpus_per_node` (8) to do it with.
+        **load: `requests` of `max_model_len` tokens to hold at once (64 of 4096).
 
     Returns:
-        One row a model: `model`, `device`, `tp`, `pp`, `gpu_memory_utilization`,
-        `max_model_len`, `replicas`, `gpus`, `weights_gib`, `kv_tokens`, `requests`.
+        One row a model: `model`, `device`, `max_model_len`, `tp`, `pp`,
+        `gpu_memory_utilization`, `replicas`, `gpus`, `weights_gib`, `kv_tokens`, `requests`.
 
     Raises:
-        WorkshopError: A value out of range, or a model that fits nowhere.
+        WorkshopError: A model that fits nowhere.
 
     Example:
         >>> shapes = [ModelShape.named(name) for name in ("mistral-7b", "llama-3.1-70b")]

@@ -98,7 +98,6 @@ def training_budget(
     lora_rank: int | None = None,
     tokens: int = 2048,
     checkpointing: bool = True,
-    reference: Literal["gpu", "cpu", "none"] = "cpu",
     where: Literal["colocated", "dedicated"] = "colocated",
     offload: bool = True,
     gpu_memory_utilization: float = 0.6,
@@ -107,8 +106,8 @@ def training_budget(
 ) -> TrainingBudget:
     """The memory of one GPU in both phases of a GRPO step, as NeMo RL v0.7.0 trains.
 
-    The trainer's state is split over `gpus` (FSDP); generation runs on `tp` of them. Adapters
-    need no copy of the reference policy: it is the model without them.
+    The trainer's state is split over `gpus` (FSDP); generation runs on `tp` of them. The
+    reference policy that the KL penalty needs lies in the CPU's memory.
 
     Args:
         shape: The policy.
@@ -117,8 +116,6 @@ def training_budget(
         lora_rank: Rank of LoRA adapters; None trains all parameters.
         tokens: Tokens of a micro-batch.
         checkpointing: Whether activations are computed again in the backward pass.
-        reference: Where the reference policy lies that the KL penalty needs. NeMo RL keeps
-            it in the CPU's memory.
         where: `colocated` (generation on the trainer's GPUs) or `dedicated`.
         offload: Whether the trainer's state leaves the GPU while vLLM generates, colocated;
             vLLM sleeps during the update in any case.
@@ -146,12 +143,10 @@ def training_budget(
     )
     adapters = lora_parameters(shape, lora_rank) if lora_rank is not None else 0
     trained = adapters or shape.parameters
-    copies = shape.parameters if reference == "gpu" and not adapters else 0
     held = {
         "weights": (shape.parameters + adapters) * WEIGHT_BYTES,
         "gradients": trained * GRADIENT_BYTES,
         "optimizer": trained * OPTIMIZER_BYTES,
-        "reference": copies * WEIGHT_BYTES,
     }
     state = {part: size / gpus / GIB for part, size in held.items()}
     # With checkpointing each layer keeps its input, and one layer at a time all it computes: 34
@@ -186,6 +181,7 @@ def training_budget(
     )
 
 
+LORA_RANK = 16  # of the claims below
 # "Memory budget for a 7B model on A100 40GB", GB: a claim of an earlier edition of this workshop.
 CLAIMED_BUDGET_GB: dict[str, float | None] = {
     "weights": 14.0,
@@ -198,7 +194,7 @@ CLAIMED_BUDGET_GB: dict[str, float | None] = {
 }
 
 
-def claimed_budget(shape: ModelShape, *, lora_rank: int = 16) -> pd.DataFrame:
+def claimed_budget(shape: ModelShape) -> pd.DataFrame:
     """A claimed training budget on an A100-40GB beside the computed ones, in GB.
 
     The claim adds up things that are not on the GPU at once, and leaves out the trainer's own
@@ -206,14 +202,10 @@ def claimed_budget(shape: ModelShape, *, lora_rank: int = 16) -> pd.DataFrame:
 
     Args:
         shape: A model of 7 billion parameters.
-        lora_rank: Rank of the adapters.
 
     Returns:
         One row a part: `claimed`, `full` and `lora` with everything on the GPU at once, and
         `lora_update`, `lora_generate` with the two phases taking turns; the last row adds up.
-
-    Raises:
-        WorkshopError: A rank that is not positive.
 
     Example:
         >>> float(claimed_budget(ModelShape.named("mistral-7b")).loc["sum", "claimed"])
@@ -238,11 +230,11 @@ def claimed_budget(shape: ModelShape, *, lora_rank: int = 16) -> pd.DataFrame:
         twice = [part for part in parts if part == "vLLM asleep" or part.startswith("trainer's")]
         return in_gb({part: gib for part, gib in parts.items() if part not in twice})
 
-    turns = budget(lora_rank, offload=True)
+    turns = budget(LORA_RANK, offload=True)
     columns: dict[str, dict[str, Any]] = {
         "claimed": CLAIMED_BUDGET_GB,
         "full": at_once(None),
-        "lora": at_once(lora_rank),
+        "lora": at_once(LORA_RANK),
         "lora_update": in_gb(turns.update),
         "lora_generate": in_gb(turns.generate),
     }
@@ -251,19 +243,15 @@ def claimed_budget(shape: ModelShape, *, lora_rank: int = 16) -> pd.DataFrame:
     return table.round(1)
 
 
-def claimed_cures(shape: ModelShape, *, lora_rank: int = 16) -> pd.DataFrame:
+def claimed_cures(shape: ModelShape) -> pd.DataFrame:
     """The cures that are claimed for that budget, computed for full training and LoRA.
 
     Args:
         shape: A model of 7 billion parameters.
-        lora_rank: Rank of the adapters.
 
     Returns:
         One row a cure and way of training: `cure`, `training`, `update_gib`, `generate_gib`,
         `capacity_gib`, `fits`. Without a trainer that makes room, both share the GPU.
-
-    Raises:
-        WorkshopError: A rank that is not positive.
 
     Example:
         >>> table = claimed_cures(ModelShape.named("mistral-7b"))
@@ -282,7 +270,7 @@ def claimed_cures(shape: ModelShape, *, lora_rank: int = 16) -> pd.DataFrame:
     }
     rows = []
     for cure, settings in cures.items():
-        for training, rank in (("full", None), ("LoRA", lora_rank)):
+        for training, rank in (("full", None), ("LoRA", LORA_RANK)):
             found = training_budget(shape, lora_rank=rank, **settings)
             rows.append(
                 {

@@ -195,20 +195,16 @@ def kv_cache_capacity(
 CLAIMED_TOKENS = {56: 45_000, 32: 25_000}
 
 
-def claimed_kv(shapes: Sequence[ModelShape], *, max_model_len: int = 4096) -> pd.DataFrame:
+def claimed_kv(shapes: Sequence[ModelShape]) -> pd.DataFrame:
     """The tokens that are often claimed for a KV cache, beside the computed ones.
 
     The claims come from an earlier edition of this workshop.
 
     Args:
         shapes: Models of 7 billion parameters.
-        max_model_len: Longest request, tokens.
 
     Returns:
         One row a claim and model: `cache_gb`, `claimed`, `model`, `computed`, `factor`.
-
-    Raises:
-        WorkshopError: A length that is not positive.
 
     Example:
         >>> table = claimed_kv([ModelShape.named("llama-2-7b"), ModelShape.named("mistral-7b")])
@@ -220,7 +216,7 @@ def claimed_kv(shapes: Sequence[ModelShape], *, max_model_len: int = 4096) -> pd
     rows = []
     for gigabytes, claimed in CLAIMED_TOKENS.items():
         for shape in shapes:
-            capacity = kv_cache_capacity(gigabytes * 10**9, shape, max_model_len=max_model_len)
+            capacity = kv_cache_capacity(gigabytes * 10**9, shape, max_model_len=4096)
             factor = round(capacity.tokens / claimed, 1)
             rows.append((gigabytes, claimed, shape.name, capacity.tokens, factor))
     return pd.DataFrame(rows, columns=["cache_gb", "claimed", "model", "computed", "factor"])

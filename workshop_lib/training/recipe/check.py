@@ -120,7 +120,6 @@ def _memory(recipe: Recipe, gpu: str) -> tuple[str, str]:
             lora_rank=lora.dim if lora.enabled else None,
             tokens=tokens,
             checkpointing=policy.dtensor_cfg.activation_checkpointing,
-            reference="cpu" if recipe.loss_fn.reference_policy_kl_penalty else "none",
             where="colocated" if colocated.enabled else "dedicated",
             gpu_memory_utilization=vllm.gpu_memory_utilization,
             max_model_len=vllm.max_model_len or policy.max_total_sequence_length,
