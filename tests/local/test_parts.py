@@ -8,12 +8,10 @@ import pytest
 from workshop_lib.cluster.local import machine
 from workshop_lib.cluster.local.network import Addresses
 from workshop_lib.cluster.local.podspec import (
-    NotYet,
     PodContext,
     container_command,
     container_environment,
     rewrite,
-    working_folder,
 )
 from workshop_lib.errors import ClusterError
 
@@ -76,7 +74,6 @@ def test_ports_that_are_taken_are_moved():
 
 HOSTS = {"ranks-0.ranks": ("127.9.9.2", {"7000": 20001})}
 MOUNTS = {"/data": Path("/real/1"), "/data/inner": Path("/real/2")}
-OBJECTS = {"ConfigMap/c": {"data": {"path": "/data/x"}}}
 
 
 @pytest.mark.parametrize(
@@ -96,64 +93,37 @@ def test_whole_values_are_rewritten(value, expected):
     assert rewrite(value, MOUNTS, HOSTS) == expected
 
 
-def context(mounts=MOUNTS):
-    return PodContext(
+def test_environment_and_command():
+    """Each value refers to what came before; a limit that is not set is the node's capacity."""
+    context = PodContext(
         metadata={"name": "p-1", "labels": {"l": "L"}, "annotations": {"a/b": "A"}},
-        ip="127.9.9.9", mounts=mounts, hosts=HOSTS, find=OBJECTS.get,
+        ip="127.9.9.9", mounts=MOUNTS, hosts=HOSTS,
+        find={"ConfigMap/c": {"data": {"path": "/data/x"}}}.get,
         base={"PATH": "/bin", "TMPDIR": "/scratch"},
     )  # fmt: skip
-
-
-def environment(values, **more):
-    env = [
-        {"name": name, **({"value": value} if isinstance(value, str) else {"valueFrom": value})}
-        for name, value in values
-    ]
-    return container_environment({"name": "main", "env": env, **more}, context())
-
-
-def test_values_refer_to_what_came_before():
-    found = environment(
-        [("A", "1"), ("B", "$(A)$(A)"), ("C", "$$(A) $(LATER) $A ${A} $(not valid)"),
-         ("LATER", "x"), ("A", "2")],
-    )  # fmt: skip
-    assert found == {
-        "PATH": "/bin", "TMPDIR": "/scratch", "HOSTNAME": "p-1",
-        "A": "2", "B": "11", "C": "$(A) $(LATER) $A ${A} $(not valid)", "LATER": "x",
+    values = {
+        "A": "1", "B": "$(A)$(A)", "C": "$$(A) $(LATER) $A ${A} $(not valid)", "LATER": "x",
+        "NAME": {"fieldRef": {"fieldPath": "metadata.name"}},
+        "L": {"fieldRef": {"fieldPath": "metadata.labels['l']"}},
+        "NONE": {"fieldRef": {"fieldPath": "metadata.annotations['none']"}},
+        "CPU": {"resourceFieldRef": {"resource": "limits.cpu"}},
+        "MEMORY": {"resourceFieldRef": {"resource": "limits.memory"}},
+        "PATHS": {"configMapKeyRef": {"name": "c", "key": "path"}},
     }  # fmt: skip
-
-
-def test_downward_api_and_resources(monkeypatch):
-    monkeypatch.setattr(
-        "workshop_lib.cluster.local.podspec.capacity", lambda: {"cpu": 4.0, "memory": 2.0**33}
-    )
-    fields = {"NAME": "metadata.name", "IP": "status.podIP", "L": "metadata.labels['l']",
-              "A": "metadata.annotations['a/b']", "NONE": "metadata.labels['none']"}  # fmt: skip
-    found = environment(
-        [
-            *((name, {"fieldRef": {"fieldPath": path}}) for name, path in fields.items()),
-            ("CPU", {"resourceFieldRef": {"resource": "limits.cpu"}}),
-            ("MEMORY", {"resourceFieldRef": {"resource": "limits.memory"}}),
-            ("PATHS", {"configMapKeyRef": {"name": "c", "key": "path"}}),
-        ],
-        resources={"limits": {"cpu": "1500m"}},
-    )
-    expected = {"NAME": "p-1", "IP": "127.9.9.9", "L": "L", "A": "A", "NONE": "", "CPU": "2",
-                "MEMORY": str(2**33), "PATHS": "/real/1/x"}  # fmt: skip
-    assert expected.items() <= found.items()
-    for name, key, said in (("none", "x", 'configmap "none" not found'),
-                            ("c", "x", "couldn't find key x in ConfigMap default/c")):  # fmt: skip
-        with pytest.raises(NotYet, match=said):
-            environment([("X", {"configMapKeyRef": {"name": name, "key": key}})])
-
-
-def test_command_and_working_folder(tmp_path):
-    container = {"name": "main", "command": ["serve", "/data/model"],
-                 "args": ["ranks-0.ranks:7000", "$(PORT)", "$$(PORT)"]}  # fmt: skip
-    assert container_command(container, context(), {"PORT": "99"}) == [
-        "serve", "/real/1/model", "127.9.9.2:20001", "99", "$(PORT)",
-    ]  # fmt: skip
-    here = context({"/data": tmp_path})
-    assert working_folder({"name": "main"}, here) == Path("/scratch")
-    assert working_folder({"name": "main", "workingDir": "/data/a/b"}, here) == tmp_path / "a/b"
-    assert (tmp_path / "a/b").is_dir()
+    env = [
+        {"name": name, ("value" if isinstance(value, str) else "valueFrom"): value}
+        for name, value in values.items()
+    ]
+    container = {
+        "env": env, "resources": {"limits": {"cpu": "1500m"}},
+        "command": ["serve", "/data/model"], "args": ["ranks-0.ranks:7000", "$(B)"],
+    }  # fmt: skip
+    found = container_environment(container, context)
+    assert found == {
+        "PATH": "/bin", "TMPDIR": "/scratch", "HOSTNAME": "p-1", "A": "1", "B": "11",
+        "C": "$(A) $(LATER) $A ${A} $(not valid)", "LATER": "x", "NAME": "p-1", "L": "L",
+        "NONE": "", "CPU": "2", "MEMORY": str(int(machine.capacity()["memory"])),
+        "PATHS": "/real/1/x",
+    }  # fmt: skip
+    command = container_command(container, context, found)
+    assert command == ["serve", "/real/1/model", "127.9.9.2:20001", "11"]
