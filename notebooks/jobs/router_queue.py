@@ -44,7 +44,8 @@ async def load(handle, clients, seconds):
     return answers
 
 
-clients, seconds, *limits = (int(each) for each in sys.argv[1:])
+clients, seconds = int(sys.argv[1]), float(sys.argv[2])
+limits = [int(each) for each in sys.argv[3:]]
 apps = {f"waiter-{limit}": Waiter.options(max_ongoing_requests=limit).bind() for limit in limits}
 targets = [serve.RunTarget(app, name=name, route_prefix=None) for name, app in apps.items()]
 handles = serve.run_many(targets)  # they start together; one that has no clients needs nothing

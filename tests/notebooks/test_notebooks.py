@@ -113,8 +113,17 @@ def hacking_was_seen(records):
     assert records["laptop_verdicts"]["hacked"] == "hacking" != records["laptop_verdicts"]["cured"]
 
 
+def a_killed_run_goes_on(records):
+    """The recorded one makes the same steps as the one that was not interrupted."""
+    assert records["resumed_apart"] == 0
+    assert records["hung_verdict"] == "hung"
+
+
 def settings_were_compared(records):
+    """Live with the parameters of CI; what the lesson draws by default is a recording."""
     assert len(records["silent_share"]) == 2 and all(0 <= x <= 1 for x in records["silent_share"])
+    cold, hot = read_records(CHECKOUT / "notebooks/03_grpo_training.ipynb")["silent_share"]
+    assert cold > hot
     assert records["budget_fits"] == [True, True]
 
 
@@ -135,7 +144,7 @@ def levels_were_compared(records):
 def replicas_followed(records):
     assert records["predicted_replicas"] == records["replicas_seen"] == [1, 3, 1]
     assert records["replicas_peak"] >= 3
-    assert records["second_predicted_replicas"] == records["second_replicas_seen"] == [1, 2, 1]
+    assert records["second_predicted_replicas"] == records["second_replicas_seen"] == 2
 
 
 def router_held_requests_back(records):
@@ -151,7 +160,7 @@ def service_survived(records):
 
 def what_was_broken_was_found(records):
     assert records["diagnosed"] == "healthy"
-    assert "port" in records["lab_cause"].lower()
+    assert "port" in records["lab_cause"].lower() and records["broken_object"] == "Service"
     assert records["lab_repaired"] is True
 
 
@@ -179,6 +188,7 @@ EXPECTATIONS = {
         by_hand,
         a_short_training,
         hacking_was_seen,
+        a_killed_run_goes_on,
         settings_were_compared,
     ],
     "03_grpo_training_solutions": [ten_times_the_rate, levels_were_compared],

@@ -140,7 +140,7 @@ class _Observer:
                 if since_s is not None and elapsed_s >= max(at_least_s, since_s + hold_s):
                     return True
             text = f"{label}: {seen or 'no answer from Ray'}, {len(self.load.attempts)} attempts"
-            self.progress.update(done=round(self.load.elapsed_s), text=text)
+            self.progress.update(text=text)
             if elapsed_s > at_least_s + timeout_s:
                 self.latest = self.latest or self.app.snapshot()  # or says what is wrong
                 return False
@@ -205,8 +205,7 @@ def run_load(
             )
     settings = app.snapshot().settings
     app.ask()
-    whole_s = sum(seconds for _, seconds in profile)
-    with Load(app.url) as load, Progress(whole_s, "load", unit="s") as progress:
+    with Load(app.url) as load, Progress(label="load") as progress:
         observer = _Observer(app, load, progress)
         for users, seconds in profile:
             wanted, start_s = settings.replicas_for(users), load.elapsed_s
@@ -293,10 +292,7 @@ def run_recovery(
         >>> run_recovery(service, app, users=3, replicas=2).recovered_s   # doctest: +SKIP
     """
     settings = app.snapshot().settings
-    with (
-        Load(app.url, attempts=attempts) as load,
-        Progress(None, "kill a replica", unit="s") as progress,
-    ):
+    with Load(app.url, attempts=attempts) as load, Progress(label="kill a replica") as progress:
         observer = _Observer(app, load, progress)
         load.set_users(users)
         there = observer.until(
