@@ -506,7 +506,7 @@ def vllm(bodies):
         (lambda b: next(v for v in pod(b, "Deployment", "vllm")["volumes"] if v["name"] == "shm")
          .update(emptyDir={}), "/dev/shm", "Deployment/vllm: /dev/shm none"),
         (lambda b: one(b, "PersistentVolumeClaim", "shared")["spec"].update(
-            accessModes=["ReadWriteOnce"]), "the shared volume", "['ReadWriteOnce']"),
+            accessModes=["ReadWriteOnce"]), "the shared volume", "ReadWriteOnce, fsx-sc"),
         (lambda b: serve(b, gpu_memory_utilization=0.5), "gpu_memory_utilization is", "= 0.5"),
         (lambda b: vllm(b).pop("startupProbe"), "startup", "no startupProbe"),
         (lambda b: vllm(b)["startupProbe"].update(failureThreshold=6), "startup", "60 s to start"),

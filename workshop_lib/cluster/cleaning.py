@@ -48,7 +48,8 @@ def check_clean(cluster: Cluster, before: Remains, *, timeout_s: float = 15.0) -
                   f"missing: {_listed(missing)}" if missing else f"{len(before.objects)} objects",
                   "apply its component again"),
             Check("data on volumes was kept", not _new(before.claims, now.claims),
-                  ", ".join(now.claims) or "there is no volume", "restore it from its origin"),
+                  ", ".join(now.claims) or "there is no volume", "restore it from its origin",
+                  applies=bool(before.claims or now.claims)),
         ]
     )  # fmt: skip
 

@@ -174,8 +174,9 @@ def _volumes(objects: _Objects) -> Findings:
         phase = _at(body, "status", "phase")
         many = {"ReadWriteMany", "ReadOnlyMany"} & set(spec["accessModes"])
         bound = None if phase is None else phase == "Bound"
-        where = spec.get("storageClassName", "default class")
-        seen = f"{_name(body)}: {spec['accessModes']}, {where}, {phase or 'not applied'}"
+        where = spec.get("storageClassName", "default class") or "no class"
+        modes = " and ".join(spec["accessModes"])
+        seen = f"{_name(body)}: {modes}, {where}, {phase or 'not applied'}"
         yield "shared_volume", bound if many else False, seen
 
 
