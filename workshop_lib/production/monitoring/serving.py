@@ -153,14 +153,14 @@ def read_page(url: str, names: tuple[str, ...]) -> str:
     import httpx
 
     try:
-        text = httpx.get(f"{url}/metrics", timeout=10, trust_env=False).text
+        answer = httpx.get(f"{url}/metrics", timeout=10, trust_env=False).raise_for_status()
     except httpx.HTTPError as error:
         raise ServerError(
             f"{url}/metrics does not answer ({error}); does its pod run? "
             "See cluster.get(...).table()"
         ) from None
     # A page of Ray has thousands of lines; only these are parsed.
-    lines = text.splitlines()
+    lines = answer.text.splitlines()
     return "".join(f"{s}\n" for s in lines if s.removeprefix("# TYPE ").startswith(names))
 
 
