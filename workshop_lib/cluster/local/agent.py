@@ -149,8 +149,7 @@ class Agent:
 def main(arguments: list[str]) -> None:
     """Detach, and play one state: HOME STATE.
 
-    The process that was started ends as soon as the agent's identity is written, so the
-    agent is no child of the kernel, and is known even when the kernel is killed meanwhile.
+    The agent is no child of the kernel, and is known even when the kernel is killed meanwhile.
     """
     home, state = arguments
     paths = StatePaths(Path(home), state)

@@ -167,11 +167,7 @@ class LocalCluster(Cluster):
                 time.sleep(0.02)
 
     def clean(self) -> None:
-        """Stop and remove everything of this state, claims and logs included.
-
-        Raises:
-            ClusterError: Something could not be stopped or deleted.
-        """
+        """Stop and remove everything of this state, claims and logs included."""
         moved = not self.paths.home.is_dir()  # the checkout was deleted or moved away
         with contextlib.nullcontext() if moved else self._changing():
             remove_tree(self.paths.objects)  # first: see `status.look`
@@ -195,12 +191,7 @@ class LocalCluster(Cluster):
         return [body for body in bodies if body["kind"] != CLAIM]
 
     def observe(self, kind: str, name: str) -> Observation:
-        """A workload as it is now.
-
-        Raises:
-            NotFoundError: There is no such object.
-            ClusterError: It was running when this machine stopped, or its agent.
-        """
+        """A workload as it is now, unless it ended with its agent or with the machine."""
         look = status.look(self.paths, f"{kind}/{name}")
         if look.lost:
             component = component_of(look.body)

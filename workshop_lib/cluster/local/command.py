@@ -62,11 +62,7 @@ def _status(clusters: list[LocalCluster]) -> int:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command; the exit code is 0 when it succeeded.
-
-    Args:
-        arguments: Its arguments; default: those of this process.
-    """
+    """Run a command; the exit code is 0 when it succeeded."""
     parser = argparse.ArgumentParser(
         prog="workshop", description="What the workshop runs on this machine."
     )

@@ -121,13 +121,7 @@ def real_port(pod: Mapping[str, Any], wanted: int | str) -> int | None:
 
 
 def replace_address(value: str, hosts: Hosts) -> str:
-    """Put the real address in place of a value that is all of it a rank's `host` or `host:port`.
-
-    Example:
-        >>> head = {"a-0.a": ("127.9.9.2", {"6379": 20001})}
-        >>> replace_address("a-0.a:6379", head), replace_address("say a-0.a", head)
-        ('127.9.9.2:20001', 'say a-0.a')
-    """
+    """Put the real address in place of a value that is all of it a rank's `host` or `host:port`."""
     host, colon, port = value.partition(":")
     if host not in hosts:
         return value

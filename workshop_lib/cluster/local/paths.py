@@ -57,11 +57,7 @@ def write_json(path: Path, data: Any) -> None:
 
 
 def read_json(path: Path) -> Any | None:
-    """The file's content, or None when there is no such file.
-
-    Raises:
-        ClusterError: It is no JSON: a crash of the machine can leave an empty file.
-    """
+    """The file's content, or None when there is none; a crash can leave one that is no JSON."""
     try:
         return json.loads(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
@@ -84,9 +80,6 @@ def locked(path: Path, *, timeout_s: float) -> Iterator[None]:
 
     The file may be deleted by whoever holds the lock (`clean` does): those who waited
     notice that, and start again with a new file.
-
-    Raises:
-        ClusterError: Another process had it all the time.
     """
     deadline = time.monotonic() + timeout_s
     while True:
@@ -118,11 +111,7 @@ def locked(path: Path, *, timeout_s: float) -> Iterator[None]:
 
 
 def remove_tree(folder: Path) -> None:
-    """Delete a folder with all in it, folders that their owner made read-only included.
-
-    Raises:
-        ClusterError: Something could not be deleted.
-    """
+    """Delete a folder with all in it, folders that their owner made read-only included."""
     if folder.is_symlink():
         folder.unlink()
         return
@@ -135,11 +124,7 @@ def remove_tree(folder: Path) -> None:
 
 
 class StatePaths:
-    """The folders and files of one state of a checkout.
-
-    Raises:
-        ClusterError: The state's name is not valid.
-    """
+    """The folders and files of one state of a checkout."""
 
     def __init__(self, home: Path, state: str) -> None:
         if not re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?", state):

@@ -19,16 +19,8 @@ async def watch(
 ) -> str:
     """Run a container's probes: startup first; then readiness and liveness side by side.
 
-    Args:
-        container: The container's spec.
-        ip: The pod's address.
-        port: Returns the real port behind a probe's number or name.
-        tell: Takes what a failed probe has to say.
-        status: The container's status, whose `started` and `ready` are set.
-
-    Returns:
-        The probe for whose sake the container must be stopped, `startup` or `liveness`;
-        without such a failure it runs until it is cancelled.
+    It sets `started` and `ready` in the container's status, and returns the probe for whose sake
+    the container must be stopped; without such a failure it runs until it is cancelled.
     """
 
     async def ask(kind: str) -> AsyncIterator[tuple[int, int]]:

@@ -120,15 +120,9 @@ def _reap() -> None:
 
 
 def stop(find: Callable[[], list[int]], *, grace_s: float, reap: bool = False) -> list[int]:
-    """Stop processes: TERM, wait, KILL until nothing is left.
+    """Stop what `find` finds, again and again: TERM, wait, KILL; the processes that survived it.
 
-    Args:
-        find: Finds them; asked again and again, since they may start others while they end.
-        grace_s: Seconds between TERM and KILL.
-        reap: Also collect dead children of this process (when it is the subreaper).
-
-    Returns:
-        Those that survived KILL for `KILLED_S`; empty when all is well.
+    With `reap`, dead children of this process are collected (when it is the subreaper).
     """
     known: dict[int, int] = {}
     told: set[int] = set()

@@ -213,10 +213,7 @@ def _in_container(container: Json, volumes: set[str]) -> Iterator[str]:
 def checked(
     component: str, objects: Sequence[Object]
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """The bodies to apply, with what operators add, when all of them can be played here.
-
-    Returns:
-        The bodies, and `Kind/name.field` to the reason for each field without effect here.
+    """The bodies to apply, with what operators add, and the notes on fields without effect here.
 
     Raises:
         ManifestError: One of them is wrong; the line names file, object and field.

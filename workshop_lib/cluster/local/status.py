@@ -70,9 +70,6 @@ def look(paths: StatePaths, key: str) -> Look:
     Nobody has to hold the state's lock for it: apply starts the agent before it stores an
     object, and delete and clean take the object away before they stop the agent. So a
     workload without its agent is lost, if it was there all the time.
-
-    Raises:
-        NotFoundError: There is no such object.
     """
     while True:
         body = find_object(paths, key)
