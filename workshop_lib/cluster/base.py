@@ -15,6 +15,7 @@ import textwrap
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from workshop_lib.cluster import manifests
@@ -273,9 +274,10 @@ def handle(
     by_name = sorted(others, key=lambda body: (body["kind"], body["metadata"]["name"]))
     watched = (workloads or by_name)[-1]
     kind, name = watched["kind"], watched["metadata"]["name"]
-    return Workload(cluster, component, kind, name, actions=actions, notes=notes)
+    return Workload(cluster, component, kind, name, actions or {}, notes or {})
 
 
+@dataclass(repr=False, eq=False)
 class Workload:
     """The handle that `cluster.apply` returns: a component, and the object that it watches.
 
@@ -284,22 +286,12 @@ class Workload:
         notes: Fields without effect in this cluster, and why.
     """
 
-    def __init__(
-        self,
-        cluster: Cluster,
-        component: str,
-        kind: str,
-        name: str,
-        *,
-        actions: Mapping[str, str] | None = None,
-        notes: Mapping[str, str] | None = None,
-    ) -> None:
-        self.cluster = cluster
-        self.component = component
-        self.kind = kind
-        self.name = name
-        self.actions = dict(actions or {})
-        self.notes = dict(notes or {})
+    cluster: Cluster
+    component: str
+    kind: str
+    name: str
+    actions: Mapping[str, str] = field(default_factory=dict)
+    notes: Mapping[str, str] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         lines = [f"{key.lower()} {action}" for key, action in self.actions.items()]
