@@ -3,6 +3,8 @@
 The tests of `tests/protocol` run against it too. Here is what only a real server can tell.
 """
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 from local_helpers import until
 from objects import job, objects
@@ -71,6 +73,17 @@ def test_an_operators_defaults_are_no_conflict():
         until(owned)
         again = cluster.apply("autoscale", max_replicas=3)
         assert again.actions["RayService/recommender"] == "configured"
+
+
+def test_many_commands_at_once():
+    """One in a hundred was lost while a thread read the TLS connection that another one wrote."""
+    with real_namespace() as cluster:
+        body = job(image=IMAGE)
+        body["spec"]["template"]["spec"]["containers"][0]["command"] = ["sleep", "600"]
+        pod = cluster.apply_objects("demo", objects(body)).wait_ready(timeout_s=300).pods[0]
+        with ThreadPoolExecutor(4) as pool:
+            done = list(pool.map(lambda n: cluster.exec(pod, ["echo", str(n)]), range(300)))
+        assert [each.stdout for each in done] == [f"{n}\n" for n in range(300)]
 
 
 @pytest.mark.parametrize("profile", ["eks", "kind"])
