@@ -174,8 +174,9 @@ def read(text: str, facts: str = "") -> Reading:
     peers = [(e, m) for e, m in matches if m and m.pattern.kind == "peer"]
     unknown = [e for e in raised if all(e is not peer for peer, _ in peers)]
     if unknown and not (peers and unknown[-1].place < peers[-1][0].place):
-        first = [e.quote for e in unknown if e.process == unknown[0].process]
-        return _reading([first[-1], *first[-2:-1], *last])
+        first = [e for e in unknown if e.process == unknown[0].process]
+        more = [shown(e.whole) for e in first[-1:] if len(e.whole) > len(e.quote)]
+        return _reading([first[-1].quote, *more, *(e.quote for e in first[-2:-1]), *last])
     if peers:
         return _reading([peers[-1][0].quote, *last], peers[-1][1])
     if weak := list(_anywhere(text, facts, patterns("log", weak=True))):
@@ -188,10 +189,14 @@ def read(text: str, facts: str = "") -> Reading:
 
 
 def _known(error: _Line, facts: str) -> Match | None:
-    """The pattern that knows an error; what follows below it does not make it a consequence."""
-    match = patterns("log").match(error.whole, facts)
-    own = match is None or match.pattern.kind != "consequence"
-    return match if own else patterns("log").match(error.raw, facts)
+    """The pattern that knows an error: by the cause that it names first, then by all of it."""
+    inner = error.whole.rpartition("(Caused by ")[2] if "(Caused by " in error.whole else ""
+    match = patterns("log").match(inner, facts) if inner else None
+    if match is None or match.pattern.kind != "own":
+        match = patterns("log").match(error.whole, facts)
+    if match and match.pattern.kind == "consequence":  # what follows below it makes it none
+        match = patterns("log").match(error.raw, facts)
+    return match
 
 
 def _reading(quotes: Iterable[str], match: Match | None = None) -> Reading:
