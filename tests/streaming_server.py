@@ -48,18 +48,15 @@ class StreamingServer:
         ttft_ms: float = 40,
         itl_ms: float = 10,
         tokens_per_message: int = 1,
-        api_key: str = "",
         health_path: str = "/health",
     ) -> None:
         self.ttft_ms = ttft_ms
         self.itl_ms = itl_ms
         self.tokens_per_message = tokens_per_message
-        self.api_key = api_key
         self.health_path = health_path
         self.sent: list[Sent] = []
         self.bodies: list[dict[str, Any]] = []
         self.running = 0
-        self.left = 0  # answers that the client did not wait for
         self.working: list[Sent] = []
         self.most_running = 0
         self.connections = 0
@@ -122,23 +119,19 @@ class StreamingServer:
             writer.close()
 
     @staticmethod
-    async def _read(reader: asyncio.StreamReader) -> tuple[str, str, bytes] | None:
+    async def _read(reader: asyncio.StreamReader) -> tuple[str, bytes] | None:
         try:
             head = await reader.readuntil(b"\r\n\r\n")
         except asyncio.IncompleteReadError:
             return None
-        length, key = 0, ""
+        length = 0
         for line in head.decode().split("\r\n"):
             if line.lower().startswith("content-length:"):
                 length = int(line.split(":")[1])
-            if line.lower().startswith("authorization:"):
-                key = line.split(" ")[-1]
-        return head.decode().split(" ")[1], key, await reader.readexactly(length)
+        return head.decode().split(" ")[1], await reader.readexactly(length)
 
-    async def _answer(self, writer: asyncio.StreamWriter, path: str, key: str, raw: bytes) -> None:
-        if self.api_key and key != self.api_key:
-            await self._json(writer, 401, {"error": "Unauthorized"})
-        elif path == self.health_path:
+    async def _answer(self, writer: asyncio.StreamWriter, path: str, raw: bytes) -> None:
+        if path == self.health_path:
             await self._plain(writer, 200, b"")
         elif path == "/v1/models":
             await self._json(writer, 200, {"data": [{"id": MODEL}]})
@@ -179,9 +172,6 @@ class StreamingServer:
                 await self._stream(writer, body, sent)
             else:
                 await self._whole(writer, body, sent)
-        except ConnectionError:
-            self.left += 1
-            raise
         finally:
             self.running -= 1
             self.working.remove(sent)
