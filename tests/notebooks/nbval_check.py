@@ -42,14 +42,11 @@ def check_notebook(source, folder, *, state, params=None, cell_timeout_s=600.0, 
         "WORKSHOP_KERNEL_FOLDER": str(source.parent),
         "WORKSHOP_EXECUTED": str(executed),
     }
-    prepare = [sys.executable, "-m", "papermill", "--prepare-only", "--no-progress-bar"]
-    if params is not None:
-        wanted = set(yaml.safe_load(params.read_text()))
-        unknown = wanted - set(papermill.inspect_notebook(str(source)))
-        assert not unknown, f"{params.name} sets what {source.name} does not have: {unknown}"
-        prepare += ["-f", str(params)]
-    subprocess.run([*prepare, str(source), str(prepared)], check=True, env=environment)
-
+    wanted = {} if params is None else yaml.safe_load(params.read_text())
+    unknown = set(wanted) - set(papermill.inspect_notebook(str(source)))
+    assert not unknown, f"{params.name} sets what {source.name} does not have: {unknown}"
+    quiet = {"prepare_only": True, "progress_bar": False}
+    papermill.execute_notebook(str(source), str(prepared), wanted, **quiet)
     command = [
         sys.executable, "-m", "pytest", "-c", os.devnull, f"--rootdir={folder}", "-q", "-x",
         "--color=no", "-p", "no:cacheprovider", "-p", "nbval_capture",

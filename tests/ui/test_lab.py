@@ -1,7 +1,4 @@
-"""`make lab` as a learner meets it: JupyterLab in a real browser, notebook 02 run in it.
-
-That the Makefile starts this command is checked in tests/unit/test_environment.py.
-"""
+"""`make lab` as a learner meets it: JupyterLab in a real browser, notebook 02 run in it."""
 
 import contextlib
 import io
@@ -44,13 +41,13 @@ UI_TIMEOUT_S = 180.0
 NOTEBOOK_TIMEOUT_S = 1500.0
 """For all cells: two servers start in them."""
 
-# How the cells of the notebook in front stand: "done", "running", or the error.
+# How the cells of the notebook in front ended: "done" or the error; nothing while they run.
 CELLS_JS = """() => {
   const panel = document.querySelector('.jp-NotebookPanel:not(.lm-mod-hidden)');
   const failed = panel.querySelector('[data-mime-type="application/vnd.jupyter.error"]');
   if (failed) return 'failed: ' + failed.textContent;
   const prompts = [...panel.querySelectorAll('.jp-CodeCell .jp-InputPrompt')];
-  return prompts.every(p => /^\\[\\d+\\]:$/.test(p.textContent.trim())) ? 'done' : 'running';
+  return prompts.every(p => /^\\[\\d+\\]:$/.test(p.textContent.trim())) ? 'done' : '';
 }"""
 
 BEGUN_JS = """() => {
@@ -58,10 +55,7 @@ BEGUN_JS = """() => {
   return panel.querySelector('.jp-CodeCell .jp-InputPrompt').textContent.trim() !== '[ ]:';
 }"""
 
-PNG_JS = """async image => {
-  const bytes = new Uint8Array(await (await fetch(image.src)).arrayBuffer());
-  return Array.from(bytes);
-}"""
+PNG_JS = "async i => Array.from(new Uint8Array(await (await fetch(i.src)).arrayBuffer()))"
 
 
 # -- the lab, started as `make lab` starts it --------------------------------------------------
@@ -116,12 +110,10 @@ class Lab:
     def url(self):
         """The address that it tells the learner to open."""
         end = time.monotonic() + UI_TIMEOUT_S
-        while time.monotonic() < end and self.process.poll() is None:
-            found = re.search(r"http://127\.0\.0\.1:\d+/\S*token=\S+", self.said())
-            if found:
-                return found[0]
+        while not (found := re.search(r"http://127\.0\.0\.1:\d+/\S*token=\S+", self.said())):
+            assert time.monotonic() < end and self.process.poll() is None, self.said()
             time.sleep(0.2)
-        raise AssertionError(f"JupyterLab does not start:\n{self.said()}")
+        return found[0]
 
     def end(self):
         """Interrupt it; what of it still runs a minute later is a failure, and killed."""
@@ -137,9 +129,10 @@ class Lab:
         return [" ".join(process.cmdline()) for process in left if process.is_running()], said
 
 
-@pytest.fixture
-def lab(tmp_path):
-    lab = Lab(tmp_path)
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    """One JupyterLab for all tests; at the end nothing of it or of its notebooks is left."""
+    lab = Lab(tmp_path_factory.mktemp("lab"))
     try:
         yield lab
     finally:
@@ -150,64 +143,75 @@ def lab(tmp_path):
     assert lab.process.returncode == 0, said
 
 
-@pytest.fixture
-def page():
-    from playwright.sync_api import sync_playwright
+@pytest.fixture(scope="module")
+def browser():
+    from playwright.sync_api import expect, sync_playwright
 
+    expect.set_options(timeout=UI_TIMEOUT_S * 1000)
     # Chromium refuses root its sandbox; a container's /dev/shm is too small for it.
     options = [*(["--no-sandbox"] if os.geteuid() == 0 else []), "--disable-dev-shm-usage"]
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=BROWSER, args=options)
-        try:
-            page = browser.new_page(viewport={"width": 1400, "height": 1000})
-            page.set_default_timeout(UI_TIMEOUT_S * 1000)
-            page.asked = []
-            page.on("request", lambda request: page.asked.append(request.url))
-            yield page
-        finally:
-            browser.close()
+        yield browser
+        browser.close()
 
 
-def colours(png):
-    """How many different colours a picture has."""
-    from PIL import Image
-
-    picture = Image.open(io.BytesIO(png)).convert("RGB")
-    return len(picture.getcolors(picture.width * picture.height))
+@pytest.fixture
+def page(browser):
+    page = browser.new_page(viewport={"width": 1400, "height": 1000})
+    page.set_default_timeout(UI_TIMEOUT_S * 1000)
+    page.asked = []
+    page.on("request", lambda request: page.asked.append(request.url))
+    yield page
+    page.close()
 
 
 def keep(page, name):
     """Take a screenshot, for people to look at too, and be sure that it shows something."""
+    from PIL import Image
+
     PICTURES.mkdir(parents=True, exist_ok=True)
     png = page.screenshot(path=PICTURES / f"{name}.png")
-    assert colours(png) > 100, f"{name}.png is blank"
+    picture = Image.open(io.BytesIO(png)).convert("RGB")
+    assert len(picture.getcolors(picture.width * picture.height)) > 100, f"{name}.png is blank"
+
+
+def until(page, holds, what, timeout_s=UI_TIMEOUT_S):
+    """Wait until a function's result is true, and return it."""
+    end = time.monotonic() + timeout_s
+    while not (found := holds()):
+        assert time.monotonic() < end, what
+        page.wait_for_timeout(200)
+    return found
 
 
 def run_all_cells(page):
     """Choose Run > Run All Cells, again if the menu came too early for a slow machine."""
-    end = time.monotonic() + UI_TIMEOUT_S
-    begun = False
-    while not begun and time.monotonic() < end:
+
+    def chosen():
         page.get_by_role("menuitem", name="Run", exact=True).click()
         entry = page.locator('.lm-Menu-item:not(.lm-mod-disabled)[data-command="runmenu:run-all"]')
-        if entry.count():
-            entry.click()
-            page.wait_for_timeout(5000)
-        else:
+        if entry.count() == 0:
             page.keyboard.press("Escape")
-            page.wait_for_timeout(500)
-        begun = page.evaluate(BEGUN_JS)
-    assert begun, "Run All Cells runs nothing"
+            return False
+        entry.click()
+        page.wait_for_timeout(1000)
+        return page.evaluate(BEGUN_JS)
+
+    until(page, chosen, "Run All Cells runs nothing")
 
 
 def wait_until_run(page):
     """Wait until every cell of the notebook in front has run."""
-    end = time.monotonic() + NOTEBOOK_TIMEOUT_S
-    status = "running"
-    while status == "running" and time.monotonic() < end:
-        page.wait_for_timeout(500)
-        status = page.evaluate(CELLS_JS)
+    status = until(page, lambda: page.evaluate(CELLS_JS), "cells still run", NOTEBOOK_TIMEOUT_S)
     assert status == "done"
+
+
+def records_of(path):
+    """What a saved notebook recorded; nothing while it is half written."""
+    with contextlib.suppress(WorkshopError):
+        return read_records(path)
+    return {}
 
 
 # -- the lesson --------------------------------------------------------------------------------
@@ -218,7 +222,6 @@ def wait_until_run(page):
 def test_a_learner_runs_02(lab, page):
     from playwright.sync_api import expect
 
-    expect.set_options(timeout=UI_TIMEOUT_S * 1000)
     page.goto(lab.url())
 
     # The start page, rendered, with nothing in front of it.
@@ -259,46 +262,32 @@ def test_a_learner_runs_02(lab, page):
     expect(chat.get_by_role("button", name="Send")).to_be_enabled()
     keep(page, "chat")
 
-    # The simulators' sliders redraw their figures.
-    for slider, press, says in (
-        ("block size (tokens)", "ArrowRight", paging_explorer(block_size=32).says),
-        ("slots (max_num_seqs)", "ArrowLeft", batching_explorer(slots=2).says),
+    # The sliders redraw their figures, with the numbers of the simulators and of the budget.
+    for label, key, explorer in (
+        ("block size (tokens)", "ArrowRight", paging_explorer(block_size=32)),
+        ("slots (max_num_seqs)", "ArrowLeft", batching_explorer(slots=2)),
+        ("TP (GPUs)", "ArrowRight", memory_explorer(tp=2)),
     ):
-        widget = panel.locator(".widget-vbox", has_text=slider)
-        moved = widget.locator(".widget-slider", has_text=slider).get_by_role("slider")
-        moved.scroll_into_view_if_needed()
-        before = bytes(widget.locator("img.widget-image").evaluate(PNG_JS))
-        moved.press(press)
-        expect(widget).to_contain_text(says)
-        assert bytes(widget.locator("img.widget-image").evaluate(PNG_JS)) != before
-
-    # The memory's slider redraws its figure, with the numbers of the budget.
-    budgets = panel.locator(".widget-vbox", has_text="TP (GPUs)")
-    tp = budgets.locator(".widget-slider", has_text="TP (GPUs)").get_by_role("slider")
-    tp.scroll_into_view_if_needed()
-    picture = budgets.locator("img.widget-image")
-    expect(picture).to_be_visible()
-    answer = budgets.locator(".widget-html-content").last
-
-    def shows(explorer):
-        expect(answer).to_contain_text(explorer.says)
-        return bytes(picture.evaluate(PNG_JS)) == bytes(explorer.picture.value)
-
-    assert shows(memory_explorer())
+        widget = panel.locator(".widget-vbox", has_text=label)
+        slider = widget.locator(".widget-slider", has_text=label).get_by_role("slider")
+        slider.scroll_into_view_if_needed()
+        picture, drawn = widget.locator("img.widget-image"), bytes(explorer.picture.value)
+        expect(picture).to_be_visible()
+        assert bytes(picture.evaluate(PNG_JS)) != drawn
+        slider.press(key)
+        expect(widget).to_contain_text(explorer.says)
+        until(page, lambda p=picture, d=drawn: bytes(p.evaluate(PNG_JS)) == d, f"{label}: figure")
     keep(page, "explorer")
-    tp.press("ArrowRight")
-    expect(tp).to_have_attribute("aria-valuenow", "2.0")
-    assert shows(memory_explorer(tp=2))
-    keep(page, "explorer-moved")
-    tp.press("ArrowRight")
-    expect(answer).to_contain_text("tensor parallelism over 3 GPUs does not divide")
+    slider.press("ArrowRight")
+    expect(widget).to_contain_text("tensor parallelism over 3 GPUs does not divide")
     expect(picture).to_be_hidden()
 
     # What the learner saves holds what was found, and the widget's own picture.
     page.keyboard.press("Escape")
     page.keyboard.press("Control+s")
     expect(page.locator(".jp-Dialog")).to_have_count(0)
-    records = saved_records(lab.notebook)
+    until(page, lambda: "checks_passed" in records_of(lab.notebook), "it was not saved")
+    records = records_of(lab.notebook)
     assert records["kv_tokens_predicted"] == records["kv_tokens_engine"]
     assert records["checks_passed"] is True
 
@@ -330,7 +319,6 @@ def test_chat_and_stop_button(lab, page):
     """Both work while the cell of the load still runs; no vLLM is needed for that."""
     from playwright.sync_api import expect
 
-    expect.set_options(timeout=UI_TIMEOUT_S * 1000)
     # An answer takes two minutes: a slow browser's Stop comes before its end.
     with StreamingServer(ttft_ms=20, itl_ms=1500) as server:
         cells = [nbformat.v4.new_code_cell(text.strip().format(url=server.url)) for text in WIDGETS]
@@ -341,7 +329,8 @@ def test_chat_and_stop_button(lab, page):
             lab.notebook.parent / "widgets.ipynb",
         )
         address = urlsplit(lab.url())
-        page.goto(f"http://{address.netloc}/lab/tree/widgets.ipynb?{address.query}")
+        folder = f"http://{address.netloc}/lab/workspaces/widgets/tree"  # nothing else is open
+        page.goto(f"{folder}/widgets.ipynb?{address.query}")
         panel = page.locator(".jp-NotebookPanel:not(.lm-mod-hidden)")
         expect(panel.locator('.jp-Notebook-ExecutionIndicator[data-status="idle"]')).to_be_visible()
         run_all_cells(page)
@@ -365,18 +354,6 @@ def test_chat_and_stop_button(lab, page):
         expect(panel).to_contain_text("finished requests are kept")
         wait_until_run(page)
         keep(page, "load-stopped")
-
-
-def saved_records(path):
-    """What the saved notebook recorded, once it is saved."""
-    end = time.monotonic() + UI_TIMEOUT_S
-    while time.monotonic() < end:
-        with contextlib.suppress(WorkshopError):  # half written
-            records = read_records(path)
-            if "checks_passed" in records:
-                return records
-        time.sleep(0.2)
-    raise AssertionError(f"{path} was not saved")
 
 
 # -- what the browser is not needed for --------------------------------------------------------
