@@ -21,11 +21,11 @@ HEAVY = (
     "local/test_grpo.py",
     "local/test_grpo_component.py",
     "local/test_grpo_variants.py",
-    "local/test_memory_vllm.py",
     "local/test_ray.py",
     "local/test_shared_prompts.py",
     "notebooks/test_interrupted.py",
     "notebooks/test_notebooks.py",
+    "serving/test_memory_vllm.py",
     "ui/test_lab.py",
 )
 
@@ -78,5 +78,8 @@ def pytest_xdist_make_scheduler(config, log):
 
 def pytest_configure():
     """A shell's background job ignores Ctrl-C, and so would every process that a test starts."""
+    missing = [path for path in HEAVY if not (TESTS / path).exists()]
+    if missing:
+        raise pytest.UsageError(f"tests/conftest.py: HEAVY names {missing}, which are not there")
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
