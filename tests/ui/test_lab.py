@@ -187,6 +187,9 @@ def until(page, holds, what, timeout_s=UI_TIMEOUT_S):
 
 def run_all_cells(page):
     """Choose Run > Run All Cells, again if the menu came too early for a slow machine."""
+    kernel = page.locator(".jp-NotebookPanel:not(.lm-mod-hidden) .jp-Toolbar-kernelName")
+    # Before it has one, JupyterLab would ask for a kernel.
+    until(page, lambda: "Python 3" in kernel.inner_text(), "the notebook gets no kernel")
 
     def chosen():
         page.get_by_role("menuitem", name="Run", exact=True).click()
