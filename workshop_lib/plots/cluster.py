@@ -80,19 +80,6 @@ def plot_ray_cluster(nodes: pd.DataFrame, ports: Mapping[str, int]) -> Figure:
     return figure
 
 
-def startup_stages(pod: Json) -> list[tuple[str, float, float]]:
-    """A pod's stages that are over: `(stage, from, to)` in seconds since it was created."""
-    created = _time(pod["metadata"]["creationTimestamp"])
-    stages: list[tuple[str, float, float]] = []
-    for stage, kind in (("waiting for a place", "PodScheduled"), ("starting", "Ready")):
-        condition = conditions(pod).get(kind, {})
-        if condition.get("status") != "True":
-            break
-        until_s = (_time(condition["lastTransitionTime"]) - created).total_seconds()
-        stages.append((stage, stages[-1][2] if stages else 0.0, until_s))
-    return stages
-
-
 def plot_startup(groups: Mapping[str, Sequence[Json]]) -> Figure:
     """How long each pod took to be ready, stage by stage.
 
@@ -102,16 +89,18 @@ def plot_startup(groups: Mapping[str, Sequence[Json]]) -> Figure:
     Example:
         >>> plot_startup({"Indexed Job": workload.observe().pods})   # doctest: +SKIP
     """
-    colours = {"waiting for a place": ORANGE, "starting": SKY}
+    stages = {"PodScheduled": ("waiting for a place", ORANGE), "Ready": ("starting", SKY)}
     rows = [(title, pod) for title, pods in groups.items() for pod in pods]
     figure = new_figure(8.0, 1.1 + 0.42 * len(rows))
     axes = figure.subplots()
     for row, (_, pod) in enumerate(rows):
-        end_s = 0.0
-        for stage, begin_s, end_s in startup_stages(pod):
-            label = f"_{stage}" if row else stage
-            style: dict[str, Any] = {"height": 0.55, "color": colours[stage], "label": label}
-            axes.barh(row, end_s - begin_s, left=begin_s, **style)
+        created, end_s, known = _time(pod["metadata"]["creationTimestamp"]), 0.0, conditions(pod)
+        for kind, (stage, colour) in stages.items():
+            if known.get(kind, {}).get("status") != "True":
+                break  # what is not over is left out
+            begin_s, end = end_s, _time(known[kind]["lastTransitionTime"])
+            end_s, label = (end - created).total_seconds(), f"_{stage}" if row else stage
+            axes.barh(row, end_s - begin_s, 0.55, left=begin_s, color=colour, label=label)
         write(axes, end_s, row, f" {end_s:.0f} s" if end_s else " not ready")
     row_labels(axes, [f"{title}: {pod['metadata']['name']}" for title, pod in rows])
     axes.margins(x=0.1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,7 +15,7 @@ from workshop_lib.cluster.kube import failure, is_true, pod_state
 from workshop_lib.cluster.records import Observation
 from workshop_lib.data import data_dir
 from workshop_lib.errors import ClusterError, ManifestError, WaitTimeoutError
-from workshop_lib.progress import Progress, format_duration
+from workshop_lib.progress import Progress, format_duration, in_notebook
 from workshop_lib.training.asking import Accuracy
 from workshop_lib.training.recipe import Recipe, override, read_recipe
 from workshop_lib.training.runs import HANG_FACTOR, TrainingLog, read_log
@@ -217,7 +216,7 @@ class _View:
     """One figure of a notebook's cell, updated in place; else a line for each step."""
 
     def __init__(self, plot: Callable[..., Any] | None) -> None:
-        self._plot = plot if _in_notebook() else None
+        self._plot = plot if in_notebook() else None
         self._handle: Any = None
         self._shown: tuple[int, int | None] = (0, None)
 
@@ -241,11 +240,3 @@ class _View:
                 self._handle.update(figure)
         self._shown = (log.done, log.steps)
         return True
-
-
-def _in_notebook() -> bool:
-    if "IPython" not in sys.modules:
-        return False
-    from IPython import get_ipython
-
-    return getattr(get_ipython(), "kernel", None) is not None
