@@ -129,28 +129,37 @@ def test_two_broken_things_are_two_findings():
     assert diagnose(both).rules == ["storage-class-missing", "oom-killed"]
 
 
-def five_hundred(salt):
-    """Broken pods, all with logs of their own."""
-    one = read(RECORDED / "crash-loop")
+def many(number, name, pod_name, salt):
+    """So many pods of a recording, all with logs of their own."""
+    one = read(RECORDED / name)
     log = "".join(f"INFO step {i} of a long log with many words in it\n" for i in range(300))
-    log += one["logs"]["vllm-vnpmn/main"]
-    many = {**one, "pods": [], "events": [], "logs": {}}
-    for number in range(500):
-        name = f"vllm-{number}"
-        many["pods"] += json.loads(json.dumps(one["pods"]).replace("vllm-vnpmn", name))
-        many["events"] += json.loads(json.dumps(one["events"]).replace("vllm-vnpmn", name))
-        many["logs"][f"{name}/main"] = log.replace("step", f"{salt} step {number}")
-    return many
+    log += one["logs"].get(f"{pod_name}/main", "") + "connecting to the server\n"
+    found = {**one, "pods": [], "events": [], "logs": {}}
+    for each in (f"vllm-{index}" for index in range(number)):
+        for key in ("pods", "events"):
+            found[key] += json.loads(json.dumps(one[key]).replace(pod_name, each))
+        found["logs"][f"{each}/main"] = log.replace("step", f"{salt} {each}")
+    return found
 
 
-def test_five_hundred_broken_pods_take_about_a_second():
-    times = []
-    for salt in "abc":  # the best of three: other programs run here, too
-        many, began = five_hundred(salt), time.process_time()
-        found = diagnose(many)
-        times.append(time.process_time() - began)
-    assert found.rules == ["model-unreadable"] and len(found[0].objects) == 501
-    assert min(times) < 1.5
+@pytest.mark.parametrize(
+    ("name", "pod_name", "rule"),
+    [
+        ("crash-loop", "vllm-vnpmn", "model-unreadable"),
+        ("not-ready", "vllm-24pgf", "waits-for-peer"),
+    ],
+)
+def test_ten_times_the_pods_take_about_ten_times_as_long(name, pod_name, rule):
+    times = {}
+    for number in (50, 500):
+        for salt in "abc":  # the best of three: other programs run here, too
+            snapshot, began = many(number, name, pod_name, salt), time.process_time()
+            found = diagnose(snapshot)
+            took = time.process_time() - began
+            times[number] = min(took, times.get(number, took))
+        assert len(found) == 1 and len(found[0].objects) == number + 1
+    assert found.rules == [rule]
+    assert times[500] < 40 * times[50]  # a hundred times would be every pod with every other
 
 
 # -- wordings and logs ----------------------------------------------------------------------------
