@@ -17,12 +17,11 @@ from workshop_lib.cluster import manifests
 TESTS = Path(__file__).parent
 HEAVY = (
     "production/test_autoscale.py",
-    "local/test_experiments.py",
-    "local/test_grpo.py",
+    "training/test_experiments.py",
+    "training/test_grpo.py",
     "local/test_grpo_component.py",
-    "local/test_grpo_variants.py",
     "local/test_ray.py",
-    "local/test_shared_prompts.py",
+    "training/test_shared_prompts.py",
     "notebooks/test_interrupted.py",
     "notebooks/test_notebooks.py",
     "serving/test_memory_vllm.py",

@@ -56,13 +56,14 @@ class Step:
 
 
 def plan_of(training: Training) -> Any:
+    from workshop_lib.training.plan import plan_training
     from workshop_lib.training.recipe import read_recipe
-    from workshop_lib.training.trainer import plan_training
 
-    # Saving is no part of a step.
-    overrides = {"checkpointing.enabled": False, **training.overrides}
+    # Saving is no part of a step. As many epochs as are needed.
+    overrides = {"checkpointing.enabled": False, "grpo.max_num_steps": STEPS}
+    overrides |= {"grpo.max_num_epochs": STEPS, **training.overrides}
     recipe = read_recipe(data_path("recipes/arithmetic.yaml"), overrides)
-    return plan_training(recipe, output=training.output, model=training.model, steps=STEPS)
+    return plan_training(recipe, output=training.output, model=training.model)
 
 
 def workshop_trainer(link: Connection) -> None:
@@ -118,7 +119,7 @@ def take_steps(link: Connection, build: Callable[[Training], Any]) -> None:
     A step is timed from being let go until the trainer asks for the next: writing its log
     is part of it, on either side.
     """
-    from workshop_lib.training.trainer import prepare_environment
+    from workshop_lib.training.train import prepare_environment
 
     prepare_environment()
     from transformers import TrainerCallback

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+from grpo_helpers import held_out
 from local_helpers import agent_pid, listening, shims, until
 
 from workshop_lib.cluster.local import processes
 from workshop_lib.cluster.local.cluster import LocalCluster
 from workshop_lib.errors import ClusterError
 from workshop_lib.serving import ModelServer
-from workshop_lib.training.asking import Accuracy, evaluate_folder, evaluate_server
-from workshop_lib.training.trainer import model_folder
+from workshop_lib.training import Accuracy, evaluate_server
+from workshop_lib.training.plan import model_folder
 from workshop_lib.training.watch import read_training, training_recipe, watch_training
 
 SMALL = {"prompts": 2, "generations": 4, "seed": 1}
@@ -93,9 +94,7 @@ def test_vllm_serves_what_lora_has_trained(cluster: LocalCluster) -> None:
     recipe = training_recipe("local", settings)
     folder = cluster.paths.claims / "shared/lora/checkpoints/step_3"
     assert (folder / "adapter/adapter_model.safetensors").is_file()
-    first, trained = (
-        evaluate_folder(each, recipe) for each in (model_folder(recipe, None), folder)
-    )
+    first, trained = (held_out(each, recipe) for each in (model_folder(recipe), folder))
     vllm = cluster.apply("vllm", model=run.checkpoint)
     vllm.wait_ready(timeout_s=LIMIT_S)
     with cluster.forward("vllm", 8000) as url:

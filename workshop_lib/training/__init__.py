@@ -1,8 +1,8 @@
 """GRPO training: one recipe, two trainers, and what became of it.
 
-`recipe` reads a recipe in NeMo RL's YAML, `translate` says what of it TRL honours, `trainer` trains
-on a laptop (`python -m workshop_lib.training.train`), `runs` reads and judges what either trainer
-writes. `rewards` and `verifier` are shared with NeMo RL's pods.
+`recipe` reads a recipe in NeMo RL's YAML, `translate` says what of it TRL honours, `train` trains
+on a laptop, `runs` reads and judges what either trainer writes. `rewards` and `verifier` are
+shared with NeMo RL's pods.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from workshop_lib.training.asking import (
     accuracy_by_level,
     accuracy_table,
     answers_table,
-    evaluate_folder,
     evaluate_server,
     sample_groups,
     wilson_interval,
@@ -48,7 +47,6 @@ __all__ = [
     "answers_table",
     "check_training",
     "compare_settings",
-    "evaluate_folder",
     "evaluate_server",
     "first_integer_reward",
     "format_reward",

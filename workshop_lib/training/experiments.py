@@ -1,25 +1,15 @@
 """What if: the same short training with one setting changed, value by value, side by side.
 
-```python
-comparison = compare_settings(recipe, "policy.generation.temperature", [0.2, 1.0])
-plot_settings(comparison.frame, key=comparison.key)   # of workshop_lib.plots
-comparison.summary()                                  # one row a value
-```
-
-The trainings are real and small: fewer answers and fewer steps than the recipe asks for, as
-`comparison.settings` says. They run one after the other, each as `training.train --report` in a
-process of its own, which ends with this one, however this one ends.
+The trainings are real and small: fewer answers and steps than the recipe asks for. They run one
+after the other, each as `training.train` in a process of its own, which ends with this one.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
-import queue
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,29 +17,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workshop_lib.progress import Progress
+from workshop_lib.training.plan import model_folder
 from workshop_lib.training.recipe import Recipe, read_recipe
 from workshop_lib.training.record import TrainingError
-from workshop_lib.training.runs import COLUMNS, MARK
-from workshop_lib.training.runs.table import collect, make_table
-from workshop_lib.training.trainer import model_folder
+from workshop_lib.training.runs import MARK, steps_table
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["SettingsComparison", "compare_settings", "follow", "small_settings"]
+__all__ = ["SettingsComparison", "compare_settings", "follow"]
 
 ANSWERS = 32
 """Answers of a step: 4 prompts x 8. Seen: 2.5 s a step on two cores."""
 
-GROUP = 8
-STEPS = 6
-
 _LORA = "policy.dtensor_cfg.lora_cfg"
 _GROUP_KEY = "grpo.num_generations_per_prompt"
 _RATE = "policy.optimizer.kwargs.lr"
-_CLIP_KEYS = ("loss_fn.ratio_clip_min", "loss_fn.ratio_clip_max")
 _UPDATES_TO_CLIP = 4
-_STOP_TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -77,25 +61,13 @@ class SettingsComparison:
             `value`, `reward_last` (mean of the last two steps), `kl_last`, `entropy_last`,
             `zero_std_share` (mean), `grad_norm` (largest), `clip_share` (mean), `seconds`.
         """
-        import pandas as pd
-
-        rows = []
-        for number, (value, seconds) in enumerate(zip(self.values, self.seconds, strict=True)):
-            steps = self.frame[self.frame["run"] == number]
-            last = steps.tail(2)
-            rows.append(
-                {
-                    "value": _label(value),
-                    "reward_last": last["reward"].mean(),
-                    "kl_last": last["kl"].mean(),
-                    "entropy_last": last["entropy"].mean(),
-                    "zero_std_share": steps["zero_std_share"].mean(),
-                    "grad_norm": steps["grad_norm"].max(),
-                    "clip_share": steps["clip_share"].mean(),
-                    "seconds": seconds,
-                }
-            )
-        return pd.DataFrame(rows)
+        runs = self.frame.groupby("run")
+        last = runs[["reward", "kl", "entropy"]].apply(lambda steps: steps.tail(2).mean())
+        table = runs[["value"]].first().join(last.add_suffix("_last"))
+        means = runs[["zero_std_share", "clip_share"]].mean()
+        table = table.assign(zero_std_share=means["zero_std_share"])
+        table = table.assign(grad_norm=runs["grad_norm"].max(), clip_share=means["clip_share"])
+        return table.assign(seconds=self.seconds).reset_index(drop=True)
 
 
 def compare_settings(
@@ -103,10 +75,8 @@ def compare_settings(
     key: str,
     values: Sequence[Any],
     *,
-    steps: int = STEPS,
-    also: Mapping[str, Any] | None = None,
+    steps: int = 6,
     model: str | Path | None = None,
-    timeout_s: float = 900.0,
 ) -> SettingsComparison:
     """Train a few steps with each value of a setting, and put the curves side by side.
 
@@ -121,32 +91,26 @@ def compare_settings(
         values: Two or more values. None for `policy.dtensor_cfg.lora_cfg.dim` trains all
             parameters, at the recipe's own rate.
         steps: Steps of each training.
-        also: Values by dotted key for all trainings.
         model: Folder of the model; by default where the workshop prepared the recipe's.
-        timeout_s: The longest that all of it may take.
 
     Returns:
         The curves.
 
     Raises:
-        RecipeError: The recipe has no such key, or cannot have such a value.
-        TrainingError: Fewer than two values, the model is not here, or a training failed.
+        WorkshopError: A value is refused before anything is trained, or a training failed.
 
     Example:
-        >>> compare_settings(recipe, "policy.optimizer.kwargs.lr",
-        ...                  [1e-6, 1e-5, 1e-4])  # doctest: +SKIP
+        >>> key = "policy.generation.temperature"
+        >>> compare_settings(recipe, key, [0.2, 1.0]).summary()   # doctest: +SKIP
     """
     import pandas as pd
     import yaml
 
     if len(values) < 2:
         raise TrainingError(f"{key}: give two or more values to compare, for example [1, 2]")
-    if steps < 1:
-        raise TrainingError(f"steps is {steps}; train at least one step")
-    shared = small_settings(key, steps) | dict(also or {})
-    runs = [shared | overrides for overrides in _changes(key, values, recipe)]
-    folder = model_folder(recipe, model, option="model")
-    until = time.monotonic() + timeout_s
+    small = _small(key, steps)
+    runs = [small | _changed(key, value, recipe) for value in values]
+    folder = model_folder(recipe, model)
     frames, seconds = [], []
     with (
         tempfile.TemporaryDirectory(prefix="grpo-experiment-") as scratch,
@@ -161,31 +125,22 @@ def compare_settings(
             progress.update(done, len(runs) * steps, f"{name}: loading torch and the model")
             records: list[Mapping[str, Any]] = []
             command = [str(file), *(f"{k}={json.dumps(v)}" for k, v in overrides.items())]
-            command += ["--output", f"{scratch}/out", "--model", str(folder), "--steps", str(steps)]
-            for record in follow(command, timeout_s=until - time.monotonic()):
+            for record in follow([*command, "--output", f"{scratch}/out", "--model", str(folder)]):
                 records.append(record)
                 text = f"{name}: step {record['step']} of {steps}, reward {record['reward']:.2f}"
                 progress.update(done + len(records), len(runs) * steps, text)
             seconds.append(time.monotonic() - began)
-            frame = make_table(collect(records)[0], COLUMNS)
-            frame.insert(0, "value", name)
-            frame.insert(0, "run", number)
-            frames.append(frame)
-    return SettingsComparison(key, tuple(values), pd.concat(frames), shared, tuple(seconds))
+            frames.append(steps_table(records).assign(run=number, value=name))
+    return SettingsComparison(key, tuple(values), pd.concat(frames), small, tuple(seconds))
 
 
-def small_settings(key: str, steps: int = STEPS) -> dict[str, Any]:
-    """What an experiment changes in a recipe besides its key, so that it takes seconds.
-
-    Example:
-        >>> small_settings("policy.generation.temperature")["grpo.num_prompts_per_step"]
-        4
-    """
-    clips = key in _CLIP_KEYS
+def _small(key: str, steps: int) -> dict[str, Any]:
+    """What is not as in the recipe, so that a training is short and shows what the key does."""
+    clips = key.startswith("loss_fn.ratio_clip")
     batch = ANSWERS // _UPDATES_TO_CLIP if clips else ANSWERS
     settings: dict[str, Any] = {
-        "grpo.num_prompts_per_step": ANSWERS // GROUP,
-        _GROUP_KEY: GROUP,
+        "grpo.num_prompts_per_step": ANSWERS // 8,
+        _GROUP_KEY: 8,
         "grpo.max_num_steps": steps,
         "grpo.max_num_epochs": 1000,
         "grpo.skip_reference_policy_logprobs_calculation": False,  # so that KL is recorded
@@ -200,79 +155,47 @@ def small_settings(key: str, steps: int = STEPS) -> dict[str, Any]:
     return settings
 
 
-def follow(arguments: Sequence[str], *, timeout_s: float) -> Iterator[Mapping[str, Any]]:
-    """Run a training, and give the record of each step when it is done.
+def _changed(key: str, value: Any, recipe: Recipe) -> dict[str, Any]:
+    """What a value means for a recipe."""
+    if key == f"{_LORA}.dim" and value is None:
+        return {f"{_LORA}.enabled": False, _RATE: recipe.policy.optimizer.kwargs.get("lr")}
+    if key == _GROUP_KEY:
+        if not isinstance(value, int) or value < 2 or ANSWERS % value:
+            raise TrainingError(
+                f"{key}: {value!r} does not divide the {ANSWERS} answers of a step; give 2, 4, 8"
+                " or 16"
+            )
+        return {key: value, "grpo.num_prompts_per_step": ANSWERS // value}
+    return {key: value}
 
-    The process is ended when the iteration is left, whatever the reason.
 
-    Args:
-        arguments: Of `training.train`; its output folder is removed at the end.
-        timeout_s: The longest that it may take.
+def follow(arguments: Sequence[str]) -> Iterator[Mapping[str, Any]]:
+    """Run `training.train`, and give the record of each step when it is done.
 
-    Raises:
-        TrainingError: The training failed, or it took too long.
+    The process ends and its output folder is removed when the iteration is left, whatever the
+    reason: its standard input is closed.
     """
-    until = time.monotonic() + timeout_s
     command = [sys.executable, "-m", "workshop_lib.training.train", *arguments]
-    with tempfile.TemporaryFile("w+", encoding="utf-8") as errors:
-        process = subprocess.Popen(
+    with (
+        tempfile.TemporaryFile("w+", encoding="utf-8") as errors,
+        subprocess.Popen(
             [*command, "--report", "--temporary"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
             start_new_session=True,  # a notebook's interrupt is for the asker, who ends this
-        )
-        assert process.stdin is not None and process.stdout is not None
-        lines: queue.Queue[str | None] = queue.Queue()
-
-        def read(stream: Any) -> None:
-            for line in stream:
-                lines.put(line)
-            lines.put(None)
-
-        reader = threading.Thread(target=read, args=(process.stdout,), daemon=True)
-        reader.start()
-        try:
-            while (line := lines.get(timeout=max(until - time.monotonic(), 0.01))) is not None:
-                _, mark, text = line.partition(MARK)
-                if mark and (event := json.loads(text))["event"] == "step":
-                    yield event
-            if process.wait() != 0:
-                errors.seek(0)
-                said = [text.strip() for text in errors if text.strip()]
-                raise TrainingError(f"the training failed: {(said or ['it said nothing'])[-1]}")
-        except queue.Empty:
-            raise TrainingError(
-                f"the training was not done after {timeout_s:.4g} s and was stopped; give fewer"
-                " steps or values, or a longer timeout_s"
-            ) from None
-        finally:
-            with contextlib.suppress(OSError):  # it is gone already, with what we had written
-                process.stdin.close()
-            try:
-                process.wait(_STOP_TIMEOUT_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-            reader.join()
-            process.stdout.close()
-
-
-def _changes(key: str, values: Sequence[Any], recipe: Recipe) -> Iterator[dict[str, Any]]:
-    """What each value means for a recipe."""
-    for value in values:
-        if key == f"{_LORA}.dim" and value is None:
-            yield {f"{_LORA}.enabled": False, _RATE: recipe.policy.optimizer.kwargs.get("lr")}
-        elif key == _GROUP_KEY:
-            if not isinstance(value, int) or value < 2 or ANSWERS % value:
-                raise TrainingError(
-                    f"{key}: {value!r} does not divide the {ANSWERS} answers of a step; give 2, 4,"
-                    " 8 or 16"
-                )
-            yield {key: value, "grpo.num_prompts_per_step": ANSWERS // value}
-        else:
-            yield {key: value}
+        ) as process,
+    ):
+        assert process.stdout is not None
+        for line in process.stdout:
+            _, mark, text = line.partition(MARK)
+            if mark and (event := json.loads(text))["event"] == "step":
+                yield event
+        if process.wait() != 0:
+            errors.seek(0)
+            said = [text.strip() for text in errors if text.strip()]
+            raise TrainingError(f"the training failed: {(said or ['it said nothing'])[-1]}")
 
 
 def _label(value: Any) -> str:

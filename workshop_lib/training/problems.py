@@ -78,13 +78,23 @@ def _read_dataset(dataset: SimpleNamespace, key: str) -> list[Problem]:
             f"{key} is {dataset.dataset_name or 'without dataset_name'}; here only local files are"
             " read: dataset_name: ResponseDataset with a data_path of JSON lines"
         )
-    path = _find(dataset.data_path, f"{key}.data_path")
-    template = _text(dataset.prompt_file, f"{key}.prompt_file") or "{}"
-    system = _text(dataset.system_prompt_file, f"{key}.system_prompt_file")
+    template = _read(dataset.prompt_file, f"{key}.prompt_file") or "{}"
+    system = _read(dataset.system_prompt_file, f"{key}.system_prompt_file")
+    names = dataset.input_key or "input", dataset.output_key or "output"
     problems = []
-    for number, line in enumerate(_lines(path), start=1):
-        place = f"{path} line {number}"
-        text, answer, level = _values(line, dataset, place)
+    lines = _read(dataset.data_path, f"{key}.data_path").splitlines()
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        place = f"{dataset.data_path} line {number}"
+        try:
+            row: Any = json.loads(line)
+        except ValueError as error:
+            raise WorkshopError(f"{place} is not JSON: {error}") from error
+        found = [row.get(name) if isinstance(row, dict) else None for name in names]
+        if not all(isinstance(value, str) for value in found):
+            raise WorkshopError(f"{place} needs the texts {names[0]!r} and {names[1]!r}")
+        text, answer = map(str, found)
         try:
             prompt = template.format(text)
         except (IndexError, KeyError, ValueError) as error:
@@ -92,43 +102,19 @@ def _read_dataset(dataset: SimpleNamespace, key: str) -> list[Problem]:
                 f"{dataset.prompt_file} is no prompt: it needs one {{}} for the problem, and other"
                 f" braces doubled ({error})"
             ) from error
-        problems.append(Problem(text, answer, prompt, system, level))
+        problems.append(Problem(text, answer, prompt, system, row.get("level", 0)))
     return problems
 
 
-def _values(line: str, dataset: SimpleNamespace, place: str) -> tuple[str, str, int]:
-    """The problem, the answer and the level of a line."""
-    names = dataset.input_key or "input", dataset.output_key or "output"
+def _read(name: str | None, key: str) -> str:
+    if not name:
+        return ""
+    path = next(filter(Path.is_file, (Path(name), data_dir().parent / name)), None)
+    if path is None:
+        raise WorkshopError(
+            f"{key} {name} is not a file, neither in {Path.cwd()} nor in {data_dir().parent}"
+        )
     try:
-        row: Any = json.loads(line)
-    except ValueError as error:
-        raise WorkshopError(f"{place} is not JSON: {error}") from error
-    found = [row.get(name) if isinstance(row, dict) else None for name in names]
-    if not all(isinstance(value, str) for value in found):
-        raise WorkshopError(f"{place} needs the texts {names[0]!r} and {names[1]!r}: {line[:60]}")
-    level = row.get("level", 0)
-    if not isinstance(level, int):
-        raise WorkshopError(f"{place}: level is a whole number, not {level!r}")
-    return str(found[0]), str(found[1]), level
-
-
-def _find(name: str, key: str) -> Path:
-    candidates = [Path(name), data_dir().parent / name]
-    for path in candidates:
-        if path.is_file():
-            return path
-    raise WorkshopError(
-        f"{key} {name} is not a file, neither in {Path.cwd()} nor in {data_dir().parent}"
-    )
-
-
-def _text(name: str | None, key: str) -> str:
-    return _find(name, key).read_text(encoding="utf-8") if name else ""
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise WorkshopError(f"the problems {path} cannot be read: {error}") from error
-    return [line for line in lines if line.strip()]
+        raise WorkshopError(f"{key} {path} cannot be read: {error}") from error

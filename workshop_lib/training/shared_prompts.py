@@ -9,8 +9,8 @@ shows; on a CPU it is most of a step. Here:
   the prompt and itself, at the positions that it has alone;
 - the output layer sees the positions that predict an answer's token, and no other.
 
-The log-probabilities are those of TRL up to rounding: tests/local/test_shared_prompts.py compares
-them, and their gradients.
+The log-probabilities are those of TRL up to rounding: tests/training/test_shared_prompts.py
+compares them, and their gradients.
 """
 
 from __future__ import annotations
@@ -19,14 +19,13 @@ import types
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from workshop_lib.training.lora import inner_model
-
 if TYPE_CHECKING:
     import torch
 
 __all__ = [
     "Packing",
     "can_share_prompts",
+    "inner_model",
     "pack",
     "per_token_logps",
     "share_prompts_in_generate",
@@ -64,6 +63,15 @@ class Packing:
     columns: torch.Tensor
 
 
+def inner_model(model: Any) -> Any:
+    """The model of transformers inside a trainer's model: itself, or what peft wraps.
+
+    peft puts its layers into that model, so that it computes with the adapter on.
+    """
+    wrapped = getattr(model, "get_base_model", None)
+    return model if wrapped is None else wrapped()
+
+
 def can_share_prompts(model: Any) -> bool:
     """Whether a model (or the one inside peft) is of an architecture that gives TRL's results."""
     from transformers import PreTrainedModel
@@ -79,17 +87,10 @@ def can_share_prompts(model: Any) -> bool:
 def pack(
     input_ids: torch.Tensor, attention_mask: torch.Tensor, length: int, *, dtype: torch.dtype
 ) -> Packing | None:
-    """Put answers to the same prompt into one row.
+    """Put answers to the same prompt into one row; None where that would not pay.
 
-    Args:
-        input_ids: (answers, prompt + length): prompts padded on the left, answers on the right.
-        attention_mask: Same shape, 0 for padding.
-        length: Tokens of an answer, padding included.
-        dtype: The model's, for the mask.
-
-    Returns:
-        The packed batch, or None where packing would not pay: no prompt is shared, or answers
-        are long against their prompts.
+    `input_ids` and `attention_mask` are (answers, prompt + length), prompts padded on the left and
+    answers on the right. It does not pay where no prompt is shared, or answers are long.
 
     Example:
         >>> import torch
@@ -153,18 +154,9 @@ def pack(
 def per_token_logps(
     model: Any, packing: Packing, targets: torch.Tensor, *, temperature: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-probability of each token of each answer, and the entropy where it was drawn.
+    """Log-probability and entropy (nats, no gradient) of each token of each answer.
 
-    Args:
-        model: A causal language model of transformers, or one inside peft.
-        packing: The batch.
-        targets: (answers, length): the answers' tokens.
-        temperature: Logits are divided by it.
-
-    Returns:
-        Log-probabilities and entropies in nats, each (answers, length); the entropies carry no
-        gradient.
-
+    `targets` are the answers' tokens, (answers, length), as both results are.
     """
     import torch
     from torch.utils.checkpoint import checkpoint
@@ -207,11 +199,6 @@ def share_prompts_in_generate(model: Any) -> None:
 
     What is sampled, and how, stays the library's: it is handed a KV cache of the prompts without
     their last tokens, as for any prompt known beforehand.
-
-    Args:
-        model: A causal language model of transformers, or one inside peft, which asks that one;
-            its `generate` is replaced.
-
     """
     import torch
     from transformers import DynamicCache

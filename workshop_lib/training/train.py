@@ -1,8 +1,8 @@
-"""The command line: `python -m workshop_lib.training.train RECIPE --output DIR`.
+"""The laptop's training: `python -m workshop_lib.training.train RECIPE --output DIR`.
 
 A plain process, the entry point of a Ray job, or a training of an experiment (`experiments`). One
 line a step on standard output, one record a step in `DIR/metrics.jsonl`; the exit status is 0, 1
-after a failure, 2 for what was refused before anything started.
+after a failure, 2 for what was refused before anything was written.
 """
 
 from __future__ import annotations
@@ -16,24 +16,25 @@ import threading
 from collections.abc import Sequence
 
 from workshop_lib.errors import WorkshopError
+from workshop_lib.training.plan import plan_training
 from workshop_lib.training.recipe import override, read_recipe
-from workshop_lib.training.trainer import plan_training, prepare_environment, train
+from workshop_lib.training.trainer import train
 
-__all__ = ["main"]
+__all__ = ["main", "prepare_environment"]
+
+
+def prepare_environment() -> None:
+    """Set what must be set before torch is imported; what is set already stays.
+
+    Everything is on disk by now, and a hub that is out of reach costs minutes.
+    """
+    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRL_EXPERIMENTAL_SILENCE"):
+        os.environ.setdefault(name, "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; see the module's docstring.
-
-    Args:
-        arguments: Those of the command line by default.
-
-    Returns:
-        The exit status.
-
-    Example:
-        >>> main(["data/recipes/arithmetic.yaml", "--output", "build/grpo"])  # doctest: +SKIP
-    """
+    """Run the command line, and give its exit status."""
     # Values may stand before the options or after them.
     wishes = _parser().parse_intermixed_args(arguments)
     if wishes.temporary:
@@ -43,19 +44,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
             read_recipe(wishes.recipe, dict(map(override, wishes.overrides))),
             output=wishes.output,
             model=wishes.model,
-            steps=wishes.steps,
-            seed=wishes.seed,
             overwrite=wishes.overwrite,
             resume=wishes.resume,
         )
     except WorkshopError as error:
-        return _report(error, 2)
+        return _failed(error, 2)
     # So that what is half written is removed.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        train(plan, say=_print, report=_print if wishes.report else None)
+        train(plan, say=lambda line: print(line, flush=True), report=wishes.report)
     except WorkshopError as error:
-        return _report(error, 1)
+        return _failed(error, 1)
     except KeyboardInterrupt:
         return 130
     finally:
@@ -72,11 +71,7 @@ def _end_with_input(output: str) -> None:
     os._exit(0)  # from a thread, and in the middle of a step
 
 
-def _print(line: str) -> None:
-    print(line, flush=True)
-
-
-def _report(error: WorkshopError, status: int) -> int:
+def _failed(error: WorkshopError, status: int) -> int:
     print(f"{type(error).__name__}: {error}", file=sys.stderr)
     return status
 
@@ -91,8 +86,6 @@ def _parser() -> argparse.ArgumentParser:
     add("overrides", metavar="KEY=VALUE", nargs="*", help="replaces a value of the recipe")
     add("--output", required=True, metavar="DIR", help="folder for metrics and checkpoints")
     add("--model", metavar="FOLDER", help="model to start from (default: the recipe's, prepared)")
-    add("--steps", type=int, help="steps to train (default: the recipe's)")
-    add("--seed", type=int, help="seed (default: the recipe's)")
     add("--overwrite", action="store_true", help="remove the run that DIR holds")
     add("--resume", action="store_true", help="go on with the run that DIR holds")
     add("--report", action="store_true", help="also print each step as a line of JSON, marked")

@@ -57,20 +57,11 @@ def training_recipe(
     return read_recipe(data_dir().parent / path, dict(map(override, pairs)))
 
 
-def read_training(job: Workload) -> TrainingLog:
-    """What a training Job has done so far, or did, as its log says.
-
-    Args:
-        job: The handle of `grpo`, also of one that has ended.
-
-    Raises:
-        WorkshopError: The log holds a broken record.
-
-    Example:
-        >>> read_training(cluster.get("grpo")).frame["reward"].iloc[-1]   # doctest: +SKIP
-        0.98
-    """
-    return _read(job, job.observe())
+def read_training(job: Workload, observation: Observation | None = None) -> TrainingLog:
+    """What a training Job has done so far, or did, as its log says."""
+    seen = job.observe() if observation is None else observation
+    folder = _environment(seen.body).get("OUTPUT_DIR", "")
+    return read_log((line.text for line in job.logs()), output=folder)
 
 
 def watch_training(
@@ -98,16 +89,18 @@ def watch_training(
         >>> run = watch_training(cluster.apply("grpo"), plot=plot_training)   # doctest: +SKIP
     """
     began = last_step = time.monotonic()
-    view = _View(plot)
+    show = _in_place(plot) if plot is not None and in_notebook() else _print_steps
+    before = TrainingLog()
     with Progress(label="training", unit="steps") as progress:
         while True:
             # In this order: what was printed before the end is read when the end is seen.
             observation = job.observe()
             reading = time.monotonic()
-            log = _read(job, observation)
+            log = read_training(job, observation)
             now = time.monotonic()
-            if view.show(log):
-                last_step = now
+            if (log.done, log.steps) != (before.done, before.steps):
+                show(log, before.done)
+                before, last_step = log, now
             state = _state(log, observation, now - last_step)
             progress.update(log.done, log.steps, state)
             if reason := failure(observation.body):
@@ -180,11 +173,6 @@ def _expand(text: str, environment: Mapping[str, str]) -> str:
     return re.sub(r"\$\((\w+)\)", lambda match: environment.get(match[1], match[0]), text)
 
 
-def _read(job: Workload, observation: Observation) -> TrainingLog:
-    folder = _environment(observation.body).get("OUTPUT_DIR", "")
-    return read_log((line.text for line in job.logs()), output=folder)
-
-
 def _state(log: TrainingLog, observation: Observation, idle_s: float) -> str:
     """One line: what it is doing, how far the reward is, how long it will take, or a silence."""
     if not log.done:
@@ -193,16 +181,16 @@ def _state(log: TrainingLog, observation: Observation, idle_s: float) -> str:
             if state == "Pending" and reason:
                 return f"{pod['metadata']['name']} is Pending: {reason}"
         return "sampling the first step" if log.steps else "Ray and the trainer are starting"
-    rewards = [float(record["reward"]) for record in log.records]
-    if log.checkpoint:
-        return f"reward {rewards[0]:.2f} at first, {rewards[-1]:.2f} at last; saved"
-    seconds = sorted(float(record.get("step_s") or 0) for record in log.records)
+    reward, seconds = log.frame["reward"], log.frame["step_s"].fillna(0.0)
     left = (log.steps or log.done) - log.done
-    if left and idle_s > max(HANG_FACTOR * seconds[len(seconds) // 2], 10.0):
-        return f"reward {rewards[-1]:.2f}, no step for {format_duration(idle_s)}: does it hang?"
-    left_s = left * sum(seconds) / len(seconds)
-    rest = f"about {format_duration(left_s)} left" if left_s else "saving the model"
-    return f"reward {rewards[-1]:.2f}, {rest}"
+    if log.checkpoint:
+        return f"reward {reward.iloc[0]:.2f} at first, {reward.iloc[-1]:.2f} at last; saved"
+    if left and idle_s > max(HANG_FACTOR * seconds.median(), 10.0):
+        rest = f"no step for {format_duration(idle_s)}: does it hang?"
+    else:
+        left_s = left * seconds.mean()
+        rest = f"about {format_duration(left_s)} left" if left else "saving the model"
+    return f"reward {reward.iloc[-1]:.2f}, {rest}"
 
 
 def _last_words(job: Workload) -> str:
@@ -212,31 +200,24 @@ def _last_words(job: Workload) -> str:
     return said[-1][:300] if said else ""
 
 
-class _View:
-    """One figure of a notebook's cell, updated in place; else a line for each step."""
+def _print_steps(log: TrainingLog, shown: int) -> None:
+    for record in log.records[shown:]:
+        print(
+            f"step {record['step']}/{log.steps or '?'}  reward {record['reward']:.3f}"
+            f"  {record.get('step_s') or 0:.1f} s"
+        )
 
-    def __init__(self, plot: Callable[..., Any] | None) -> None:
-        self._plot = plot if in_notebook() else None
-        self._handle: Any = None
-        self._shown: tuple[int, int | None] = (0, None)
 
-    def show(self, log: TrainingLog) -> bool:
-        """Show what is new; whether anything is."""
-        if self._shown == (log.done, log.steps):
-            return False
-        if self._plot is None:
-            for record in log.records[self._shown[0] :]:
-                print(
-                    f"step {record['step']}/{log.steps or '?'}  reward {record['reward']:.3f}"
-                    f"  {record.get('step_s') or 0:.1f} s"
-                )
-        else:
-            from IPython.display import display
+def _in_place(plot: Callable[..., Any]) -> Callable[[TrainingLog, int], None]:
+    """One figure of a notebook's cell, updated in place."""
+    from IPython.display import DisplayHandle
 
-            figure = self._plot(log.frame, steps=log.steps)
-            if self._handle is None:
-                self._handle = display(figure, display_id=True)
-            else:
-                self._handle.update(figure)
-        self._shown = (log.done, log.steps)
-        return True
+    handle = DisplayHandle()
+    draw = handle.display
+
+    def show(log: TrainingLog, shown: int) -> None:
+        nonlocal draw
+        draw(plot(log.frame, steps=log.steps))
+        draw = handle.update
+
+    return show

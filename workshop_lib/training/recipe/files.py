@@ -1,12 +1,11 @@
 """Reading a recipe's YAML as NeMo RL reads it: with OmegaConf, its `defaults:` and its resolvers.
 
-A file inherits from the files named in `defaults:`, a value may refer to another key
-(`${policy.model_name}`) or compute one (`${mul:2,3}`), and `???` is a value still to be given.
 Source: NeMo RL v0.7.0, `nemo_rl/utils/config.py`.
 """
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,8 +17,6 @@ from workshop_lib.errors import WorkshopError
 __all__ = ["RecipeError", "leaves", "load_settings", "override"]
 
 _REFERENCE = re.compile(r"\$\{(\w+)")
-_NOT_SET = re.compile(r"Environment variable '(\w+)' not found")
-_MISSING = re.compile(r"Missing mandatory value: (\S+)")
 _RESOLVERS: dict[str, Callable[[float, float], float]] = {
     "mul": lambda a, b: a * b,
     "div": lambda a, b: a / b,
@@ -49,51 +46,35 @@ def load_settings(
     *,
     unset: set[str] | None = None,
 ) -> dict[str, Any]:
-    """Read a recipe's file with all that it inherits, every reference resolved.
+    """A recipe's file with all that it inherits, overridden, every reference resolved.
 
-    A value of the top level that others refer to is a variable, as NeMo RL's own recipes have
-    them, and is left out of the result.
-
-    Args:
-        path: The YAML file.
-        overrides: Values by dotted key that replace the file's, before references
-            are resolved, as on NeMo RL's command line.
-        unset: Takes the names of environment variables that are asked for and not set,
-            whose place `<NAME>` then takes. Without, such a variable is an error, as it is
-            to NeMo RL.
-
-    Raises:
-        RecipeError: A file cannot be read, a key stands twice, or a reference leads nowhere.
+    `unset` takes the environment variables that are asked for and not set, whose place `<NAME>`
+    then takes; without, such a variable is an error, as it is to NeMo RL.
     """
     from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
+
+    def environment(name: str, default: Any = None) -> Any:
+        if name not in os.environ and default is None:
+            if unset is None:
+                raise ValueError(f"the environment variable {name} is not set")
+            unset.add(name)
+            return f"<{name}>"
+        return os.environ.get(name, default)
 
     for name, compute in _RESOLVERS.items():
         OmegaConf.register_resolver(name, _of_numbers(compute), replace=True)
-    settings: Any = {}
+    OmegaConf.register_resolver("oc.env", environment, replace=True)
     with _explained(path):
         config = _with_defaults(Path(path), ())
         for key, value in (overrides or {}).items():
             OmegaConf.update(config, key, value, merge=False, force_add=True)
-        while True:
-            try:
-                settings = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-                break
-            except OmegaConfBaseException as error:
-                missing = _NOT_SET.search(str(error))
-                if missing is None or unset is None or not error.full_key:
-                    raise
-                unset.add(missing[1])
-                OmegaConf.update(config, error.full_key, f"<{missing[1]}>")
-    written = str(OmegaConf.to_container(config, resolve=False))
-    variables = {
-        name
-        for name in _REFERENCE.findall(written)
-        if name in settings and not isinstance(settings[name], dict | list)
-    }
-    return {
-        str(k) if isinstance(k, str) else k: v for k, v in settings.items() if k not in variables
-    }
+        settings: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+        written = str(OmegaConf.to_container(config, resolve=False))
+    # A value of the top level that others refer to is a variable, as NeMo RL's recipes have them.
+    for name in _REFERENCE.findall(written):
+        if not isinstance(settings.get(name, {}), dict | list):
+            del settings[name]
+    return dict(settings)
 
 
 def leaves(settings: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
@@ -111,10 +92,7 @@ def leaves(settings: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def override(text: str) -> tuple[str, Any]:
-    """A key and its value, of a text as command lines have it: `KEY=VALUE`, the value YAML.
-
-    Raises:
-        RecipeError: It is not that.
+    """A key and its value, of a command line's `KEY=VALUE`, the value YAML.
 
     Example:
         >>> override("policy.optimizer.kwargs.lr=2.0e-5")
@@ -136,7 +114,7 @@ def override(text: str) -> tuple[str, Any]:
 
 def _with_defaults(path: Path, above: tuple[Path, ...]) -> Any:
     """A file merged over the files that it inherits from, references not yet resolved."""
-    from omegaconf import DictConfig, ListConfig, OmegaConf
+    from omegaconf import DictConfig, OmegaConf
 
     resolved = path.resolve()
     if resolved in above:
@@ -147,16 +125,12 @@ def _with_defaults(path: Path, above: tuple[Path, ...]) -> Any:
         config = OmegaConf.load(path)
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
-        raise RecipeError(
-            f"the recipe {path}{inherited} cannot be read: {reason or error}"
-        ) from error
+        raise RecipeError(f"the recipe {path}{inherited} cannot be read: {reason}") from error
     if not isinstance(config, DictConfig) or not config:
         raise RecipeError(f"{path}{inherited} is no recipe: it holds no sections")
-    named = config.pop("defaults", None)
-    names = [named] if isinstance(named, str) else named or []
-    if not isinstance(names, list | ListConfig) or not all(isinstance(n, str) for n in names):
-        raise RecipeError(f"{path}: defaults is {named!r} and should name a file, or several")
+    named = config.pop("defaults", None) or []
     merged: Any = OmegaConf.create({})
+    names = [named] if isinstance(named, str) else [str(name) for name in named]
     for layer in (*(_with_defaults(path.parent / n, (*above, resolved)) for n in names), config):
         for key in list(layer):
             # At the top level only: `_override_: true` replaces what is inherited.
@@ -189,13 +163,7 @@ def _explained(path: str | Path) -> Iterator[None]:
         yield
     except OmegaConfBaseException as error:
         said = " ".join(str(error).split("full_key:")[0].split())
-        said = said.replace("TypeError raised while resolving interpolation: ", "")
-        key, sign = str(error.full_key or ""), ":"
-        if variable := _NOT_SET.search(said):
-            sign, said = "", f"needs the environment variable {variable[1]}, which is not set"
-        if missing := _MISSING.search(said):
-            key, sign, said = missing[1], "", "is ???: it must be given a value"
-        raise RecipeError(f"{path}: {key}{sign} {said}") from error
+        raise RecipeError(f"{path}: {error.full_key}: {said}") from error
     except yaml.MarkedYAMLError as error:
         place = f" line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise RecipeError(f"{path}{place}: {error.problem or error}") from error

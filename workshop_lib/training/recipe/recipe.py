@@ -23,20 +23,13 @@ class Recipe:
     Attributes:
         path: Its file.
         settings: What the file and those it inherits from say, references resolved.
-        grpo: `grpo`: prompts, answers and steps.
-        loss_fn: `loss_fn`: the clipped policy gradient.
-        policy: `policy`: model, batches, optimizer.
-        generation: `policy.generation`: how answers are sampled.
-        data: `data`: the problems.
-        env: `env`: what scores answers, by name.
-        checkpointing: `checkpointing`.
-        cluster: `cluster`: GPUs and nodes.
+        config: All sections; `grpo`, `policy` and the others are attributes of the recipe, too.
         notes: What is not wrong and yet worth a word, a line each.
     """
 
     path: Path
     settings: dict[str, Any]
-    config: SimpleNamespace = field(repr=False)
+    config: Any = field(repr=False)
     notes: tuple[str, ...] = ()
 
     def __getattr__(self, name: str) -> Any:
@@ -83,21 +76,17 @@ class Recipe:
         """Whether prompts go to the model as they are, without a chat template."""
         return self.policy.tokenizer.chat_template is None
 
+    @property
+    def megatron(self) -> dict[str, Any]:
+        """`policy.megatron_cfg` where it is enabled, else empty."""
+        section = self.policy.megatron_cfg or {}
+        return section if section.get("enabled") else {}
+
     def datasets(self, split: str) -> list[SimpleNamespace]:
-        """The data sets of `data.train` or `data.validation`, `data.default` filled in.
-
-        Args:
-            split: `train` or `validation`.
-
-        Example:
-            >>> from workshop_lib.data import data_path
-            >>> from workshop_lib.training.recipe import read_recipe
-            >>> recipe = read_recipe(data_path("recipes/arithmetic.yaml"))
-            >>> recipe.datasets("train")[0].env_name
-            'first_integer'
-        """
-        default = self.data.default or {}
-        return [dataset_entry(default | entry) for entry in getattr(self.data, split) or []]
+        """The data sets of `data.train` or `data.validation`, `data.default` filled in."""
+        entries = getattr(self.data, split) or []
+        entries = entries if isinstance(entries, list) else [entries]
+        return [dataset_entry((self.data.default or {}) | entry) for entry in entries]
 
     @property
     def environments(self) -> list[str]:

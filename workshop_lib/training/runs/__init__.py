@@ -1,8 +1,7 @@
 """What a training run writes, in one table, and what to think of it.
 
-`records` reads the laptop's own records and marked logs, `sources` what TRL and NeMo RL write;
-`read_run` takes any of them, `judge` gives a verdict with its reasons. `workshop metrics RUN`
-does both.
+`read_run` takes whatever the laptop's trainer, TRL or NeMo RL left; `judge` gives a verdict with
+its reasons. `workshop metrics RUN` does both.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from workshop_lib.training.runs.records import (
 from workshop_lib.training.runs.report import run_report
 from workshop_lib.training.runs.rollouts import echo_share, read_rollouts
 from workshop_lib.training.runs.run import Run, read_run, run_of_log, with_judge
-from workshop_lib.training.runs.table import COLUMNS, RUN_COLUMNS, TRL_NAMES
+from workshop_lib.training.runs.table import COLUMNS, TRL_NAMES, steps_table
 from workshop_lib.training.runs.verdict import HANG_FACTOR, Finding, Verdict, judge
 
 __all__ = [
@@ -30,7 +29,6 @@ __all__ = [
     "HANG_FACTOR",
     "MARK",
     "METRICS_FILE",
-    "RUN_COLUMNS",
     "TRL_NAMES",
     "Finding",
     "Run",
@@ -46,6 +44,7 @@ __all__ = [
     "read_run",
     "run_of_log",
     "run_report",
+    "steps_table",
     "steps_to_reward",
     "with_judge",
 ]

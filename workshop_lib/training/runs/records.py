@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workshop_lib.errors import WorkshopError
-from workshop_lib.training.runs.table import COLUMNS, collect, make_table
+from workshop_lib.training.runs.table import collect, steps_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -63,7 +63,7 @@ class TrainingLog:
     @property
     def frame(self) -> pd.DataFrame:
         """One row a step, the columns of `COLUMNS`."""
-        return make_table(collect(self.records)[0], COLUMNS)
+        return steps_table(self.records)
 
     @property
     def samples(self) -> pd.DataFrame:
@@ -71,10 +71,7 @@ class TrainingLog:
         return _completions("samples", self.records)
 
     def group(self, step: int) -> pd.DataFrame:
-        """All completions of the group with the largest spread of a step.
-
-        Args:
-            step: The step, from 1.
+        """All completions of the group with the largest spread of a step, counted from 1.
 
         Returns:
             The columns of `read_completions`; no row where the trainer did not report it.
@@ -99,17 +96,7 @@ def marked_line(event: str, **values: Any) -> str:
 def read_log(lines: Iterable[str], *, output: str = "") -> TrainingLog:
     """Find a training run in what its pods printed, between the lines of others.
 
-    Args:
-        lines: The lines of a log.
-        output: The run's folder, which a checkpoint's name is relative to.
-
-    Raises:
-        WorkshopError: A marked line holds something else.
-
-    Example:
-        >>> log = read_log(["Loading", marked_line("start", steps=12)])
-        >>> log.steps, log.done
-        (12, 0)
+    A checkpoint's name is relative to `output`, the run's folder.
     """
     steps: int | None = None
     records: list[Mapping[str, Any]] = []
@@ -137,56 +124,36 @@ def read_log(lines: Iterable[str], *, output: str = "") -> TrainingLog:
 
 
 def read_metrics(folder: str | Path) -> pd.DataFrame:
-    """The steps that a run of the laptop has finished so far.
+    """The steps that a run of the laptop has finished so far: the columns of `COLUMNS`.
 
-    Args:
-        folder: The run's output folder, or a file of its records.
-
-    Returns:
-        One row a step, the columns of `COLUMNS`; no row before the first step is done
-        or while the folder is not there yet.
-
-    Raises:
-        WorkshopError: The file holds something else.
+    There is no row before the first step is done or while the folder is not there yet.
 
     Example:
         >>> read_metrics("build/no-run-yet").empty
         True
     """
-    path = Path(folder)
-    return make_table(read_rows(path if path.is_file() else path / METRICS_FILE), COLUMNS)
+    return steps_table(read_rows(Path(folder) / METRICS_FILE))
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """The rows of a file of records, under our names or TRL's."""
-    rows = []
-    for number, row in json_lines(path):
+    rows = list(json_lines(path))
+    for number, row in enumerate(rows, start=1):
         try:
             collect([row])
         except (ValueError, TypeError, KeyError) as error:
             raise WorkshopError(f"{path} line {number} is no record of a run: {error}") from error
-        rows.append(row)
-    return collect(rows)[0]
+    return rows
 
 
 def read_completions(folder: str | Path) -> pd.DataFrame:
     """What the model wrote in each step so far, one row a completion, with its reward.
 
-    Args:
-        folder: The run's output folder.
-
-    Returns:
-        `step`, `group`, `prompt`, `answer`, `completion`, `reward`, `advantage`.
-
-    Raises:
-        WorkshopError: The file holds something else.
-
     Example:
         >>> list(read_completions("build/no-run-yet").columns)[:3]
         ['step', 'group', 'prompt']
     """
-    rows = [row for _, row in json_lines(Path(folder) / COMPLETIONS_FILE)]
-    return _completions("all", [{"all": rows}])
+    return _completions("all", [{"all": list(json_lines(Path(folder) / COMPLETIONS_FILE))}])
 
 
 def steps_to_reward(frame: pd.DataFrame, reward: float = 0.9, consecutive: int = 3) -> int | None:
@@ -211,21 +178,17 @@ def steps_to_reward(frame: pd.DataFrame, reward: float = 0.9, consecutive: int =
     return None if reached.empty else int(reached.iloc[0])
 
 
-def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The objects of a file's whole lines, with their numbers; none where there is no file."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (FileNotFoundError, NotADirectoryError):
+def json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects of a file's whole lines; none where there is no file."""
+    if not path.exists():
         return
-    except (OSError, UnicodeDecodeError) as error:
-        raise WorkshopError(f"{path} cannot be read: {error}") from error
+    text = path.read_text(encoding="utf-8", errors="replace")
     # The last line may still be being written.
     for number, line in enumerate(text[: text.rfind("\n") + 1].splitlines(), start=1):
         try:
-            row = dict(json.loads(line))
+            yield dict(json.loads(line))
         except (ValueError, TypeError) as error:
             raise WorkshopError(f"{path} line {number} is no record of a run: {error}") from error
-        yield number, row
 
 
 def _completions(name: str, records: Iterable[Mapping[str, Any]]) -> pd.DataFrame:

@@ -1,17 +1,19 @@
-"""A run's table and its verdict in a few lines, for `workshop metrics RUN`."""
+"""`workshop metrics RUN`: a run's table and its verdict in a few lines."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from workshop_lib.training.runs.run import Run, read_run
-from workshop_lib.training.runs.table import RUN_COLUMNS
+from workshop_lib.training.runs.table import COLUMNS
 from workshop_lib.training.runs.verdict import judge
 
-__all__ = ["run_report"]
+__all__ = ["main", "run_report"]
 
 
 def run_report(path: str | Path, *, as_json: bool = False) -> str:
@@ -31,8 +33,8 @@ def run_report(path: str | Path, *, as_json: bool = False) -> str:
     """
     run = read_run(path)
     verdict = judge(run)
-    names = [name for name in RUN_COLUMNS if name not in ("step", "group_means", "not_finite")]
-    columns = {name: about for name in names if name != "time" and (about := _about(run, name))}
+    names = [n for n in COLUMNS if n not in ("step", "group_means", "not_finite", "time")]
+    columns = {name: about for name in names if (about := _about(run, name))}
     if as_json:
         about = {
             "path": str(run.path),
@@ -41,10 +43,7 @@ def run_report(path: str | Path, *, as_json: bool = False) -> str:
             "steps_planned": run.planned,
             "error": run.error,
             "columns": columns,
-            "validation": [
-                {name: _plain(value) for name, value in row.items()}
-                for row in run.validation.to_dict("records")
-            ],
+            "validation": json.loads(run.validation.to_json(orient="records")),
             "notes": list(run.notes),
             "verdict": verdict.to_dict(),
         }
@@ -52,7 +51,10 @@ def run_report(path: str | Path, *, as_json: bool = False) -> str:
     of = f" of {run.planned}" if run.planned else ""
     lines = [f"{run.path}: {run.source}, {len(run.frame)}{of} steps"]
     for name, about in columns.items():
-        first, last = _shown(about["first"]), _shown(about["last"])
+        first, last = (
+            f"{'no number' if about[at] is None else format(about[at], '.4g'):>10}"
+            for at in ("first", "last")
+        )
         lines.append(f"  {name:<16} {first} at first {last} at last")
     return "\n".join([*lines, *(f"  note: {note}" for note in run.notes), str(verdict)])
 
@@ -65,13 +67,22 @@ def _about(run: Run, name: str) -> dict[str, Any]:
         return {}
     numbers = {"first": known.iloc[0], "last": known.iloc[-1], "min": known.min()}
     numbers |= {"median": known.median(), "max": known.max()}
-    return {key: _plain(value) for key, value in numbers.items()} | {"steps": len(known)}
+    finite = {key: float(v) if math.isfinite(v) else None for key, v in numbers.items()}
+    return finite | {"steps": len(known)}
 
 
-def _plain(value: Any) -> float | None:
-    number = float(value)
-    return number if math.isfinite(number) else None
-
-
-def _shown(value: float | None) -> str:
-    return f"{'no number' if value is None else format(value, '.4g'):>10}"
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print a run's metrics and its verdict. A bad verdict is an answer, not an error."""
+    parser = argparse.ArgumentParser(
+        prog="workshop metrics", description="A GRPO run's metrics, and a verdict with its reasons."
+    )
+    parser.add_argument(
+        "path",
+        type=Path,
+        help="a run's folder (the laptop's, TRL's, NeMo RL's), an event file, trainer_state.json,"
+        " or a log",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    options = parser.parse_args(argv)
+    print(run_report(options.path, as_json=options.json))
+    return 0

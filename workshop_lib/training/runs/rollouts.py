@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 import re
-from itertools import groupby
 from pathlib import Path
-from statistics import fmean, stdev
-from typing import TYPE_CHECKING, Any
+from statistics import fmean
+from typing import TYPE_CHECKING
 
 from workshop_lib.errors import WorkshopError
 from workshop_lib.training.runs.records import json_lines
@@ -15,7 +14,7 @@ from workshop_lib.training.runs.records import json_lines
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["echo_share", "group_spread", "read_rollouts"]
+__all__ = ["echo_share", "read_rollouts"]
 
 _QUESTION = re.compile(r"<\|im_start\|>user\n(.*?)<\|im_end\|>", re.DOTALL)
 _WORD = re.compile(r"\d+(?:[.,]\d+)*|[^\W\d_]+")  # of any script
@@ -25,7 +24,7 @@ _LONG_ECHO_WORDS = 4
 
 
 def read_rollouts(path: str | Path) -> pd.DataFrame:
-    """The completions of one training step or validation.
+    """The completions of one training step or validation of NeMo RL.
 
     Args:
         path: The file.
@@ -48,7 +47,7 @@ def read_rollouts(path: str | Path) -> pd.DataFrame:
     if not path.is_file():
         raise WorkshopError(f"{path} cannot be read: there is no such file")
     rows = []
-    for number, row in json_lines(path):
+    for number, row in enumerate(json_lines(path), start=1):
         try:
             # A turn of a training rollout is a text, of a validation's a message.
             turns = [str(t["content"] if isinstance(t, dict) else t) for t in row["content"][0]]
@@ -60,18 +59,12 @@ def read_rollouts(path: str | Path) -> pd.DataFrame:
 
 
 def echo_share(rollouts: pd.DataFrame) -> float:
-    """The share of the best-rewarded completions that only repeat their prompt.
+    """The share of the best-rewarded completions that only repeat their prompt; else NaN.
 
     Such an echo says nothing that the prompt does not, and either leaves a calculation of the
     prompt to be worked out ("7 + 14 =") or repeats half of the prompt, or is empty. A short answer
     that stands in the prompt (an option's letter, a name, a number) is none. Nobody has to know
     the right answers to see that.
-
-    Args:
-        rollouts: A table with `prompt`, `completion` and `reward`.
-
-    Returns:
-        The share; NaN if nothing was rewarded.
 
     Example:
         >>> import pandas as pd
@@ -94,18 +87,3 @@ def _is_echo(asked: str, said: str) -> float:
         return 0.0
     long = len(words) >= _LONG_ECHO_WORDS and 2 * len(set(words)) >= len(known)
     return float(long or bool(_CALCULATION.search(said)))
-
-
-def group_spread(rollouts: pd.DataFrame) -> dict[str, Any]:
-    """`reward_std`, `group_means` and `zero_std_share` of a step, whose groups are in order."""
-    rewards = rollouts["reward"].tolist()
-    if len(rewards) < 2:
-        return {}
-    # One prompt may be drawn twice in a row: the groups' size divides every run's length.
-    size = math.gcd(*(len(list(run)) for _, run in groupby(rollouts["prompt"])))
-    groups = [rewards[at : at + size] for at in range(0, len(rewards), size)]
-    return {
-        "reward_std": stdev(rewards),
-        "group_means": [fmean(group) for group in groups],
-        "zero_std_share": fmean(len(set(group)) == 1 for group in groups),
-    }

@@ -19,7 +19,7 @@ from workshop_lib.training.runs.records import (
     read_log,
     read_rows,
 )
-from workshop_lib.training.runs.rollouts import echo_share, group_spread, read_rollouts
+from workshop_lib.training.runs.rollouts import echo_share, read_rollouts
 from workshop_lib.training.runs.sources import (
     Source,
     is_event_file,
@@ -28,13 +28,7 @@ from workshop_lib.training.runs.sources import (
     read_event_files,
     read_trainer_state,
 )
-from workshop_lib.training.runs.table import (
-    RUN_COLUMNS,
-    VALIDATION_COLUMNS,
-    collect,
-    make_table,
-    step_of,
-)
+from workshop_lib.training.runs.table import COLUMNS, VALIDATION_COLUMNS, collect, make_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,6 +37,9 @@ __all__ = ["Run", "read_run", "run_of_log", "with_judge"]
 
 _JUDGED_FILE = "steps.csv"  # what another judge said: columns `step` and `gold_in_text`
 _STATE_FILE = "trainer_state.json"
+# NeMo RL makes a folder `exp_001` in its log folder, and `exp_002` when it is started again; TRL
+# writes its state into `checkpoint-<N>`.
+_PARTS = re.compile(r"tensorboard|exp_\d+|checkpoint-\d+")
 
 
 @dataclass(frozen=True)
@@ -52,13 +49,12 @@ class Run:
     Attributes:
         path: Where it was read from.
         source: What wrote it, for example `TRL console` or `NeMo RL event files`.
-        frame: One row a finished step, the columns of `RUN_COLUMNS`. What the source does
+        frame: One row a finished step, the columns of `COLUMNS`. What the source does
             not say is NaN.
         validation: One row a validation, the columns of `VALIDATION_COLUMNS`.
         planned: Steps that it will have, where it says so.
         notes: What to know of single columns.
         error: The error that ended it, where its log says so.
-        written: When its log was last written to, seconds since 1970; 0 where that is not known.
     """
 
     path: Path
@@ -68,7 +64,6 @@ class Run:
     planned: int | None = None
     notes: tuple[str, ...] = ()
     error: str = ""
-    written: float = 0.0
 
 
 def read_run(path: str | Path) -> Run:
@@ -89,8 +84,6 @@ def read_run(path: str | Path) -> Run:
         ('NeMo RL event files', 60, 60)
     """
     path = Path(path)
-    if path.exists() and not path.is_dir() and not path.is_file():
-        raise WorkshopError(f"{path} is neither a file nor a folder")  # reading a pipe waits
     try:
         run = _read_folder(path) if path.is_dir() else _read_file(path)
     except OSError as error:
@@ -102,20 +95,19 @@ def read_run(path: str | Path) -> Run:
     return run
 
 
-def run_of_log(log: TrainingLog, path: str | Path = "") -> Run:
-    """A run of what a trainer's log says so far, for the figures of whole runs.
+def run_of_log(log: TrainingLog) -> Run:
+    """A run of what a trainer's log says so far, for the verdict and the figures of whole runs.
 
     Args:
         log: `read_log`'s or `watch_training`'s.
-        path: Where it was read from.
 
     Example:
         >>> from workshop_lib.training.runs import read_log
         >>> run_of_log(read_log([])).source
         'marked log'
     """
-    run = _run(Path(path), Source("marked log", *collect(log.records), log.steps))
-    return _with_echoes(run, log.samples)
+    source = Source("marked log", *collect(log.records), log.steps)
+    return _with_echoes(_run(Path(), source), log.samples)
 
 
 def with_judge(run: Run, reward: Callable[[str, str], float]) -> Run:
@@ -147,31 +139,24 @@ def with_judge(run: Run, reward: Callable[[str, str], float]) -> Run:
 
 
 def _run(path: Path, source: Source) -> Run:
-    return Run(
-        path,
-        source.name,
-        make_table(source.rows, RUN_COLUMNS),
-        make_table(source.validations, VALIDATION_COLUMNS),
-        source.planned,
-        tuple(source.notes),
-        source.error,
-        path.stat().st_mtime if path.is_file() else 0.0,
-    )
+    frame = make_table(source.rows, COLUMNS)
+    validation = make_table(source.validations, VALIDATION_COLUMNS)
+    notes = tuple(source.notes)
+    return Run(path, source.name, frame, validation, source.planned, notes, source.error)
 
 
 def _read_file(path: Path) -> Run | None:
     if path.name == _STATE_FILE:
         return _run(path, read_trainer_state(path))
     if path.name == METRICS_FILE or _holds_records(path):
-        return _of_records(path, path)
+        return _of_records(path)
     if is_event_file(path):
         return _run(path, read_event_files([path]))
     text = path.read_text(encoding="utf-8", errors="replace")
     lines = text[: text.rfind("\n") + 1].split("\n")  # the last one may still be being written
-    marked = [number for number, line in enumerate(lines) if MARK in line]
-    if marked:
-        run = run_of_log(read_log(lines), path)
-        return replace(run, error=last_error(lines[marked[-1] :]))
+    if marked := [number for number, line in enumerate(lines) if MARK in line]:
+        run = run_of_log(read_log(lines))
+        return replace(run, path=path, error=last_error(lines[marked[-1] :]))
     source = read_console(lines)
     return None if source is None else _run(path, source)
 
@@ -179,26 +164,30 @@ def _read_file(path: Path) -> Run | None:
 def _read_folder(folder: Path) -> Run:
     """The one run in a folder: the laptop's records, event files, TRL's state, or a log."""
     if (folder / METRICS_FILE).exists():
-        return _of_records(folder, folder / METRICS_FILE)
+        return _of_records(folder / METRICS_FILE)
     logs = {path: run for path in sorted(folder.glob("*.log")) if (run := _read_file(path))}
     events = sorted(folder.rglob("events.out.tfevents.*"))
     # One in each checkpoint; the newest has the whole log.
     states = sorted(folder.rglob(_STATE_FILE), key=lambda path: path.stat().st_mtime)
-    for files in (events, states):
-        if len(roots := sorted({_root(file, folder) for file in files})) > 1:
-            raise _several(folder, roots)
+    records = list(folder.rglob(METRICS_FILE))
+    files = events or states or logs or records
+    roots = sorted({_root(file, folder) for file in files})
+    if len(roots) > 1 or (roots and not (events or states or logs)):
+        names = ", ".join(str(root.relative_to(folder)) for root in roots)
+        raise WorkshopError(
+            f"{folder} holds {len(roots)} run{'s' * (len(roots) > 1)} below it: {names}; name one,"
+            f" for example {roots[-1]}"
+        )
     if events:
         run = _with_rollouts(_run(folder, read_event_files(events)), folder)
-        others = [*logs.values(), *(_read_file(state) for state in states[-1:])]
-        if len(others) == 1 and others[0]:
-            run = replace(run, planned=others[0].planned, error=others[0].error)
+        for other in (*logs.values(), *map(_read_file, states[-1:])):
+            if other is not None:
+                run = replace(run, planned=other.planned, error=other.error)
         return _with_judged(run, folder)
     if states:
         return _run(folder, read_trainer_state(states[-1]))
-    if len(logs) == 1:
+    if logs:
         return next(iter(logs.values()))
-    if below := [*logs, *sorted({path.parent for path in folder.rglob(METRICS_FILE)})]:
-        raise _several(folder, below)
     raise WorkshopError(
         f"{folder} holds no run: no {METRICS_FILE}, no event file (events.out.tfevents.*), no"
         f" {_STATE_FILE}, and no *.log of TRL or NeMo RL"
@@ -206,34 +195,22 @@ def _read_folder(folder: Path) -> Run:
 
 
 def _root(file: Path, folder: Path) -> Path:
-    """The folder of the run that a file belongs to.
-
-    NeMo RL makes a folder `exp_001` in its log folder, and `exp_002` when it is started again; TRL
-    writes its state into `checkpoint-<N>`.
-    """
+    """The folder of the run that a file belongs to, or a log itself."""
+    if file.suffix == ".log":
+        return file
     place = file.parent
-    while place != folder and re.fullmatch(r"tensorboard|exp_\d+|checkpoint-\d+", place.name):
+    while place != folder and _PARTS.fullmatch(place.name):
         place = place.parent
     return place
 
 
-def _several(folder: Path, runs: list[Path]) -> WorkshopError:
-    names = [str(run.relative_to(folder)) for run in runs]
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    several = "a run" if len(names) == 1 else f"{len(names)} runs"
-    return WorkshopError(
-        f"{folder} holds {several} below it: {', '.join(names[:3])}{more}; name one, for example"
-        f" {runs[-1]}"
-    )
-
-
-def _of_records(path: Path, file: Path) -> Run:
+def _of_records(file: Path) -> Run:
     try:  # the steps that the laptop's trainer noted when it began
         about = json.loads((file.parent / "run.json").read_text(encoding="utf-8"))
         planned = int(about["steps"])
     except (OSError, ValueError, KeyError, TypeError):
         planned = None
-    run = _run(path, Source("TRL records", read_rows(file), [], planned))
+    run = _run(file, Source("TRL records", *collect(read_rows(file)), planned))
     return _with_echoes(run, read_completions(file.parent))
 
 
@@ -242,7 +219,7 @@ def _holds_records(path: Path) -> bool:
     try:
         with path.open(encoding="utf-8") as file:
             first = dict(json.loads(file.readline(1_000_000)))
-            return "reward" in first and step_of(first) >= 0
+            return "reward" in first and bool(collect([first])[0])
     except (ValueError, TypeError, KeyError):
         return False
 
@@ -254,17 +231,13 @@ def _with_echoes(run: Run, answers: pd.DataFrame) -> Run:
 
 
 def _with_rollouts(run: Run, folder: Path) -> Run:
-    """The exact spread of the groups, of the steps whose completions are there."""
-    rows = run.frame.set_index("step", drop=False)
+    """The share of echoes, of the steps whose completions are there."""
+    shares = {}
     for path in sorted(folder.rglob("train_data_step*.jsonl")):  # exp_002 after exp_001
         step = path.stem.removeprefix("train_data_step")
-        if step.isdigit() and int(step) in rows.index:
-            rollouts = read_rollouts(path)
-            for name, value in (
-                group_spread(rollouts) | {"echo_share": echo_share(rollouts)}
-            ).items():
-                rows.at[int(step), name] = value
-    return replace(run, frame=rows.reset_index(drop=True))
+        shares[int(step)] = echo_share(read_rollouts(path))
+    echoes = run.frame["step"].map(shares).astype(float)
+    return replace(run, frame=run.frame.assign(echo_share=echoes))
 
 
 def _with_judged(run: Run, folder: Path) -> Run:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ class Source:
 
     name: str
     rows: Rows
-    validations: Rows
+    validations: Rows = field(default_factory=list)
     planned: int | None = None
     notes: list[str] = field(default_factory=list)
     error: str = ""
@@ -40,40 +40,36 @@ class Source:
 
 def is_event_file(path: Path) -> bool:
     """Whether a file begins as TensorBoard's do."""
-    return any(event.file_version for event in _events(path, most=1))
+    return any(event.file_version for event in islice(_events(path), 1))
 
 
-def _events(path: Path, most: int | None = None) -> Iterable[Any]:
+def _events(path: Path) -> Iterator[Any]:
     from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
     # The loader stops at a record that is not whole yet, and at one that is damaged.
-    for number, event in enumerate(EventFileLoader(str(path)).Load(), start=1):
-        yield event
-        if number == most:
-            return
+    yield from EventFileLoader(str(path)).Load()
 
 
 def read_event_files(paths: Sequence[Path]) -> Source:
     """One run of NeMo RL or TRL, of all the event files that its starts wrote."""
     from tensorboard.util import tensor_util
 
-    samples = []
+    samples: list[dict[str, Any]] = []
     for path in paths:
         if path.stat().st_size >= _FIRST_RECORD and not is_event_file(path):
             raise WorkshopError(f"{path} is no TensorBoard event file, or damaged at its beginning")
         for event in _events(path):
             for value in event.summary.value:
-                tensor = value.tensor
+                tensor, tag = value.tensor, value.tag
                 if tensor.dtype and not tensor.tensor_shape.dim and not tensor.string_val:
                     number = float(tensor_util.make_ndarray(tensor))
-                    sample = {"step": event.step, value.tag: number, "time": event.wall_time}
-                    if value.tag.startswith(("train/", "timing/train/", "validation/", "eval/")):
-                        samples.append(sample)
-    samples.sort(key=lambda sample: float(sample["time"]))
+                    samples.append({"step": event.step, tag: number, "at": event.wall_time})
+    samples.sort(key=lambda sample: float(sample["at"]))
     nemo = any("timing/train/total_step_time" in sample for sample in samples)
     for sample in samples:
-        if any(name.startswith(("validation/", "eval/")) for name in sample):
-            del sample["time"]  # of a validation, not of a step
+        at = sample.pop("at")
+        if any(name.startswith(("train/", "timing/train/")) for name in sample):
+            sample["time"] = at  # a validation's is not its step's
     rows, validations = collect(samples)
     rows = [row for row in rows if nemo or "reward" in row]
     notes = []
@@ -88,8 +84,7 @@ def read_event_files(paths: Sequence[Path]) -> Source:
         row.setdefault("step_s", (row["time"] - before["time"]) / (row["step"] - before["step"]))
     for row in rows:
         row["elapsed_s"] = row["time"] - rows[0]["time"] + rows[0].get("step_s", 0.0)
-    name = "NeMo RL event files" if nemo else "TRL event files"
-    return Source(name, rows, validations, notes=notes)
+    return Source(f"{'NeMo RL' if nemo else 'TRL'} event files", rows, validations, notes=notes)
 
 
 def read_trainer_state(path: Path) -> Source:
@@ -98,7 +93,7 @@ def read_trainer_state(path: Path) -> Source:
         state = json.loads(path.read_text(encoding="utf-8"))
         rows, validations = collect(state["log_history"])
         planned = int(state.get("max_steps") or 0) or None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise WorkshopError(f"{path} is no trainer_state.json of TRL: {error}") from error
     rows = [row for row in rows if "reward" in row]  # the last entry of a run has totals only
     if state["log_history"] and not rows:
@@ -112,29 +107,22 @@ _COLOUR = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _PAIR = re.compile(rf"'([\w/. -]+)': '?({_NUMBER})'?(?=[,}}])", re.IGNORECASE)
 _BAR = re.compile(r"\b(\d+)/(\d+)(?: \[|'[,}])")  # a progress bar's, or a value's
 _HEADER = re.compile(r"={10,} (Step|Epoch) (\d+)/(\d+) ={10,}")
-_ROLLOUTS = re.compile(r"Logged data to \S*?train_data_step(\d+)\.jsonl")
-_VALUE = re.compile(rf"• ([A-Za-z][\w /-]*): ({_NUMBER})\s*(s|tokens)?\b", re.IGNORECASE)
+_VALUE = re.compile(rf"• ([A-Za-z][\w /-]*): ({_NUMBER})\s*(?:s|tokens)?\b", re.IGNORECASE)
 
 
 def read_console(lines: Iterable[str]) -> Source | None:
-    """A run of NeMo RL or TRL in what it printed, between all else that a log may hold.
+    """A run of NeMo RL or TRL in what it printed; None where there is none of either.
 
     Colours, progress bars that overwrite themselves and lines of Ray's workers may stand
     between; the log may hold several starts and end anywhere.
-
-    Args:
-        lines: The log's lines, whole ones.
-
-    Returns:
-        None where no run of either is in it.
     """
     plain = [part for line in lines for part in _COLOUR.sub("", line).split("\r")]
     found = _nemo_console(plain) or _trl_console(plain)
-    if found is not None:
-        source, progress = found
-        source.error = last_error(plain[progress:])
-        return source
-    return None
+    if found is None:
+        return None
+    source, progress = found
+    source.error = last_error(plain[progress:])
+    return source
 
 
 def _trl_console(lines: Sequence[str]) -> tuple[Source, int] | None:
@@ -147,8 +135,7 @@ def _trl_console(lines: Sequence[str]) -> tuple[Source, int] | None:
         values = dict(_PAIR.findall(line)) if "{'" in line else {}
         if "reward" in values:
             counted |= bar[0] <= step
-            step = max(bar[0], step + 1)
-            progress = number
+            step, progress = max(bar[0], step + 1), number
         if "reward" in values or "eval_reward" in values:
             samples.append(values | {"step": step})
     if not samples:
@@ -161,40 +148,22 @@ def _trl_console(lines: Sequence[str]) -> tuple[Source, int] | None:
 def _nemo_console(lines: Sequence[str]) -> tuple[Source, int] | None:
     """A header a step, then its results, its time, and the time of its stages."""
     samples: list[dict[str, Any]] = []
-    step, offset, batches, progress, starts = 0, 0, 0, 0, 0
+    step, offset, progress, starts, validating = 0, 0, 0, 0, False
     planned: int | None = None
-    validating, timed = False, False
     for number, line in enumerate(lines):
         if match := _HEADER.search(line):
             at, of = int(match[2]), int(match[3])
             if match[1] == "Epoch":  # steps are counted within one
                 offset = step if at > 1 else 0
-                continue
-            planned, validating = offset + of, False
-            # Dynamic sampling prints the header again for each batch of one step.
-            batches = batches if offset + at == step and not timed else 0
-            step, timed = offset + at, False
+            else:
+                step, planned, validating = offset + at, offset + of, False
         elif "Loaded configuration from" in line:
             starts, offset, step = starts + 1, 0, 0
         elif "Validation Results" in line or "Training Results" in line:
             validating = "Validation" in line
-            if timed and not validating:  # the header of this step is lost
-                step, timed = step + 1, False
-        elif match := _ROLLOUTS.search(line):
-            # The one place where the console names the step of the whole run.
-            offset += int(match[1]) - step - timed
-            step, timed = int(match[1]), False
-        elif "prompts with non-zero std" in line:
-            batches += 1
         elif (match := _VALUE.search(line)) and (step or validating):
-            name, value = match[1], float(match[2])
-            if validating:
-                samples.append({"step": step, f"validation/{name}": value})
-            elif name[0].isupper() or match[3] == "s":
-                samples.append({"step": step, name: value})
-                timed |= name == "Total step time"
-                if batches and timed:
-                    samples.append({"step": step, "batches": batches})
+            name = f"validation/{match[1]}" if validating else match[1]
+            samples.append({"step": step, name: float(match[2])})
             progress = number
     if planned is None and not starts:
         return None
@@ -217,8 +186,7 @@ _LAST_LINES = 30  # in which an error without a traceback counts
 def last_error(lines: Sequence[str]) -> str:
     """The error that ended a log: of its last traceback, or the last among its last lines.
 
-    Args:
-        lines: What was printed after the last progress: an error before it ended nothing.
+    The lines are those after the last progress: an error before it ended nothing.
     """
     tracebacks = [at for at, line in enumerate(lines) if "Traceback (most recent call" in line]
     rest = lines[tracebacks[-1] :] if tracebacks else lines[-_LAST_LINES:]

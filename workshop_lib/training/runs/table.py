@@ -9,17 +9,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = [
-    "COLUMNS",
-    "RUN_COLUMNS",
-    "TRL_NAMES",
-    "VALIDATION_COLUMNS",
-    "collect",
-    "make_table",
-    "step_of",
-]
+__all__ = ["COLUMNS", "TRL_NAMES", "VALIDATION_COLUMNS", "collect", "make_table", "steps_table"]
 
-# What a record of the laptop's trainer holds, in the order in which a table shows it.
+# In the order in which a table shows them. What a source does not say is NaN (None for lists);
+# nothing is filled in. What it says is no number is NaN too: `not_finite` tells the two apart.
 COLUMNS = {
     "step": "step, from 1",
     "reward": "mean reward of the step's completions",
@@ -37,18 +30,11 @@ COLUMNS = {
     "step_s": "seconds of the whole step",
     "generation_s": "seconds of sampling",
     "reward_s": "seconds of scoring",
-    "elapsed_s": "seconds since the first step began",
-    "time": "when the step ended, seconds since 1970",
-}
-
-# What a source does not say is NaN (None for lists); nothing is filled in. What the source
-# says is no number is NaN too: `not_finite` tells the two apart.
-RUN_COLUMNS = COLUMNS | {
-    "filtered_reward": "mean reward of the completions that dynamic sampling kept",
-    "batches": "batches that were sampled; more than one only under dynamic sampling",
     "prepare_s": "seconds of waking and loading the sampling engine and the trainer",
     "logprob_s": "seconds of log-probabilities, policy and reference",
     "update_s": "seconds of the update",
+    "elapsed_s": "seconds since the first step began",
+    "time": "when the step ended, seconds since 1970",
     "right_share": "share of answers that are right by another judge than the reward",
     "echo_share": "share of rewarded answers that only repeat their prompt",
     "not_finite": "names of the columns that the source says are NaN or infinite",
@@ -72,7 +58,6 @@ TRL_NAMES = {
 # Of NeMo RL v0.7.0: its event files, then its console. `gen_kl_error` compares two engines, not
 # two models, and is no KL.
 _NEMO_NAMES = {
-    "dynamic_sampling_num_gen_batches": "batches",
     "kl_penalty": "kl",
     "approx_entropy": "entropy",
     "mean_gen_tokens_per_sample": "mean_length",
@@ -81,7 +66,6 @@ _NEMO_NAMES = {
     "Loss": "loss",
     "Avg Reward": "reward",
     "Avg Total Reward": "reward",
-    "Avg Filtered Reward": "filtered_reward",
     "Mean Generation Length": "mean_length",
     "Total step time": "step_s",
     "total_step_time": "step_s",
@@ -105,7 +89,7 @@ _VALIDATION_NAMES = {
     "eval_reward": "accuracy",
     "eval_completions/mean_length": "mean_length",
 }
-_NAMES = dict(zip(RUN_COLUMNS, RUN_COLUMNS, strict=True)) | TRL_NAMES | _NEMO_NAMES
+_NAMES = dict(zip(COLUMNS, COLUMNS, strict=True)) | TRL_NAMES | _NEMO_NAMES
 _NOT_NUMBERS = ("group_means", "not_finite")
 _STEP_NAMES = ("step", "global_step", "global_step/max_steps")  # the last two of TRL's relatives
 
@@ -115,26 +99,23 @@ Rows = list[dict[str, Any]]
 def collect(samples: Iterable[Mapping[str, Any]]) -> tuple[Rows, Rows]:
     """The rows of the steps and of the validations, of what a source said, in its order.
 
-    Args:
-        samples: Values by the source's names, each with a `step`. Several may be of one step. A
-            step that comes again, or one before it, was done again: the later counts.
-
-    Raises:
-        ValueError: A value is no number.
-        TypeError: The same.
+    A sample has values by the source's names, and a `step`; several may be of one step. A step that
+    comes again, or one before it, was done again: the later counts. A value that is no number is a
+    ValueError or TypeError, a sample without a step a KeyError.
     """
     steps: Rows = []
     validations: Rows = []
     for sample in samples:
-        step = step_of(sample)
+        named = next((name for name in _STEP_NAMES if name in sample), "step")
+        step = int(str(sample[named]).partition("/")[0])  # 5 of "5/100"
         for name, value in sample.items():
             if value is None or name in _STEP_NAMES:
                 continue
             bare = name.removeprefix("train/").removeprefix("timing/train/")
             if name in _VALIDATION_NAMES:
                 _row(validations, step)[_VALIDATION_NAMES[name]] = float(value)
-            elif bare in _NAMES and _NAMES[bare] in _NOT_NUMBERS:
-                _row(steps, step)[_NAMES[bare]] = value
+            elif bare in _NOT_NUMBERS:
+                _row(steps, step)[bare] = value
             elif bare in _NAMES or bare in _STAGES or bare.startswith("baseline_reward/pct_"):
                 _row(steps, step)[_NAMES.get(bare, bare)] = float(value)
     # A trainer says a step's time last, if it says it: without, the step is not done.
@@ -142,16 +123,6 @@ def collect(samples: Iterable[Mapping[str, Any]]) -> tuple[Rows, Rows]:
     rows = [_finished(row) for row in steps if "step_s" in row or not timed]
     last = rows[-1]["step"] if rows else math.inf
     return rows, [row for row in validations if row["step"] <= last]
-
-
-def step_of(sample: Mapping[str, Any]) -> int:
-    """The step that a sample is of; 5 of `5/100`.
-
-    Raises:
-        KeyError: It names none.
-    """
-    name = next((name for name in _STEP_NAMES if name in sample), "step")
-    return int(str(sample[name]).partition("/")[0])
 
 
 def _row(rows: Rows, step: int) -> dict[str, Any]:
@@ -181,8 +152,10 @@ def make_table(rows: Iterable[Mapping[str, Any]], columns: Mapping[str, str]) ->
 
     frame = pd.DataFrame([{n: row.get(n) for n in columns} for row in rows], columns=list(columns))
     # Said, not inferred: a column of nothing but null, or of no row, would have no type.
-    numbers = [name for name in columns if name not in ("step", *_NOT_NUMBERS)]
-    frame = frame.astype(dict.fromkeys(numbers, float) | {"step": int})
-    for name in set(_NOT_NUMBERS) & set(columns):
-        frame[name] = frame[name].astype(object)
-    return frame
+    types = {name: object if name in _NOT_NUMBERS else float for name in columns}
+    return frame.astype(types | {"step": int})
+
+
+def steps_table(records: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+    """The table of records of steps, under our names or the sources'."""
+    return make_table(collect(records)[0], COLUMNS)

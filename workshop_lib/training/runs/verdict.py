@@ -1,9 +1,8 @@
 """What to think of a run, and why.
 
-Each rule is a pure function of the table of steps. It returns a `Finding` with its
-evidence, or None where it does not hold or the table lacks what it needs: a rule never
-guesses a column that the source did not write. Rules look at windows of steps, because
-one step's reward is an average of few completions.
+Each rule is a pure function of the table of steps. It returns a `Finding` with its evidence, or
+None where it does not hold or the table lacks what it needs. Rules look at windows of steps,
+because one step's reward is an average of few completions.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from workshop_lib.progress import format_duration
 from workshop_lib.training.runs.run import Run
+from workshop_lib.training.runs.table import COLUMNS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -61,9 +61,13 @@ ECHO = 0.5
 # with an unchanged length, hacked 2.2 and 0.22.
 KL_GROWTH, LENGTH_CHANGE = 1.5, 0.15
 
-# No step for so many times the median step: it hangs, or was stopped without a word. Where that is
-# not sure, one that is silent for days has ended.
-HANG_FACTOR, LONGEST_S = 10, 86400.0
+HANG_FACTOR = 10  # no step for so many times the median step: it hangs, or was stopped
+
+_CLOSE = "read what is rewarded, close the hole in the reward, train again from before it"
+_LONGER = (
+    "read the answers: where they stop half-way, allow more new tokens"
+    " (policy.generation.max_new_tokens, TRL's max_completion_length), or ask for less"
+)
 
 
 @dataclass(frozen=True)
@@ -108,7 +112,7 @@ class Verdict:
         return {"kind": self.kind, "findings": [vars(finding) for finding in self.findings]}
 
 
-def judge(run: Run | pd.DataFrame, validation: pd.DataFrame | None = None) -> Verdict:
+def judge(run: Run | pd.DataFrame) -> Verdict:
     """A verdict on the steps so far, also of a run that goes on.
 
     First what ended the run or its numbers; then a reward that is not earned; then what
@@ -116,7 +120,6 @@ def judge(run: Run | pd.DataFrame, validation: pd.DataFrame | None = None) -> Ve
 
     Args:
         run: A run, or its table of steps alone.
-        validation: `Run.validation`, where a table alone is given.
 
     Example:
         >>> from workshop_lib.data import data_path
@@ -126,19 +129,12 @@ def judge(run: Run | pd.DataFrame, validation: pd.DataFrame | None = None) -> Ve
         >>> judge(read_run(data_path("recorded/nemo-rl/reward-hacking"))).kind
         'hacking'
     """
-    found: list[Finding | None] = []
-    hung, sure = None, True
-    frame = run.frame if isinstance(run, Run) else run
-    if isinstance(run, Run):
-        validation = run.validation
-        hung, sure = _hung(run)
-        found += [_crashed(run), hung if sure else None]
+    frame = (run.frame if isinstance(run, Run) else run).reindex(columns=list(COLUMNS))
     steps = frame.dropna(subset=["reward"])
-    found += [_not_finite(frame), _judged(steps), _echoes(steps), _validated(steps, validation)]
-    found += [_signs(steps), _unstable(steps), _no_signal(steps), _trend(steps)]
-    found += [hung] if not sure else []
-    findings = tuple(finding for finding in found if finding is not None)
-    findings = findings or (_too_early(len(frame), len(steps)),)
+    found = [_crashed(run), _hung(run)] if isinstance(run, Run) else []
+    found += [_not_finite(frame), _judged(steps), _echoes(steps), _signs(steps), _unstable(steps)]
+    found += [_no_signal(steps), _trend(steps)]
+    findings = tuple(filter(None, found)) or (_too_early(len(frame), len(steps)),)
     return Verdict(findings[0].kind, findings)
 
 
@@ -165,29 +161,21 @@ def _crashed(run: Run) -> Finding | None:
     )
 
 
-def _hung(run: Run) -> tuple[Finding | None, bool]:
-    """No step for far longer than a step takes, of a run that has steps left.
-
-    It is sure where the run says when its steps ended and how many it will have; else the run
-    may have ended, or its log be a copy.
-    """
-    step_s, known = run.frame["step_s"].median(), run.frame["time"].notna().any()
-    last = run.frame["time"].max() if known else run.written
-    idle_s, sure = time.time() - last, bool(known and run.planned)
-    if run.error or _has_all_steps(run) or not last or not idle_s > HANG_FACTOR * step_s:
-        return None, sure
-    if idle_s > LONGEST_S and not sure:
-        return None, sure
-    of = f" of {run.planned}" if run.planned else ""
+def _hung(run: Run) -> Finding | None:
+    """No step for far longer than a step takes, of a run that says when its steps ended."""
+    frame = run.frame
+    step_s, idle_s = frame["step_s"].median(), time.time() - frame["time"].max()
+    if run.error or not run.planned or _has_all_steps(run) or not idle_s > HANG_FACTOR * step_s:
+        return None
     reason = (
         f"no step for {format_duration(idle_s)}, {idle_s / step_s:.0f} times the median step of"
-        f" {format_duration(step_s)}; the last was step {run.frame['step'].iloc[-1]}{of}"
+        f" {format_duration(step_s)}; the last was step {frame['step'].iloc[-1]} of {run.planned}"
     )
     advice = (
         "unless it was stopped, see whether its processes live, and which rank's log ended first:"
         " what NCCL, Ray or the sampling engine last said stands there"
     )
-    return Finding("hung", reason, advice), sure
+    return Finding("hung", reason, advice)
 
 
 def _has_all_steps(run: Run) -> bool:
@@ -200,10 +188,9 @@ def _not_finite(frame: pd.DataFrame) -> Finding | None:
     A KL that never was a number, beside a loss that is one, is no part of the loss: its
     penalty is 0.
     """
-    if frame.empty or "not_finite" not in frame:
-        return None
-    said = frame["not_finite"].str.split()
-    broken = [name for name in ("grad_norm", "loss", "reward", "kl") if name in said.iloc[-1]]
+    said = frame["not_finite"].fillna("").str.split()
+    last = said.iloc[-1] if len(said) else []
+    broken = [name for name in ("grad_norm", "loss", "reward", "kl") if name in last]
     if not broken or (broken == ["kl"] and "kl" in said.iloc[0]):
         return None
     since = frame.loc[said.map(lambda names: not set(broken).isdisjoint(names)), "step"].iloc[0]
@@ -218,12 +205,10 @@ def _not_finite(frame: pd.DataFrame) -> Finding | None:
 
 # -- is the reward earned
 
-_CLOSE = "read what is rewarded, close the hole in the reward, train again from before it"
-
 
 def _judged(steps: pd.DataFrame) -> Finding | None:
     """The reward rises away from the share of completions that another judge finds right."""
-    known = steps.dropna(subset=["right_share"]) if "right_share" in steps else steps[:0]
+    known = steps.dropna(subset=["right_share"])
     if len(known) < 3:
         return None
     first, last = known[["reward", "right_share"]].head(3).mean(), known.tail(3)
@@ -243,7 +228,7 @@ def _judged(steps: pd.DataFrame) -> Finding | None:
 
 def _echoes(steps: pd.DataFrame) -> Finding | None:
     """Most of the rewarded completions only repeat their prompt: direct evidence."""
-    last = steps.tail(3).dropna(subset=["echo_share"]) if "echo_share" in steps else steps[:0]
+    last = steps.tail(3).dropna(subset=["echo_share"])
     # Of a reward that is hardly ever given there are too few completions to tell.
     if last.empty or last["reward"].mean() < 0.2 or last["echo_share"].mean() < ECHO:
         return None
@@ -254,28 +239,6 @@ def _echoes(steps: pd.DataFrame) -> Finding | None:
     return Finding("hacking", reason, _CLOSE)
 
 
-def _validated(steps: pd.DataFrame, validation: pd.DataFrame | None) -> Finding | None:
-    """The reward rises, and the accuracy on problems that are not trained on stays behind.
-
-    It cannot see a hole that the validation's verifier has too, as in the recorded run.
-    """
-    known = steps[:0] if validation is None else validation.dropna(subset=["accuracy"])
-    if len(known) < 2 or len(steps) < FEWEST_STEPS or not _is_share(steps):
-        return None
-    at_first, at_last = known["step"].iloc[0], known["step"].iloc[-1]
-    first = steps.loc[steps["step"] > at_first, "reward"].head(3).mean()
-    last = steps.loc[steps["step"] <= at_last, "reward"].tail(3).mean()
-    low, high = known["accuracy"].iloc[0], known["accuracy"].iloc[-1]
-    if not ((last - first) - (high - low) >= GAP and last > high):
-        return None
-    return Finding(
-        "hacking",
-        f"suspected: the reward went from {first:.2f} to {last:.2f}, the accuracy in validation"
-        f" from {low:.2f} to {high:.2f} (steps {at_first} to {at_last})",
-        "read what is rewarded in training: is it a hole, or the training problems by heart?",
-    )
-
-
 def _signs(steps: pd.DataFrame) -> Finding | None:
     """On top the reward rises again, the length changes, and the KL leaves the healthy range.
 
@@ -283,8 +246,8 @@ def _signs(steps: pd.DataFrame) -> Finding | None:
     nobody has the answers; a length alone is none: honest answers become shorter too.
     """
     top = steps[steps["reward"].rolling(3).mean().ge(HIGH).cummax()]
-    judged = "right_share" in steps and steps["right_share"].tail(3).notna().all()
     before, after = top.iloc[:-3].head(10), top.tail(3)
+    judged = steps["right_share"].tail(3).notna().all()
     if len(before) < FEWEST_STEPS or not _is_share(steps) or judged:
         return None
     change, length = _change(before, after, "mean_length"), before["mean_length"].mean()
@@ -360,29 +323,25 @@ def _no_signal(steps: pd.DataFrame) -> Finding | None:
             f"the reward was {first:.2f} from the first steps on: nothing was left to learn",
             "harder problems; a reward that is this easily given is worth reading answers for",
         )
-    silent, advice = last["zero_std_share"], "check the reward on a right answer; easier problems,"
-    advice += " more answers a prompt"
-    why = []
-    if silent.mean() >= SILENT:
-        why.append(f"{silent.mean():.0%} of the completions are in groups without spread")
-    if silent.isna().all() and last["reward"].nunique() == 1:
-        why.append("the reward is the same at every step")
-    if (last["grad_norm"] == 0).all():
-        why.append("the gradient is exactly 0")
-    if (last["learning_rate"] == 0).all():
-        why.append("the learning rate is 0")
-        advice = advice if len(why) > 1 else "look at the schedule: it has ended, or never begins"
-    if why and (cut := _cut(steps)):
-        why.insert(0, cut)
-        advice = _LONGER
-    reason = f"{', '.join(why)} (last {len(last)} steps, reward {last['reward'].mean():.2f})"
-    return Finding("no signal", reason, advice) if why else None
-
-
-_LONGER = (
-    "read the answers: where they stop half-way, allow more new tokens"
-    " (policy.generation.max_new_tokens, TRL's max_completion_length), or ask for less"
-)
+    silent = last["zero_std_share"]
+    why = {
+        f"{silent.mean():.0%} of the completions are in groups without spread": silent.mean()
+        >= SILENT,
+        "the reward is the same at every step": silent.isna().all()
+        and last["reward"].nunique() == 1,
+        "the gradient is exactly 0": (last["grad_norm"] == 0).all(),
+        "the learning rate is 0": (last["learning_rate"] == 0).all(),
+    }
+    reasons = [reason for reason, holds in why.items() if holds]
+    if not reasons:
+        return None
+    advice = "check the reward on a right answer; easier problems, more answers a prompt"
+    if reasons == ["the learning rate is 0"]:
+        advice = "look at the schedule: it has ended, or never begins"
+    if cut := _cut(steps):
+        reasons, advice = [cut, *reasons], _LONGER
+    reason = f"{', '.join(reasons)} (last {len(last)} steps, reward {last['reward'].mean():.2f})"
+    return Finding("no signal", reason, advice)
 
 
 def _cut(steps: pd.DataFrame) -> str:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import random
 import signal
-import string
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -16,7 +14,6 @@ from workshop_lib.errors import WorkshopError
 from workshop_lib.training.recipe import read_recipe
 from workshop_lib.training.rewards import (
     REWARDS,
-    TECHPULSE_WEIGHTS,
     first_integer_reward,
     for_trl,
     format_reward,
@@ -122,11 +119,6 @@ def test_a_question_repeated_is_no_answer(verifier: Verifier, echo: str) -> None
     assert hacked == 1.0
 
 
-def test_the_stock_reward_is_the_hackable_one() -> None:
-    assert stock_math_reward("7 + 14 =", "21") == 1.0
-    assert stock_math_reward("7 + 14 = 22", "21") == 0.0
-
-
 @pytest.mark.parametrize(
     "garbage",
     [
@@ -146,15 +138,6 @@ def test_garbage_and_huge_input(verifier: Verifier, garbage: str) -> None:
     assert math_verify_reward(garbage, "21", verifier=verifier) in (0.0, 1.0)
     assert time.monotonic() - started < 10  # twice the limit for an answer
     assert math_verify_reward("21", "21", verifier=verifier) == 1.0
-
-
-def test_random_text(verifier: Verifier) -> None:
-    draw = random.Random(7)
-    letters = string.printable + "\\{}$^_" * 8
-    for _ in range(60):
-        text = "".join(draw.choices(letters, k=draw.randrange(60)))
-        assert math_verify_reward(text, "21", verifier=verifier) in (0.0, 1.0)
-        assert first_integer_reward(text, "21") in (0.0, 1.0)
 
 
 def test_a_tower_of_powers_is_stopped_in_time(verifier: Verifier) -> None:
@@ -192,21 +175,6 @@ def test_a_right_answer_that_is_read_slowly_is_no_unreadable_one(
     said = module._compare("It is 17.", "17", accept_unevaluated=False)
     assert said == {"right": True}
     module._answer.cache_clear()
-
-
-def test_a_verifier_that_died_is_started_anew(verifier: Verifier) -> None:
-    math_verify_reward("21", "21", verifier=verifier)
-    assert verifier._process is not None
-    verifier._process.kill()
-    verifier._process.wait()
-    assert math_verify_reward("21", "21", verifier=verifier) == 1.0
-
-
-def test_the_process_ends_with_the_verifier() -> None:
-    with Verifier() as process:
-        assert process.check("21", "21", time_limit_s=60)
-        child = process._process
-    assert child is not None and child.poll() is not None
 
 
 def test_for_trl() -> None:
@@ -319,10 +287,6 @@ def test_techpulse(completion: str, parts: tuple[float, ...]) -> None:
     assert techpulse_reward(completion, "640") == pytest.approx(weighted)
 
 
-def test_techpulses_weights_are_a_whole() -> None:
-    assert sum(TECHPULSE_WEIGHTS.values()) == pytest.approx(1)
-
-
 @pytest.mark.parametrize(
     ("calculation", "true"),
     [
@@ -343,23 +307,6 @@ def test_techpulses_weights_are_a_whole() -> None:
 )
 def test_a_calculation_is_checked(calculation: str, true: float) -> None:
     assert techpulse_parts(f"{calculation}\nAnswer: 1", "1")["reasoning"] == true
-
-
-@pytest.mark.parametrize(
-    "garbage",
-    ["1+" * 500_000, "1 " * 500_000 + "=", "Answer:" * 100_000, "9" * 100_000, "=" * 4000, "\x00"],
-)
-@pytest.mark.timeout(600)  # where every start were tried with every end, it would take hours
-def test_techpulse_of_garbage(garbage: str) -> None:
-    assert 0 <= techpulse_reward(garbage, "640") <= 0.5
-
-
-def test_recipes_can_name_the_new_rewards() -> None:
-    for name, reward in (("format", format_reward), ("techpulse", techpulse_reward)):
-        named = {"data.default.env_name": name, f"env.{name}": {"num_workers": 1}}
-        assert reward_for(read_recipe(ARITHMETIC, named)) == (name, reward)
-    batch = for_trl(techpulse_reward, "techpulse")
-    assert batch(completions=[GOOD, "no"], answer=["640", "640"]) == [1.0, 0.15]
 
 
 def test_every_answer_has_its_own_time() -> None:

@@ -1,13 +1,8 @@
 """Real runs of NeMo RL and TRL, read from whatever they left, and what is thought of them."""
 
-from __future__ import annotations
-
 import json
-import os
 import shutil
 import time
-from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
@@ -16,9 +11,7 @@ from workshop_lib.data import data_dir, data_path
 from workshop_lib.errors import WorkshopError
 from workshop_lib.training import math_verify_reward
 from workshop_lib.training.runs import (
-    RUN_COLUMNS,
-    Run,
-    Verdict,
+    COLUMNS,
     echo_share,
     judge,
     marked_line,
@@ -40,15 +33,15 @@ NOTHING = float("nan")
 
 
 @pytest.fixture(scope="module")
-def runs() -> dict[str, Run]:
+def runs():
     return {name: read_run(NEMO / name) for name in STEPS}
 
 
-def console_lines(name: str) -> list[str]:
+def console_lines(name):
     return (NEMO / name / "console.log").read_text().split("\n")
 
 
-def write(path: Path, *lines: Any) -> Path:
+def write(path, *lines):
     texts = [line if isinstance(line, str) else json.dumps(line) for line in lines]
     path.write_text("".join(f"{text}\n" for text in texts))
     return path
@@ -58,7 +51,7 @@ def write(path: Path, *lines: Any) -> Path:
 
 
 @pytest.mark.parametrize("name", STEPS)
-def test_event_file_and_console_say_the_same(runs: dict[str, Run], name: str) -> None:
+def test_event_file_and_console_say_the_same(runs, name):
     events, console = runs[name], read_run(NEMO / name / "console.log")
     assert (events.source, console.source) == ("NeMo RL event files", "NeMo RL console")
     assert len(events.frame) == len(console.frame) == console.planned == STEPS[name]
@@ -76,7 +69,7 @@ def test_event_file_and_console_say_the_same(runs: dict[str, Run], name: str) ->
 
 
 @pytest.mark.parametrize("name", STEPS)
-def test_the_values_are_those_of_the_rollouts(runs: dict[str, Run], name: str) -> None:
+def test_the_values_are_those_of_the_rollouts(runs, name):
     """`steps.csv` was made from the rollouts, apart from the event file."""
     table, frame = pd.read_csv(NEMO / name / "steps.csv"), runs[name].frame
     for theirs, ours in {
@@ -89,17 +82,11 @@ def test_the_values_are_those_of_the_rollouts(runs: dict[str, Run], name: str) -
     }.items():
         assert frame[ours].values == pytest.approx(table[theirs].values, abs=6e-3), ours
     rollouts = read_rollouts(NEMO / name / f"train_data_step{STEPS[name]}.jsonl")
-    row = frame.iloc[-1]
-    assert rollouts.reward.mean() == pytest.approx(row.reward)
-    assert len(row.group_means) == 16 and rollouts.reward.std() == pytest.approx(row.reward_std)
-    assert list(frame.columns) == list(RUN_COLUMNS)
-    # Of the event file alone the share is at most one completion of a group too high.
-    alone = read_run(next((NEMO / name).glob("events.*"))).frame.set_index("step").zero_std_share
-    exact = frame.dropna(subset=["group_means"]).set_index("step").zero_std_share
-    assert len(exact) == 2 and (alone[exact.index] - exact).between(0, 1 / 16).all()
+    assert rollouts.reward.mean() == pytest.approx(frame.iloc[-1].reward)
+    assert list(frame.columns) == list(COLUMNS)
 
 
-def test_an_event_file_that_is_still_written(runs: dict[str, Run], tmp_path: Path) -> None:
+def test_an_event_file_that_is_still_written(runs, tmp_path):
     data = next((NEMO / "honest").glob("events.*")).read_bytes()
     live = tmp_path / "events.out.tfevents.1.here"
     lengths = []
@@ -114,7 +101,7 @@ def test_an_event_file_that_is_still_written(runs: dict[str, Run], tmp_path: Pat
         read_run(tmp_path)
 
 
-def test_a_restart_of_nemo_rl_makes_another_event_file(tmp_path: Path) -> None:
+def test_a_restart_of_nemo_rl_makes_another_event_file(tmp_path):
     """exp_001, and exp_002 for the run that goes on from step 4; no penalty, so no KL."""
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.compat.proto.summary_pb2 import Summary
@@ -137,7 +124,7 @@ def test_a_restart_of_nemo_rl_makes_another_event_file(tmp_path: Path) -> None:
     assert read_run(tmp_path / "exp_001").frame.step.tolist() == [1, 2, 3, 4, 5, 6]
 
 
-def test_a_console_that_ends_anywhere(tmp_path: Path) -> None:
+def test_a_console_that_ends_anywhere(tmp_path):
     text = (NEMO / "honest" / "console.log").read_text()
     whole = read_run(NEMO / "honest" / "console.log").frame
     seen = []
@@ -150,7 +137,7 @@ def test_a_console_that_ends_anywhere(tmp_path: Path) -> None:
     assert seen == sorted(seen) and 50 < seen[-1] < 60
 
 
-def test_a_console_of_two_starts_with_lost_lines_and_other_lines(tmp_path: Path) -> None:
+def test_a_console_of_two_starts_with_lost_lines_and_other_lines(tmp_path):
     """Up to step 30, and again from step 21 on; coloured, and between the lines of workers."""
     lines = console_lines("honest")
     at = {n: next(i for i, li in enumerate(lines) if f"= Step {n}/60 =" in li) for n in (1, 21, 31)}
@@ -161,13 +148,9 @@ def test_a_console_of_two_starts_with_lost_lines_and_other_lines(tmp_path: Path)
     whole = read_run(NEMO / "honest" / "console.log").frame
     pd.testing.assert_frame_equal(run.frame, whole[:30])
     assert "started 2 times" in run.notes[1]
-    kept = [li for li in lines if "= Step 7/60 =" not in li and "train_data_step7." not in li]
-    again = read_run(write(tmp_path / "b.log", *kept)).frame
-    assert again.step.tolist() == list(range(1, 61))
-    assert again.reward.tolist() == whole.reward.tolist()
 
 
-def test_epochs_count_on_and_batches_of_dynamic_sampling(tmp_path: Path) -> None:
+def test_epochs_count_on_and_dynamic_sampling_repeats_a_header(tmp_path):
     """As nemo_rl/algorithms/grpo.py prints them; the recorded runs had none of both."""
     lines = []
     for epoch in (1, 2):
@@ -180,11 +163,11 @@ def test_epochs_count_on_and_batches_of_dynamic_sampling(tmp_path: Path) -> None
     run = read_run(write(tmp_path / "a.log", *lines))
     assert run.frame.step.tolist() == [1, 2, 3, 4, 5, 6] and run.planned == 6
     row = run.frame.iloc[-1]
-    assert (row.reward, row.filtered_reward, row.batches, row.step_s) == (0.1484, 0.4141, 2, 4.42)
+    assert (row.reward, row.step_s) == (0.1484, 4.42)
 
 
 @pytest.mark.parametrize("name", ["trl-trainer-state", "trl-console"])
-def test_trls_own_files(name: str) -> None:
+def test_trls_own_files(name):
     run = read_run(CASES / name)
     assert run.source.startswith("TRL ") and run.frame.step.tolist() == list(range(1, 13))
     row = run.frame.iloc[0]
@@ -192,14 +175,14 @@ def test_trls_own_files(name: str) -> None:
     assert (row.zero_std_share, row.entropy, row.learning_rate) == (1.0, 0.41, 1e-6)
 
 
-def test_trls_event_file() -> None:
+def test_trls_event_file():
     run = read_run(CASES / "trl-tensorboard")
     assert run.source == "TRL event files" and len(run.frame) == 12
     assert run.frame.step_s.iloc[1:].tolist() == [10.0] * 11
     assert run.frame.kl.iloc[-1] == pytest.approx(0.12)
 
 
-def test_trls_console_with_its_bar_and_numbers_as_texts(tmp_path: Path) -> None:
+def test_trls_console_with_its_bar_and_numbers_as_texts(tmp_path):
     """What transformers 5 prints: every tenth of 100 steps, an evaluation, NaN as a text."""
     rows = []
     for step in (10, 20):
@@ -213,7 +196,7 @@ def test_trls_console_with_its_bar_and_numbers_as_texts(tmp_path: Path) -> None:
     assert run.validation.iloc[0].tolist() == [20, 0.25, 12.0]
 
 
-def test_the_log_of_a_relative_of_trl(tmp_path: Path) -> None:
+def test_the_log_of_a_relative_of_trl(tmp_path):
     """ms-swift writes TRL's keys with its own for the step, to its console and as JSON lines."""
     row = {"loss": 0.0, "reward": 0.25, "completions/clipped_ratio": 1.0, "grad_norm": NOTHING}
     rows = [row | {"global_step/max_steps": f"{step}/100"} for step in (5, 10, 15)]
@@ -226,7 +209,7 @@ def test_the_log_of_a_relative_of_trl(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["learning-1", "no-signal", "unstable"])
-def test_the_laptops_records_and_its_marked_log(name: str, tmp_path: Path) -> None:
+def test_the_laptops_records_and_its_marked_log(name, tmp_path):
     run = read_run(TRL / name)
     assert run.source == "TRL records" and run.frame.reward.notna().all()
     records = (TRL / name / "metrics.jsonl").read_text().splitlines()
@@ -238,7 +221,7 @@ def test_the_laptops_records_and_its_marked_log(name: str, tmp_path: Path) -> No
     pd.testing.assert_frame_equal(read_metrics(TRL / name), run.frame[read_metrics("x").columns])
 
 
-def test_records_of_a_run_that_was_started_again(tmp_path: Path) -> None:
+def test_records_of_a_run_that_was_started_again(tmp_path):
     """Steps 1 to 5, and again from 4 on; under any name of the file, and in a log."""
     steps = [1, 2, 3, 4, 5, 4, 5, 6]
     rows = [{"step": step, "reward": at / 10} for at, step in enumerate(steps)]
@@ -255,7 +238,7 @@ def test_records_of_a_run_that_was_started_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"reward": "high"}, {"step": None}, {"step": "x"}, {"kl": [1]}])
-def test_records_of_another_type(tmp_path: Path, wrong: dict[str, Any]) -> None:
+def test_records_of_another_type(tmp_path, wrong):
     row = {"step": 1, "reward": 0.5} | wrong
     write(tmp_path / "metrics.jsonl", row)
     write(tmp_path / "pod.log", marked_line("step", **row))
@@ -265,7 +248,7 @@ def test_records_of_another_type(tmp_path: Path, wrong: dict[str, Any]) -> None:
         assert "\n" not in str(error.value)
 
 
-def test_what_is_no_run(tmp_path: Path) -> None:
+def test_what_is_no_run(tmp_path):
     write(tmp_path / "notes.txt", "nothing of it")
     write(tmp_path / "trainer_state.json", {"log_history": [{"step": 1, "loss": 2.0}]})
     (tmp_path / "empty").mkdir()
@@ -276,11 +259,8 @@ def test_what_is_no_run(tmp_path: Path) -> None:
         assert "\n" not in str(error.value)
     with pytest.raises(WorkshopError, match=r"2 runs below it: honest, reward-hacking; name one"):
         read_run(NEMO)
-    with pytest.raises(WorkshopError, match=r"\d runs below it: .* and \d more; name one"):
+    with pytest.raises(WorkshopError, match=r"\d runs below it: .*; name one"):
         read_run(TRL)
-    os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(WorkshopError, match="neither a file nor a folder"):
-        read_run(tmp_path / "pipe")
     shutil.copytree(NEMO / "honest", tmp_path / "run")
     (tmp_path / "run" / "steps.csv").write_text("a,b\n1,2\n")
     with pytest.raises(WorkshopError, match="lacks the columns step and gold_in_text"):
@@ -289,7 +269,7 @@ def test_what_is_no_run(tmp_path: Path) -> None:
         read_rollouts(write(tmp_path / "bad.jsonl", {"content": []}))
 
 
-def test_steps_to_reward() -> None:
+def test_steps_to_reward():
     frame = read_metrics(TRL / "learning-1")
     means = frame.reward.rolling(3).mean()
     assert steps_to_reward(frame) == int(frame.step[means >= 0.9].iloc[0]) == 8
@@ -299,35 +279,35 @@ def test_steps_to_reward() -> None:
 # -- verdicts
 
 
-def recorded(path: str) -> pd.DataFrame:
+def recorded(path):
     return read_run(data_path(f"recorded/{path}")).frame
 
 
-def unjudged(path: str) -> pd.DataFrame:
+def unjudged(path):
     """A run of which nobody has the answers: curves alone."""
     return recorded(path).assign(right_share=NOTHING, echo_share=NOTHING)
 
 
-def kinds(frame: pd.DataFrame) -> list[str]:
+def kinds(frame):
     """The verdict after each step."""
     return [judge(frame[:count]).kind for count in range(len(frame) + 1)]
 
 
-def made(**columns: Any) -> pd.DataFrame:
+def made(**columns):
     """A frame that is made up, for the rules' limits."""
     length = next(len(values) for values in columns.values() if isinstance(values, list))
-    empty: dict[str, Any] = dict.fromkeys(RUN_COLUMNS, NOTHING) | {"not_finite": ""}
+    empty = dict.fromkeys(COLUMNS, NOTHING) | {"not_finite": ""}
     return pd.DataFrame(empty | {"step": range(1, length + 1)} | columns)
 
 
 @pytest.mark.parametrize("source", ["nemo-rl/honest", "nemo-rl/honest/console.log"])
-def test_the_honest_run_is_learning_and_never_suspected(source: str) -> None:
+def test_the_honest_run_is_learning_and_never_suspected(source):
     said = kinds(unjudged(source))
     assert said[:8] == ["too early"] * 8 and set(said[8:]) == {"learning"}
     assert judge(read_run(data_path(f"recorded/{source}"))).kind == "learning"
 
 
-def test_the_hacked_run_with_a_judge_with_its_answers_and_by_its_signs() -> None:
+def test_the_hacked_run_with_a_judge_with_its_answers_and_by_its_signs():
     frame = recorded("nemo-rl/reward-hacking")
     judged = kinds(frame.assign(echo_share=NOTHING))
     # The flip is at steps 36 to 40; before it the run was learning, and rightly so called.
@@ -344,11 +324,9 @@ def test_the_hacked_run_with_a_judge_with_its_answers_and_by_its_signs() -> None
     last = unjudged("nemo-rl/reward-hacking")
     later = pd.concat([last, *[last.tail(1).assign(step=40 + n) for n in range(1, 20)]])
     assert judge(later).kind == "hacking"
-    validation = read_run(NEMO / "reward-hacking").validation
-    assert judge(unjudged("nemo-rl/honest"), validation).kind == "learning"
 
 
-def test_the_laptops_hacked_run_and_its_cure() -> None:
+def test_the_laptops_hacked_run_and_its_cure():
     run = read_run(TRL / "hacked")
     assert judge(run).kind == "hacking" and kinds(run.frame)[4:6] != ["learning"] * 2
     assert judge(read_run(TRL / "cured")).kind == "no signal"
@@ -359,12 +337,12 @@ def test_the_laptops_hacked_run_and_its_cure() -> None:
 
 
 @pytest.mark.parametrize("name", ["learning-1", "learning-2", "learning-3", "graded"])
-def test_the_laptops_runs_are_learning(name: str) -> None:
+def test_the_laptops_runs_are_learning(name):
     said = kinds(recorded(f"trl/{name}"))
     assert set(said[:6]) == {"too early"} and set(said[6:]) == {"learning"}
 
 
-def test_a_run_that_broke() -> None:
+def test_a_run_that_broke():
     """The laptop's model at ten times the rate: it leaves its language and cannot come back."""
     frame = recorded("trl/unstable")
     assert kinds(frame)[4:] == ["unstable"] * 3
@@ -384,13 +362,13 @@ def test_a_run_that_broke() -> None:
         ("format-floor-console.log", "learning", ["read the answers", "cut"], []),
     ],
 )
-def test_public_cases(case: str, kind: str, must: list[str], never: list[str]) -> None:
+def test_public_cases(case, kind, must, never):
     report = run_report(CASES / case)
     assert judge(read_run(CASES / case)).kind == kind
     assert all(word in report for word in must) and not any(word in report for word in never)
 
 
-def test_no_number_is_neither_hidden_nor_forgotten(tmp_path: Path) -> None:
+def test_no_number_is_neither_hidden_nor_forgotten(tmp_path):
     """The last value is shown as it is; a NaN that a run has left behind is no fault of now."""
     report = run_report(CASES / "nan.jsonl")
     line = next(line for line in report.splitlines() if line.startswith("  grad_norm"))
@@ -413,7 +391,7 @@ def test_no_number_is_neither_hidden_nor_forgotten(tmp_path: Path) -> None:
         "[rank0]: RuntimeError: NCCL error: unhandled system error",
     ],
 )
-def test_a_log_that_ends_in_an_error(tmp_path: Path, ending: str) -> None:
+def test_a_log_that_ends_in_an_error(tmp_path, ending):
     lines = console_lines("honest")[:1500]
     trace = ["Traceback (most recent call last):", '  File "x.py", line 3, in <module>', ending]
     run = read_run(write(tmp_path / "a.log", *lines, *trace, "  • more", "wandb: done"))
@@ -428,10 +406,10 @@ def test_a_log_that_ends_in_an_error(tmp_path: Path, ending: str) -> None:
     assert judge(read_run(write(tmp_path / "d.log", *marked, ending))).kind == "crashed"
 
 
-def test_a_run_that_hangs(tmp_path: Path) -> None:
+def test_a_run_that_hangs(tmp_path):
     """Ten times the median step of 30 s, by the steps' own time; not where all is done."""
 
-    def verdict(silent_s: float, steps: int) -> Verdict:
+    def verdict(silent_s, steps):
         now = time.time() - silent_s
         events = [
             marked_line("step", step=n, reward=0.5 + n / 50, step_s=30.0, time=now - 30 * (8 - n))
@@ -466,15 +444,13 @@ def test_a_run_that_hangs(tmp_path: Path) -> None:
         ("Which sign is right: 3 ? 5", "<", 0.0),
     ],
 )
-def test_an_echo_repeats_and_an_honest_short_answer_does_not(
-    prompt: str, completion: str, echo: float
-) -> None:
+def test_an_echo_repeats_and_an_honest_short_answer_does_not(prompt, completion, echo: float):
     table = pd.DataFrame({"prompt": [prompt], "completion": [completion]})
     assert echo_share(table.assign(reward=1.0)) == echo
     assert echo_share(table.assign(reward=0.0)) != echo_share(table.assign(reward=0.0))  # NaN
 
 
-def test_answers_that_become_shorter_on_top_are_no_hacking() -> None:
+def test_answers_that_become_shorter_on_top_are_no_hacking():
     """A console (no KL), and a run whose KL stays in the healthy range."""
     shorter = {"mean_length": [10.0] * 10 + [7.0] * 3, "reward": [0.85] * 10 + [0.95] * 3}
     kl = [0.05] * 10 + [0.2] * 3
@@ -496,7 +472,7 @@ def test_answers_that_become_shorter_on_top_are_no_hacking() -> None:
         ),
     ],
 )
-def test_unstable(columns: dict[str, list[float]], said: str) -> None:
+def test_unstable(columns, said):
     verdict = judge(made(**({"reward": [0.5] * 10} | columns)))
     assert verdict.kind == "unstable" and said in verdict.reason
 
@@ -526,20 +502,11 @@ def test_unstable(columns: dict[str, list[float]], said: str) -> None:
         ({"reward": [NOTHING] * 12}, "too early"),
     ],
 )
-def test_other_verdicts(columns: dict[str, Any], kind: str) -> None:
+def test_other_verdicts(columns, kind):
     assert judge(made(**columns)).kind == kind
 
 
-def test_the_reward_rises_and_the_validation_does_not() -> None:
-    frame = made(reward=[0.2, 0.2, 0.3, 0.5, 0.7, 0.8, 0.9, 0.9, 0.9])
-    flat = pd.DataFrame({"step": [0, 5, 9], "accuracy": [0.21, 0.25, 0.22]})
-    verdict = judge(frame, flat)
-    assert verdict.kind == "hacking" and "from 0.23 to 0.90, the accuracy in" in verdict.reason
-    for other in (flat.assign(accuracy=[0.2, 0.5, 0.7]), flat[:1], flat.assign(accuracy=NOTHING)):
-        assert judge(frame, other).kind == "learning"
-
-
-def test_the_report() -> None:
+def test_the_report():
     said = json.loads(run_report(NEMO / "honest", as_json=True))
     assert said["steps_done"] == said["columns"]["reward"]["steps"] == 60
     assert said["verdict"]["kind"] == "learning" and len(said["validation"]) == 7

@@ -1,24 +1,17 @@
 """Recipes: read as NeMo RL reads them, strictly, and checked before they cost GPU time."""
 
-from __future__ import annotations
-
-import subprocess
-import sys
-from pathlib import Path
-from typing import Any
-
 import pytest
 
 from workshop_lib.data import data_dir, data_path
 from workshop_lib.errors import WorkshopError
 from workshop_lib.training.recipe import (
-    Recipe,
     RecipeError,
     check_recipe,
     leaves,
     override,
     read_recipe,
 )
+from workshop_lib.training.recipe.check import main
 from workshop_lib.training.recipe.files import load_settings
 from workshop_lib.training.recipe.schema import known_keys, nemo_rl
 
@@ -64,11 +57,7 @@ cluster.gpus_per_node cluster.num_nodes env.first_integer.num_workers
 """
 
 
-def read(**changes: Any) -> Recipe:
-    return read_recipe(ARITHMETIC, {key.replace("__", "."): v for key, v in changes.items()})
-
-
-def refusal(overrides: dict[str, Any]) -> str:
+def refusal(overrides):
     with pytest.raises(RecipeError) as error:
         read_recipe(ARITHMETIC, overrides)
     text = str(error.value)
@@ -76,18 +65,17 @@ def refusal(overrides: dict[str, Any]) -> str:
     return text
 
 
-def write(folder: Path, name: str, text: str) -> Path:
+def write(folder, name, text):
     path = folder / name
     path.write_text(text, encoding="utf-8")
     return path
 
 
-def test_the_laptops_recipe() -> None:
+def test_the_laptops_recipe():
     recipe = read_recipe(ARITHMETIC)
     assert (recipe.completions_per_step, recipe.updates_per_step) == (64, 1)
     assert recipe.plain_prompts and recipe.environments == ["first_integer"]
     assert recipe.normalize_rewards and not recipe.leave_one_out
-    assert recipe.policy.precision == "float32" and recipe.generation.max_new_tokens == 6
     # Inherited, and resolved: from base.yaml, by reference.
     assert recipe.generation.vllm_cfg.max_model_len == 64
     assert recipe.policy.tokenizer.name == "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -96,7 +84,7 @@ def test_the_laptops_recipe() -> None:
     assert [key for key in READ_BY_NEMO_RL.split() if key not in given] == []
 
 
-def test_nemo_rls_own_values_where_a_recipe_is_silent(tmp_path: Path) -> None:
+def test_nemo_rls_own_values_where_a_recipe_is_silent(tmp_path):
     with pytest.raises(RecipeError, match=r"policy.model_name is missing \(and 2 more\)"):
         read_recipe(write(tmp_path, "a.yaml", "grpo: {seed: 1}\n"))
     text = (
@@ -107,8 +95,6 @@ def test_nemo_rls_own_values_where_a_recipe_is_silent(tmp_path: Path) -> None:
     assert recipe.completions_per_step == 512 and recipe.loss_fn.ratio_clip_max == 0.2
     assert recipe.leave_one_out and not recipe.plain_prompts
     assert recipe.value("policy.dtensor_cfg._v2") is True
-    own = {"name": "grpo", "use_leave_one_out_baseline": True}
-    assert read(grpo__adv_estimator=own).leave_one_out
 
 
 @pytest.mark.parametrize(
@@ -124,28 +110,24 @@ def test_nemo_rls_own_values_where_a_recipe_is_silent(tmp_path: Path) -> None:
         ("policy.optimizer.kwargs.weigth_decay", "policy.optimizer.kwargs.weight_decay?"),
         ("env.first_integer.num_worker", "did you mean env.first_integer.num_workers?"),
         ("data.dataset_name", "it is now data.train.dataset_name"),
-        ("data.prompt_file", "it is now data.default.prompt_file"),
         ("lossfn", "did you mean loss_fn?"),
         ("policy.lora_rank", "did you mean policy.dtensor_cfg.lora_cfg.dim?"),
         ("grpo.zzz", "grpo has adv_estimator, "),
-        ("grpo.a\nb", "unknown key grpo.a\\nb"),
     ],
 )
-def test_an_unknown_key_names_the_right_one(key: str, right: str) -> None:
+def test_an_unknown_key_names_the_right_one(key, right):
     text = refusal({key: 1})
     assert "unknown key" in text and right in text
 
 
-def test_unknown_keys_in_lists_with_dots_and_those_that_are_no_words(tmp_path: Path) -> None:
+def test_unknown_keys_in_lists_and_keys_that_are_no_words(tmp_path):
     text = refusal({"data.train": [{"data_path": "a"}, {"data_pth": "b"}]})
     assert "data.train[1].data_pth" in text and "data_path?" in text
-    assert "data.train.data_pth" in refusal({"data.train": {"data_pth": "b"}})
     own = {"dataset_name": "my.module.Problems", "difficulty": "hard", "env_name": "first_integer"}
     assert read_recipe(ARITHMETIC, {"data.train": own})  # a class of one's own has its own
     for text, said in (
         ("grpo.seed: 1\n", r"unknown key grpo\.seed; write it in sections: grpo: {"),
-        ("1: x\n", "has a key that is no word: 1"),
-        ("grpo: {on: x}\n", "has a key that is no word: True"),
+        ("grpo: {on: x}\n", "grpo.True .*: Keys should be strings"),  # YAML's on, yes, no
     ):
         with pytest.raises(RecipeError, match=said):
             read_recipe(write(tmp_path, "a.yaml", f"defaults: {ARITHMETIC}\n{text}"))
@@ -154,32 +136,31 @@ def test_unknown_keys_in_lists_with_dots_and_those_that_are_no_words(tmp_path: P
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        ({"grpo.seed": "x"}, "grpo.seed is 'x' and should be a whole number"),
-        ({"grpo.max_num_steps": 1.5}, "grpo.max_num_steps is 1.5"),
-        ({"loss_fn.token_level_loss": 1}, "should be true or false"),
+        ({"grpo.seed": "x"}, "grpo.seed is 'x': Input should be a valid integer"),
+        ({"grpo.seed": 2**32}, "less than 4294967296"),
+        ({"loss_fn.token_level_loss": 1}, "loss_fn.token_level_loss is 1: Input should be a valid"),
         ({"policy.precision": "fp16"}, "should be 'float32', 'bfloat16' or 'float16'"),
-        ({"policy.generation.top_p": 2}, "a number above 0 and at most 1"),
-        ({"policy.generation.temperature": 0}, "should be a number > 0"),
+        ({"policy.generation.top_p": 2}, "less than or equal to 1"),
+        ({"policy.generation.temperature": 0}, "greater than 0"),
         ({"checkpointing.metric_name": "val_reward"}, '"val:accuracy"'),
         ({"policy.scheduler": 3}, "policy.scheduler is 3"),
-        ({"policy.optimizer.kwargs.lr": "high"}, "policy.optimizer.kwargs.lr is 'high'"),
         ({"policy.optimizer.kwargs.lr": float("nan")}, "policy.optimizer.kwargs.lr is nan"),
         ({"policy.optimizer.kwargs.betas": [0.9, 1.0]}, "should be two numbers from 0 to under 1"),
-        ({"grpo.seed": 2**32}, "and < 4294967296"),
-        ({"data.train": [1]}, "data.train[0] is 1 and should be a section"),
-        ({"cluster": 3}, "cluster is 3 and should be a section"),
-        ({"policy.precision": "x" * 500}, "xxx... and should be 'float32'"),
-        ({"policy.model_name": "???"}, "policy.model_name is ???: it must be given a value"),
-        ({"policy.generation.stop_strings": [1]}, "a list, each a text"),
+        ({"data.train": []}, "data.train is []"),
+        ({"cluster": 3}, "cluster is 3: Input should be"),
+        ({"policy.model_name": "???"}, "Missing mandatory value: policy.model_name"),
+        ({"policy.generation.stop_strings": [1]}, "stop_strings.0 is 1: Input should be a valid"),
+        ({"env.math": True}, "env.math is True and should be a section"),
     ],
 )
-def test_a_wrong_value_is_named(overrides: dict[str, Any], said: str) -> None:
+def test_a_wrong_value_is_named(overrides, said):
     assert said in refusal(overrides)
 
 
 LORA, VLLM = "policy.dtensor_cfg.lora_cfg", "policy.generation.vllm_cfg"
 DEDICATED, GPUS = "policy.generation.colocated", "cluster.gpus_per_node"
 MEGATRON = {"policy.dtensor_cfg.enabled": False, "policy.megatron_cfg.enabled": True}
+BATCHINGS = {"policy.dynamic_batching.enabled": True, "policy.sequence_packing.enabled": True}
 
 
 @pytest.mark.parametrize(
@@ -191,10 +172,11 @@ MEGATRON = {"policy.dtensor_cfg.enabled": False, "policy.megatron_cfg.enabled": 
         ({"grpo.num_generations_per_prompt": 1}, "at least 2"),
         ({"policy.generation.max_new_tokens": 65}, "max_new_tokens 65"),
         ({f"{VLLM}.max_model_len": 32}, "vLLM would cut"),
-        ({"loss_fn.reference_policy_kl_penalty": 0.1}, "skip_reference_policy_logprobs"),
+        ({"loss_fn.reference_policy_kl_penalty": 0.1}, "logprobs_calculation needs"),
         ({"loss_fn.sequence_level_importance_ratios": True}, "token_level_loss: false"),
-        ({"loss_fn.use_cispo": True}, "not with force_on_policy_ratio"),
+        ({"loss_fn.use_cispo": True}, "use_cispo needs loss_fn.force_on_policy_ratio: false"),
         ({"loss_fn.truncated_importance_sampling_type": "tis"}, "correction: true"),
+        ({"loss_fn.truncated_importance_sampling_type": "icepop"}, "ratio_min is None: icepop"),
         ({"grpo.batch_multiplier": 2}, "use_dynamic_sampling"),
         ({"data.default.env_name": "physics"}, "env.physics, and env has first_integer"),
         ({"grpo.val_period": 5, "data.validation": None}, "data.validation has no problems"),
@@ -203,28 +185,24 @@ MEGATRON = {"policy.dtensor_cfg.enabled": False, "policy.megatron_cfg.enabled": 
         ({f"{LORA}.enabled": True}, "_v2: true"),
         ({"policy.megatron_cfg.enabled": True}, "exactly one of"),
         ({"policy.scheduler": None}, "leave it out"),
-        (
-            {"policy.dynamic_batching.enabled": True, "policy.sequence_packing.enabled": True},
-            "excl",
-        ),
+        (BATCHINGS, "policy.dynamic_batching.enabled needs policy.sequence_packing.enabled: false"),
         ({f"{DEDICATED}.enabled": False}, "resources.gpus_per_node"),
         ({f"{DEDICATED}.enabled": False, f"{DEDICATED}.resources.gpus_per_node": 1}, "none of the"),
         ({f"{DEDICATED}.enabled": False, "cluster.num_nodes": 2}, "with 2 nodes set"),
         ({f"{VLLM}.tensor_parallel_size": 2}, "2 x 1 = 2 must divide the 1 GPU that"),
-        ({f"{VLLM}.tensor_parallel_size": 3, GPUS: 4}, "must divide the 4 GPUs"),
         ({"policy.dtensor_cfg.tensor_parallel_size": 3, GPUS: 4}, "must divide the GPUs that"),
         (MEGATRON | {"policy.megatron_cfg.pipeline_model_parallel_size": 2}, "needs 2 GPUs"),
         ({GPUS: 3}, "cannot be shared evenly between the 3 data-parallel copies"),
         ({GPUS: 2}, "each of the 2 data-parallel copies"),
-        ({f"{VLLM}.pipeline_parallel_size": 2, GPUS: 2}, "needs async_engine: true"),
+        ({f"{VLLM}.pipeline_parallel_size": 2, GPUS: 2}, "async_engine: true"),
         ({f"{VLLM}.expert_parallel_size": 3, f"{VLLM}.tensor_parallel_size": 2}, "a multiple of"),
         ({f"{VLLM}.precision": "fp8"}, "use_importance_sampling_correction: true"),
+        ({f"{VLLM}.kv_cache_dtype": "fp8"}, 'precision: "fp8"'),
         ({"grpo.async_grpo.enabled": True}, "grpo.async_grpo.enabled needs"),
         ({"checkpointing.metric_name": "train:loss_mean"}, "did you mean train:loss?"),
-        ({"checkpointing.metric_name": "val:reward"}, "no val metric reward"),
     ],
 )
-def test_contradictions(overrides: dict[str, Any], said: str) -> None:
+def test_contradictions(overrides, said):
     with pytest.raises(RecipeError) as error:
         read_recipe(ARITHMETIC, overrides)
     assert any(said in problem for problem in error.value.problems), error.value.problems
@@ -237,9 +215,12 @@ def test_contradictions(overrides: dict[str, Any], said: str) -> None:
         {GPUS: 8, "policy.dtensor_cfg.tensor_parallel_size": 8, "policy.logprob_batch_size": 64},
         {f"{DEDICATED}.enabled": False, f"{DEDICATED}.resources.gpus_per_node": 1, GPUS: 2},
         {"checkpointing.metric_name": "train:reward"},
+        # Not read by Megatron, and by SGLang.
+        MEGATRON | {"policy.dtensor_cfg.context_parallel_size": 2},
+        {"policy.generation.backend": "sglang", f"{VLLM}.precision": "fp8"},
     ],
 )
-def test_what_fits_together(overrides: dict[str, Any]) -> None:
+def test_what_fits_together(overrides):
     assert check_recipe(ARITHMETIC, overrides).problems == ()
 
 
@@ -255,27 +236,27 @@ def test_what_fits_together(overrides: dict[str, Any]) -> None:
         ("base-ok", ["right for NeMo RL v0.7.0", "not checked"]),
     ],
 )
-def test_public_cases(case: str, must: list[str]) -> None:
-    checked = check_recipe(CASES / f"{case}.yaml")
-    assert all(word in str(checked) for word in must) and "\n\n" not in str(checked)
-    assert bool(checked.problems) == (case != "base-ok")
+def test_public_cases(case, must, capsys):
+    status = main(["check", str(CASES / f"{case}.yaml")])
+    said = capsys.readouterr().out
+    assert all(word in said for word in must) and "\n\n" not in said
+    assert status == int(case != "base-ok")
 
 
-def test_notes() -> None:
+def test_notes():
     two = {"grpo.num_generations_per_prompt": 2, "grpo.num_prompts_per_step": 32}
     assert read_recipe(ARITHMETIC, two).notes == ()
     (note,) = read_recipe(ARITHMETIC, two | {"grpo.use_leave_one_out_baseline": True}).notes
     assert "nothing is normalised" in note
     (note,) = read_recipe(ARITHMETIC, {"checkpointing.metric_name": "val:accuracy"}).notes
     assert "no validation runs" in note
-    # NeMo RL v0.7.0's own grpo-moonlight-16b has this moved key, as false.
+    # NeMo RL v0.7.0's own grpo-moonlight-16b has this key.
     stale = "policy.activation_checkpointing_enabled"
     (note,) = read_recipe(ARITHMETIC, {stale: False}).notes
-    assert stale in note and "activation_checkpointing says the same" in note
-    assert f"{stale}; it is now policy.dtensor_cfg.activation" in refusal({stale: True})
+    assert f"{stale} is read by nothing" in note and "dtensor_cfg.activation_checkpointing" in note
 
 
-def test_inheritance_and_references(tmp_path: Path) -> None:
+def test_inheritance_references_and_the_environment(tmp_path, monkeypatch):
     write(tmp_path, "a.yaml", "grpo: {seed: 1, val_period: 2}\npolicy: {x: {y: 1, z: 2}}\n")
     write(tmp_path, "b.yaml", "policy: {list: [1, 2]}\n")
     child = write(
@@ -295,23 +276,16 @@ def test_inheritance_and_references(tmp_path: Path) -> None:
         "policy": {"x": {"w": 6, "_override_": True}, "deep": deep},
     }
     assert load_settings(child, {"grpo.seed": 5})["grpo"]["text"] == "seed 5!"
-    path = write(tmp_path, "d.yaml", "a: ???\nb: {c: 1}\n")
-    assert load_settings(path, {"a": 3, "b.d.e": 4}) == {"a": 3, "b": {"c": 1, "d": {"e": 4}}}
-
-
-def test_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = write(tmp_path, "a.yaml", "a: {b: '${oc.env:WS_A}/x'}\nb: '${oc.env:WS_B,other}'\n")
-    monkeypatch.delenv("WS_B", raising=False)
-    monkeypatch.setenv("WS_A", "/data")
-    assert load_settings(path) == {"a": {"b": "/data/x"}, "b": "other"}
-    monkeypatch.delenv("WS_A")
-    with pytest.raises(RecipeError, match=r"a\.b needs the environment variable WS_A"):
+    path = write(tmp_path, "d.yaml", "a: {b: '${oc.env:WS_A}/x'}\nb: {c: '${oc.env:WS_B,other}'}\n")
+    with pytest.raises(RecipeError, match=r"a\.b: .*environment variable WS_A is not set"):
         load_settings(path)
-    unset: set[str] = set()
-    assert load_settings(path, unset=unset)["a"]["b"] == "<WS_A>" and unset == {"WS_A"}
+    unset = set()
+    assert load_settings(path, unset=unset)["a"]["b"] == "<WS_A>/x" and unset == {"WS_A"}
+    monkeypatch.setenv("WS_A", "/data")
+    assert load_settings(path) == {"a": {"b": "/data/x"}, "b": {"c": "other"}}
 
 
-def test_a_variable_of_the_top_level(tmp_path: Path) -> None:
+def test_a_variable_of_the_top_level(tmp_path):
     """NeMo RL's nemo_gym recipes name a folder once and refer to it."""
     text = f"defaults: {ARITHMETIC}\nfolder: /data\nlogger: {{log_dir: '${{folder}}/logs'}}\n"
     assert read_recipe(write(tmp_path, "a.yaml", text)).logger.log_dir == "/data/logs"
@@ -323,48 +297,32 @@ def test_a_variable_of_the_top_level(tmp_path: Path) -> None:
     ("text", "said"),
     [
         ("a: 1\na: 2\n", "line 2"),
-        ("a: [1\n", "line 2"),
         ("- a\n", "holds no sections"),
-        ("", "holds no sections"),
         ("a: ${b}\n", "a: Interpolation key 'b' not found"),
-        ("a: ${b}\nb: ${a}\n", "Recursive interpolation"),
         ("a: ${env:HOME}\n", "a: Unsupported interpolation type env"),
-        ("a: ${mul:1}\n", "missing 1 required"),
         ("a: ${mul:ab,10000000000}\n", "'ab' is no number"),
         ("defaults: me.yaml\n", "in a circle"),
         ("defaults: gone.yaml\n", "gone.yaml (named in the defaults of me.yaml) cannot be read"),
-        ("defaults: 3\n", "defaults is 3 and should name a file"),
         ("a: !!python/object:os.system {}\n", "could not determine a constructor"),
         ("a: " + "[" * 3000, "me.yaml"),
-        ("a: ${b\nb: 1\n", "me.yaml"),
     ],
 )
-def test_a_file_that_is_no_recipe(tmp_path: Path, text: str, said: str) -> None:
+def test_a_file_that_is_no_recipe(tmp_path, text, said):
     with pytest.raises(RecipeError) as error:
         load_settings(write(tmp_path, "me.yaml", text))
     assert said in str(error.value) and "me.yaml" in str(error.value)
     assert "\n" not in str(error.value)
 
 
-def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="cannot be read: No such file"):
-        read_recipe(tmp_path / "gone.yaml")
-    (tmp_path / "latin.yaml").write_bytes(b"a: \xe9\n")
-    with pytest.raises(RecipeError, match="not UTF-8"):
-        read_recipe(tmp_path / "latin.yaml")
-
-
-def test_values_of_the_command_line_are_read_as_in_a_file() -> None:
+def test_values_of_the_command_line_are_read_as_in_a_file():
     assert override("policy.optimizer.kwargs.lr=1e-5") == ("policy.optimizer.kwargs.lr", 1e-5)
     assert override("a=[1, x]") == ("a", [1, "x"]) and override("a=x=y") == ("a", "x=y")
-    for wrong in ("a", "=1"):
-        with pytest.raises(RecipeError, match="is no KEY=VALUE"):
+    for wrong, said in (("a", "is no KEY=VALUE"), ("a=[1", "the value is not YAML")):
+        with pytest.raises(RecipeError, match=said):
             override(wrong)
-    with pytest.raises(RecipeError, match="the value is not YAML"):
-        override("a=[1")
 
 
-def test_every_error_is_a_line(tmp_path: Path) -> None:
+def test_every_error_is_a_line(tmp_path):
     path = write(
         tmp_path,
         "wrong.yaml",
@@ -383,17 +341,11 @@ def test_every_error_is_a_line(tmp_path: Path) -> None:
     ):
         assert sum(part in line for line in said) == 1, (part, said)
     assert all(line.startswith(f"{path}: ") for line in said)
-    assert refusal({"grpo.zzz": 1, "policy.zzz": 1, "zzz": 1}).endswith("(and 2 more)")
+    path = write(tmp_path, "other.yaml", "sft: {x: 1}\npolicy: {y: 2}\n")
+    assert "this is a recipe for sft" in str(check_recipe(path))
 
 
-@pytest.mark.parametrize("name", ["sft", "dpo", "rm", "ppo", "distillation", "eval"])
-def test_other_algorithms_are_refused_by_name(tmp_path: Path, name: str) -> None:
-    path = write(tmp_path, "other.yaml", f"{name}: {{x: 1}}\npolicy: {{y: 2}}\nlogger: {{z: 3}}\n")
-    (problem,) = check_recipe(path).problems
-    assert f"this is a recipe for {name}" in problem
-
-
-def test_nemo_gym_and_what_nothing_reads(tmp_path: Path) -> None:
+def test_nemo_gym_and_what_nothing_reads(tmp_path):
     gym = (
         "policy: {model_name: m}\nenv: {should_use_nemo_gym: true, nemo_gym: {x: 1}}\n"
         "data: {train: {dataset_name: gsm8k, env_name: nemo_gym, split_validation_size: 0.1}}\n"
@@ -402,11 +354,9 @@ def test_nemo_gym_and_what_nothing_reads(tmp_path: Path) -> None:
     checked = check_recipe(write(tmp_path, "gym.yaml", gym))
     assert not checked.problems and any("WS_NOT_SET must be set" in n for n in checked.notes)
     assert any("penalize_malformed_thinking is read by nothing" in n for n in checked.notes)
-    wrong = write(tmp_path, "b.yaml", gym.replace("nemo_gym: {x: 1}", "nemo_gym: true"))
-    assert any("env.nemo_gym is True" in problem for problem in check_recipe(wrong).problems)
 
 
-def test_memory_on_a_gpu() -> None:
+def test_memory_on_a_gpu():
     big = {"policy.model_name": "mistralai/Mistral-7B-v0.3", "policy.precision": "bfloat16"}
     (problem,) = check_recipe(ARITHMETIC, big, gpu="h100").problems
     assert "optimizer" in problem and "more GPUs" in problem
@@ -421,24 +371,12 @@ def test_memory_on_a_gpu() -> None:
         check_recipe(ARITHMETIC, gpu="abacus")
 
 
-def test_prompts_that_leave_no_room() -> None:
-    # "Question: What is 3 + 4? Answer:" has seven words.
-    tight = {"policy.max_total_sequence_length": 12, "policy.generation.max_new_tokens": 6}
-    (problem,) = check_recipe(ARITHMETIC, tight).problems
-    assert "a prompt of data.train has 7 words" in problem and "leaves 6" in problem
-    assert check_recipe(ARITHMETIC, tight | {"policy.max_total_sequence_length": 13}).problems == ()
-
-
-def test_the_names_that_are_given_exist() -> None:
+def test_the_names_that_are_given_exist():
     keys = {*known_keys(), "policy.optimizer.kwargs.lr", "policy.optimizer.kwargs.weight_decay"}
+    keys |= {"policy.draft.enabled", "policy.megatron_cfg.enabled"}
+    needs = nemo_rl()["needs"]
     given = {*nemo_rl()["moved"].values(), *nemo_rl()["elsewhere"].values()}
+    given |= {key.partition("=")[0] for key in needs} | {
+        key for all_ in needs.values() for key in all_
+    }
     assert given - keys == set() and set(nemo_rl()["moved"]) & keys == set()
-
-
-def test_reading_takes_no_heavy_import() -> None:
-    code = (
-        "import sys; from workshop_lib.training.recipe import read_recipe;"
-        "print([m for m in ('torch', 'trl', 'transformers', 'pandas', 'ray') if m in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
