@@ -1,9 +1,5 @@
 """Group-relative advantages, as NeMo RL and as TRL compute them.
 
-An advantage says how much better an answer is than the others to the same prompt.
-Both libraries take the reward minus a baseline and divide by the group's spread;
-they differ in whose rewards the baseline and the spread are made of.
-
 Sources: Shao et al. 2024, "DeepSeekMath" (GRPO); Ahmadian et al. 2024, "Back to
 Basics" (leave-one-out); NeMo RL v0.7.0, `calculate_baseline_and_std_per_prompt`;
 TRL 1.16, `GRPOTrainer._generate_and_score_completions`.

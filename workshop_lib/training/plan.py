@@ -74,17 +74,9 @@ def plan_training(
 ) -> Plan:
     """Check everything that a training needs; write nothing.
 
-    Args:
-        recipe: The recipe.
-        output: Folder for metrics and checkpoints; it may not hold a run yet.
-        model: Folder of the model to start from; by default where the workshop
-            prepared the recipe's `policy.model_name`.
-        overwrite: Remove the run that `output` holds.
-        resume: Go on with the run that `output` holds, from its newest checkpoint with the
-            optimizer's state, as if it had not been stopped.
-
-    Raises:
-        WorkshopError: Something is missing or does not fit, in one line.
+    `output` may not hold a run yet, unless that run is removed (`overwrite`) or goes on from its
+    newest checkpoint with the optimizer's state, as if it had not been stopped (`resume`). The
+    model is by default where the workshop prepared the recipe's `policy.model_name`.
     """
     if resume and overwrite:
         raise TrainingError("--resume keeps the run that --overwrite removes; give one of the two")

@@ -184,16 +184,8 @@ def _replace(file: Path, text: str) -> None:
 class Recorder:
     """Writes one record a step, and says one line, while a trainer of TRL runs.
 
-    Attributes:
-        folder: The run's output folder.
-        group_size: Completions of one prompt.
-        updates_per_step: Optimizer updates in a step.
-        steps: Steps that are trained.
-        answers: The right answer of each prompt.
-        say: Called with the line of each step.
-        report: Whether a marked line is said, too, for who follows the log.
-        elapsed_s: Seconds of training that a resumed run has behind it.
-        seconds: The time of the current step by stage; the trainer adds to it.
+    `answers` has the right answer of each prompt, `elapsed_s` the seconds of training that a
+    resumed run has behind it, `seconds` the time of the current step by stage.
     """
 
     folder: Path

@@ -157,13 +157,9 @@ _ANSWER_LINE = re.compile(r"^[ \t]*Answer:[ \t]*(\S[^\n]*)$", re.MULTILINE)
 
 
 def format_reward(completion: str, answer: str = "") -> float:
-    r"""1 if an answer ends in the one line `Answer: <value>`, else 0.
+    r"""1 if an answer ends in the one line `Answer: <value>`, else 0, whatever the value.
 
-    It says nothing about the value: paid alone, it teaches form and nothing else.
-
-    Args:
-        completion: What the model wrote.
-        answer: Not looked at; every reward has it.
+    Paid alone, it teaches form and nothing else.
 
     Example:
         >>> format_reward("3 + 4 = 7\nAnswer: 7")
@@ -290,16 +286,7 @@ _OWN_SETTINGS = {"math_verify_impl": ("hf_math_verify",), "verifier_type": ("mat
 
 
 def reward_for(recipe: Recipe) -> tuple[str, Reward]:
-    """The reward that a recipe's data names with `env_name`.
-
-    Args:
-        recipe: The recipe.
-
-    Returns:
-        The environment's name and the reward.
-
-    Raises:
-        WorkshopError: The recipe names several environments, or one that is not here.
+    """The name and the reward of the environment that a recipe's data names with `env_name`.
 
     Example:
         >>> from workshop_lib.data import data_path

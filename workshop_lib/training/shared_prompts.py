@@ -45,22 +45,15 @@ _POSITIONS_AT_ONCE = 1024
 
 @dataclass(frozen=True)
 class Packing:
-    """A batch of answers with one row a prompt.
+    """A batch of answers with one row a prompt."""
 
-    Attributes:
-        input_ids: (groups, tokens): each prompt once, then its answers without their last tokens,
-            which predict nothing.
-        attention_mask: (groups, 1, tokens, tokens), added to the attention scores.
-        position_ids: (groups, tokens): of each token in its own sequence.
-        rows: (answers,): the row that holds each answer.
-        columns: (answers, length): the position whose output predicts each token of an answer.
-    """
-
+    # (groups, tokens): each prompt once, then its answers without their last tokens, which predict
+    # nothing; the attention mask is (groups, 1, tokens, tokens), added to the attention scores.
     input_ids: torch.Tensor
     attention_mask: torch.Tensor
     position_ids: torch.Tensor
-    rows: torch.Tensor
-    columns: torch.Tensor
+    rows: torch.Tensor  # (answers,): the row that holds each answer
+    columns: torch.Tensor  # (answers, length): the position that predicts each token of an answer
 
 
 def inner_model(model: Any) -> Any:

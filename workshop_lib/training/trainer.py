@@ -37,19 +37,7 @@ _ADAPTER_FOLDER = "adapter"
 
 
 def train(plan: Plan, *, say: Callable[[str], None] = print, report: bool = False) -> Path:
-    """Train, and save the model.
-
-    Args:
-        plan: What to train.
-        say: Called with each line of progress.
-        report: Say a marked line for each step, too (`runs.read_log` reads them).
-
-    Returns:
-        The folder of the trained model.
-
-    Raises:
-        WorkshopError: A prompt is too long for the recipe, or training failed.
-    """
+    """Train, save the model, and give its folder; `report` says a marked line for each step."""
     trainer = build_trainer(plan, say=say, report=report)
     folder, steps, resume = plan.folder, plan.translation.steps, plan.resume_from
     after = {} if resume is None else {"after": step_of(resume)}

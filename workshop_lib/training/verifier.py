@@ -60,17 +60,9 @@ class Verifier:
     ) -> bool:
         """Whether a text ends in the right value.
 
-        Args:
-            completion: What the model wrote.
-            answer: The right value, plain or LaTeX.
-            time_limit_s: Longest time, seconds; then the process is stopped.
-            accept_unevaluated: Whether a sum or product left to do counts as its value.
-
-        Returns:
-            False also for what cannot be read, takes too long or needs too much memory.
-
-        Raises:
-            WorkshopError: `answer` cannot be read, or the process cannot be started.
+        False also for what cannot be read, takes longer than the limit or needs too much memory;
+        an error where `answer` cannot be read. `accept_unevaluated`: whether a sum or product left
+        to do counts as its value.
         """
         request = {
             "completion": completion,
@@ -153,12 +145,7 @@ class Verifier:
 
 @cache
 def shared_verifier() -> Verifier:
-    """The verifier that all rewards of this process share; stopped when Python ends.
-
-    Example:
-        >>> shared_verifier() is shared_verifier()
-        True
-    """
+    """The verifier that all rewards of this process share; stopped when Python ends."""
     verifier = Verifier()
     atexit.register(verifier.close)
     return verifier

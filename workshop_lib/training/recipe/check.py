@@ -84,14 +84,7 @@ def _shown(path: str | Path) -> str:
 
 @dataclass(frozen=True)
 class CheckedRecipe:
-    """What a check found; `str()` gives a line each.
-
-    Attributes:
-        path: The file, as it is shown.
-        problems: What is wrong, a line each; none for a recipe that can be run.
-        notes: What was not checked, and what is odd but harmless.
-        summary: What a step does, of a recipe that is right.
-    """
+    """What a check found; `str()` gives a line each. A recipe without problems can be run."""
 
     path: str
     problems: tuple[str, ...]
