@@ -104,6 +104,9 @@ def _problem(error: Any, key: str) -> str:
     place = ".".join(filter(None, (key, *parts)))
     if error["type"] == "extra_forbidden":
         return _unknown(place)
+    if error["type"] == "invalid_key":
+        section = ".".join(filter(None, (key, *parts[:-1]))) or "the top level"
+        return f"{section} has a key that is no word: {error['input']!r} (YAML's on, off, yes, no)"
     if error["type"] == "missing":
         return f"{place} is missing"
     value = repr(error["input"])
