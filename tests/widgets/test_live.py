@@ -59,7 +59,6 @@ def test_a_question_is_answered_and_the_next_one_knows_it(stub):
 
 def test_the_buttons_send_from_a_thread_and_stop_it(stub, slowly):
     chat = box(stub, max_tokens=90)
-    left = stub.left
     chat.question.value = "What is a GPU?"
     chat.send.click()
     until(lambda: "word word" in chat.conversation.value, "the answer does not grow")
@@ -71,7 +70,8 @@ def test_the_buttons_send_from_a_thread_and_stop_it(stub, slowly):
     until(lambda: not chat.send.disabled, "it does not stop")
     assert "stopped after" in chat.says
     assert 2 <= len(chat.messages[-1]["content"].split()) < 90  # what came is kept
-    until(lambda: stub.left == left + 1, "the server works on for nobody")
+    until(lambda: stub.running == 0, "the server does not end")
+    assert len(stub.sent[-1].text_s) < 90, "the server worked on for nobody"
     stub.itl_ms = 1
     chat.question._handle_custom_msg({"event": "submit"}, [])  # Enter, and it goes on
     until(lambda: len(chat.messages) == 4 and not chat.send.disabled, "Enter sends nothing")
