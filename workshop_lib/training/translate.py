@@ -170,7 +170,8 @@ def _verdict(recipe: Recipe, key: str, computed: Mapping[str, Computed]) -> Verd
         size = recipe.grpo.num_generations_per_prompt
         counts = trl_advantages([1.0] + [0.0] * (size - 1))[0]  # NeMo RL does not divide by 0: 1
         total = recipe.policy.max_total_sequence_length
-        reason = said[0 if status == "exact" else 1]
+        # A third is of what rewards that are normalised do to the baseline.
+        reason = said[0 if status == "exact" else -1 if recipe.normalize_rewards else 1]
         return status, reason.format(size=size, others=size - 1, counts=counts, total=total), became
     if kind == "same":
         argument, reason = said[0], (said[1:] or [""])[0]
