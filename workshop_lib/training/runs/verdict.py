@@ -260,7 +260,7 @@ def _signs(steps: pd.DataFrame) -> Finding | None:
     ):
         return Finding(
             "hacking",
-            f"suspected: with the reward already at {before['reward'].mean():.2f}, KL grew"
+            f"suspected since, with the reward already at {before['reward'].mean():.2f}, KL grew"
             f" {kl / kl_was:.1f} times and the length changed by {change / length:+.0%} (the last 3"
             f" steps against the first {len(before)} there)",
             "read the best-rewarded answers of the last steps, and have another judge score them",
