@@ -235,6 +235,8 @@ def test_records_of_a_run_that_was_started_again(tmp_path):
     assert log.frame.reward.tolist() == frame.reward.tolist()
     assert (log.done, log.checkpoint) == (6, "/shared/grpo/checkpoints/step_6")
     assert read_log([*marked, marked_line("start", steps=6)]).done == 0
+    resumed = [marked_line("start", steps=6, after=3), marked_line("step", **rows[5])]
+    assert read_log(resumed).done == 4  # the log of a new Job holds only the new steps
 
 
 def test_what_is_no_run(tmp_path):

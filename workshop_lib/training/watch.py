@@ -201,11 +201,12 @@ def _last_words(job: Workload) -> str:
 
 
 def _print_steps(log: TrainingLog, shown: int) -> None:
-    for record in log.records[shown:]:
-        print(
-            f"step {record['step']}/{log.steps or '?'}  reward {record['reward']:.3f}"
-            f"  {record.get('step_s') or 0:.1f} s"
-        )
+    for record in log.records:
+        if record["step"] > shown:
+            print(
+                f"step {record['step']}/{log.steps or '?'}  reward {record['reward']:.3f}"
+                f"  {record.get('step_s') or 0:.1f} s"
+            )
 
 
 def _in_place(plot: Callable[..., Any]) -> Callable[[TrainingLog, int], None]:

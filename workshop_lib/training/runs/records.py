@@ -57,8 +57,8 @@ class TrainingLog:
 
     @property
     def done(self) -> int:
-        """Steps that are done."""
-        return len(self.records)
+        """Steps that are done, those before a run was resumed included."""
+        return int(self.records[-1]["step"]) if self.records else 0
 
     @property
     def frame(self) -> pd.DataFrame:
