@@ -1,7 +1,7 @@
 """manifests/terraform in the hands of terraform itself.
 
 Without AWS' provider: format, and what its locals come to. Where the provider can be had, on a
-machine that reaches registry.terraform.io, also validated, planned and applied to moto.
+machine that reaches Terraform's registry, also validated, planned and applied to moto.
 """
 
 import hashlib
@@ -106,7 +106,7 @@ def initialised(tmp_path_factory):
                      folder=folder / "terraform")  # fmt: skip
     if done.returncode:
         assert "provider" in done.stderr, done.stderr
-        pytest.skip("AWS' provider cannot be had: registry.terraform.io is out of reach")
+        pytest.skip("AWS' provider cannot be had: Terraform's registry is out of reach")
     return folder / "terraform"
 
 
