@@ -21,9 +21,9 @@ pytest = pytest -n 2 --no-loadscope-reorder
 	test-all bench notebooks check checks checks-environment lock distclean
 
 help:
-	echo "make run         run the four notebooks on this machine's own Ray and vLLM; a report in build/ (10 minutes)"
+	echo "make run         run the four notebooks on this machine's own Ray and vLLM; a report in build/ (11 minutes)"
 	echo "make lab         open JupyterLab on its start page; Ctrl-C ends it"
-	echo "make test        run the tests (10 minutes)"
+	echo "make test        run the tests (20 minutes)"
 	echo "make clean       stop what the workshop started, remove build/ and .workshop/"
 	echo
 	echo "maintainers (CONTRIBUTING.md):"
@@ -31,7 +31,7 @@ help:
 	echo "make check       lint, format and types (1 minute)"
 	echo "make checks      look at the manifests with kubernetes-validate and checkov (1 minute)"
 	echo "make checks-environment  install what make checks uses, into .venv-checks"
-	echo "make notebooks   run the notebooks and keep their outputs in notebooks/ (15 minutes)"
+	echo "make notebooks   run the notebooks and keep their outputs in notebooks/ (20 minutes)"
 	echo "make bench       compare the benchmark client, a training step and log reading (13 minutes)"
 	echo "make lock        resolve requirements*.in into requirements*.txt; UPGRADE=1 takes the newest"
 	echo "make environment make .venv what requirements.txt says"
