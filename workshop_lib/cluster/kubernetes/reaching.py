@@ -305,6 +305,8 @@ async def _listening(api: Api, where: Where, target: str) -> AsyncIterator[str]:
                     sender = asyncio.create_task(_send_all(reader, remote))
                     await _receive_all(writer, remote, sender)
                     sender.cancel()
+        except asyncio.CancelledError:
+            pass  # the block is over; Python 3.11 would print a traceback for a cancelled connection
         finally:
             if over.is_set():
                 writer.transport.abort()
