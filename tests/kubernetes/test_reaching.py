@@ -148,13 +148,14 @@ def served(emulator, cluster, serve):
     cluster.apply_objects("demo", objects(service(port=80), deployment()))
 
     def pod(name):
+        # First of all what answers: a client may be waiting for the pod.
+        emulator.kubelet.ports[(name, 8000)] = serve(name.encode())
         emulator.add_pod(None, name, labels={"app": "server"}, containers=())
         body = emulator.get("Pod", name)
         body["spec"]["containers"] = [
             {"name": "main", "ports": [{"name": "http", "containerPort": 8000}]}
         ]
         emulator.put(body)
-        emulator.kubelet.ports[(name, 8000)] = serve(name.encode())
 
     pod("server-a")
     return pod
@@ -282,6 +283,20 @@ def test_a_client_that_is_gone_is_not_waited_for(emulator, cluster, served, monk
         with dialled(url) as client:
             client.sendall(b"hello")
         assert closed.wait(10)
+
+
+def test_a_connection_that_outlives_the_block_ends_quietly(emulator, cluster, served, caplog):
+    """Nothing of it is printed into a learner's cell."""
+    with (
+        listening(emulator, lambda client: client.recv(100) and client.recv(100)),
+        contextlib.ExitStack() as kept,
+    ):
+        with cluster.forward("server", 80) as url:
+            client = kept.enter_context(dialled(url))
+            client.sendall(b"hello")
+            time.sleep(0.5)  # until it has reached the pod
+        assert client.recv(100) == b""
+    assert not caplog.records
 
 
 def test_a_server_that_says_all_before_it_reads(emulator, cluster, served):

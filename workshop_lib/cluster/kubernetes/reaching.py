@@ -306,7 +306,7 @@ async def _listening(api: Api, where: Where, target: str) -> AsyncIterator[str]:
                     await _receive_all(writer, remote, sender)
                     sender.cancel()
         except asyncio.CancelledError:
-            pass  # the block is over; Python 3.11 would print a traceback for a cancelled connection
+            pass  # the block is over; Python 3.11 prints a traceback for a cancelled handler
         finally:
             if over.is_set():
                 writer.transport.abort()
