@@ -79,13 +79,15 @@ def test_kind_has_the_versions_of_this_environment():
 
 
 def modules_run(profile):
-    """Modules of the library that a profile's pods run with `python -m`."""
+    """Modules of the library that a profile's pods run with `python -m`, and the pod's path."""
     for component in manifests.components(profile):
         for item in manifests.render(profile, component):
             for spec in pod_specs(item.body):
                 for container in spec["containers"]:
                     words = [*container.get("command", []), *container.get("args", [])]
-                    yield from re.findall(r"-m (workshop_lib[\w.]+)", " ".join(words))
+                    env = {each["name"]: each.get("value") for each in container.get("env", [])}
+                    for module in re.findall(r"-m (workshop_lib[\w.]+)", " ".join(words)):
+                        yield module, env.get("PYTHONPATH")
 
 
 def imported(modules):
@@ -128,10 +130,11 @@ def closure(distributions):
 
 
 def test_kinds_image_holds_what_its_pods_run():
-    run = set(modules_run("kind"))
-    assert run
+    run, paths = map(set, zip(*modules_run("kind"), strict=True))
     text = (IMAGES / "kind/Dockerfile").read_text()
     assert "COPY workshop_lib /opt/workshop/workshop_lib" in text
+    # What a pod says in place of the image's own path still holds the image's library.
+    assert all(path is None or "/opt/workshop" in path.split(":") for path in paths), paths
     there = closure(re.findall(r'"([a-z0-9-]+)(?:\[[^]]*\])?==', text))
     owners = packages_distributions()
     missing = {
