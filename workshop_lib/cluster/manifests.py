@@ -234,7 +234,7 @@ def _kustomized(folder: Path) -> str:
     )
     if done.returncode != 0:
         reason = " ".join(done.stderr.replace("error: ", "", 1).split())
-        raise ManifestError(f"{_shown(folder)}: kustomize: {reason[:400]}")
+        raise ManifestError(f"{_shown(folder)}: kustomize: {reason[-400:]}")  # the cause is last
     return done.stdout
 
 
