@@ -58,6 +58,9 @@ if command -v flock >/dev/null && ! flock -n 9; then
     flock 9
     [ "$what" = lock ] || [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ] || exit 0
 fi
+# From before anything is changed: wherever Ctrl-C comes, it is one line.
+running=
+trap 'kill "$running" 2>/dev/null || :; fail "Interrupted; repeat the command."' INT TERM HUP
 : >"$log"
 began=$(date +%s)
 
@@ -72,14 +75,12 @@ quietly() {
     echo "\$ $*" >>"$log"
     "$@" >>"$log" 2>&1 &
     running=$!
-    trap 'kill "$running" 2>/dev/null; fail "Interrupted; repeat the command."' INT TERM HUP
     ticks=0
     while kill -0 "$running" 2>/dev/null; do
         sleep 0.2
         ticks=$((ticks + 1))
         [ $((ticks % 50)) -ne 0 ] || echo "  $(elapsed): $doing"
     done
-    trap - INT TERM HUP
     wait "$running"
 }
 
